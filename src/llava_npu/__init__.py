@@ -9,6 +9,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
+from llava_npu.models.auto import register_when_transformers_loads
 from llava_npu.version import __version__
 
 _HOME = {
@@ -28,3 +29,6 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted(__all__)
+
+
+register_when_transformers_loads()

@@ -1,0 +1,61 @@
+"""The command `llava-npu`: one file per command, arguments in, one call out.
+
+Whatever takes long to import is imported inside the commands: `llava-npu --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+from llava_npu.cli.chat import chat
+from llava_npu.cli.data import app as data_app
+from llava_npu.cli.demo import demo
+from llava_npu.cli.eval import eval_
+from llava_npu.cli.train import train
+from llava_npu.errors import UserError
+from llava_npu.version import __version__
+
+app = typer.Typer(
+    name="llava-npu",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("train")(train)
+app.command("eval")(eval_)
+app.command("chat")(chat)
+app.add_typer(data_app, name="data")
+app.command("demo")(demo)
+
+
+@app.callback()
+def _options(
+    version: Annotated[bool, typer.Option("--version", help="Show the version and leave.", is_eager=True)] = False,
+) -> None:
+    """Train, evaluate and use LLaVA-style vision-language models on Ascend NPUs, CUDA GPUs and CPUs."""
+    if version:
+        typer.echo(f"llava-npu {__version__}")
+        raise typer.Exit
+
+
+def main() -> None:
+    """Runs the command line; what a user got wrong is one message on stderr and exit status 2."""
+    # Ours are the progress lines and messages that matter; both variables stay as the user has set them.
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    try:
+        app()
+    except UserError as error:
+        typer.secho(f"error: {error}", fg="red", err=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        typer.secho("interrupted", fg="yellow", err=True)
+        sys.exit(130)
+    except BrokenPipeError:  # the reader of our output went away, as in `llava-npu … | head`
+        sys.stderr.close()
+        sys.exit(141)

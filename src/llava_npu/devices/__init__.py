@@ -1,0 +1,61 @@
+"""The only place that knows hardware: one object per kind of device, chosen once, passed to whoever needs it.
+
+    device = devices.select("auto")      # NPU, then CUDA, then CPU
+    model.to(device.torch_device)
+
+Adding a kind is one file with a `Device` and one line in `_KINDS`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from llava_npu.devices.base import Device
+from llava_npu.devices.cpu import CpuDevice
+from llava_npu.devices.cuda import CudaDevice
+from llava_npu.devices.npu import NpuDevice
+from llava_npu.errors import UserError, nearest
+
+__all__ = ["Device", "current", "kinds", "select"]
+
+_KINDS: dict[str, Callable[[], Device]] = {"npu": NpuDevice, "cuda": CudaDevice, "cpu": CpuDevice}  # by preference
+_current: Device | None = None
+
+
+def kinds() -> list[str]:
+    """Names of all kinds of device, the preferred first."""
+    return list(_KINDS)
+
+
+def select(name: str = "auto") -> Device:
+    """Chooses the device of this process, and makes it the one that `current()` gives.
+
+    Args:
+        name: "auto" (NPU, then CUDA, then CPU), a kind, or a kind with an index, as in "npu:1".
+
+    Raises:
+        UserError: no such kind, or this machine has none; the message says what was found.
+    """
+    global _current
+    kind, _, index = name.partition(":")
+    if kind != "auto" and kind not in _KINDS:
+        allowed = ["auto", *_KINDS]
+        raise UserError(f"device {name!r}: allowed are {', '.join(allowed)}.{nearest(kind, allowed)}")
+    if index and not index.isdigit():
+        raise UserError(f"device {name!r}: what follows the colon is a number, as in '{kind}:0'.")
+    candidates = {each: make() for each, make in _KINDS.items() if kind in ("auto", each)}
+    for device in candidates.values():
+        if device.is_available():
+            device.use(int(index or device.default_index()))
+            _current = device
+            return device
+    reason = candidates[kind].why_unavailable()
+    found = [each for each, make in _KINDS.items() if make().is_available()]
+    raise UserError(
+        f"device {name!r} is not available: {reason}\nFound here: {', '.join(found)}. Use --device {found[0]}."
+    )
+
+
+def current() -> Device:
+    """The device of this process; chosen automatically if `select` has not been called."""
+    return _current or select("auto")

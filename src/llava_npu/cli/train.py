@@ -1,0 +1,34 @@
+"""`llava-npu train`: one stage of training from a configuration file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def train(
+    config: Annotated[Path, typer.Argument(help="A YAML file; see docs/configuration.md and configs/.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="key=value, as in optimizer.learning_rate=2e-5 data.workers=4")
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="auto, npu, cuda, cpu, or as npu:1; overrides the file.")] = None,
+    print_config: Annotated[
+        bool, typer.Option("--print-config", help="Show the whole resolved run and leave.")
+    ] = False,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Delete what this run left in its folder; start over.")
+    ] = False,
+) -> None:
+    """Train a stage: align (projector) or finetune (projector and language model). The same command continues a run."""
+    from llava_npu.config import load_config, render_config
+
+    run = load_config(config, [*(overrides or []), *([f"device={device}"] if device else [])])
+    if print_config:
+        typer.echo(render_config(run), nl=False)
+        return
+    from llava_npu.training import train as run_training
+
+    model = run_training(run, fresh=fresh)
+    typer.echo(f"The model is in {model}")

@@ -1,0 +1,118 @@
+"""The schema of a training run. docs/configuration.md is generated from these descriptions."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class _Section(BaseModel):
+    # Strict: "3" is no number and 1 is no boolean. Frozen: a run's description does not change while it runs.
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, validate_default=True)
+
+
+class ModelConfig(_Section):
+    """What is trained: either a model folder to go on from, or the parts of a new model."""
+
+    checkpoint: str | None = Field(
+        None, description="A LLaVA model folder or hub id (ours or Hugging Face) to start from."
+    )
+    vision_tower: str | None = Field(
+        None, description="Folder or hub id of a CLIP, SigLIP, DINOv2 or ResNet model; with `language_model`."
+    )
+    language_model: str | None = Field(
+        None, description="Folder or hub id of a Llama-family causal language model; with `vision_tower`."
+    )
+    projector: str = Field("mlp2x_gelu", description="Projector type; see docs/projectors.md.")
+    projector_options: dict[str, Any] = Field(default_factory=dict, description="Options of that projector.")
+    vision_feature_layer: int | list[int] = Field(
+        -2,
+        description="Which hidden state of the tower the projector sees (−1 is the last); a list concatenates several.",
+    )
+    vision_select_feature: Literal["patch", "cls_patch"] = Field(
+        "patch", description="`patch`: patch tokens only; `cls_patch`: the tower's special tokens too."
+    )
+    image_aspect_ratio: Literal["pad", "square"] = Field(
+        "pad", description="`pad` to a square with the mean colour, or `square`: the image processor's resize and crop."
+    )
+
+    @model_validator(mode="after")
+    def _one_source(self) -> ModelConfig:
+        parts = (self.vision_tower, self.language_model)
+        if self.checkpoint is None and None in parts:
+            raise ValueError("give `checkpoint`, or both `vision_tower` and `language_model`")
+        if self.checkpoint is not None and parts != (None, None):
+            raise ValueError("`checkpoint` already holds a tower and a language model; give one or the other")
+        return self
+
+
+class DataConfig(_Section):
+    """What it is trained on."""
+
+    path: str = Field(description="LLaVA-format conversations: a JSON list or JSONL file.")
+    image_root: str | None = Field(None, description="Folder of the images; by default the data file's own folder.")
+    template: str | None = Field(
+        None,
+        description="Conversation template (`plain`, `v1`, `llama_2`, `mistral`, `chatml`, `tokenizer`); by default "
+        "`plain` to align, and to finetune the model's own.",
+    )
+    max_length: int = Field(2048, ge=8, description="Tokens of a sample, images included; what exceeds it is cut.")
+    workers: int = Field(
+        2, ge=0, description="Processes per device that load and prepare samples; 0: none of their own."
+    )
+    cache_features: bool = Field(
+        False,
+        description="Run the frozen vision tower once per image, ever, and keep what it gives on disk (in the user's "
+        "cache). For many passes or many runs over the same images.",
+    )
+
+
+class OptimizerConfig(_Section):
+    """How the weights move: AdamW, linear warmup, cosine decay to zero."""
+
+    learning_rate: float = Field(1e-3, gt=0, description="Peak learning rate.")
+    projector_learning_rate: float | None = Field(
+        None, gt=0, description="The projector's own; by default `learning_rate`."
+    )
+    weight_decay: float = Field(0.0, ge=0, description="Decoupled; never on norms and biases.")
+    betas: tuple[float, float] = Field((0.9, 0.999), description="AdamW's averaging factors.", strict=False)
+    epsilon: float = Field(1e-8, gt=0, description="AdamW's term for numerical stability.")
+    warmup_ratio: float = Field(0.03, ge=0, lt=1, description="Part of all steps during which the rate rises from 0.")
+    max_grad_norm: float = Field(1.0, ge=0, description="Gradients are scaled down to this norm; 0 leaves them alone.")
+
+
+class RunConfig(_Section):
+    """One training run."""
+
+    output: str = Field(description="The run folder: checkpoints, metrics, plots, and the final model in `model/`.")
+    stage: Literal["align", "finetune"] = Field(
+        description="`align` trains the projector; `finetune` the projector and the language model."
+    )
+    model: ModelConfig
+    data: DataConfig
+    optimizer: OptimizerConfig = OptimizerConfig()
+    epochs: int = Field(1, ge=1, description="Passes over the data.")
+    max_steps: int | None = Field(None, ge=1, description="Stop after this many optimizer steps, if that comes first.")
+    batch_size: int = Field(
+        256, ge=1, description="Samples per optimizer step, over all devices: the same on 1 device and on 8."
+    )
+    micro_batch_size: int = Field(
+        16, ge=1, description="Samples per device at once; what is left of `batch_size` is accumulated."
+    )
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        "auto", description="`auto`: bfloat16 where the device computes it faster, else fp32."
+    )
+    gradient_checkpointing: bool = Field(
+        False, description="Recompute activations in the backward pass: less memory, about a third more time."
+    )
+    device: str = Field("auto", description="`auto` (NPU, then CUDA, then CPU), `npu`, `cuda`, `cpu`, or as `npu:1`.")
+    seed: int = Field(0, ge=0, description="Of the projector's weights, the order of the data and everything random.")
+    log_every: int = Field(1, ge=1, description="Steps between lines of metrics.jsonl.")
+    save_every: int = Field(500, ge=1, description="Steps between checkpoints; there is always one at the end.")
+    keep_checkpoints: int = Field(2, ge=1, description="How many checkpoints stay; older ones are deleted.")
+
+    @property
+    def output_path(self) -> Path:
+        return Path(self.output).expanduser()

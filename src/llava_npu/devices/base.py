@@ -1,0 +1,102 @@
+"""What every kind of device offers."""
+
+from __future__ import annotations
+
+import os
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of one device: what it has in all, what is free, the most that was allocated so far."""
+
+    total: int
+    free: int
+    peak: int
+
+
+class Device(ABC):
+    """One process's device.
+
+    Attributes:
+        kind: "cpu", "cuda" or "npu".
+        distributed_backend: torch.distributed's backend between such devices.
+        index: which one of several; 0 where there is one.
+    """
+
+    kind: ClassVar[str]
+    distributed_backend: ClassVar[str]
+
+    def __init__(self) -> None:
+        self.index = 0
+
+    @abstractmethod
+    def is_available(self) -> bool:
+        """Whether this machine has one that works. Never raises."""
+
+    @abstractmethod
+    def why_unavailable(self) -> str:
+        """One sentence for a user who asked for it and cannot have it."""
+
+    def default_index(self) -> int:
+        """The device of this process in a launch with one process per device (torchrun's LOCAL_RANK), else 0."""
+        return int(os.environ.get("LOCAL_RANK", 0)) % max(self.count, 1)
+
+    def use(self, index: int) -> None:
+        """Makes device `index` the one that this process computes on."""
+        self.index = index
+
+    @property
+    def torch_device(self) -> torch.device:
+        return torch.device(self.kind, self.index)
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """The product's name, as in "NVIDIA H100 80GB HBM3"; says `simulated` if it is."""
+
+    @property
+    @abstractmethod
+    def count(self) -> int:
+        """How many there are."""
+
+    @property
+    @abstractmethod
+    def autocast_dtype(self) -> torch.dtype | None:
+        """The 16-bit type to compute in where that pays (bfloat16 if the device has it), or None: use fp32."""
+
+    @abstractmethod
+    def memory(self) -> Memory:
+        """Memory of this device, in bytes."""
+
+    @abstractmethod
+    def reset_peak_memory(self) -> None:
+        """Starts the peak of `memory()` anew."""
+
+    @abstractmethod
+    def synchronize(self) -> None:
+        """Waits until all work given to the device is done."""
+
+    @abstractmethod
+    def empty_cache(self) -> None:
+        """Gives memory that is kept but not used back to the system."""
+
+    @abstractmethod
+    def rng_state(self) -> torch.Tensor:
+        """State of the device's own random generator."""
+
+    @abstractmethod
+    def set_rng_state(self, state: torch.Tensor) -> None:
+        """Puts back what `rng_state` gave."""
+
+    @abstractmethod
+    def peak_tflops(self, dtype: torch.dtype) -> float:
+        """Dense matrix TFLOP/s of one device for `dtype`: a published figure where known, else measured."""
+
+    def environment(self) -> dict[str, str]:
+        """Environment variables that this kind does better with, for those that the user has not set."""
+        return {}

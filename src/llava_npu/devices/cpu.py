@@ -1,0 +1,91 @@
+"""CPUs: always there, and the reference that every other device is compared with."""
+
+from __future__ import annotations
+
+import functools
+import os
+import platform
+import resource
+from pathlib import Path
+
+import psutil
+import torch
+
+from llava_npu.devices.base import Device, Memory
+from llava_npu.devices.peaks import measured_tflops
+
+
+class CpuDevice(Device):
+    kind = "cpu"
+    distributed_backend = "gloo"
+
+    def is_available(self) -> bool:
+        return True
+
+    def why_unavailable(self) -> str:
+        return "a CPU is always available."
+
+    @property
+    def torch_device(self) -> torch.device:
+        return torch.device("cpu")
+
+    @property
+    def name(self) -> str:
+        return _model_name()
+
+    @property
+    def count(self) -> int:
+        return 1
+
+    @property
+    def autocast_dtype(self) -> torch.dtype | None:
+        # bfloat16 without matrix instructions for it is emulated, and many times slower than fp32.
+        return torch.bfloat16 if torch.cpu._is_avx512_bf16_supported() or _has_amx() else None
+
+    def memory(self) -> Memory:
+        system = psutil.virtual_memory()
+        return Memory(total=system.total, free=system.available, peak=_peak_resident())
+
+    def reset_peak_memory(self) -> None:
+        # Linux forgets a process's peak when 5 is written here; elsewhere the peak is the whole process's.
+        path = Path("/proc/self/clear_refs")
+        if os.access(path, os.W_OK):
+            path.write_text("5")
+
+    def synchronize(self) -> None:
+        pass
+
+    def empty_cache(self) -> None:
+        pass
+
+    def rng_state(self) -> torch.Tensor:
+        return torch.get_rng_state()
+
+    def set_rng_state(self, state: torch.Tensor) -> None:
+        torch.set_rng_state(state)
+
+    def peak_tflops(self, dtype: torch.dtype) -> float:
+        return measured_tflops(self.torch_device, dtype, self.synchronize)
+
+
+@functools.cache
+def _model_name() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def _has_amx() -> bool:
+    return bool(getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)())
+
+
+def _peak_resident() -> int:
+    status = Path("/proc/self/status")
+    if status.is_file():
+        for line in status.read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -1,0 +1,59 @@
+"""NVIDIA GPUs."""
+
+from __future__ import annotations
+
+import torch
+
+from llava_npu.devices.base import Device, Memory
+from llava_npu.devices.peaks import measured_tflops, published_tflops
+
+
+class CudaDevice(Device):
+    kind = "cuda"
+    distributed_backend = "nccl"
+
+    def is_available(self) -> bool:
+        return torch.cuda.is_available()
+
+    def why_unavailable(self) -> str:
+        if torch.version.cuda is None:
+            return f"this torch ({torch.__version__}) was built without CUDA; install a CUDA build of it."
+        return f"torch {torch.__version__} (CUDA {torch.version.cuda}) finds no GPU; check the driver with nvidia-smi."
+
+    def use(self, index: int) -> None:
+        super().use(index)
+        torch.cuda.set_device(index)
+
+    @property
+    def name(self) -> str:
+        return torch.cuda.get_device_name(self.index)
+
+    @property
+    def count(self) -> int:
+        return torch.cuda.device_count()
+
+    @property
+    def autocast_dtype(self) -> torch.dtype | None:
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+
+    def memory(self) -> Memory:
+        free, total = torch.cuda.mem_get_info(self.index)
+        return Memory(total=total, free=free, peak=torch.cuda.max_memory_allocated(self.index))
+
+    def reset_peak_memory(self) -> None:
+        torch.cuda.reset_peak_memory_stats(self.index)
+
+    def synchronize(self) -> None:
+        torch.cuda.synchronize(self.index)
+
+    def empty_cache(self) -> None:
+        torch.cuda.empty_cache()
+
+    def rng_state(self) -> torch.Tensor:
+        return torch.cuda.get_rng_state(self.index)
+
+    def set_rng_state(self, state: torch.Tensor) -> None:
+        torch.cuda.set_rng_state(state, self.index)
+
+    def peak_tflops(self, dtype: torch.dtype) -> float:
+        return published_tflops(self.name, dtype) or measured_tflops(self.torch_device, dtype, self.synchronize)

@@ -1,0 +1,102 @@
+"""The model's configuration: transformers' LLaVA configuration plus the projector's type and options."""
+
+from dataclasses import field
+from typing import Any, Literal
+
+from huggingface_hub.dataclasses import strict
+from transformers import LlavaConfig
+
+from llava_npu.errors import UserError
+from llava_npu.models.projectors import feature_layers, num_tokens
+from llava_npu.models.towers import Tower, check_layers, describe_tower
+
+PLAIN_PROJECTOR = "mlp2x_gelu"  # the one that transformers' own LLaVA has
+
+
+@strict
+class LlavaNpuConfig(LlavaConfig):
+    """Configuration of a LLaVA-style model with any tower and projector.
+
+    A model that transformers' own LLaVA can express (two-layer MLP, a tower of tokens) is saved as such, with
+    `model_type` "llava", so that every tool that knows LLaVA opens it; any other is saved as "llava_npu".
+
+    Beyond `LlavaConfig`:
+        projector_type: a name known to `llava_npu.models.projectors`.
+        projector_options: that projector's options.
+        vision_feature_select_strategy: "default" (patch tokens only), "full" (special tokens too), or None: what fits
+            the tower.
+    """
+
+    model_type = "llava_npu"
+
+    projector_type: str = PLAIN_PROJECTOR
+    projector_options: dict[str, Any] = field(default_factory=dict)
+    vision_feature_select_strategy: Literal["default", "full"] | None = None
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        super().__post_init__(**kwargs)
+        self.projector_options = dict(self.projector_options)
+        tower = self.tower
+        check_layers(tower, self.feature_layers)
+        if self.vision_feature_select_strategy is None:
+            self.vision_feature_select_strategy = "default" if tower.num_prefix_tokens else "full"
+        if self.vision_feature_select_strategy == "default" and tower.num_prefix_tokens == 0:
+            raise UserError(
+                f"vision_feature_select_strategy 'default' drops the first token, but a {tower.kind} tower has no "
+                "class token: a picture patch would be lost. Use 'full' (all patches are kept)."
+            )
+        self.image_seq_length = self.num_image_tokens
+
+    @property
+    def tower(self) -> Tower:
+        return describe_tower(self.vision_config)
+
+    @property
+    def keep_prefix_tokens(self) -> bool:
+        return self.vision_feature_select_strategy == "full"
+
+    @property
+    def feature_layers(self) -> list[int]:
+        """The tower's hidden states that are concatenated on channels for the projector."""
+        if isinstance(self.vision_feature_layer, int):
+            return feature_layers(self.projector_type, self.vision_feature_layer, **self.projector_options)
+        return list(self.vision_feature_layer)
+
+    @property
+    def projector_input_size(self) -> int:
+        """`vision_hidden_size` for `build_projector`, which itself counts the layers that the projector asks for."""
+        chosen = 1 if isinstance(self.vision_feature_layer, int) else len(self.vision_feature_layer)
+        return self.tower.hidden_size * chosen
+
+    @property
+    def num_image_tokens(self) -> int:
+        """Tokens that one image takes in the text: the projector's answer for the tower's grid."""
+        tower = self.tower
+        special_tokens = tower.num_prefix_tokens if self.keep_prefix_tokens else 0
+        return num_tokens(self.projector_type, tower.grid, special_tokens=special_tokens, **self.projector_options)
+
+    @property
+    def is_plain_llava(self) -> bool:
+        """Whether transformers' `LlavaForConditionalGeneration` computes exactly this model."""
+        return (
+            self.projector_type == PLAIN_PROJECTOR
+            and not self.projector_options
+            and not self.tower.last_layer_only
+            and (self.keep_prefix_tokens or self.tower.num_prefix_tokens == 1)
+        )
+
+    @classmethod
+    def get_config_dict(
+        cls, pretrained_model_name_or_path: Any, **kwargs: Any
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        values, unused = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        if values.get("model_type") == "llava":  # a plain LLaVA checkpoint is one of ours
+            values["model_type"] = cls.model_type
+        return values, unused
+
+    def to_dict(self) -> dict[str, Any]:
+        values = super().to_dict()
+        if self.is_plain_llava:
+            values["model_type"] = "llava"
+            values["architectures"] = ["LlavaForConditionalGeneration"]
+        return values

@@ -1,0 +1,98 @@
+"""What a frozen vision tower gives for each image, computed once and kept on disk.
+
+A tower that is not trained gives the same features in every epoch, stage and experiment. They are kept one file per
+image, under a name made of the tower's weights, its preprocessing and the image's own bytes: nothing stale is ever
+read, an interrupted computation goes on, and runs share what they have in common.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from llava_npu.cache import cache_root
+from llava_npu.data.images import load_image
+from llava_npu.errors import UserError
+from llava_npu.models.modeling import LlavaNpuForConditionalGeneration
+from llava_npu.models.processing import LlavaNpuProcessor
+
+
+class FeatureCache:
+    """From an image's path to its features, (tokens, channels); read from disk when asked for."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self._files: dict[Path, Path] = {}
+
+    def __getitem__(self, image: Path) -> torch.Tensor:
+        file = self._file(image)
+        if not file.is_file():
+            raise KeyError(image)
+        return load_file(file)["features"]
+
+    def __contains__(self, image: Path) -> bool:
+        return self._file(image).is_file()
+
+    def put(self, image: Path, features: torch.Tensor) -> None:
+        """Keeps the features (tokens, channels) of an image."""
+        file = self._file(image)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        partial = file.with_suffix(f".{os.getpid()}.partial")
+        save_file({"features": features.cpu().contiguous()}, partial)
+        partial.replace(file)
+
+    def _file(self, image: Path) -> Path:
+        if image not in self._files:
+            try:
+                name = hashlib.sha256(image.read_bytes()).hexdigest()
+            except OSError as error:
+                raise UserError(f"{image}: cannot be read: {error.strerror}") from error
+            self._files[image] = self.folder / name[:2] / f"{name}.safetensors"
+        return self._files[image]
+
+
+def open_feature_cache(model: LlavaNpuForConditionalGeneration, processor: LlavaNpuProcessor) -> FeatureCache:
+    """The cache that belongs to this tower, layer choice and preprocessing."""
+    recipe = {
+        "layers": model.config.feature_layers,
+        "keep_prefix_tokens": model.config.keep_prefix_tokens,
+        "image_aspect_ratio": processor.image_aspect_ratio,
+        "image_processor": processor.image_processor.to_dict(),
+        "vision_config": model.config.vision_config.to_dict(),
+    }
+    digest = hashlib.sha256(json.dumps(recipe, sort_keys=True, default=str).encode())
+    for name, tensor in sorted(model.model.vision_tower.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return FeatureCache(cache_root() / "features" / digest.hexdigest()[:16])
+
+
+def fill_feature_cache(
+    cache: FeatureCache,
+    model: LlavaNpuForConditionalGeneration,
+    processor: LlavaNpuProcessor,
+    images: Sequence[Path],
+    report: Callable[[int], None],
+    batch_size: int = 16,
+) -> None:
+    """Computes the features of those images that the cache lacks; `report` is told how many more are there."""
+    parameter = next(model.model.vision_tower.parameters())
+    missing = [image for image in dict.fromkeys(images) if image not in cache]
+    report(len(images) - len(missing))
+    for batch in _batches(missing, batch_size):
+        pixel_values = processor.preprocess_images([load_image(image, str(image)) for image in batch])
+        with torch.inference_mode():
+            features = model.encode_images(pixel_values.to(parameter.device, parameter.dtype))
+        for image, of_image in zip(batch, features, strict=True):
+            cache.put(image, of_image)
+        report(len(batch))
+
+
+def _batches(items: Sequence[Path], size: int) -> Iterable[Sequence[Path]]:
+    return (items[start : start + size] for start in range(0, len(items), size))

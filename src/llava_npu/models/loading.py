@@ -1,0 +1,82 @@
+"""Loading a trained model with its processor from one folder."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from transformers import AutoImageProcessor, AutoTokenizer
+
+from llava_npu.errors import UserError
+from llava_npu.models.folders import check_loaded, check_model_folder, is_local, open_part
+from llava_npu.models.modeling import LlavaNpuForConditionalGeneration
+from llava_npu.models.processing import IMAGE_TOKEN, LlavaNpuProcessor
+
+MODEL_FOLDER = "model"  # where a run folder keeps its final model
+
+
+def load(
+    source: str | Path, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+) -> tuple[LlavaNpuForConditionalGeneration, LlavaNpuProcessor]:
+    """Loads a model, ready for inference, and its processor.
+
+    Args:
+        source: a model folder (ours or plain Hugging Face LLaVA), a run folder, or a hub id.
+        device: where to put it; None leaves it on the CPU.
+        dtype: of the weights; None keeps what the file has.
+
+    Raises:
+        UserError: a file is missing or damaged, weights do not fit the configuration, or the tokenizer has no image
+            token.
+    """
+    source = _resolve(str(source))
+    check_model_folder(source, "model")
+    model, info = open_part(
+        lambda: LlavaNpuForConditionalGeneration.from_pretrained(
+            source, dtype=dtype or "auto", output_loading_info=True, ignore_mismatched_sizes=True
+        ),
+        "model",
+        source,
+    )
+    check_loaded(info, "model", source)
+    processor = load_processor(source, model)
+    return model.to(device).eval() if device is not None else model.eval(), processor
+
+
+def load_processor(source: str, model: LlavaNpuForConditionalGeneration) -> LlavaNpuProcessor:
+    """Loads the processor that belongs to `model` from its folder."""
+    tokenizer = open_part(lambda: AutoTokenizer.from_pretrained(source), "model (tokenizer)", source)
+    image_processor = open_part(lambda: AutoImageProcessor.from_pretrained(source), "model (image processor)", source)
+    if tokenizer.convert_tokens_to_ids(IMAGE_TOKEN) != model.config.image_token_id:
+        raise UserError(
+            f"model: the tokenizer in {source} has no {IMAGE_TOKEN} token with id {model.config.image_token_id}, which "
+            "config.json names as image_token_index. Use the tokenizer saved with this model."
+        )
+    settings = _processor_settings(source)
+    return LlavaNpuProcessor.for_config(
+        model.config,
+        image_processor,
+        tokenizer,
+        template=settings.get("template"),
+        image_aspect_ratio=settings.get("image_aspect_ratio", "pad"),
+    )
+
+
+def _resolve(source: str) -> str:
+    if not is_local(source):
+        return source
+    folder = Path(source).expanduser()
+    if not folder.exists():
+        raise UserError(f"model: {source} does not exist. Give a model folder, a run folder or a hub id.")
+    if not (folder / "config.json").is_file() and (folder / MODEL_FOLDER / "config.json").is_file():
+        return str(folder / MODEL_FOLDER)
+    return str(folder)
+
+
+def _processor_settings(source: str) -> dict[str, str]:
+    path = Path(source).expanduser() / "processor_config.json"
+    if not path.is_file():
+        return {}
+    values = json.loads(path.read_text(encoding="utf-8"))
+    return {key: values[key] for key in ("template", "image_aspect_ratio") if values.get(key)}

@@ -1,0 +1,171 @@
+"""The model: transformers' LLaVA with any tower and any projector.
+
+Data flow: pixels → tower → features (images, tokens, channels) → projector → visual tokens, spliced into the text at
+the image tokens → language model. Features can also be given directly (`vision_features`): a frozen tower's output
+need be computed once only.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoModel, LlavaForConditionalGeneration
+from transformers.conversion_mapping import (
+    get_checkpoint_conversion_mapping,
+    register_checkpoint_conversion_mapping,
+)
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.models.llava.modeling_llava import LlavaModel, LlavaPreTrainedModel
+
+from llava_npu.errors import UserError
+from llava_npu.models.configuration import LlavaNpuConfig
+from llava_npu.models.projectors import Projector, build_projector
+from llava_npu.models.towers import select_features
+
+# Weights are named in files as those of transformers' LLaVA are, so that either loads the other's.
+register_checkpoint_conversion_mapping(
+    LlavaNpuConfig.model_type, get_checkpoint_conversion_mapping("llava"), overwrite=True
+)
+
+
+class LlavaNpuModel(LlavaModel):
+    """Tower, projector and language model, without the language-modelling head."""
+
+    config: LlavaNpuConfig
+
+    def __init__(self, config: LlavaNpuConfig):
+        # Not LlavaModel.__init__, which would build its own projector first.
+        LlavaPreTrainedModel.__init__(self, config)
+        self.vision_tower = AutoModel.from_config(config.vision_config)
+        self.multi_modal_projector = build_projector(
+            config.projector_type,
+            vision_hidden_size=config.projector_input_size,
+            text_hidden_size=config.text_config.hidden_size,
+            **config.projector_options,
+        )
+        self.language_model = AutoModel.from_config(config.text_config)
+        self.post_init()
+
+    def encode_images(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Runs the vision tower: (images, 3, height, width) → (images, tokens, channels), before the projector."""
+        tower = self.config.tower
+        if tuple(pixel_values.shape[-2:]) != tower.image_size:
+            raise UserError(
+                f"pixel_values: images of {tuple(pixel_values.shape[-2:])} pixels, but this model's tower takes "
+                f"{tower.image_size}. Prepare them with the model's own processor."
+            )
+        outputs = self.vision_tower(pixel_values.to(self.vision_tower.dtype), output_hidden_states=True)
+        return select_features(outputs, tower, self.config.feature_layers, self.config.keep_prefix_tokens)
+
+    def project(self, vision_features: torch.Tensor) -> torch.Tensor:
+        """Runs the projector: (images, tokens, channels) → (images, visual tokens, text hidden size)."""
+        dtype = next(self.multi_modal_projector.parameters(), vision_features).dtype
+        return self.multi_modal_projector(vision_features.to(dtype), grid=self.config.tower.grid)
+
+    def project_nothing(self) -> torch.Tensor:
+        """Runs the projector on zeros in the shape of one image, to have it in the graph of a batch without images."""
+        tower, projector = self.config.tower, self.multi_modal_projector
+        tokens = tower.num_patches + (tower.num_prefix_tokens if self.config.keep_prefix_tokens else 0)
+        parameter = next(self.language_model.parameters())
+        return self.project(parameter.new_zeros(1, tokens, projector.input_channels))
+
+    def get_image_features(
+        self, pixel_values: torch.Tensor | None = None, vision_features: torch.Tensor | None = None, **kwargs: Any
+    ) -> BaseModelOutputWithPooling:
+        """Visual tokens of each image, as transformers' generation expects them (in `pooler_output`)."""
+        if vision_features is None:
+            assert pixel_values is not None
+            vision_features = self.encode_images(pixel_values)
+        return BaseModelOutputWithPooling(
+            last_hidden_state=vision_features, pooler_output=list(self.project(vision_features))
+        )
+
+    def get_placeholder_mask(
+        self, input_ids: torch.Tensor, inputs_embeds: torch.Tensor, image_features: torch.Tensor
+    ) -> torch.Tensor:
+        # image_features: (visual tokens of all images, text hidden size)
+        mask = input_ids == self.config.image_token_id
+        num_places, num_features = int(mask.sum()), image_features.shape[0]
+        if num_places != num_features:
+            per_image = self.config.num_image_tokens
+            raise UserError(
+                f"the text has {num_places} image tokens, the images give {num_features} ({per_image} each): "
+                f"{num_places / per_image:g} images in the text, {num_features / per_image:g} given. "
+                "Put one <image> in the text for each image, and prepare both with the model's own processor."
+            )
+        return mask.unsqueeze(-1)
+
+    def forward(
+        self, input_ids: torch.Tensor | None = None, vision_features: torch.Tensor | None = None, **kwargs: Any
+    ) -> Any:
+        """As `LlavaModel.forward`; `vision_features` (images, tokens, channels) replaces `pixel_values`."""
+        if vision_features is not None:
+            if kwargs.get("pixel_values") is not None:
+                raise ValueError("give pixel_values or vision_features, not both")
+            kwargs["mm_encoder_outputs"] = {"image": self.get_image_features(vision_features=vision_features)}
+        return super().forward(input_ids=input_ids, **kwargs)
+
+
+class LlavaNpuForConditionalGeneration(LlavaForConditionalGeneration):
+    """A LLaVA-style model that answers in text.
+
+    With a two-layer MLP projector it computes what `transformers.LlavaForConditionalGeneration` computes, and either
+    loads the other's checkpoints.
+    """
+
+    config_class = LlavaNpuConfig
+    config: LlavaNpuConfig
+
+    def __init__(self, config: LlavaNpuConfig):
+        # Not LlavaForConditionalGeneration.__init__, which would build transformers' LlavaModel first.
+        LlavaPreTrainedModel.__init__(self, config)
+        self.model = LlavaNpuModel(config)
+        self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
+        self.post_init()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        # A projector is initialised as its source says, after its parts got the generic rule.
+        if isinstance(module, Projector):
+            module.init_weights()
+        else:
+            super()._init_weights(module)
+
+    def encode_images(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Runs the vision tower: (images, 3, height, width) → (images, tokens, channels), before the projector."""
+        return self.model.encode_images(pixel_values)
+
+    def forward(  # the explicit names are what transformers' generation inspects
+        self,
+        input_ids: torch.Tensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        mm_encoder_outputs: dict[str, Any] | None = None,
+        vision_features: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """As `LlavaForConditionalGeneration.forward`, and `vision_features` may replace `pixel_values`.
+
+        Args:
+            input_ids: (batch, length), with `num_image_tokens` image tokens for each image.
+            pixel_values: (images, 3, height, width), all images of the batch in the order of the text.
+            vision_features: (images, tokens, channels), what `encode_images` gives for them.
+        """
+        return super().forward(
+            input_ids=input_ids,
+            pixel_values=pixel_values,
+            attention_mask=attention_mask,
+            mm_encoder_outputs=mm_encoder_outputs,
+            vision_features=vision_features,
+            **kwargs,
+        )
+
+    @torch.no_grad()
+    def generate(self, *args: Any, vision_features: torch.Tensor | None = None, **kwargs: Any) -> Any:
+        """As `GenerationMixin.generate`, and `vision_features` may replace `pixel_values`."""
+        if vision_features is not None:
+            if kwargs.get("pixel_values") is not None:
+                raise ValueError("give pixel_values or vision_features, not both")
+            kwargs["mm_encoder_outputs"] = {"image": self.model.get_image_features(vision_features=vision_features)}
+        return super().generate(*args, **kwargs)
