@@ -110,7 +110,7 @@ class RunConfig(_Section):
     device: str = Field("auto", description="`auto` (NPU, then CUDA, then CPU), `npu`, `cuda`, `cpu`, or as `npu:1`.")
     seed: int = Field(0, ge=0, description="Of the projector's weights, the order of the data and everything random.")
     log_every: int = Field(1, ge=1, description="Steps between lines of metrics.jsonl.")
-    save_every: int = Field(500, ge=1, description="Steps between checkpoints; there is always one at the end.")
+    save_every: int = Field(500, ge=1, description="Steps between checkpoints; at the end the final model takes their place.")
     keep_checkpoints: int = Field(2, ge=1, description="How many checkpoints stay; older ones are deleted.")
 
     @property

@@ -2,8 +2,8 @@
 
 `import llava_npu` must be quick, and loading transformers' model code takes seconds; but after it, transformers'
 `Auto*` classes must open our checkpoints, whichever of the two was imported first. So the registration waits: an import
-hook watches transformers' modules and registers our classes at the first moment when the `Auto*` registries are loaded
-and no transformers module is half-way through its own import.
+hook watches transformers' modules and ours, and registers our classes at the first moment when the `Auto*` registries are
+loaded and none of these modules is half-way through its own import.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
 
 _REGISTRY = "transformers.models.auto.configuration_auto"
+_WATCHED = ("transformers.", "llava_npu.models.")  # ours may be half-way through its import too
 _registered = False
 
 
@@ -48,18 +49,18 @@ def _ready() -> bool:
     if _REGISTRY not in sys.modules:
         return False
     return not any(
-        name.startswith("transformers") and getattr(getattr(module, "__spec__", None), "_initializing", False)
+        name.startswith(_WATCHED) and getattr(getattr(module, "__spec__", None), "_initializing", False)
         for name, module in list(sys.modules.items())
     )
 
 
 class _Watcher(MetaPathFinder):
-    """Lets transformers' modules load as they always do, and looks whether all is ready after each."""
+    """Lets the watched modules load as they always do, and looks whether all is ready after each."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        if not fullname.startswith("transformers."):
+        if not fullname.startswith(_WATCHED):
             return None
         spec = PathFinder.find_spec(fullname, path, target)
         if spec is not None and spec.loader is not None:

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
+from safetensors import SafetensorError
+
 from llava_npu.errors import UserError
 
 _T = TypeVar("_T")
@@ -42,7 +44,7 @@ def open_part(load: Callable[[], _T], field: str, source: str) -> _T:
         return load()
     except UserError:
         raise
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         reason = str(error).strip().splitlines()
         raise UserError(
             f"{field}: cannot load {source}: {reason[0] if reason else type(error).__name__}\n"

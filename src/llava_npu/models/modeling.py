@@ -30,7 +30,27 @@ register_checkpoint_conversion_mapping(
 )
 
 
-class LlavaNpuModel(LlavaModel):
+class LlavaNpuPreTrainedModel(LlavaPreTrainedModel):
+    """Initialises a projector as its source says, after its parts got transformers' generic rule.
+
+    Loading needs this too: a projector's fixed tables are not in the file, and are recomputed here.
+    """
+
+    config: LlavaNpuConfig
+
+    def _initialize_weights(self, module: nn.Module, is_custom_code: bool = False) -> None:
+        # Of models outside its own package transformers leaves out modules that hold no tensors themselves, since their
+        # initialisation may ignore its marks of loaded weights. A projector's heeds them.
+        super()._initialize_weights(module, is_custom_code and not isinstance(module, Projector))
+
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, Projector):
+            module.init_weights()
+        else:
+            super()._init_weights(module)
+
+
+class LlavaNpuModel(LlavaNpuPreTrainedModel, LlavaModel):
     """Tower, projector and language model, without the language-modelling head."""
 
     config: LlavaNpuConfig
@@ -108,7 +128,7 @@ class LlavaNpuModel(LlavaModel):
         return super().forward(input_ids=input_ids, **kwargs)
 
 
-class LlavaNpuForConditionalGeneration(LlavaForConditionalGeneration):
+class LlavaNpuForConditionalGeneration(LlavaNpuPreTrainedModel, LlavaForConditionalGeneration):
     """A LLaVA-style model that answers in text.
 
     With a two-layer MLP projector it computes what `transformers.LlavaForConditionalGeneration` computes, and either
@@ -124,13 +144,6 @@ class LlavaNpuForConditionalGeneration(LlavaForConditionalGeneration):
         self.model = LlavaNpuModel(config)
         self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
         self.post_init()
-
-    def _init_weights(self, module: nn.Module) -> None:
-        # A projector is initialised as its source says, after its parts got the generic rule.
-        if isinstance(module, Projector):
-            module.init_weights()
-        else:
-            super()._init_weights(module)
 
     def encode_images(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Runs the vision tower: (images, 3, height, width) → (images, tokens, channels), before the projector."""

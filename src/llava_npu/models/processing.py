@@ -57,6 +57,7 @@ class LlavaNpuProcessor(LlavaProcessor):
         self.num_image_tokens = num_image_tokens
         self.template = template
         self.image_aspect_ratio = image_aspect_ratio
+        self._plain_llava = False
 
     @classmethod
     def for_config(
@@ -75,7 +76,7 @@ class LlavaNpuProcessor(LlavaProcessor):
         template = template or ("tokenizer" if getattr(tokenizer, "chat_template", None) else "v1")
         get_template(template)  # raises UserError for an unknown name
         tower = config.tower
-        return cls(
+        processor = cls(
             image_processor,
             tokenizer,
             patch_size=getattr(config.vision_config, "patch_size", None),
@@ -86,6 +87,14 @@ class LlavaNpuProcessor(LlavaProcessor):
             template=template,
             image_aspect_ratio=image_aspect_ratio,
         )
+        processor._plain_llava = config.is_plain_llava
+        return processor
+
+    def to_dict(self) -> dict[str, Any]:
+        values = super().to_dict()
+        if self._plain_llava:  # beside a plain LLaVA model belongs a processor that every tool can open
+            values["processor_class"] = LlavaProcessor.__name__
+        return values
 
     def preprocess_images(self, images: Sequence[Image.Image]) -> torch.Tensor:
         """RGB pictures of any size → (images, 3, height, width), as the tower was trained on."""

@@ -1,0 +1,46 @@
+"""Projectors: from the vision tower's patch features to the language model's tokens.
+
+One file and one registration each. This package needs torch only.
+"""
+
+from llava_npu.models.projectors import (  # noqa: F401  (each registers itself)
+    adaptive_pool,
+    c_abstractor,
+    identity,
+    ldp,
+    ldpv2,
+    linear,
+    mlp,
+    pixel_shuffle,
+    resampler,
+    tokenpacker,
+)
+from llava_npu.models.projectors.base import Projector, ProjectorOptions, load_weights
+from llava_npu.models.projectors.grid import Grid
+from llava_npu.models.projectors.registry import (
+    available,
+    build_projector,
+    canonical_type,
+    feature_layers,
+    grid_defaults,
+    make_options,
+    num_tokens,
+    registered_name,
+    registrations,
+)
+
+__all__ = [
+    "Grid",
+    "Projector",
+    "ProjectorOptions",
+    "available",
+    "build_projector",
+    "canonical_type",
+    "feature_layers",
+    "grid_defaults",
+    "load_weights",
+    "make_options",
+    "num_tokens",
+    "registered_name",
+    "registrations",
+]

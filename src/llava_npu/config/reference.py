@@ -1,0 +1,64 @@
+"""Writes docs/configuration.md from the schema: `make docs`."""
+
+from __future__ import annotations
+
+import types
+import typing
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from llava_npu.config.schema import RunConfig
+
+_HEAD = """# Configuration of a training run
+
+`llava-npu train CONFIG [key=value …]` reads a YAML file; `key=value` on the command line overrides it, with dots for
+sections (`optimizer.learning_rate=2e-5`). Unknown keys and wrong types are errors. `--print-config` shows the whole
+resolved run. This page is generated from the schema by `make docs`.
+"""
+
+
+def reference() -> str:
+    """The page, as Markdown."""
+    return "\n".join([_HEAD, *_section(RunConfig, "")])
+
+
+def _section(section: type[BaseModel], prefix: str) -> list[str]:
+    title = f"`{prefix.rstrip('.')}`" if prefix else "Top level"
+    lines = [f"## {title}", "", section.__doc__ or "", "", "| key | type | default | meaning |", "|---|---|---|---|"]
+    nested = []
+    for name, field in section.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            nested.append((field.annotation, f"{prefix}{name}."))
+        else:
+            meaning = (field.description or "").replace("|", "\\|")
+            lines.append(f"| `{prefix}{name}` | {_type(field.annotation)} | {_default(field)} | {meaning} |")
+    lines.append("")
+    return lines + [line for inner, inner_prefix in nested for line in _section(inner, inner_prefix)]
+
+
+def _type(annotation: typing.Any) -> str:
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is typing.Literal:
+        return " or ".join(f"`{value}`" for value in arguments)
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(_type(each) for each in arguments)
+    if origin is list:
+        return f"list of {_type(arguments[0])}"
+    if origin is tuple:
+        return f"{len(arguments)} × {_type(arguments[0])}"
+    names = {str: "text", int: "integer", float: "number", bool: "true or false", type(None): "null"}
+    return names.get(annotation, "mapping" if origin is dict else str(annotation))
+
+
+def _default(field: FieldInfo) -> str:
+    if field.is_required():
+        return "**required**"
+    value = field.get_default(call_default_factory=True)
+    if value is None or isinstance(value, bool):
+        value = "null" if value is None else str(value).lower()
+    return f"`{list(value) if isinstance(value, tuple) else value}`"
+
+
+if __name__ == "__main__":
+    print(reference(), end="")

@@ -1,0 +1,34 @@
+"""What a tokenizer does with its special tokens: whether a text begins with one, and how they are spelled."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+def begins_with_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether a sequence of this tokenizer starts with its begin-of-sequence token.
+
+    The tokenizer is asked by example, since having such a token does not mean using it (GPT-2, SmolLM2, Qwen). One case
+    it answers wrongly: a Llama tokenizer that transformers 5 builds from a bare vocabulary (a `tokenizer.model` without
+    `tokenizer_config.json`) leaves it out, though Llama starts with `<s>` unless `add_bos_token` says otherwise.
+    """
+    bos = tokenizer.bos_token_id
+    if bos is None:
+        return False
+    if tokenizer("a").input_ids[:1] == [bos]:
+        return True
+    described = tokenizer.name_or_path and not getattr(tokenizer, "vocab_file", None)  # it came with a tokenizer.json
+    is_llama = any(base.__name__ == "LlamaTokenizer" for base in type(tokenizer).__mro__)
+    return is_llama and not described and "add_bos_token" not in tokenizer.init_kwargs
+
+
+def special_texts(tokenizer: PreTrainedTokenizerBase) -> frozenset[str]:
+    """The strings that this tokenizer reads as special tokens wherever they occur in a text.
+
+    The unknown token is left out: written in a text ("<unk>" in a web page) it only stands for a word.
+    """
+    added = {str(token.content) for token in tokenizer.added_tokens_decoder.values() if token.special}
+    return frozenset(added - {tokenizer.unk_token, ""})

@@ -1,0 +1,234 @@
+"""What every projector is: options that can be checked without weights, and a module that maps features to tokens."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+
+from llava_npu.errors import UserError, nearest
+from llava_npu.models.projectors.grid import Grid, as_grid, infer_grid
+
+
+@dataclass(frozen=True)
+class ProjectorOptions:
+    """The options of one projector, and its geometry, which needs the options alone.
+
+    Subclasses add fields, override `check` for limits on them, and answer `num_tokens`.
+    """
+
+    projector: ClassVar[str] = "projector"  # the registered name, for messages; set by `register`
+
+    @classmethod
+    def names(cls) -> list[str]:
+        """The option names."""
+        return [field.name for field in dataclasses.fields(cls)]
+
+    @classmethod
+    def from_dict(cls, options: Mapping[str, Any]) -> typing.Self:
+        """Checks names, types and limits.
+
+        Raises:
+            UserError: an option that this projector does not have, or a value it cannot take.
+        """
+        for name in options:
+            if name not in cls.names():
+                known = ", ".join(cls.names()) or "none"
+                raise UserError(
+                    f"Projector {cls.projector!r} has no option {name!r}.{nearest(name, cls.names())}"
+                    f" Its options: {known}."
+                )
+        return cls(**options)
+
+    @classmethod
+    def grid_defaults(cls, grid: Grid) -> dict[str, Any]:
+        """Option values that follow from the vision tower's patch grid, for options the user left out."""
+        return {}
+
+    def __post_init__(self) -> None:
+        hints = typing.get_type_hints(type(self))
+        for name in self.names():
+            value = getattr(self, name)
+            if isinstance(value, list):  # YAML and JSON know no tuples
+                value = tuple(value)
+                object.__setattr__(self, name, value)
+            if not _is_instance(value, hints[name]):
+                raise self.error(name, f"must be {_describe(hints[name])}")
+        self.check()
+
+    def check(self) -> None:
+        """Raises UserError for values out of range."""
+
+    def num_tokens(self, grid: Grid, special_tokens: int = 0) -> int:
+        """How many tokens the language model gets per image.
+
+        Args:
+            grid: patches, (height, width).
+            special_tokens: class or register tokens that come with the patches; only projectors that do not need a grid
+                accept them.
+        """
+        raise NotImplementedError
+
+    def feature_layers(self, selected_layer: int) -> list[int]:
+        """The encoder's hidden states to concatenate on channels, in this order."""
+        return [selected_layer]
+
+    def error(self, name: str, rule: str) -> UserError:
+        """The error for option `name`, whose value breaks `rule`."""
+        return UserError(f"Projector {self.projector!r}: {name}={getattr(self, name)!r}, but it {rule}.")
+
+    def require_positive(self, *names: str) -> None:
+        """Raises UserError unless each of these options is at least 1."""
+        for name in names:
+            if getattr(self, name) < 1:
+                raise self.error(name, "must be at least 1")
+
+    def square_side(self, name: str) -> int:
+        """The square root of option `name`, a number of tokens laid out as a square."""
+        value: int = getattr(self, name)
+        side = math.isqrt(value) if value > 0 else 0
+        if value < 1 or side * side != value:
+            options = [number * number for number in (side, side + 1) if number]
+            raise self.error(name, f"must be a square number (nearest: {', '.join(map(str, options))})")
+        return side
+
+    def patches_only(self, grid: Grid, special_tokens: int) -> Grid:
+        """Checks a grid for a projector that works on the map of patches."""
+        if special_tokens:
+            raise UserError(
+                f"Projector {self.projector!r} works on the patch grid and cannot place {special_tokens} class or"
+                f" register token(s). Select patch tokens only (vision_feature_select_strategy 'patch')."
+            )
+        return as_grid(grid)
+
+
+class Projector(nn.Module):
+    """Maps the vision tower's features to the language model's tokens.
+
+    Subclasses build their layers in `__init__` and implement `forward`. Every layer initialises itself on construction
+    (`reset_parameters`), which is what ZeRO-3 and meta-device construction need.
+
+    Attributes:
+        options: the checked options.
+        vision_hidden_size: channels of one layer of the vision tower.
+        text_hidden_size: channels of the language model.
+        input_channels: channels `forward` expects, `vision_hidden_size` times the number of feature layers.
+        output_channels: channels `forward` returns.
+    """
+
+    options: ProjectorOptions
+
+    def __init__(self, vision_hidden_size: int, text_hidden_size: int, options: ProjectorOptions) -> None:
+        super().__init__()
+        self.vision_hidden_size = vision_hidden_size
+        self.text_hidden_size = text_hidden_size
+        self.options = options
+        self.input_channels = vision_hidden_size * len(options.feature_layers(-1))
+        self.output_channels = text_hidden_size
+
+    def forward(self, features: torch.Tensor, grid: Grid | None = None) -> torch.Tensor:
+        """Projects.
+
+        Args:
+            features: (batch, tokens, input_channels); patch tokens in row-major order.
+            grid: (height, width) of the patches; may be left out when they form a square.
+
+        Returns:
+            (batch, num_tokens(grid), output_channels).
+
+        Raises:
+            UserError: features or grid that this projector cannot take.
+        """
+        raise NotImplementedError
+
+    def num_tokens(self, grid: Grid, special_tokens: int = 0) -> int:
+        """How many tokens the language model gets per image with this patch grid, (height, width)."""
+        return self.options.num_tokens(grid, special_tokens)
+
+    def feature_layers(self, selected_layer: int) -> list[int]:
+        """Which of the encoder's hidden states to concatenate on channels, in this order."""
+        return self.options.feature_layers(selected_layer)
+
+    def init_weights(self) -> None:
+        """Initialises parameters and fixed tables anew, as the source of this projector does.
+
+        For `PreTrainedModel._init_weights`: call it when the module is a `Projector`. Parameters are set through
+        `torch.nn.init`, so those that transformers has marked as loaded are left alone; tables are always recomputed.
+        """
+        for module in self.modules():
+            reset = getattr(module, "reset_parameters", None)
+            if reset is not None:
+                reset()
+
+    def check_channels(self, features: torch.Tensor) -> None:
+        """Raises UserError unless features are (batch, tokens, input_channels)."""
+        if features.ndim != 3 or features.shape[-1] != self.input_channels:
+            layers = self.input_channels // self.vision_hidden_size
+            source = f"{layers} layers of {self.vision_hidden_size}" if layers > 1 else "vision_hidden_size"
+            raise UserError(
+                f"Projector {self.options.projector!r} takes features of shape (batch, tokens, {self.input_channels}),"
+                f" {self.input_channels} being {source}; got {tuple(features.shape)}."
+            )
+
+    def resolve_grid(self, features: torch.Tensor, grid: Grid | None) -> Grid:
+        """The patch grid of these features, checked against their number and against what the projector can do."""
+        self.check_channels(features)
+        tokens = features.shape[1]
+        resolved = infer_grid(tokens, self.options.projector) if grid is None else as_grid(grid)
+        if resolved[0] * resolved[1] != tokens:
+            raise UserError(
+                f"Projector {self.options.projector!r}: a grid of {resolved[0]}×{resolved[1]} has"
+                f" {resolved[0] * resolved[1]} patches, but the features hold {tokens} tokens."
+            )
+        self.num_tokens(resolved)
+        return resolved
+
+
+def load_weights(projector: Projector, state_dict: Mapping[str, torch.Tensor], source: str = "state dict") -> None:
+    """Loads a state dict in this package's keys, all of it or nothing.
+
+    Raises:
+        UserError: missing or unexpected keys, or shapes that differ; each named, with both shapes.
+    """
+    expected = projector.state_dict()
+    problems = [f"{key} is missing" for key in expected if key not in state_dict]
+    problems += [f"{key} does not belong to it" for key in state_dict if key not in expected]
+    problems += [
+        f"{key} is {tuple(state_dict[key].shape)} there, {tuple(tensor.shape)} here"
+        for key, tensor in expected.items()
+        if key in state_dict and state_dict[key].shape != tensor.shape
+    ]
+    if problems:
+        raise UserError(
+            f"{source} does not fit projector {projector.options.projector!r} ({projector.options},"
+            f" vision_hidden_size={projector.vision_hidden_size}, text_hidden_size={projector.text_hidden_size}):\n  "
+            + "\n  ".join(problems)
+        )
+    projector.load_state_dict(state_dict)
+
+
+def _is_instance(value: object, hint: Any) -> bool:
+    """isinstance for the hints options use: int, bool, None, unions of these, tuple[int, ...]."""
+    if isinstance(hint, types.UnionType):
+        return any(_is_instance(value, choice) for choice in typing.get_args(hint))
+    if typing.get_origin(hint) is tuple:
+        return isinstance(value, tuple) and all(_is_instance(item, typing.get_args(hint)[0]) for item in value)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, hint)
+
+
+def _describe(hint: Any) -> str:
+    """A type hint in a user's words."""
+    if isinstance(hint, types.UnionType):
+        return " or ".join(_describe(choice) for choice in typing.get_args(hint))
+    if typing.get_origin(hint) is tuple:
+        return "a list of whole numbers"
+    return {int: "a whole number", bool: "true or false", types.NoneType: "null"}[hint]

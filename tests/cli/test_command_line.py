@@ -1,0 +1,90 @@
+"""The command from outside: quick help, clean errors, and the main job end to end."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import tiny
+
+from llava_npu import __version__
+
+
+def _run(*arguments: str, timeout: float = 240) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "llava_npu", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False)
+
+
+def test_version() -> None:
+    assert _run("--version").stdout == f"llava-npu {__version__}\n"
+
+
+@pytest.mark.parametrize("command", [[], ["train"], ["eval"], ["chat"], ["demo"], ["data"], ["data", "inspect"]])
+def test_help_loads_nothing_heavy(command: list[str]) -> None:
+    code = (
+        "import sys; sys.argv = ['llava-npu', *sys.argv[1:], '--help']\n"
+        "from llava_npu.cli import main\n"
+        "try: main()\nexcept SystemExit as leave: assert not leave.code\n"
+        "heavy = {'torch', 'transformers', 'numpy', 'PIL', 'pydantic', 'matplotlib'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    result = subprocess.run([sys.executable, "-c", code, *command], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert "Usage" in result.stdout
+
+
+def _fails(*arguments: str) -> str:
+    result = _run(*arguments)
+    assert result.returncode == 2, result.stderr
+    assert "Traceback" not in result.stderr
+    assert result.stderr.startswith("error: ")
+    return result.stderr
+
+
+def test_errors_are_one_message_without_a_traceback(tmp_path: Path) -> None:
+    assert "no such configuration file" in _fails("train", str(tmp_path / "absent.yaml"))
+    picture = tmp_path / "broken.png"
+    picture.write_bytes(b"not a picture")
+    message = _fails("chat", "--model", str(tmp_path), "--prompt", "What?", "--image", str(picture), "--device", "cpu")
+    assert "broken.png" in message
+
+
+@pytest.mark.slow
+def test_train_then_chat_then_inspect(tmp_path: Path) -> None:
+    tiny.write_language_model(tmp_path / "lm")
+    tiny.write_clip(tmp_path / "clip")
+    data = tiny.write_captions(tmp_path)
+    config = tmp_path / "run.yaml"
+    config.write_text(
+        f"output: {tmp_path}/run\nstage: align\nmodel: {{vision_tower: {tmp_path}/clip, language_model: {tmp_path}/lm}}\n"
+        f"data: {{path: {data}, workers: 0}}\nbatch_size: 8\nmicro_batch_size: 8\nepochs: 2\n"
+    )
+    printed = _run("train", str(config), "optimizer.learning_rate=1e-2", "--print-config")
+    assert "learning_rate: 0.01" in printed.stdout
+    assert not (tmp_path / "run").exists()
+    trained = _run("train", str(config), "optimizer.learning_rate=1e-2", "--device", "cpu")
+    assert trained.returncode == 0, trained.stderr
+    assert "step 6/6" in trained.stderr
+    assert f"{tmp_path}/run/model" in trained.stdout
+
+    chat = ["chat", "--model", f"{tmp_path}/run", "--device", "cpu", "--max-new-tokens", "4", "--prompt", "What is it?"]
+    answered = _run(*chat, "--image", f"{tmp_path}/images/0.png", "--image", f"{tmp_path}/images/1.png")
+    assert answered.returncode == 0, answered.stderr
+    assert answered.stdout.strip()
+
+    inspected = _run("data", "inspect", str(data), "--tokenizer", f"{tmp_path}/lm", "--template", "tokenizer")
+    assert inspected.returncode == 0, inspected.stderr
+    assert "a red square" in inspected.stdout
+
+
+def test_help_is_quick() -> None:
+    """Half a second is promised; the best of three, since other tests run beside this one."""
+    best = float("inf")
+    for _ in range(3):
+        start = time.perf_counter()
+        assert _run("--help").returncode == 0
+        best = min(best, time.perf_counter() - start)
+    assert best < 2.0  # a guard against heavy imports, not a measurement

@@ -1,0 +1,73 @@
+"""Ids and labels against LLaVA's own code (haotian-liu/LLaVA c121f04, transformers 4.37.2), run once on these cases."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import LlamaTokenizer, PreTrainedTokenizerBase
+
+from llava_npu.data import IGNORE_INDEX, encode_conversation
+from llava_npu.errors import UserError
+
+CASES = json.loads((Path(__file__).parent.parent / "golden" / "labels.json").read_text())
+
+
+def _title(case: dict[str, Any]) -> str:
+    return f"{case['version']}-{case['case']}{'-legacy' if case['legacy'] else ''}"
+
+
+def _same_vocabulary(case: dict[str, Any]) -> bool:
+    """transformers 5 gives other ids for text after "<unk>" with legacy=True: no second space, as 4.37's had."""
+    return not (case["legacy"] and case["case"] == "unk" and case["version"] != "plain")
+
+
+LABELLED = [case for case in CASES if case["warning"] is None and _same_vocabulary(case)]
+DROPPED = [case for case in CASES if case["warning"] is not None and _same_vocabulary(case)]
+
+
+def test_golden_file_is_whole() -> None:
+    assert (len(CASES), len(LABELLED), len(DROPPED)) == (90, 57, 28)
+
+
+@pytest.mark.parametrize("case", LABELLED, ids=_title)
+def test_equals_the_original(
+    case: dict[str, Any], llama: PreTrainedTokenizerBase, llama_legacy: PreTrainedTokenizerBase
+) -> None:
+    tokenizer = llama_legacy if case["legacy"] else llama
+    encoded = encode_conversation(case["conversations"], tokenizer, template=case["version"])
+    assert encoded.input_ids == case["ids"]
+    assert encoded.labels == case["labels"]
+
+
+@pytest.mark.parametrize("case", DROPPED, ids=_title)
+def test_learns_from_what_the_original_drops(
+    case: dict[str, Any], llama: PreTrainedTokenizerBase, llama_legacy: PreTrainedTokenizerBase
+) -> None:
+    """The same ids, with labels; an empty answer is an error that names the record."""
+    tokenizer = llama_legacy if case["legacy"] else llama
+    if case["case"] == "empty_answer":
+        with pytest.raises(UserError, match=r"train.json:record 3.*conversations\[1\].*empty"):
+            encode_conversation(case["conversations"], tokenizer, case["version"], record="train.json:record 3")
+        return
+    encoded = encode_conversation(case["conversations"], tokenizer, template=case["version"])
+    assert encoded.input_ids == case["ids"]
+    supervised = [label for label in encoded.labels if label != IGNORE_INDEX]
+    decoded = tokenizer.decode(supervised)
+    for turn in case["conversations"]:
+        if turn["from"] == "gpt":
+            assert turn["value"].strip() in decoded
+        else:
+            assert turn["value"].replace("<image>\n", "") not in decoded.replace(" ", "  ")
+
+
+def test_bos_is_the_same_whether_stated_or_left_to_the_default(llama_folder: Any, llama: Any) -> None:
+    """transformers 5 leaves `<s>` out when it builds a Llama tokenizer from a bare tokenizer.model."""
+    conversations = CASES[0]["conversations"]
+    stated = LlamaTokenizer.from_pretrained(llama_folder, legacy=False, add_bos_token=True)
+    without = LlamaTokenizer.from_pretrained(llama_folder, legacy=False, add_bos_token=False)
+    ids = encode_conversation(conversations, llama).input_ids
+    assert encode_conversation(conversations, stated).input_ids == ids
+    assert encode_conversation(conversations, without).input_ids == ids[1:]

@@ -1,0 +1,161 @@
+from __future__ import annotations
+
+import io
+import random
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from llava_npu.data import load_image, pad_to_square, padding_color
+from llava_npu.errors import UserError
+
+
+def pixel(image: Image.Image, x: int, y: int = 0) -> tuple[int, ...]:
+    return tuple(np.asarray(image)[y, x].tolist())
+
+
+def encoded(image: Image.Image, file_format: str = "PNG", **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, file_format, **options)
+    return buffer.getvalue()
+
+
+def two_colors(mode: str = "RGB") -> Image.Image:
+    """Left half red, right half blue; 4 wide, 2 high."""
+    image = Image.new("RGB", (4, 2), "red")
+    image.paste("blue", (2, 0, 4, 2))
+    return image.convert(mode)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "P", "RGBA"])
+def test_lossless_modes_keep_their_colors(mode: str) -> None:
+    image = load_image(encoded(two_colors(mode)))
+    assert (image.mode, image.size) == ("RGB", (4, 2))
+    assert (pixel(image, 0, 0), pixel(image, 3, 0)) == ((255, 0, 0), (0, 0, 255))
+
+
+def test_file_and_bytes_are_the_same(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    path.write_bytes(encoded(two_colors()))
+    assert load_image(path).tobytes() == load_image(str(path)).tobytes() == load_image(path.read_bytes()).tobytes()
+
+
+def test_exif_orientation() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn clockwise to view
+    image = load_image(encoded(two_colors(), "JPEG", exif=exif, quality=95, subsampling=0))
+    assert image.size == (2, 4)
+    red, _, blue = pixel(image, 0, 0)
+    assert red > 200 > 50 > blue
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA"])
+def test_transparency_lies_on_white(mode: str) -> None:
+    black = Image.new("RGBA", (2, 1), (0, 0, 0, 0))
+    black.putpixel((1, 0), (0, 0, 0, 255))
+    image = load_image(encoded(black.convert(mode)))
+    assert [pixel(image, x, 0) for x in range(2)] == [(255, 255, 255), (0, 0, 0)]
+
+
+def test_palette_with_a_transparent_color() -> None:
+    image = two_colors("P")
+    data = encoded(image, transparency=image.getpixel((0, 0)))
+    assert [pixel(load_image(data), x, 0) for x in (0, 3)] == [(255, 255, 255), (0, 0, 255)]
+
+
+@pytest.mark.parametrize(("file_format", "dtype"), [("PNG", "<u2"), ("TIFF", "<u2"), ("TIFF", "<i4")])
+def test_sixteen_bits_are_scaled_not_clipped(file_format: str, dtype: str) -> None:
+    values = np.array([[0, 257, 32768, 65535]], dtype=dtype)
+    image = load_image(encoded(Image.fromarray(values), file_format))
+    assert [pixel(image, x, 0)[0] for x in range(4)] == [0, 1, 128, 255]
+
+
+def test_cmyk() -> None:
+    image = load_image(encoded(Image.new("CMYK", (8, 8), (0, 255, 255, 0)), "JPEG"))
+    red, green, blue = pixel(image, 4, 4)
+    assert red > 200 > 60 > max(green, blue)
+
+
+def test_animation_gives_its_first_frame() -> None:
+    frames = [Image.new("RGB", (4, 4), color) for color in ("red", "blue")]
+    image = load_image(encoded(frames[0], "GIF", save_all=True, append_images=frames[1:]))
+    assert pixel(image, 0, 0) == (255, 0, 0)
+
+
+def png_claiming(width: int, height: int) -> bytes:
+    """The header of a picture that would unpack to width × height pixels, in 60 bytes."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize("side", [10_000, 13_000, 60_000])
+def test_bombs(side: int, recwarn: pytest.WarningsRecorder) -> None:
+    """Between Pillow's warning and its error, and beyond both."""
+    with pytest.raises(UserError, match=r"rec 4: image of .* bytes: more than 89,478,485 pixels"):
+        load_image(png_claiming(side, side), "rec 4")
+    assert not recwarn.list
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"", "empty"),
+        (b"<html>not found</html>", "not a picture in a supported format"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n", "not a picture in a supported format"),
+        (encoded(two_colors())[:60], "damaged"),
+        (encoded(two_colors(), "JPEG")[:-40], "damaged"),
+        (encoded(Image.new("F", (2, 2)), "TIFF"), "floating-point"),
+        (encoded(Image.fromarray(np.array([[70_000]], dtype=np.int32)), "TIFF"), "32-bit"),
+    ],
+)
+def test_damaged(data: bytes, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "a.jpg"
+    path.write_bytes(data)
+    with pytest.raises(UserError, match=f"^rec 4: image {path}: .*{message}"):
+        load_image(path, "rec 4")
+
+
+@pytest.mark.parametrize("name", ["missing.jpg", "."])
+def test_unreadable(name: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"rec 4: image .*: cannot be read"):
+        load_image(tmp_path / name, "rec 4")
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")
+@pytest.mark.parametrize("file_format", ["PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF", "TGA", "ICO"])
+def test_no_damage_escapes_as_another_error(file_format: str) -> None:
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (16, 20, 3), dtype=np.uint8))
+    whole, rng = encoded(noise, file_format), random.Random(0)
+    refused = 0
+    for attempt in range(100):
+        data = bytearray(whole[: rng.randrange(1, len(whole))] if attempt % 2 else whole)
+        for _ in range(rng.randrange(5)):
+            data[rng.randrange(min(len(data), 200))] = rng.randrange(256)
+        try:
+            assert load_image(bytes(data)).mode == "RGB"
+        except UserError:
+            refused += 1
+    assert refused
+
+
+@pytest.mark.parametrize(("size", "offset"), [((5, 2), (0, 1)), ((2, 5), (1, 0)), ((4, 4), (0, 0)), ((1, 2), (0, 0))])
+def test_pad_to_square(size: tuple[int, int], offset: tuple[int, int]) -> None:
+    """LLaVA's expand2square: the offset is rounded down."""
+    square = np.asarray(pad_to_square(Image.new("RGB", size, "red"), (1, 2, 3)))
+    side = max(size)
+    expected = np.full((side, side, 3), (1, 2, 3), dtype=np.uint8)
+    expected[offset[1] : offset[1] + size[1], offset[0] : offset[0] + size[0]] = (255, 0, 0)
+    assert np.array_equal(square, expected)
+
+
+def test_padding_color_of_clip_and_siglip() -> None:
+    assert padding_color([0.48145466, 0.4578275, 0.40821073]) == (122, 116, 104)
+    assert padding_color([0.5, 0.5, 0.5]) == (127, 127, 127)

@@ -1,0 +1,83 @@
+"""The device objects, on whatever this machine has."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from llava_npu import UserError, devices
+from llava_npu.devices import npu
+from llava_npu.devices.peaks import PEAKS, published_tflops
+
+
+@pytest.fixture(autouse=True)
+def _restore_device() -> None:
+    yield
+    devices.select("cpu")
+
+
+def test_the_cpu_is_always_there() -> None:
+    device = devices.select("cpu")
+    assert devices.current() is device
+    assert device.torch_device == torch.device("cpu")
+    memory = device.memory()
+    assert 0 < memory.free <= memory.total
+    assert memory.peak > 0
+    assert device.distributed_backend == "gloo"
+    assert 0.001 < device.peak_tflops(torch.float32) < 100
+
+
+def test_rng_state_repeats() -> None:
+    device = devices.select("cpu")
+    state = device.rng_state()
+    first = torch.rand(3)
+    device.set_rng_state(state)
+    assert torch.equal(torch.rand(3), first)
+
+
+def test_auto_prefers_accelerators_and_always_finds_something() -> None:
+    assert devices.kinds() == ["npu", "cuda", "cpu"]
+    assert devices.select("auto").is_available()
+
+
+@pytest.mark.parametrize("kind", ["npu", "cuda"])
+def test_asking_for_an_absent_device_names_what_there_is(kind: str) -> None:
+    present = {"npu": "torch_npu" in sys.modules, "cuda": torch.cuda.is_available()}[kind]
+    if present:
+        pytest.skip(f"this process has {kind}")
+    with pytest.raises(UserError, match=rf"device '{kind}' is not available: .*\n?.*Found here: .*cpu"):
+        devices.select(kind)
+
+
+@pytest.mark.parametrize(("name", "message"), [("gpu", "allowed are auto, npu, cuda, cpu"), ("cpu:x", "number")])
+def test_a_wrong_name_says_what_is_allowed(name: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        devices.select(name)
+
+
+def test_a_broken_torch_npu_is_a_sentence_not_a_crash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if "torch_npu" in sys.modules:
+        pytest.skip("this process has a working torch_npu")
+    (tmp_path / "torch_npu").mkdir()
+    (tmp_path / "torch_npu/__init__.py").write_text("raise ImportError('libhccl.so: cannot open shared object file')")
+    monkeypatch.syspath_prepend(tmp_path)
+    npu._torch_npu.cache_clear()
+    try:
+        assert devices.select("auto").kind != "npu"
+        with pytest.raises(UserError, match=r"libhccl\.so.*set_env\.sh"):
+            devices.select("npu")
+    finally:
+        sys.modules.pop("torch_npu", None)
+        npu._torch_npu.cache_clear()
+
+
+def test_peak_figures_by_product_name() -> None:
+    assert published_tflops("NVIDIA H100 80GB HBM3", torch.bfloat16) == 989.0
+    assert published_tflops("NVIDIA H100 PCIe", torch.bfloat16) == 756.0
+    assert published_tflops("Ascend910B3", torch.bfloat16) == 294.9  # 20 cores × 8192 FLOP × 1.8 GHz
+    assert published_tflops("Ascend910B3", torch.bfloat16) == pytest.approx(20 * 8192 * 1.8e9 / 1e12, abs=0.1)
+    assert published_tflops("an unknown product", torch.bfloat16) is None
+    assert all(peak.source for peak in PEAKS)

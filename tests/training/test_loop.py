@@ -1,0 +1,266 @@
+"""Whole runs at tiny size: they learn, repeat to the bit, go on where they stopped, and divide over batches freely."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from llava_npu import UserError
+from llava_npu.config import RunConfig, render_config
+from llava_npu.models import load
+from llava_npu.training import train
+from llava_npu.training.metrics import read_metrics
+
+MakeRun = Callable[..., RunConfig]
+
+
+def _losses(run: RunConfig) -> list[float]:
+    return [line["loss"] for line in read_metrics(run.output_path)]
+
+
+def _weights(run: RunConfig) -> dict[str, torch.Tensor]:
+    return load_file(run.output_path / "model/model.safetensors")
+
+
+def test_align_then_finetune_learns(make_run: MakeRun) -> None:
+    align = make_run("align", stage="align", max_steps=20, epochs=10, optimizer={"learning_rate": 1e-2})
+    model = train(align)
+    assert _losses(align)[-1] < _losses(align)[0] - 0.3
+    assert (align.output_path / "loss.png").stat().st_size > 1000
+
+    finetune = make_run(
+        "finetune",
+        max_steps=20,
+        epochs=10,
+        model={"checkpoint": str(model), "vision_tower": None, "language_model": None},
+    )
+    train(finetune)
+    assert _losses(finetune)[-1] < _losses(finetune)[0] - 1.0
+    load(finetune.output_path)  # a run folder is as good as its model folder
+
+
+@pytest.mark.parametrize(
+    ("stage", "learning"), [("align", {"multi_modal_projector"}), ("finetune", {"multi_modal_projector", "language_model"})]
+)
+def test_only_what_the_stage_names_is_trained(make_run: MakeRun, stage: str, learning: set[str]) -> None:
+    run = make_run(stage=stage, max_steps=3)
+    from llava_npu.training.loop import build_model
+
+    before = build_model(run)[0].state_dict()
+    train(run)
+    after = load(run.output_path)[0].state_dict()
+    changed = {name.split(".")[1] if name.startswith("model.") else name for name in after if not torch.equal(after[name], before[name])}
+    assert changed - {"lm_head.weight"} == learning
+
+
+def test_the_same_run_twice_is_equal_to_the_last_bit(make_run: MakeRun) -> None:
+    first, second = make_run("first"), make_run("second")
+    train(first)
+    train(second)
+    assert _losses(first) == _losses(second)
+    assert all(torch.equal(tensor, _weights(second)[name]) for name, tensor in _weights(first).items())
+
+
+def test_accumulation_and_workers_change_nothing(make_run: MakeRun) -> None:
+    whole = make_run("whole")
+    parts = make_run("parts", micro_batch_size=2, data={"workers": 1})
+    train(whole)
+    train(parts)
+    assert _losses(parts) == pytest.approx(_losses(whole), abs=1e-5)
+    for name, tensor in _weights(whole).items():
+        torch.testing.assert_close(_weights(parts)[name], tensor, atol=1e-5, rtol=0, msg=name)
+
+
+def test_gradient_checkpointing_changes_no_number(make_run: MakeRun) -> None:
+    plain, recomputing = make_run("plain"), make_run("recomputing", gradient_checkpointing=True)
+    train(plain)
+    train(recomputing)
+    assert _losses(recomputing) == pytest.approx(_losses(plain), abs=1e-6)
+
+
+@pytest.mark.parametrize("stage", ["align", "finetune"])
+def test_cached_features_change_no_number(
+    make_run: MakeRun, stage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LLAVA_NPU_CACHE", str(tmp_path / "cache"))
+    plain, cached = make_run("plain", stage=stage), make_run("cached", stage=stage, data={"cache_features": True})
+    train(plain)
+    train(cached)
+    assert _losses(cached) == pytest.approx(_losses(plain), abs=1e-6)
+    assert len(list((tmp_path / "cache/features").rglob("*.safetensors"))) == 24
+
+
+def test_text_alone_trains_too(make_run: MakeRun, tmp_path: Path) -> None:
+    turns = [{"from": "human", "value": "What is it?"}, {"from": "gpt", "value": "a square"}]
+    (tmp_path / "text.json").write_text(json.dumps([{"id": str(number), "conversations": turns} for number in range(8)]))
+    run = make_run(data={"path": str(tmp_path / "text.json")}, max_steps=4)
+    train(run)
+    assert _losses(run)[-1] < _losses(run)[0]
+
+
+def test_the_loss_is_that_of_transformers_on_the_same_batch(make_run: MakeRun) -> None:
+    from llava_npu.data.dataset import ConversationDataset, collate
+    from llava_npu.data.plan import Plan
+    from llava_npu.data.records import load_records
+    from llava_npu.training.loop import build_model
+
+    run = make_run(max_steps=1)
+    model, processor = build_model(run)
+    dataset = ConversationDataset(load_records(run.data.path), processor)
+    indices = Plan(len(dataset), 8, run.epochs, run.seed).step(0)
+    batch = collate([dataset[int(index)] for index in indices], processor.tokenizer.pad_token_id)
+    expected = model.eval()(**batch).loss.item()
+    train(run)
+    assert _losses(run)[0] == pytest.approx(expected, abs=1e-5)
+
+
+# ---- interruption ----
+
+
+def test_a_killed_run_goes_on_bit_for_bit(make_run: MakeRun, tmp_path: Path) -> None:
+    whole = make_run("whole", save_every=2, max_steps=8)
+    train(whole)
+    cut = make_run("cut", save_every=2, max_steps=8)
+    (tmp_path / "cut.yaml").write_text(render_config(cut))
+    process = subprocess.Popen(
+        [sys.executable, "-m", "llava_npu", "train", str(tmp_path / "cut.yaml")],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stderr=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+    )
+    deadline = time.monotonic() + 120
+    while not list(cut.output_path.glob("checkpoint-*")):
+        assert process.poll() is None or (cut.output_path / "model").is_dir()
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    train(cut)
+    assert _losses(cut) == _losses(whole)
+    assert all(torch.equal(tensor, _weights(cut)[name]) for name, tensor in _weights(whole).items())
+    assert not list(cut.output_path.glob(".*partial")), "leftovers of the interruption"
+
+
+def test_a_damaged_checkpoint_is_passed_over(make_run: MakeRun, capsys: pytest.CaptureFixture[str]) -> None:
+    whole = make_run("whole", save_every=2)
+    train(whole)
+    run = make_run("run", save_every=2)
+    _interrupt(run, after_step=5)
+    (run.output_path / "checkpoint-000004/trained.safetensors").write_bytes(b"damaged")
+    (run.output_path / ".checkpoint-000006.partial").mkdir()
+    train(run)
+    assert "checkpoint-000004: trained.safetensors is damaged" in capsys.readouterr().err.replace("\n", "")
+    assert _losses(run) == _losses(whole)
+
+
+def test_a_finished_run_is_left_alone(make_run: MakeRun) -> None:
+    run = make_run(max_steps=2)
+    train(run)
+    before = (run.output_path / "metrics.jsonl").read_bytes()
+    assert train(run) == run.output_path / "model"
+    assert (run.output_path / "metrics.jsonl").read_bytes() == before
+    train(run, fresh=True)
+    assert len(_losses(run)) == 2
+
+
+def _interrupt(run: RunConfig, after_step: int) -> None:
+    """Runs until `after_step` steps are reported, then stops as a crash would."""
+    from llava_npu.training import loop
+
+    class Crash(Exception):
+        pass
+
+    append = loop.append_metrics
+
+    def crash(folder: Path, metrics: Any) -> None:
+        append(folder, metrics)
+        if metrics.step == after_step:
+            raise Crash
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Crash):
+        patch.setattr(loop, "append_metrics", crash)
+        train(run)
+
+
+# ---- what may be wrong ----
+
+
+def test_a_folder_with_other_things_is_not_touched(make_run: MakeRun) -> None:
+    run = make_run()
+    run.output_path.mkdir()
+    (run.output_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(UserError, match=r"is not empty \(it holds thesis\.tex\)"):
+        train(run)
+    with pytest.raises(UserError, match="is not empty"):
+        train(run, fresh=True)
+    assert [path.name for path in run.output_path.iterdir()] == ["thesis.tex"]
+
+
+def test_another_configuration_in_the_same_folder_is_refused(make_run: MakeRun) -> None:
+    train(make_run(max_steps=1))
+    with pytest.raises(UserError, match=r"optimizer\.learning_rate: 0\.002 → 0\.5"):
+        train(make_run(max_steps=1, optimizer={"learning_rate": 0.5}))
+    train(make_run(max_steps=1, log_every=3))  # changes nothing that is computed
+
+
+def test_other_data_in_the_same_folder_is_refused(make_run: MakeRun, material: Path, tmp_path: Path) -> None:
+    shutil.copytree(material, tmp_path / "own")
+    run = make_run(max_steps=1, data={"path": str(tmp_path / "own/train.json")})
+    train(run)
+    records = json.loads((tmp_path / "own/train.json").read_text())
+    (tmp_path / "own/train.json").write_text(json.dumps(records[:-1]))
+    with pytest.raises(UserError, match="data_fingerprint"):
+        train(run)
+
+
+def test_too_little_disk_space_is_said_before_training(make_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = shutil.disk_usage("/")._replace(free=1000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    with pytest.raises(UserError, match=r"0\.0 GiB free; this run needs"):
+        train(make_run())
+
+
+def test_a_full_disk_while_saving_leaves_nothing_half_written(
+    make_run: MakeRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from llava_npu.training import loop
+
+    def full(*arguments: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    run = make_run(save_every=2)
+    monkeypatch.setattr(loop, "save_state", full)
+    with pytest.raises(UserError, match="no space left on the disk"):
+        train(run)
+    assert not list(run.output_path.glob("*checkpoint*"))
+    monkeypatch.undo()
+    train(run)  # with space again, the same command finishes
+
+
+def test_a_loss_that_is_no_number_stops_the_run(make_run: MakeRun) -> None:
+    with pytest.raises(UserError, match=r"the loss is (nan|inf)"):
+        train(make_run(optimizer={"learning_rate": 1e30, "max_grad_norm": 0.0, "warmup_ratio": 0.0}))
+
+
+def test_an_unreadable_image_names_record_and_file(make_run: MakeRun, material: Path, tmp_path: Path) -> None:
+    shutil.copytree(material, tmp_path / "own")
+    (tmp_path / "own/images/3.png").write_bytes(b"not a picture")
+    with pytest.raises(UserError, match=r"record 3.*3\.png"):
+        train(make_run(data={"path": str(tmp_path / "own/train.json")}))
+
+
+def test_a_batch_that_does_not_divide_names_what_does(make_run: MakeRun) -> None:
+    with pytest.raises(UserError, match="batch size 8 is not a multiple of .* micro batch 3; use 6 or 9"):
+        train(make_run(micro_batch_size=3))
