@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import tiny
+import torch
 
 from llava_npu.config import RunConfig
 
@@ -22,8 +23,8 @@ def material(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def make_run(material: Path, tmp_path: Path) -> Callable[..., RunConfig]:
-    """Builds a small run; keyword arguments change it, sections as dictionaries."""
+def make_run(material: Path, tmp_path: Path, device: torch.device) -> Callable[..., RunConfig]:
+    """Builds a small run on each device of this machine; keyword arguments change it, sections as dictionaries."""
 
     def make(name: str = "run", **changes: Any) -> RunConfig:
         finetune = changes.get("stage", "finetune") == "finetune"
@@ -37,7 +38,8 @@ def make_run(material: Path, tmp_path: Path) -> Callable[..., RunConfig]:
             "micro_batch_size": 8,
             "max_steps": 6,
             "epochs": 4,
-            "device": "cpu",
+            "device": device.type,
+            "precision": "fp32",
         }
         for key, value in changes.items():
             values[key] = {**values[key], **value} if isinstance(value, dict) and key in values else value

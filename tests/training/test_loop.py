@@ -52,7 +52,8 @@ def test_align_then_finetune_learns(make_run: MakeRun) -> None:
 
 
 @pytest.mark.parametrize(
-    ("stage", "learning"), [("align", {"multi_modal_projector"}), ("finetune", {"multi_modal_projector", "language_model"})]
+    ("stage", "learning"),
+    [("align", {"multi_modal_projector"}), ("finetune", {"multi_modal_projector", "language_model"})],
 )
 def test_only_what_the_stage_names_is_trained(make_run: MakeRun, stage: str, learning: set[str]) -> None:
     run = make_run(stage=stage, max_steps=3)
@@ -61,8 +62,20 @@ def test_only_what_the_stage_names_is_trained(make_run: MakeRun, stage: str, lea
     before = build_model(run)[0].state_dict()
     train(run)
     after = load(run.output_path)[0].state_dict()
-    changed = {name.split(".")[1] if name.startswith("model.") else name for name in after if not torch.equal(after[name], before[name])}
+    changed = {
+        name.split(".")[1] if name.startswith("model.") else name
+        for name in after
+        if not torch.equal(after[name], before[name])
+    }
     assert changed - {"lm_head.weight"} == learning
+
+
+def test_sixteen_bit_computing_learns_and_leaves_frozen_weights_unrounded(make_run: MakeRun) -> None:
+    run = make_run(stage="align", precision="bf16", max_steps=6, optimizer={"learning_rate": 1e-2})
+    train(run)
+    assert _losses(run)[-1] < _losses(run)[0]
+    before = load_file(Path(run.model.language_model or "") / "model.safetensors")["model.layers.0.mlp.up_proj.weight"]
+    assert torch.equal(_weights(run)["language_model.layers.0.mlp.up_proj.weight"], before)
 
 
 def test_the_same_run_twice_is_equal_to_the_last_bit(make_run: MakeRun) -> None:
@@ -104,7 +117,9 @@ def test_cached_features_change_no_number(
 
 def test_text_alone_trains_too(make_run: MakeRun, tmp_path: Path) -> None:
     turns = [{"from": "human", "value": "What is it?"}, {"from": "gpt", "value": "a square"}]
-    (tmp_path / "text.json").write_text(json.dumps([{"id": str(number), "conversations": turns} for number in range(8)]))
+    (tmp_path / "text.json").write_text(
+        json.dumps([{"id": str(number), "conversations": turns} for number in range(8)])
+    )
     run = make_run(data={"path": str(tmp_path / "text.json")}, max_steps=4)
     train(run)
     assert _losses(run)[-1] < _losses(run)[0]

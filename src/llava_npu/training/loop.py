@@ -155,7 +155,8 @@ def train(config: RunConfig, *, fresh: bool = False, console: Console | None = N
 
     if accelerator.is_main_process:
         plot_loss(folder)
-        write_folder(folder / MODEL_FOLDER, lambda target: _export(target, model, processor))
+        final = model if compute_dtype is None else _with_frozen_parts_unrounded(model, config)
+        write_folder(folder / MODEL_FOLDER, lambda target: _export(target, final, processor))
         prune(folder, keep=0)  # the final model replaces them
     accelerator.wait_for_everyone()
     return folder / MODEL_FOLDER
@@ -275,6 +276,18 @@ def _save_checkpoint(
         prune(folder, keep)
         plot_loss(folder)
     accelerator.wait_for_everyone()
+
+
+def _with_frozen_parts_unrounded(
+    model: LlavaNpuForConditionalGeneration, config: RunConfig
+) -> LlavaNpuForConditionalGeneration:
+    """What was trained, beside the frozen parts as they came: in training those may be rounded to 16 bits."""
+    pristine, _ = build_model(config)
+    weights = pristine.state_dict()
+    with torch.no_grad():
+        for name, parameter in trained_parameters(model):
+            weights[name].copy_(parameter)
+    return pristine
 
 
 def _export(target: Path, model: LlavaNpuForConditionalGeneration, processor: LlavaNpuProcessor) -> None:
