@@ -17,6 +17,8 @@ def chat(
     device: Annotated[str, typer.Option(help="auto, npu, cuda, cpu, or as npu:1.")] = "auto",
 ) -> None:
     """Ask a model about pictures in the terminal."""
+    import torch
+
     from llava_npu import devices
     from llava_npu.data.images import load_image
     from llava_npu.models import load
@@ -24,7 +26,7 @@ def chat(
 
     pictures = [load_image(path, "--image") for path in image or []]
     chosen = devices.select(device)
-    loaded, processor = load(model, chosen.torch_device)
+    loaded, processor = load(model, chosen.torch_device, chosen.autocast_dtype or torch.float32)
     for text in stream_answer(
         loaded, processor, prompt, pictures, max_new_tokens=max_new_tokens, temperature=temperature
     ):

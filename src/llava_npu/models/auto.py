@@ -2,8 +2,8 @@
 
 `import llava_npu` must be quick, and loading transformers' model code takes seconds; but after it, transformers'
 `Auto*` classes must open our checkpoints, whichever of the two was imported first. So the registration waits: an import
-hook watches transformers' modules and ours, and registers our classes at the first moment when the `Auto*` registries are
-loaded and none of these modules is half-way through its own import.
+hook watches transformers' modules and ours, and registers our classes at the first moment when the `Auto*` registries
+are loaded and none of these modules is half-way through its own import.
 """
 
 from __future__ import annotations

@@ -87,7 +87,7 @@ def fill_feature_cache(
     report(len(images) - len(missing))
     for batch in _batches(missing, batch_size):
         pixel_values = processor.preprocess_images([load_image(image, str(image)) for image in batch])
-        with torch.inference_mode():
+        with torch.no_grad():
             features = model.encode_images(pixel_values.to(parameter.device, parameter.dtype))
         for image, of_image in zip(batch, features, strict=True):
             cache.put(image, of_image)

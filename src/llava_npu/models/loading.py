@@ -12,6 +12,7 @@ from llava_npu.errors import UserError
 from llava_npu.models.folders import check_loaded, check_model_folder, is_local, open_part
 from llava_npu.models.modeling import LlavaNpuForConditionalGeneration
 from llava_npu.models.processing import IMAGE_TOKEN, LlavaNpuProcessor
+from llava_npu.ops.install import install_kernels
 
 MODEL_FOLDER = "model"  # where a run folder keeps its final model
 
@@ -23,7 +24,7 @@ def load(
 
     Args:
         source: a model folder (ours or plain Hugging Face LLaVA), a run folder, or a hub id.
-        device: where to put it; None leaves it on the CPU.
+        device: where to put it, with the operations that this device has; None leaves it as transformers loads it.
         dtype: of the weights; None keeps what the file has.
 
     Raises:
@@ -41,7 +42,11 @@ def load(
     )
     check_loaded(info, "model", source)
     processor = load_processor(source, model)
-    return model.to(device).eval() if device is not None else model.eval(), processor
+    model.eval()
+    if device is not None:
+        model.to(device)
+        install_kernels(model, torch.device(device))
+    return model, processor
 
 
 def load_processor(source: str, model: LlavaNpuForConditionalGeneration) -> LlavaNpuProcessor:

@@ -118,14 +118,32 @@ class LlavaNpuModel(LlavaNpuPreTrainedModel, LlavaModel):
         return mask.unsqueeze(-1)
 
     def forward(
-        self, input_ids: torch.Tensor | None = None, vision_features: torch.Tensor | None = None, **kwargs: Any
+        self,
+        input_ids: torch.Tensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        vision_features: torch.Tensor | None = None,
+        image_positions: torch.Tensor | None = None,
+        **kwargs: Any,
     ) -> Any:
-        """As `LlavaModel.forward`; `vision_features` (images, tokens, channels) replaces `pixel_values`."""
-        if vision_features is not None:
-            if kwargs.get("pixel_values") is not None:
-                raise ValueError("give pixel_values or vision_features, not both")
-            kwargs["mm_encoder_outputs"] = {"image": self.get_image_features(vision_features=vision_features)}
-        return super().forward(input_ids=input_ids, **kwargs)
+        """As `LlavaModel.forward`, and:
+
+        Args:
+            vision_features: (images, tokens, channels), in place of `pixel_values`.
+            image_positions: (image tokens,), where they stand in the flattened `input_ids`. Whoever built the batch
+                knows it; without it the image tokens are searched for, which on an accelerator makes the host wait.
+        """
+        if vision_features is not None and pixel_values is not None:
+            raise ValueError("give pixel_values or vision_features, not both")
+        if vision_features is None and (pixel_values is None or image_positions is None):
+            return super().forward(input_ids=input_ids, pixel_values=pixel_values, **kwargs)
+        images = self.get_image_features(pixel_values, vision_features)
+        if image_positions is None:
+            kwargs["mm_encoder_outputs"] = {"image": images}
+            return super().forward(input_ids=input_ids, **kwargs)
+        words = self.get_input_embeddings()(input_ids)  # (batch, length, hidden)
+        tokens = torch.cat(images.pooler_output).to(words.dtype)  # (image tokens, hidden)
+        spliced = words.flatten(0, 1).index_copy(0, image_positions, tokens).view_as(words)
+        return super().forward(inputs_embeds=spliced, **kwargs)
 
 
 class LlavaNpuForConditionalGeneration(LlavaNpuPreTrainedModel, LlavaForConditionalGeneration):

@@ -118,7 +118,7 @@ class LlavaNpuProcessor(LlavaProcessor):
             batch, 3, height, width) if there are any.
         """
         prompts = [
-            self._expand(encode_prompt(turns, self.tokenizer, self.template, f"prompt {number}"), len(pictures), number)
+            self.encode_prompt(turns, len(pictures), f"prompt {number}")
             for number, (turns, pictures) in enumerate(zip(conversations, images, strict=True))
         ]
         batch = self.pad_left(prompts)
@@ -127,12 +127,13 @@ class LlavaNpuProcessor(LlavaProcessor):
             batch["pixel_values"] = self.preprocess_images(pictures)
         return batch
 
-    def _expand(self, input_ids: Sequence[int], num_images: int, number: int) -> list[int]:
-        """Makes each placeholder as many image tokens as the model has for an image."""
-        num_places = list(input_ids).count(IMAGE_PLACEHOLDER)
+    def encode_prompt(self, turns: Sequence[Mapping[str, str]], num_images: int, name: str) -> list[int]:
+        """One prompt's token ids, each image as many as the model has for one; `name` is for error messages."""
+        input_ids = encode_prompt(turns, self.tokenizer, self.template, name)
+        num_places = input_ids.count(IMAGE_PLACEHOLDER)
         if num_places != num_images:
             raise UserError(
-                f"prompt {number}: {num_places} {self.image_token} in the text, but {num_images} images are given. "
+                f"{name}: {num_places} {self.image_token} in the text, but {num_images} images are given. "
                 f"Put one {self.image_token} in the text for each image."
             )
         image = [self.image_token_id] * self.num_image_tokens

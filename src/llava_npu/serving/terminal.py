@@ -12,6 +12,7 @@ from transformers import TextIteratorStreamer
 from llava_npu.errors import UserError
 from llava_npu.models.modeling import LlavaNpuForConditionalGeneration
 from llava_npu.models.processing import IMAGE_TOKEN, LlavaNpuProcessor
+from llava_npu.models.stopping import stopping_arguments
 
 
 def stream_answer(
@@ -40,11 +41,12 @@ def stream_answer(
     inputs = processor.encode_prompts([[{"from": "human", "value": prompt}]], [images]).to(model.device)
     streamer = TextIteratorStreamer(processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
     sampling: dict[str, Any] = {"do_sample": True, "temperature": temperature} if temperature else {"do_sample": False}
+    stopping = stopping_arguments(model, processor.tokenizer, processor.template)
     failures: list[BaseException] = []
 
     def generate() -> None:
         try:
-            model.generate(**inputs, **sampling, max_new_tokens=max_new_tokens, streamer=streamer)
+            model.generate(**inputs, **sampling, **stopping, max_new_tokens=max_new_tokens, streamer=streamer)
         except BaseException as error:  # noqa: BLE001  it is raised again in the caller's thread
             failures.append(error)
             streamer.end()

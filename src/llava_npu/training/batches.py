@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
 from torch.utils.data import DataLoader
 
+from llava_npu.data import IGNORE_INDEX
 from llava_npu.data.dataset import ConversationDataset, Sample, collate
 from llava_npu.data.plan import Plan, micro_batches
-from llava_npu.training.objective import supervised_positions
 
 
 @dataclass(frozen=True)
@@ -19,20 +19,20 @@ class MicroBatch:
     """What one forward pass takes, and the counts that are known before it, on the host.
 
     Attributes:
-        tensors: the model's inputs, and `positions` of the supervised tokens.
+        tensors: what `SupervisedLoss` takes.
+        sequence_lengths: tokens of each row, and of the padding behind it.
         supervised_tokens: how many tokens are learned from.
         tokens: how many there are, padding not counted.
     """
 
     tensors: dict[str, torch.Tensor]
+    sequence_lengths: tuple[int, ...]
     supervised_tokens: int
     tokens: int
 
     def pin_memory(self) -> MicroBatch:
         """Copies into memory from which an accelerator can fetch while the host goes on."""
-        return MicroBatch(
-            {name: tensor.pin_memory() for name, tensor in self.tensors.items()}, self.supervised_tokens, self.tokens
-        )
+        return replace(self, tensors={name: tensor.pin_memory() for name, tensor in self.tensors.items()})
 
     def to(self, device: torch.device) -> dict[str, torch.Tensor]:
         return {name: tensor.to(device, non_blocking=True) for name, tensor in self.tensors.items()}
@@ -57,11 +57,15 @@ def steps(
     shares = [
         micro_batches(plan.step(step), rank, world_size, micro_batch_size) for step in range(first_step, last_step)
     ]
-    pad_token_id = dataset.processor.tokenizer.pad_token_id
+    processor = dataset.processor
     loader = DataLoader(
         dataset,
         batch_sampler=[indices.tolist() for share in shares for indices in share],
-        collate_fn=partial(_collate, pad_token_id=pad_token_id),
+        collate_fn=partial(
+            _collate,
+            pad_token_id=processor.tokenizer.pad_token_id,
+            image_token_id=processor.image_token_id,
+        ),
         num_workers=workers,
         pin_memory=pin_memory,
         multiprocessing_context="spawn" if workers else None,  # accelerators do not survive a fork
@@ -71,7 +75,21 @@ def steps(
     return ([next(batches) for _ in share] for share in shares)
 
 
-def _collate(samples: Sequence[Sample], pad_token_id: int) -> MicroBatch:
+def _collate(samples: Sequence[Sample], pad_token_id: int, image_token_id: int) -> MicroBatch:
     tensors = collate(samples, pad_token_id)
-    tensors["positions"] = supervised_positions(tensors["labels"])
-    return MicroBatch(tensors, len(tensors["positions"]), int(tensors["attention_mask"].sum()))
+    rows, longest = tensors["input_ids"].shape
+    lengths = [len(sample.input_ids) for sample in samples]
+    # Padding is a sequence of its own: nothing attends to it, and no mask has to be read back from the device.
+    tensors["position_ids"] = torch.stack(
+        [torch.cat([torch.arange(length), torch.arange(longest - length)]) for length in lengths]
+    )
+    tensors["attention_mask"] = torch.ones(rows, longest, dtype=torch.long)
+    tensors["supervised_positions"] = (tensors["labels"][:, 1:].flatten() != IGNORE_INDEX).nonzero().flatten()
+    if "pixel_values" in tensors or "vision_features" in tensors:
+        tensors["image_positions"] = (tensors["input_ids"].flatten() == image_token_id).nonzero().flatten()
+    return MicroBatch(
+        tensors,
+        sequence_lengths=tuple(part for length in lengths for part in (length, longest - length)),
+        supervised_tokens=len(tensors["supervised_positions"]),
+        tokens=sum(lengths),
+    )

@@ -27,6 +27,7 @@ from llava_npu.models.feature_cache import FeatureCache, fill_feature_cache, ope
 from llava_npu.models.loading import MODEL_FOLDER, load
 from llava_npu.models.modeling import LlavaNpuForConditionalGeneration
 from llava_npu.models.processing import LlavaNpuProcessor
+from llava_npu.ops.install import install_kernels
 from llava_npu.training.batches import MicroBatch, steps
 from llava_npu.training.checkpoints import checkpoint_path, newest, prune, write_folder
 from llava_npu.training.metrics import StepMetrics, append_metrics, plot_loss, rewind_metrics
@@ -54,6 +55,7 @@ def train(config: RunConfig, *, fresh: bool = False, console: Console | None = N
     """
     console = console or Console(stderr=True)
     device = devices.select(config.device)
+    devices.apply_environment(device, console.print)
     accelerator = Accelerator(cpu=device.kind == "cpu")
     stage = STAGES[config.stage]
     records = load_records(config.data.path, config.data.image_root)
@@ -73,6 +75,7 @@ def train(config: RunConfig, *, fresh: bool = False, console: Console | None = N
     model, processor = build_model(config)
     freeze(model, stage, compute_dtype, config.gradient_checkpointing)
     model.to(accelerator.device)
+    install_kernels(model, accelerator.device)
     optimizer = build_optimizer(model, config.optimizer)
     if accelerator.is_main_process:
         check_disk_space(folder, _disk_needed(model, config))
@@ -196,7 +199,7 @@ def _accumulate(
             accelerator.no_sync(objective) if not last else nullcontext(),
             torch.autocast(accelerator.device.type, dtype=compute_dtype, enabled=compute_dtype is not None),
         ):
-            summed = objective(micro_batch.to(accelerator.device))
+            summed = objective(micro_batch.to(accelerator.device), micro_batch.sequence_lengths)
             # The mean over all supervised tokens of the step, so that 1 × N and N × 1 give the same gradient.
             # Engines average gradients over processes: times their number makes that the sum.
             part = summed / supervised_tokens

@@ -10,6 +10,15 @@ from torch import nn
 from llava_npu.models.modeling import LlavaNpuForConditionalGeneration
 from llava_npu.ops.linear_cross_entropy import linear_cross_entropy
 
+_MODEL_INPUTS = (
+    "input_ids",
+    "attention_mask",
+    "position_ids",
+    "pixel_values",
+    "vision_features",
+    "image_positions",
+)
+
 
 class SupervisedLoss(nn.Module):
     """A model whose forward pass gives its loss, which is the form that distributed engines wrap."""
@@ -18,28 +27,24 @@ class SupervisedLoss(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    def forward(self, batch: Mapping[str, torch.Tensor], sequence_lengths: tuple[int, ...]) -> torch.Tensor:
         """Sum, not mean: the caller divides by the supervised tokens of the whole step, over devices and micro-batches.
 
         Args:
-            batch: `input_ids`, `labels`, `attention_mask` (batch, length), `positions` (supervised tokens' indices into
-                the flattened, shifted labels), and `pixel_values` or `vision_features` if there are images.
+            batch: `input_ids`, `labels`, `position_ids`, `attention_mask` (batch, length); `supervised_positions`, the
+                supervised tokens' indices into the flattened, shifted labels; and if there are images, `pixel_values`
+                or `vision_features`, and `image_positions`.
+            sequence_lengths: tokens of each sequence, row after row, the padding behind one counted as another; host
+                integers, so that no layer asks the device.
         """
-        inputs = {
-            name: batch[name]
-            for name in ("input_ids", "attention_mask", "pixel_values", "vision_features")
-            if name in batch
-        }
-        hidden = self.model.model(**inputs, use_cache=False).last_hidden_state  # (batch, length, hidden)
+        inputs = {name: batch[name] for name in _MODEL_INPUTS if name in batch}
+        hidden = self.model.model(
+            **inputs, sequence_lengths=sequence_lengths, use_cache=False
+        ).last_hidden_state  # (batch, length, hidden)
         loss = linear_cross_entropy(
-            hidden[:, :-1], self.model.lm_head.weight, batch["labels"][:, 1:], positions=batch["positions"]
+            hidden[:, :-1], self.model.lm_head.weight, batch["labels"][:, 1:], positions=batch["supervised_positions"]
         )
         if "pixel_values" in batch or "vision_features" in batch:
             return loss
         # A batch of text alone leaves the projector out; engines that wait for every parameter's gradient would hang.
         return loss + 0.0 * self.model.model.project_nothing().sum()
-
-
-def supervised_positions(labels: torch.Tensor, ignore_index: int = -100) -> torch.Tensor:
-    """Indices of the supervised tokens in the flattened, shifted labels; found where the batch is made."""
-    return (labels[:, 1:].flatten() != ignore_index).nonzero().flatten()

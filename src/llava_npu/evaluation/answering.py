@@ -1,0 +1,227 @@
+"""How a model answers questions: by writing, or by finding one option likelier than the others.
+
+`GenerateText` is what published scores use: greedy generation, one beam, the whole prompt with options and
+instruction.
+
+`ChooseLikeliest` asks for no obedience to "answer with the letter", which small or barely tuned models lack. It
+scores each option as the assistant's answer and takes the likeliest, by the mean log-probability of its tokens (end
+token included), so that long options are not at a disadvantage. It has two forms (Robinson et al. 2023,
+arXiv:2210.12353, compare them):
+    "text"    the options' texts, under the question alone. The options are not shown, so their order cannot matter:
+              circular and vanilla accuracy agree, up to ties.
+    "letter"  the letters, under the whole prompt.
+Its answer is the letter, which every extraction rule reads alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Protocol
+
+import torch
+
+from llava_npu.data.records import IMAGE_MARK
+from llava_npu.errors import UserError, nearest
+from llava_npu.evaluation.features import FeatureCache, stack_features
+from llava_npu.evaluation.fingerprints import fingerprint_model, fingerprint_processor
+from llava_npu.evaluation.likelihood import AnsweredPrompt, answer_log_probabilities
+from llava_npu.evaluation.questions import Answer, Question
+from llava_npu.models.stopping import stop_string, stopping_arguments
+
+ANSWER_MODES = ("generate", "likelihood", "likelihood-letter")
+
+Settings = dict[str, str | int | float | bool | None]
+Features = dict[str, torch.Tensor]  # image key → (tokens, channels)
+
+
+class Method(Protocol):
+    """A way of answering questions whose images are all readable."""
+
+    @property
+    def settings(self) -> Settings: ...
+
+    def answer(self, model: Any, processor: Any, questions: Sequence[Question], features: Features) -> list[Answer]: ...
+
+
+class ModelAnswerer:
+    """A model that answers by one method. Each image's features are computed once for all its questions."""
+
+    def __init__(self, model: Any, processor: Any, method: Method, device: str = ""):
+        """
+        Args:
+            model, processor: as `llava_npu.models.load` gives them: in eval mode, on its device.
+            method: `GenerateText` or `ChooseLikeliest`.
+            device: its product name, for the record.
+        """
+        self._model = model
+        self._processor = processor
+        self._method = method
+        self._features = FeatureCache(model, processor)
+        self.device = device or str(model.device)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        return fingerprint_model(self._model)
+
+    @cached_property
+    def settings(self) -> Settings:
+        return {
+            **self._method.settings,
+            "template": self._processor.template,
+            "processor": fingerprint_processor(self._processor),
+            "dtype": str(self._model.dtype).removeprefix("torch."),
+        }
+
+    def answer(self, questions: Sequence[Question]) -> list[Answer]:
+        """One answer for each question; those with an unreadable image get an error instead."""
+        features, errors = self._features.load([image for question in questions for image in question.images])
+        unreadable = {
+            question.id: errors[image.key] for question in questions for image in question.images if image.key in errors
+        }
+        readable = [question for question in questions if question.id not in unreadable]
+        found = self._method.answer(self._model, self._processor, readable, features) if readable else []
+        answers = {question.id: answer for question, answer in zip(readable, found, strict=True)}
+        for question in questions:
+            if question.id in unreadable:
+                answers[question.id] = Answer(_full_prompt(question), "", error=unreadable[question.id])
+        return [answers[question.id] for question in questions]
+
+
+@dataclass(frozen=True)
+class GenerateText:
+    """Greedy generation, a left-padded batch at a time.
+
+    Attributes:
+        max_new_tokens: an answer is cut after so many tokens.
+    """
+
+    max_new_tokens: int
+
+    @property
+    def settings(self) -> Settings:
+        return {"answer": "generate", "max_new_tokens": self.max_new_tokens}
+
+    def answer(self, model: Any, processor: Any, questions: Sequence[Question], features: Features) -> list[Answer]:
+        """Generates an answer to each question."""
+        prompts = [_full_prompt(question) for question in questions]
+        batch = _encode_prompts(processor, prompts, questions)
+        input_ids = batch["input_ids"].to(model.device)  # (questions, length)
+        vision_features = stack_features([question.images for question in questions], features, model.device)
+        stop = stop_string(processor.template)
+        output = model.generate(
+            input_ids=input_ids,
+            attention_mask=batch["attention_mask"].to(model.device),
+            max_new_tokens=self.max_new_tokens,
+            # Greedy, whatever the language model's own generation settings are.
+            do_sample=False,
+            num_beams=1,
+            temperature=None,
+            top_p=None,
+            top_k=None,
+            repetition_penalty=1.0,
+            **stopping_arguments(model, processor.tokenizer, processor.template),
+            **({"vision_features": vision_features} if vision_features is not None else {}),
+        )
+        texts = processor.tokenizer.batch_decode(output[:, input_ids.shape[1] :], skip_special_tokens=True)
+        return [
+            Answer(prompt, (text.split(stop)[0] if stop else text).strip())
+            for prompt, text in zip(prompts, texts, strict=True)
+        ]
+
+
+@dataclass(frozen=True)
+class ChooseLikeliest:
+    """The option that is likeliest as the assistant's answer, all options of a batch in one forward.
+
+    Attributes:
+        candidates: "text" or "letter"; see the module's description.
+    """
+
+    candidates: str
+
+    @property
+    def settings(self) -> Settings:
+        return {"answer": "likelihood", "candidates": self.candidates}
+
+    def answer(self, model: Any, processor: Any, questions: Sequence[Question], features: Features) -> list[Answer]:
+        """Scores the options of each question."""
+        forms = [_CANDIDATES[self.candidates](question) for question in questions]
+        # Rotations of a question ask for the same texts under the same prompt and image: each is scored once.
+        items: dict[_Asked, AnsweredPrompt] = {}
+        for question, (prompt, candidates) in zip(questions, forms, strict=True):
+            for letter, candidate in candidates.items():
+                name = f"question {question.id}, option {letter}"
+                item = AnsweredPrompt(_turns(prompt, candidate), question.images, name)
+                items.setdefault(_asked(question, prompt, candidate), item)
+        found = answer_log_probabilities(model, processor, list(items.values()), features)
+        means = {asked: score.mean for asked, score in zip(items, found, strict=True)}
+        answers = []
+        for question, (prompt, candidates) in zip(questions, forms, strict=True):
+            scores = {letter: means[_asked(question, prompt, candidate)] for letter, candidate in candidates.items()}
+            answers.append(Answer(prompt, max(scores, key=scores.__getitem__), scores=scores))
+        return answers
+
+
+_Asked = tuple[tuple[str, ...], str, str]  # image keys, prompt, candidate answer
+
+
+def _asked(question: Question, prompt: str, candidate: str) -> _Asked:
+    return tuple(image.key for image in question.images), prompt, candidate
+
+
+def build_answerer(mode: str, model: Any, processor: Any, *, max_new_tokens: int, device: str = "") -> ModelAnswerer:
+    """A model that answers by the method of that name, one of `ANSWER_MODES`."""
+    methods: dict[str, Method] = {
+        "generate": GenerateText(max_new_tokens),
+        "likelihood": ChooseLikeliest("text"),
+        "likelihood-letter": ChooseLikeliest("letter"),
+    }
+    if mode not in methods:
+        raise UserError(f"answer: {mode!r} is unknown.{nearest(mode, methods)} Known: {', '.join(methods)}.")
+    return ModelAnswerer(model, processor, methods[mode], device)
+
+
+# --- prompts ----------------------------------------------------------------------------------------------------------
+
+
+def _full_prompt(question: Question) -> str:
+    return _with_marks(question, question.prompt)
+
+
+def _with_marks(question: Question, text: str) -> str:
+    # The image comes first, on a line of its own, as in LLaVA's training data; without images there is no mark.
+    return "\n".join([*[IMAGE_MARK] * len(question.images), text])
+
+
+def _encode_prompts(processor: Any, prompts: Sequence[str], questions: Sequence[Question]) -> Any:
+    # As `processor.encode_prompts`, but without pictures: their features are there already.
+    return processor.pad_left(
+        [
+            processor.encode_prompt(_turns(prompt), len(question.images), f"question {question.id}")
+            for prompt, question in zip(prompts, questions, strict=True)
+        ]
+    )
+
+
+def _turns(prompt: str, answer: str | None = None) -> list[dict[str, str]]:
+    turns = [{"from": "human", "value": prompt}]
+    return turns if answer is None else [*turns, {"from": "gpt", "value": answer}]
+
+
+def _options(question: Question) -> dict[str, str]:
+    if not question.options:
+        raise UserError(f"question {question.id} has no options: it can be answered by generation only.")
+    return dict(question.options)
+
+
+def _texts(question: Question) -> tuple[str, dict[str, str]]:
+    return _with_marks(question, question.text), _options(question)
+
+
+def _letters(question: Question) -> tuple[str, dict[str, str]]:
+    return _full_prompt(question), {letter: letter for letter in _options(question)}
+
+
+_CANDIDATES: dict[str, Callable[[Question], tuple[str, dict[str, str]]]] = {"text": _texts, "letter": _letters}

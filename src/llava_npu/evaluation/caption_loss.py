@@ -1,0 +1,92 @@
+"""Mean loss on held-out captions, with the right image and with a wrong one.
+
+If a model sees, the right image makes the right caption likelier. The difference to the loss under a wrong image is
+free of how well the language model writes captions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from llava_npu.data.records import IMAGE_MARK, Record, Turn
+from llava_npu.errors import UserError
+from llava_npu.evaluation.ablations import GIVEN, NONE, SHUFFLED, unknown_mode, wrong_partners
+from llava_npu.evaluation.bootstrap import ratio_interval
+from llava_npu.evaluation.features import FeatureCache
+from llava_npu.evaluation.images import ImageFile, UnreadableImageError
+from llava_npu.evaluation.likelihood import AnsweredPrompt, LogProbability, answer_log_probabilities
+
+
+@dataclass(frozen=True)
+class CaptionLoss:
+    """Mean negative log-likelihood per supervised token, in nats, with its 95 % interval (bootstrap over records)."""
+
+    images: str
+    value: float
+    low: float
+    high: float
+    num_tokens: int
+    num_records: int
+
+
+def caption_loss(
+    model: Any,
+    processor: Any,
+    records: Sequence[Record],
+    images: str = GIVEN,
+    *,
+    concepts: Sequence[str] | None = None,
+    batch_size: int = 16,
+) -> CaptionLoss:
+    """Measures the loss of the records' answers.
+
+    Args:
+        model, processor: as `llava_npu.models.load` gives them.
+        records: held-out records with images.
+        images: "given"; "none", without the image; "shuffled", each with the image of a record of another concept.
+        concepts: what each record shows, so that a wrong image is one of something else; by default its last answer.
+        batch_size: records in one forward.
+
+    Raises:
+        UserError: an image cannot be read, or there are too few records to shuffle.
+    """
+    if not records:
+        raise UserError("caption loss: no records.")
+    items = _prepare(records, images, concepts or [record.conversations[-1].text.casefold() for record in records])
+    items.sort(key=lambda item: sum(len(turn.text) for turn in item.conversations))  # batches of like length
+    cache = FeatureCache(model, processor)
+    losses: list[LogProbability] = []
+    for start in range(0, len(items), batch_size):
+        batch = items[start : start + batch_size]
+        features, errors = cache.load([image for item in batch for image in item.images])
+        if errors:
+            raise UnreadableImageError("caption loss: " + "; ".join(errors.values()))
+        losses += answer_log_probabilities(model, processor, batch, features)
+    totals, counts = [-loss.total for loss in losses], [loss.num_tokens for loss in losses]
+    low, high = ratio_interval(totals, counts)
+    return CaptionLoss(images, sum(totals) / sum(counts), low, high, sum(counts), len(records))
+
+
+def _prepare(records: Sequence[Record], images: str, concepts: Sequence[str]) -> list[AnsweredPrompt]:
+    pictures = [tuple(ImageFile(path, record.name) for path in record.image_paths) for record in records]
+    turns = [record.conversations for record in records]
+    if images == NONE:
+        pictures = [()] * len(records)
+        turns = [tuple(_without_marks(turn) for turn in conversation) for conversation in turns]
+    elif images == SHUFFLED:
+        if len(records) < 2:
+            raise UserError("caption loss: images 'shuffled' needs at least two records.")
+        partners = wrong_partners(concepts, [tuple(image.key for image in of_one) for of_one in pictures])
+        pictures = [pictures[partner] for partner in partners]
+    elif images != GIVEN:
+        raise unknown_mode(images)
+    return [
+        AnsweredPrompt(conversation, of_one, record.name)
+        for conversation, of_one, record in zip(turns, pictures, records, strict=True)
+    ]
+
+
+def _without_marks(turn: Turn) -> Turn:
+    return replace(turn, text=turn.text.replace(IMAGE_MARK, "").strip())

@@ -1,0 +1,159 @@
+"""From a model's free text to the letter of an option, by two rules that are always both reported.
+
+Suites disagree about the score of the same predictions, because they disagree about what a sentence answers. So there
+is no single number here:
+
+`vlmevalkit` follows, without a judge model, the rules of VLMEvalKit (`vlmeval/utils/matching_util.py`, as of August
+2026), so that a score can be set beside published ones. It keeps their faults: "The answer is dog" answers D, because
+the pattern for "answer is X" ignores case and does not ask whether the letter ends a word. Its refusal letter is "Z".
+Not reproduced are the effects of VLMEvalKit's way through a spreadsheet (an empty prediction read back as "nan").
+
+`strict` is ours. A letter counts where it stands alone, is not the article "A" or the pronoun "I", and nothing else in
+the answer contradicts it; an option's text counts as a whole phrase. In order:
+
+1. The answer begins with, or is, a letter: "B", "b", "(B)", "**B.**", "B: a dog". Text behind it that is exactly
+   another option's contradicts it: no answer.
+2. It says so: "the answer is B", "option B", "答案：B", "选B". Two different such letters: no answer.
+3. Exactly one letter stands alone somewhere and no other option's text is mentioned; or exactly one option's text is
+   mentioned and no other letter. A text inside a longer one ("dog" in "hot dog") is not a mention of its own.
+
+Anything else is no answer, which counts as wrong.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+
+Extractor = Callable[[str, Mapping[str, str]], str | None]
+
+REFUSED = "Z"
+
+
+def extract_strict(answer: str, options: Mapping[str, str]) -> str | None:
+    """The letter that `answer` gives, by our rules; None if it gives none or more than one."""
+    answer = answer.strip()
+    for rule in (_leading_letter, _stated_letter):
+        found = rule(answer, options)
+        if found:
+            return found[0] if len(found) == 1 else None
+    letters, texts = _lone_letters(answer, options), _mentioned_texts(answer, options)
+    candidates = letters | texts
+    return candidates.pop() if len(candidates) == 1 else None
+
+
+def extract_vlmevalkit(answer: str, options: Mapping[str, str]) -> str | None:
+    """The letter that VLMEvalKit's exact matching finds in `answer`, "Z" for a refusal; None if it finds none."""
+    return _vlmevalkit_letter(answer, options) or _vlmevalkit_text(answer, options)
+
+
+EXTRACTORS: dict[str, Extractor] = {"strict": extract_strict, "vlmevalkit": extract_vlmevalkit}
+
+
+# --- strict -----------------------------------------------------------------------------------------------------------
+
+# A letter or digit that would make a neighbouring letter part of a word. Chinese, Japanese and Korean characters do
+# not: "选B吧" names option B.
+_WORD = r"[^\W\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af]"
+_ALONE = rf"(?<!{_WORD})(?<!{_WORD}['’-])([A-Z])(?!{_WORD})(?!['’]{_WORD})"
+_OPENING, _CLOSING = r"[\s*_`\"'“‘(\[（【]*", r"[\s*_`\"'”’)\]）】.,:;!。，：；、！]*"
+_ONLY_LETTER = re.compile(rf"{_OPENING}([A-Za-z]){_CLOSING}")
+_FIRST_LETTER = re.compile(
+    rf"{_OPENING}([A-Z])(?:[*_`]*\s*[.):\]）】。：、,，]|[*_`]*\s*\n|[*_`]+)(?P<rest>.*)",
+    re.DOTALL,
+)
+_STATEMENT = re.compile(
+    r"(?:(?i:\b(?:answer|option|choice)\b)(?:\s+(?i:is|would\s+be|should\s+be))?|答案(?:是|为)?|选项?|选择)"
+    rf"\s*[:：=]?\s*(?i:option\s+)?[*_`\"'“(\[（【]*{_ALONE}(?=[*_`\"'”)\]）】]*(?:[.,:;!?。，：；！？、]|\s*$|\s*\n|[^\x00-\x7f]))"
+)
+# "A dog", "I think": an article, a pronoun.
+_NOT_A_LABEL = {"A": re.compile(r"\s+[a-z0-9]"), "I": re.compile(r"(?:\s+[a-z]|['’])")}
+
+
+def _leading_letter(answer: str, options: Mapping[str, str]) -> list[str]:
+    whole = _ONLY_LETTER.fullmatch(answer)
+    if whole:
+        return [whole[1].upper()] if whole[1].upper() in options else []
+    match = _FIRST_LETTER.match(answer)
+    if not match or match[1] not in options:
+        return []
+    rest = _plain(match["rest"])
+    return [match[1]] + [letter for letter, text in options.items() if letter != match[1] and rest == _plain(text)]
+
+
+def _stated_letter(answer: str, options: Mapping[str, str]) -> list[str]:
+    return sorted({match[1] for match in _STATEMENT.finditer(answer)} & options.keys())
+
+
+def _lone_letters(answer: str, options: Mapping[str, str]) -> set[str]:
+    found = set()
+    for match in re.finditer(_ALONE, answer):
+        letter = match[1]
+        other_word = _NOT_A_LABEL.get(letter)
+        if letter in options and not (other_word and other_word.match(answer, match.end())):
+            found.add(letter)
+    return found
+
+
+def _mentioned_texts(answer: str, options: Mapping[str, str]) -> set[str]:
+    haystack = _plain(answer)
+    spans = [
+        (match.start(), match.end(), letter)
+        for letter, text in options.items()
+        if _plain(text)
+        for match in re.finditer(_phrase(_plain(text)), haystack)
+    ]
+    return {
+        letter
+        for start, end, letter in spans
+        if not any(s <= start and end <= e and e - s > end - start for s, e, _ in spans)
+    }
+
+
+def _phrase(text: str) -> str:
+    before = rf"(?<!{_WORD})" if re.match(_WORD, text[0]) else ""
+    after = rf"(?!{_WORD})" if re.match(_WORD, text[-1]) else ""
+    return before + re.escape(text) + after
+
+
+def _plain(text: str) -> str:
+    return " ".join(text.casefold().split()).strip(" .。*")
+
+
+# --- vlmevalkit -------------------------------------------------------------------------------------------------------
+
+_API_FAILURE = "Failed to obtain answer via API"
+_REFUSALS = (
+    "Sorry, I can't help with images of people yet.",
+    "I can't process this file.",
+    "I'm sorry, but without the image provided",
+    "Cannot determine the answer",
+)
+_TO_SPACE = str.maketrans(dict.fromkeys(".()[],:;!*#{}", " "))
+_LABEL_WITHIN_LAST = 4  # tokens
+_ANSWER_IS = re.compile(r"(?:correct\s+)?answer\s+is\s+\**([ABCD])\**", re.IGNORECASE)  # no word boundary: as theirs
+
+
+def _vlmevalkit_letter(answer: str, options: Mapping[str, str]) -> str | None:
+    if _API_FAILURE in answer:
+        return None
+    if any(refusal in answer for refusal in _REFUSALS):
+        return REFUSED
+    tokens = answer.translate(_TO_SPACE).split()
+    present = [letter for letter in options if letter in tokens]
+    if len(present) == 1 and tokens.index(present[0]) >= len(tokens) - _LABEL_WITHIN_LAST:
+        return present[0]
+    if not present and REFUSED in tokens:
+        return REFUSED
+    stated = _ANSWER_IS.search(answer)
+    if stated and stated[1].upper() in options:
+        return stated[1].upper()
+    return None
+
+
+def _vlmevalkit_text(answer: str, options: Mapping[str, str]) -> str | None:
+    answer = answer.lower()
+    if len(answer) > 2 * sum(len(text) for text in options.values()):
+        return None
+    found = [letter for letter, text in options.items() if text.lower() in answer]
+    return found[0] if len(found) == 1 else None

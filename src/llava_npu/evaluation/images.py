@@ -1,0 +1,77 @@
+"""Where a question's image comes from, opened only when a model is about to see it.
+
+An image is known by its `key`, so that the rotations of a question, and all questions about one picture, share one
+entry in a feature cache. A picture that cannot be decoded raises `UnreadableImageError` when it is opened, not when the
+benchmark is read: the runner counts such questions as wrong and reports them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from PIL import Image
+
+from llava_npu.data.images import load_image
+from llava_npu.errors import UserError
+
+
+class UnreadableImageError(UserError):
+    """A picture that is missing or cannot be decoded."""
+
+
+class ImageSource(Protocol):
+    """An image that is opened on demand."""
+
+    @property
+    def key(self) -> str:
+        """Equal for equal images."""
+
+    def open(self) -> Image.Image:
+        """The decoded picture in RGB. Raises `UnreadableImageError`."""
+
+
+@dataclass(frozen=True)
+class EmbeddedImage:
+    """An encoded picture (PNG, JPEG, …) held in memory, as MMBench-form files carry them."""
+
+    key: str
+    data: bytes = field(repr=False, compare=False)
+    origin: str
+
+    def open(self) -> Image.Image:
+        return _decode(self.data, self.origin)
+
+
+@dataclass(frozen=True)
+class ImageFile:
+    """A picture in a file."""
+
+    path: Path
+    origin: str = field(compare=False)
+
+    @property
+    def key(self) -> str:
+        return str(self.path)
+
+    def open(self) -> Image.Image:
+        return _decode(self.path, self.origin)
+
+
+@dataclass(frozen=True)
+class LoadedImage:
+    """A picture that is already decoded."""
+
+    key: str
+    image: Image.Image = field(repr=False, compare=False)
+
+    def open(self) -> Image.Image:
+        return self.image.convert("RGB")
+
+
+def _decode(source: Path | bytes, origin: str) -> Image.Image:
+    try:
+        return load_image(source, origin)  # as in training
+    except UserError as error:
+        raise UnreadableImageError(str(error)) from error

@@ -1,0 +1,243 @@
+"""What an evaluation found: as JSON, CSV and Markdown, and as tables for the terminal."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llava_npu.evaluation.accuracy import CIRCULAR, LEVELS, OVERALL, VANILLA, Score, group_questions
+from llava_npu.evaluation.benchmarks import Benchmark
+from llava_npu.evaluation.files import write_text
+from llava_npu.evaluation.predictions import Prediction
+from llava_npu.evaluation.questions import Dataset, Question
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+_MAX_LISTED = 20  # unreadable images named in the notes
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A question that the extraction rules read differently."""
+
+    id: str
+    truth: str | None
+    answer: str
+    parsed: dict[str, str | None]
+
+
+@dataclass(frozen=True)
+class Report:
+    """Scores and everything needed to judge them.
+
+    Attributes:
+        benchmark, title: which one.
+        data: the file's path.
+        num_questions, num_groups: how many rows, and how many units they form.
+        num_errors: questions without an answer (unreadable images), counted as wrong.
+        seconds: spent on answering, all sessions together.
+        scores: every metric × extraction rule × split × category.
+        notes: what a reader should know.
+        differences: where the extraction rules disagree.
+        provenance: benchmark, data checksum, model fingerprint, settings, and the sessions' commands and versions.
+    """
+
+    benchmark: str
+    title: str
+    data: str
+    num_questions: int
+    num_groups: int
+    num_errors: int
+    seconds: float
+    scores: tuple[Score, ...]
+    notes: tuple[str, ...]
+    differences: tuple[Difference, ...]
+    provenance: dict[str, Any]
+
+    def overall(self, metric: str, extraction: str = "strict", split: str | None = None) -> Score:
+        """The overall score of a metric; `split` may be left out if there is only one."""
+        found = [
+            score
+            for score in self.scores
+            if score.level == OVERALL
+            and (score.metric, score.extraction) == (metric, extraction)
+            and split in (None, score.split)
+        ]
+        if len(found) != 1:
+            have = sorted({(score.metric, score.extraction, score.split) for score in self.scores})
+            raise KeyError(f"{len(found)} overall scores for {(metric, extraction, split)}; there are {have}")
+        return found[0]
+
+
+def build_report(
+    benchmark: Benchmark,
+    dataset: Dataset,
+    questions: Sequence[Question],
+    predictions: Sequence[Prediction],
+    notes: Iterable[str],
+    provenance: dict[str, Any],
+) -> Report:
+    """Scores predictions."""
+    parsed = {prediction.id: prediction.parsed for prediction in predictions}
+    return Report(
+        benchmark=benchmark.name,
+        title=benchmark.title,
+        data=str(dataset.path),
+        num_questions=len(questions),
+        num_groups=len(group_questions(questions)),
+        num_errors=sum(prediction.error is not None for prediction in predictions),
+        seconds=round(sum(prediction.seconds for prediction in predictions), 3),
+        scores=tuple(benchmark.score(questions, parsed)),
+        notes=(*notes, *benchmark.review(questions, parsed), *_error_notes(predictions)),
+        differences=tuple(
+            Difference(prediction.id, prediction.truth, prediction.answer, prediction.parsed)
+            for prediction in sorted(predictions, key=lambda prediction: prediction.id)
+            if len(set(prediction.parsed.values())) > 1
+        ),
+        provenance=provenance,
+    )
+
+
+def _error_notes(predictions: Sequence[Prediction]) -> list[str]:
+    errors = sorted((prediction.id, prediction.error) for prediction in predictions if prediction.error is not None)
+    if not errors:
+        return []
+    shown = [f"{id_}: {error}" for id_, error in errors[:_MAX_LISTED]]
+    if len(errors) > _MAX_LISTED:
+        shown.append(f"and {len(errors) - _MAX_LISTED} more, see predictions.jsonl")
+    return [f"{len(errors)} questions could not be answered and count as wrong: " + "; ".join(shown)]
+
+
+def write_report(report: Report, folder: Path) -> None:
+    """Writes report.json, report.md, scores.csv and differences.csv, each atomically."""
+    write_text(folder / "report.json", json.dumps(asdict(report), indent=2, ensure_ascii=False) + "\n")
+    write_text(folder / "report.md", as_markdown(report))
+    write_text(folder / "scores.csv", scores_as_csv(report))
+    write_text(folder / "differences.csv", differences_as_csv(report))
+
+
+def scores_as_csv(report: Report) -> str:
+    """One line a score."""
+    return _csv(tuple(Score.__dataclass_fields__), (asdict(score).values() for score in report.scores))
+
+
+def differences_as_csv(report: Report) -> str:
+    """One line for each question that the extraction rules read differently."""
+    rules = _extractions(report)
+    return _csv(
+        ("id", "truth", *rules, "answer"),
+        ((row.id, row.truth, *(row.parsed.get(rule) for rule in rules), row.answer) for row in report.differences),
+    )
+
+
+def as_markdown(report: Report) -> str:
+    """The report as a page."""
+    lines = [f"# {report.title}", ""]
+    for split in _splits(report):
+        if split:
+            lines += [f"## Split {split}", ""]
+        columns, rows = _columns_and_rows(report, split)
+        labelled = [[name if level == OVERALL else f"{level}: {name}", *cells] for level, name, *cells in rows]
+        lines += [*_markdown_table(columns, labelled), ""]
+    lines += [
+        "Accuracy in percent with its 95 % interval (bootstrap over groups). *strict* and *vlmevalkit* are two rules "
+        "that read an option from an answer; *vlmevalkit* is the one to set beside published scores. They disagree on "
+        f"{len(report.differences)} of {report.num_questions} answers (differences.csv).",
+        "",
+    ]
+    if report.notes:
+        lines += ["## Notes", "", *(f"- {note}" for note in report.notes), ""]
+    lines += ["## Origin", "", *(f"- {name}: `{value}`" for name, value in _origin(report)), ""]
+    return "\n".join(lines)
+
+
+def as_terminal(report: Report) -> RenderableType:
+    """The report for a rich console."""
+    from rich.console import Group
+    from rich.markup import escape
+    from rich.table import Table
+    from rich.text import Text
+
+    parts: list[Any] = []
+    for split in _splits(report):
+        columns, rows = _columns_and_rows(report, split, [CIRCULAR, VANILLA])  # what 80 columns can hold
+        title = f"{report.title}, split {split}" if split else report.title
+        headers = (escape(column.replace(", ", "\n")) for column in columns)
+        table = Table(*headers, title=escape(title), caption="percent and its 95 % interval")
+        for column in table.columns[1:]:
+            column.justify, column.no_wrap = "right", True
+        previous = OVERALL
+        for level, name, *cells in rows:
+            if level != previous:
+                table.add_section()
+                table.add_row(Text(f"by {level}", style="italic"))
+            previous = level
+            table.add_row(escape(name), *(cell.replace(" ", "\n") for cell in cells))
+        parts.append(table)
+    parts += [Text(f"! {note}", style="yellow") for note in report.notes]
+    return Group(*parts)
+
+
+def _splits(report: Report) -> list[str]:
+    return sorted({score.split for score in report.scores})
+
+
+def _extractions(report: Report) -> list[str]:
+    return sorted({rule for row in report.differences for rule in row.parsed} | {s.extraction for s in report.scores})
+
+
+def _columns_and_rows(
+    report: Report, split: str, metrics: Sequence[str] | None = None
+) -> tuple[list[str], list[list[str]]]:
+    """One row for overall and each category, one column for each metric and extraction rule.
+
+    Returns:
+        the headers of the columns behind the first, and rows of level, name and cells.
+    """
+    scores = [score for score in report.scores if score.split == split]
+    metrics = metrics or list(dict.fromkeys(score.metric for score in scores))
+    measures = dict.fromkeys((score.metric, score.extraction) for score in scores if score.metric in metrics)
+    columns = sorted(measures, key=lambda measure: metrics.index(measure[0]))  # the rules of one metric side by side
+    cells = {(score.level, score.name, score.metric, score.extraction): score for score in scores}
+    names = sorted({(score.level, score.name) for score in scores}, key=lambda row: (LEVELS.index(row[0]), row[1]))
+    rows = []
+    for level, name in names:
+        # A category may lack a metric (no unrotated question, say).
+        row = [cells.get((level, name, *measure)) for measure in columns]
+        rows.append([level, name, *map(_percent, row), str(max((score.count for score in row if score), default=0))])
+    return ["", *(f"{metric}, {extraction}" for metric, extraction in columns), "n"], rows
+
+
+def _percent(score: Score | None) -> str:
+    return "" if score is None else f"{100 * score.value:.1f} ({100 * score.low:.1f}–{100 * score.high:.1f})"
+
+
+def _origin(report: Report) -> list[tuple[str, Any]]:
+    sessions = report.provenance.get("sessions", [])
+    facts = [("data", report.data), *((k, v) for k, v in report.provenance.items() if k != "sessions")]
+    facts += [("questions", f"{report.num_questions} in {report.num_groups} groups"), ("seconds", report.seconds)]
+    for session in sessions[-1:]:
+        facts += [("command", session["command"]), ("device", session["device"])]
+        facts.append(("versions", ", ".join(f"{name} {version}" for name, version in session["versions"].items())))
+    return facts
+
+
+def _markdown_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    def line(cells: Iterable[str]) -> str:
+        return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+    return [line(columns), line(["---", *["---:"] * (len(columns) - 1)]), *map(line, rows)]
+
+
+def _csv(header: Iterable[str], rows: Iterable[Iterable[Any]]) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(rows)
+    return text.getvalue()

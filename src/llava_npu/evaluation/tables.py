@@ -1,0 +1,126 @@
+"""Reading tab-separated tables, with errors that name file, row and column.
+
+Fields may be quoted and then hold tabs and line breaks, as pandas and spreadsheets write them. Row numbers count data
+rows from 1, as a spreadsheet without its header does; the line is given beside it.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from llava_npu.errors import UserError, nearest
+
+_MAX_FIELD = 2**31 - 1  # an embedded image is far longer than the csv module's 128 KiB default
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row: column → text, and where it stands."""
+
+    cells: dict[str, str]
+    file: Path
+    number: int
+    line: int
+
+    def get(self, column: str) -> str:
+        return self.cells.get(column, "")
+
+    def error(self, column: str, problem: str) -> UserError:
+        return UserError(f"{self.file}, row {self.number} (line {self.line}), column {column!r}: {problem}")
+
+
+@dataclass(frozen=True)
+class Table:
+    path: Path
+    sha256: str
+    columns: tuple[str, ...]
+    rows: tuple[Row, ...]
+
+
+def read_tsv(path: Path, required: Sequence[str]) -> Table:
+    """Reads a tab-separated file with a header.
+
+    Raises:
+        UserError: no such file, empty, not UTF-8 (names row and column), a required column is missing or one is there
+            twice, a row has too many or too few fields, a quoted field never ends.
+    """
+    data = _read(path)
+    # Undecodable bytes survive as surrogates, so that the error can name the cell they are in.
+    text = data.decode("utf-8-sig", errors="surrogateescape")
+    with _field_size_limit(_MAX_FIELD):
+        reader = csv.reader(io.StringIO(text, newline=""), delimiter="\t", strict=True)
+        header = _header(path, next(reader, []), required)
+        rows = []
+        try:
+            for number, fields in enumerate((row for row in reader if row), start=1):
+                rows.append(_row(path, header, fields, number, reader.line_num))
+        except csv.Error as error:
+            raise UserError(
+                f"{path}, row {len(rows) + 1} (near line {reader.line_num}): not a valid tab-separated row: {error}. "
+                'A field with quotes, tabs or line breaks must be in "…", its quotes doubled.'
+            ) from error
+    if not rows:
+        raise UserError(f"{path} has a header but no rows.")
+    return Table(path, hashlib.sha256(data).hexdigest(), tuple(header), tuple(rows))
+
+
+def _read(path: Path) -> bytes:
+    if not path.is_file():
+        raise UserError(f"{path} is not a file. Give the benchmark's .tsv file.")
+    data = path.read_bytes()
+    if not data.strip():
+        raise UserError(f"{path} is empty.")
+    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise UserError(f"{path} is encoded in UTF-16. Save it as UTF-8.")
+    if b"\0" in data:
+        raise UserError(f"{path} is not a text file (it has zero bytes). Give the benchmark's .tsv file.")
+    return data
+
+
+def _header(path: Path, header: list[str], required: Sequence[str]) -> list[str]:
+    twice = sorted({name for name in header if header.count(name) > 1})
+    if twice:
+        raise UserError(f"{path}: column {twice[0]!r} is there twice.")
+    for name in required:
+        if name not in header:
+            raise missing_column(path, header, name)
+    return header
+
+
+def missing_column(path: Path, found: Sequence[str], *names: str) -> UserError:
+    """The error for a table that has none of the columns `names`."""
+    wanted = " or ".join(repr(name) for name in names)
+    shown = ", ".join(name[:40] for name in found[:20])
+    hint = nearest(names[0], found) or (" Is it separated by tabs?" if len(found) == 1 else "")
+    return UserError(f"{path}: no column {wanted}. Columns found: {shown}.{hint}")
+
+
+def _row(path: Path, header: list[str], fields: list[str], number: int, line: int) -> Row:
+    if len(fields) != len(header):
+        raise UserError(
+            f"{path}, row {number} (line {line}): {len(fields)} fields, but the header has {len(header)} columns "
+            f"(last field: {fields[-1][:60]!r})."
+        )
+    row = Row(dict(zip(header, fields, strict=True)), path, number, line)
+    for column, value in row.cells.items():
+        if any("\udc80" <= character <= "\udcff" for character in value):
+            raise row.error(column, "not UTF-8. The file mixes encodings; save all of it as UTF-8.")
+    return row
+
+
+class _field_size_limit:  # noqa: N801 - used like a function
+    """The csv module's limit is global: set it for a while, and put it back."""
+
+    def __init__(self, limit: int):
+        self._limit = limit
+
+    def __enter__(self) -> None:
+        self._before = csv.field_size_limit(self._limit)
+
+    def __exit__(self, *exception: object) -> None:
+        csv.field_size_limit(self._before)

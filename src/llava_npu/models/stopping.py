@@ -1,0 +1,27 @@
+"""Where a generated answer ends."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llava_npu.data.templates import EOS, VALUE, get_template
+
+
+def stopping_arguments(model: Any, tokenizer: Any, template_name: str) -> dict[str, Any]:
+    """Arguments for `generate`: the end tokens of model and tokenizer, and the template's own end mark, if any."""
+    configured = model.generation_config.eos_token_id
+    ends = {tokenizer.eos_token_id, *(configured if isinstance(configured, list) else [configured])} - {None}
+    stop = stop_string(template_name)
+    return {
+        "eos_token_id": sorted(ends) or None,
+        "pad_token_id": tokenizer.pad_token_id,
+        **({"stop_strings": [stop], "tokenizer": tokenizer} if stop else {}),
+    }
+
+
+def stop_string(template_name: str) -> str:
+    """What the template writes behind an answer beside the end token: "\\n" after a caption, "<|im_end|>", or ""."""
+    template = get_template(template_name)
+    texts = [segment.text for segment in (*template.answer, *template.closing)]
+    after = texts[texts.index(VALUE) + 1 :] if VALUE in texts else []
+    return "".join(after).replace(EOS, "").strip(" ")

@@ -1,0 +1,229 @@
+"""The three attentions, offered to transformers models as one attention implementation named "llava_npu".
+
+transformers calls two functions of an implementation: once per forward pass, one that makes the mask, and in every
+layer, one that attends. Ours makes no mask tensor. It makes a `BatchMask`, which knows what the batch looks like and
+which all layers share, so that what must be asked of the device (is anything padded, and where?) is asked at most once
+per forward pass, and only if a layer needs it.
+
+A batch whose lengths are known on the host should carry them as the model's keyword argument `sequence_lengths`
+(integers that add up to batch × length, row after row; padding at the end of a row is a sequence of its own). Then
+nothing is asked of the device at all. Such a batch needs its own `position_ids`, restarting at every sequence, and an
+`attention_mask` of ones: without one, transformers itself reads the positions back to find the sequences.
+
+Source: transformers' attention interface, https://huggingface.co/docs/transformers/attention_interface.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from typing import Any
+
+import torch
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.masking_utils import bidirectional_mask_function, causal_mask_function, sdpa_mask
+
+from llava_npu.errors import UserError
+from llava_npu.ops.attention.functional import batched_attention, masked_attention, packed_attention
+from llava_npu.ops.attention.sdpa import band_mask
+
+ATTENTION_NAME = "llava_npu"
+
+_UNSUPPORTED = ("softcap", "position_bias", "s_aux", "output_attentions")
+
+
+def register_attention() -> str:
+    """Makes the implementation known to transformers; returns its name, for `attn_implementation=`."""
+    AttentionInterface.register(ATTENTION_NAME, attention_forward)
+    AttentionMaskInterface.register(ATTENTION_NAME, make_batch_mask)
+    return ATTENTION_NAME
+
+
+def use_packed_attention(model: PreTrainedModel) -> None:
+    """Switches a built model, its language model and its vision tower included, to this implementation."""
+    model.set_attn_implementation(register_attention())
+
+
+class BatchMask:
+    """Which tokens of a batch are real, shared by all layers of a forward pass.
+
+    Not a dataclass on purpose: FSDP takes dataclasses in a module's inputs apart.
+    """
+
+    def __init__(self, real: torch.Tensor | None, query_length: int, causal: bool) -> None:
+        """`real`: (batch, key_length), True for tokens, False for padding; None where nothing is padded."""
+        self._real = real
+        self.query_length = query_length
+        self.causal = causal
+
+    @cached_property
+    def host(self) -> torch.Tensor | None:
+        """`real` on the host, or None where nothing is padded. On an accelerator, the one wait of a forward pass."""
+        if self._real is None:
+            return None
+        host = self._real.cpu()
+        return None if bool(host.all()) else host
+
+    @property
+    def is_padded(self) -> bool:
+        return self.host is not None
+
+    @cached_property
+    def lengths(self) -> tuple[int, ...]:
+        """Real tokens of each row."""
+        assert self.host is not None
+        return tuple(self.host.sum(1).tolist())
+
+    @cached_property
+    def positions(self) -> torch.Tensor:
+        """(real tokens,): where they are in the flattened batch, on the device."""
+        assert self.host is not None
+        assert self._real is not None
+        return self.host.flatten().nonzero().squeeze(1).to(self._real.device, non_blocking=True)
+
+    @cached_property
+    def dense(self) -> torch.Tensor:
+        """(batch, 1, query_length, key_length), True where a query may attend to a key."""
+        assert self._real is not None
+        mask = self._real[:, None, None, :]
+        if not self.causal or self.query_length == 1:
+            return mask.expand(-1, 1, self.query_length, -1)
+        key_length = self._real.shape[1]
+        return mask & band_mask(self.query_length, key_length, key_length, self._real.device)
+
+
+def make_batch_mask(
+    batch_size: int,
+    q_length: int,
+    kv_length: int,
+    q_offset: int | torch.Tensor = 0,
+    kv_offset: int = 0,
+    mask_function: Callable[..., Any] = causal_mask_function,
+    attention_mask: torch.Tensor | None = None,
+    local_size: int | None = None,
+    allow_is_causal_skip: bool = True,
+    **kwargs: Any,
+) -> BatchMask | torch.Tensor:
+    """transformers' mask interface: called once per forward pass (and once per kind of layer).
+
+    Returns:
+        A `BatchMask` for causal and bidirectional attention over the whole of each row, or, for every other pattern,
+        transformers' own boolean mask (batch, 1, q_length, kv_length), True = may attend.
+    """
+    within_window = allow_is_causal_skip and local_size is not None and kv_length <= local_size
+    causal = mask_function is causal_mask_function or within_window
+    # The keys end where the queries do: not so in a cache of fixed size, whose tail is still empty.
+    aligned = not isinstance(q_offset, torch.Tensor) and q_offset + q_length == kv_offset + kv_length
+    bidirectional = mask_function is bidirectional_mask_function
+    covers = attention_mask is None or attention_mask.shape[-1] == kv_offset + kv_length
+    if covers and (bidirectional or (causal and aligned)):
+        real = None if attention_mask is None else attention_mask[:, kv_offset:]
+        return BatchMask(real, q_length, causal)
+    mask = sdpa_mask(
+        batch_size=batch_size,
+        q_length=q_length,
+        kv_length=kv_length,
+        q_offset=q_offset,
+        kv_offset=kv_offset,
+        mask_function=mask_function,
+        attention_mask=attention_mask,
+        local_size=local_size,
+        allow_is_causal_skip=False,
+        **{**kwargs, "allow_is_bidirectional_skip": False},
+    )
+    assert mask is not None
+    return mask
+
+
+def attention_forward(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: BatchMask | torch.Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    is_causal: bool | None = None,
+    sliding_window: int | None = None,
+    sequence_lengths: Sequence[int] | None = None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """transformers' attention interface: called in every layer.
+
+    Args:
+        query: (batch, heads, query_length, head_dim).
+        key, value: (batch, key_value_heads, key_length, head_dim).
+        attention_mask: what `make_batch_mask` returned, a boolean mask of four dimensions, or None (a tower that asks
+            for none).
+        sequence_lengths: lengths of packed sequences, row after row, on the host; then `attention_mask` is not used.
+
+    Returns:
+        (batch, query_length, heads, head_dim), and None in place of the weights, which are never formed.
+
+    Raises:
+        UserError: for what this implementation cannot do (weights as output, soft-capping, biases, sinks).
+    """
+    for name in _UNSUPPORTED:
+        if kwargs.get(name) not in (None, False):
+            raise UserError(
+                f"attention implementation {ATTENTION_NAME!r}: {name} is not supported. "
+                "Load the model with attn_implementation='eager' for it."
+            )
+    if attention_mask is None:
+        causal = bool(getattr(module, "is_causal", True) if is_causal is None else is_causal)
+        attention_mask = BatchMask(None, query.shape[2], causal)
+        if causal and sliding_window is not None and key.shape[2] > sliding_window and sequence_lengths is None:
+            attention_mask = band_mask(query.shape[2], key.shape[2], sliding_window, query.device)
+
+    if sequence_lengths is not None:
+        causal = attention_mask.causal if isinstance(attention_mask, BatchMask) else True
+        window = sliding_window if sliding_window is not None and max(sequence_lengths) > sliding_window else None
+        out = _packed(query, key, value, sequence_lengths, causal, window, scaling, dropout)
+    elif isinstance(attention_mask, torch.Tensor):
+        out = masked_attention(query, key, value, attention_mask, scale=scaling, dropout=dropout).transpose(1, 2)
+    elif not attention_mask.is_padded:
+        out = batched_attention(query, key, value, attention_mask.causal, scale=scaling, dropout=dropout)
+        out = out.transpose(1, 2)
+    elif query.shape[2] == key.shape[2]:
+        out = _unpadded(query, key, value, attention_mask, scaling, dropout)
+    else:
+        mask = attention_mask.dense.to(query.device)  # a model spread over devices: layers may be elsewhere
+        out = masked_attention(query, key, value, mask, scale=scaling, dropout=dropout).transpose(1, 2)
+    return out.contiguous(), None
+
+
+def _packed(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    sequence_lengths: Sequence[int],
+    causal: bool,
+    window: int | None,
+    scale: float | None,
+    dropout: float,
+) -> torch.Tensor:
+    batch, _, length, _ = query.shape
+    q, k, v = (_token_rows(tensor) for tensor in (query, key, value))
+    out = packed_attention(q, k, v, sequence_lengths, causal, window=window, scale=scale, dropout=dropout)
+    return out.unflatten(0, (batch, length))  # (batch, length, heads, head_dim)
+
+
+def _unpadded(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: BatchMask,
+    scale: float | None,
+    dropout: float,
+) -> torch.Tensor:
+    """Packs the real tokens, attends, and puts the results back; padding gives zeros."""
+    batch, _, length, _ = query.shape
+    positions = mask.positions.to(query.device)
+    q, k, v = (_token_rows(tensor).index_select(0, positions) for tensor in (query, key, value))
+    out = packed_attention(q, k, v, mask.lengths, mask.causal, scale=scale, dropout=dropout)
+    rows = out.new_zeros(batch * length, *out.shape[1:]).index_copy(0, positions, out)
+    return rows.unflatten(0, (batch, length))  # (batch, length, heads, head_dim)
+
+
+def _token_rows(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.transpose(1, 2).flatten(0, 1)  # (batch × length, heads, head_dim)

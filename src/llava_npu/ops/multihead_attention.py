@@ -1,0 +1,195 @@
+"""`nn.MultiheadAttention` on fused attention.
+
+Source: Vaswani et al. 2017, "Attention Is All You Need" (arXiv:1706.03762), with the parameters, arguments and results
+of torch's `nn.MultiheadAttention`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from llava_npu.ops.attention import batched_attention, masked_attention
+
+
+class FusedMultiheadAttention(nn.MultiheadAttention):
+    """A drop-in for `nn.MultiheadAttention` that attends by the device's fused operator.
+
+    Constructor, initial weights, state-dict keys, masks, shapes and results are those of `nn.MultiheadAttention`, but:
+
+    - A query whose keys are all masked gives zeros before the output projection (torch gives NaN).
+    - Nested tensors are refused.
+
+    The fused operator never forms the attention weights. Pass `need_weights=False` to use it; with the default,
+    `need_weights=True`, the weights are computed step by step, as torch does. Floating-point masks (added to the
+    scores) go through torch's own `scaled_dot_product_attention`, as not every fused operator can add them.
+    """
+
+    def forward(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        key_padding_mask: torch.Tensor | None = None,
+        need_weights: bool = True,
+        attn_mask: torch.Tensor | None = None,
+        average_attn_weights: bool = True,
+        is_causal: bool = False,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Attends from `query` to `key` and `value`.
+
+        Args:
+            query: (batch, L, embed_dim) with `batch_first`, else (L, batch, embed_dim), or (L, embed_dim).
+            key: the same with length S and width `kdim`.
+            value: the same with length S and width `vdim`.
+            key_padding_mask: (batch, S) or (S); True masks a key out, floating-point values are added to the scores.
+            need_weights: whether to return the attention weights.
+            attn_mask: (L, S) or (batch × num_heads, L, S); as `key_padding_mask`.
+            average_attn_weights: whether the weights are averaged over heads.
+            is_causal: a promise that `attn_mask` is the causal mask; it must be given all the same.
+
+        Returns:
+            The output, shaped as `query`, and the weights (batch, L, S), (batch, num_heads, L, S) or the same without
+            batch, or None.
+
+        Raises:
+            ValueError: nested tensors, `is_causal` without `attn_mask`, or a mask whose shape does not fit.
+        """
+        if query.is_nested or key.is_nested or value.is_nested:
+            raise ValueError("FusedMultiheadAttention: nested tensors are not supported; pad them and pass a mask")
+        if is_causal and attn_mask is None:
+            raise ValueError("FusedMultiheadAttention: is_causal says what attn_mask is; pass attn_mask as well")
+        is_batched = query.dim() == 3
+        inputs = [query, key, value]
+        if not is_batched:
+            inputs = _map_distinct(inputs, lambda tensor: tensor.unsqueeze(0))
+            key_padding_mask = None if key_padding_mask is None else key_padding_mask.unsqueeze(0)
+        elif not self.batch_first:
+            inputs = _map_distinct(inputs, lambda tensor: tensor.transpose(0, 1))
+
+        q, k, v = self._heads(*inputs)  # (batch, num_heads, L or S, head_dim)
+        batch, _, length, _ = q.shape
+        key_length = inputs[1].shape[1]
+        appended = k.shape[2] - key_length
+        mask = _merge(
+            _attention_mask(attn_mask, batch, self.num_heads, length, key_length),
+            _padding_mask(key_padding_mask, batch, key_length),
+            q.dtype,
+        )
+        if mask is not None:
+            mask = F.pad(mask, (0, appended))  # appended keys are never masked
+        is_plain_causal = is_causal and key_padding_mask is None and length == key_length and not appended
+        dropout = self.dropout if self.training else 0.0
+
+        weights: torch.Tensor | None = None
+        if need_weights:
+            weights = F.dropout(_attention_weights(q, k, mask), dropout)
+            out = weights @ v
+        elif mask is None or is_plain_causal:
+            out = batched_attention(q, k, v, is_plain_causal, dropout=dropout)
+        elif mask.dtype == torch.bool:
+            out = masked_attention(q, k, v, ~mask, dropout=dropout)
+        else:
+            out = _attention_with_bias(q, k, v, mask, dropout)
+
+        out = self.out_proj(out.transpose(1, 2).flatten(2))  # (batch, L, embed_dim)
+        if weights is not None and average_attn_weights:
+            weights = weights.mean(1)
+        if not is_batched:
+            return out.squeeze(0), None if weights is None else weights.squeeze(0)
+        return (out if self.batch_first else out.transpose(0, 1)), weights
+
+    def _heads(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Projects, appends what `add_bias_kv` and `add_zero_attn` append, and splits into heads."""
+        q, k, v = self._projections(query, key, value)
+        if self.bias_k is not None and self.bias_v is not None:
+            k = torch.cat([k, self.bias_k.expand(len(k), -1, -1).to(k.dtype)], dim=1)
+            v = torch.cat([v, self.bias_v.expand(len(v), -1, -1).to(v.dtype)], dim=1)
+        if self.add_zero_attn:
+            k, v = F.pad(k, (0, 0, 0, 1)), F.pad(v, (0, 0, 0, 1))
+        q, k, v = (tensor.unflatten(2, (self.num_heads, self.head_dim)).transpose(1, 2) for tensor in (q, k, v))
+        return q, k, v
+
+    def _projections(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        if query is key is value and self.in_proj_weight is not None:
+            q, k, v = F.linear(query, self.in_proj_weight, self.in_proj_bias).chunk(3, dim=-1)
+            return q, k, v
+        q_weight, k_weight, v_weight = (
+            (self.q_proj_weight, self.k_proj_weight, self.v_proj_weight)
+            if self.in_proj_weight is None
+            else self.in_proj_weight.chunk(3)
+        )
+        q_bias, k_bias, v_bias = (None,) * 3 if self.in_proj_bias is None else self.in_proj_bias.chunk(3)
+        return F.linear(query, q_weight, q_bias), F.linear(key, k_weight, k_bias), F.linear(value, v_weight, v_bias)
+
+
+def _map_distinct(tensors: list[torch.Tensor], function: Callable[[torch.Tensor], torch.Tensor]) -> list[torch.Tensor]:
+    """Maps each tensor once, so that what was one tensor stays one (self-attention projects once)."""
+    mapped = {id(tensor): function(tensor) for tensor in tensors}
+    return [mapped[id(tensor)] for tensor in tensors]
+
+
+def _attention_mask(
+    mask: torch.Tensor | None, batch: int, heads: int, length: int, key_length: int
+) -> torch.Tensor | None:
+    """(L, S) or (batch × heads, L, S) -> (batch or 1, heads or 1, L, S)."""
+    if mask is None:
+        return None
+    if mask.shape == (length, key_length):
+        return mask[None, None]
+    if mask.shape == (batch * heads, length, key_length):
+        return mask.unflatten(0, (batch, heads))
+    raise ValueError(
+        f"FusedMultiheadAttention: attn_mask has shape {tuple(mask.shape)}; allowed are {(length, key_length)} and "
+        f"{(batch * heads, length, key_length)}"
+    )
+
+
+def _padding_mask(mask: torch.Tensor | None, batch: int, key_length: int) -> torch.Tensor | None:
+    """(batch, S) -> (batch, 1, 1, S)."""
+    if mask is not None and mask.shape != (batch, key_length):
+        raise ValueError(
+            f"FusedMultiheadAttention: key_padding_mask has shape {tuple(mask.shape)}, not {(batch, key_length)}"
+        )
+    return None if mask is None else mask[:, None, None]
+
+
+def _merge(first: torch.Tensor | None, second: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor | None:
+    """Boolean (True = masked out) if both are, else what is added to the scores."""
+    if first is None or second is None:
+        mask = second if first is None else first
+        return mask if mask is None or mask.dtype == torch.bool else mask.to(dtype)
+    if first.dtype == second.dtype == torch.bool:
+        return first | second
+    return _additive(first, dtype) + _additive(second, dtype)
+
+
+def _additive(mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    if mask.dtype != torch.bool:
+        return mask.to(dtype)
+    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(mask, float("-inf"))
+
+
+def _attention_weights(query: torch.Tensor, key: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    """(batch, heads, L, S), zeros in rows where everything is masked out."""
+    scores = query * query.shape[-1] ** -0.5 @ key.transpose(-1, -2)
+    if mask is None:
+        return scores.softmax(-1)
+    additive = _additive(mask, scores.dtype)
+    blind = additive.isneginf().all(-1, keepdim=True)
+    return (scores + additive.masked_fill(blind, 0)).softmax(-1).masked_fill(blind, 0)
+
+
+def _attention_with_bias(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, bias: torch.Tensor, dropout: float
+) -> torch.Tensor:
+    blind = bias.isneginf().all(-1, keepdim=True)
+    out = F.scaled_dot_product_attention(query, key, value, bias.masked_fill(blind, 0), dropout)
+    return out.masked_fill(blind, 0)

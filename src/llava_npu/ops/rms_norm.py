@@ -1,0 +1,28 @@
+"""Root-mean-square normalisation.
+
+Source: Zhang and Sennrich 2019, "Root Mean Square Layer Normalization" (arXiv:1910.07467), as transformers computes it
+for Llama: the mean in float32, the weight applied in the input's type. On an Ascend, `torch_npu.npu_rms_norm`, which
+applies the weight before it rounds: equal in float32, and within one rounding in half precision.
+"""
+
+from __future__ import annotations
+
+import torch
+
+
+def rms_norm(hidden: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Tensor:
+    """weight · hidden / √(mean(hidden²) + epsilon).
+
+    Args:
+        hidden: (..., hidden_size).
+        weight: (hidden_size,).
+    """
+    # The operator takes one type, and no float64.
+    if hidden.device.type == "npu" and hidden.dtype == weight.dtype and hidden.dtype.itemsize <= 4:
+        import torch_npu
+
+        out: torch.Tensor = torch_npu.npu_rms_norm(hidden, weight, epsilon)[0]
+        return out
+    wide = hidden.float()
+    normalised = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + epsilon)
+    return weight * normalised.to(hidden.dtype)

@@ -1,0 +1,87 @@
+"""`llava-npu eval` from the command line."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+from evaluation_samples import circular_rows, write_tsv
+from typer.testing import CliRunner
+
+from llava_npu.cli.eval import eval_
+from llava_npu.errors import UserError
+
+app = typer.Typer()
+app.command("eval")(eval_)
+
+
+def run(*arguments: object) -> Any:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments], env={"COLUMNS": "200"})
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Path:
+    return write_tsv(tmp_path / "bench.tsv", circular_rows(groups=2))
+
+
+@pytest.fixture(scope="module")
+def folder(tiny: tuple[Any, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("model")
+    for part in tiny:
+        part.save_pretrained(path)
+    return path
+
+
+def test_list() -> None:
+    result = run("--list")
+    assert result.exit_code == 0
+    assert "mmbench_cn" in result.output
+    assert "multiple_choice" in result.output
+
+
+def test_evaluates_and_goes_on(folder: Path, bench: Path, tmp_path: Path) -> None:
+    required = ("mmbench", "--model", folder, "--data", bench, "--output", tmp_path / "out", "--device", "cpu")
+    arguments = (*required, "--answer", "likelihood", "--batch-size", 3)
+    first = run(*arguments)
+    assert first.exit_code == 0, first.output
+    assert "circular" in first.output
+    stored = json.loads((tmp_path / "out" / "report.json").read_text(encoding="utf-8"))
+    assert stored["num_questions"] == 8
+    assert stored["provenance"]["settings.candidates"] == "text"
+    again = run(*arguments)
+    assert again.exit_code == 0
+    assert "2 sessions" in again.output
+    other = run(*arguments, "--images", "none")
+    assert isinstance(other.exception, UserError)
+    assert "images: was 'given', is 'none'" in str(other.exception)
+    assert run(*arguments, "--images", "none", "--fresh").exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "BENCHMARK is missing"),
+        (("mmbench",), "--model is missing"),
+        (("mmbench", "--model", "x", "--data", "{bench}"), "--output is missing"),
+        (("mmbnch", "--model", "x", "--data", "{bench}", "--output", "o"), "Did you mean 'mmbench'"),
+        (("mmbench", "--model", "x", "--data", "{bench}", "--output", "o", "--images", "given."), "--images 'given.'"),
+        (("mmbench", "--model", "x", "--data", "{bench}", "--output", "o", "--answer", "guess"), "--answer 'guess'"),
+        (("mmbench", "--model", "x", "--data", "absent.tsv", "--output", "o"), r"absent\.tsv is not a file"),
+        (("mmbench", "--model", "./absent", "--data", "{bench}", "--output", "o", "--device", "cpu"), "absent"),
+    ],
+)
+def test_mistakes(bench: Path, arguments: tuple[str, ...], message: str) -> None:
+    result = run(*(argument.format(bench=bench) for argument in arguments))
+    assert isinstance(result.exception, UserError)
+    with pytest.raises(UserError, match=message):
+        raise result.exception
+
+
+def test_help_loads_nothing_heavy() -> None:
+    check = "import sys, llava_npu.cli.eval; print([name for name in ('torch', 'transformers') if name in sys.modules])"
+    assert subprocess.check_output([sys.executable, "-c", check], text=True).strip() == "[]"
