@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/.installed
 # The interpreter must be new enough before anything is downloaded.
 CHECK := import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed; this is " + sys.version.split()[0] + ". Give another: make PYTHON=/path/to/python3.11")
 
-.PHONY: demo test test-npu lint format docs clean help
+.PHONY: demo test lint format docs clean help
 .DEFAULT_GOAL := help
 
 help: ## show this list
@@ -22,8 +22,9 @@ $(INSTALLED): pyproject.toml constraints.txt
 demo: $(INSTALLED) ## set up, then train, evaluate and question a model on real weights and images (about 15 minutes)
 	$(BIN)/llava-npu demo $(ARGS)
 
-test: $(INSTALLED) ## set up, then run all tests
+test: $(INSTALLED) ## set up, then run all tests, on this machine's devices and on the simulated NPU
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadscope $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadscope --simulated-npu $(ARGS)
 
 lint: $(INSTALLED) ## style and types
 	$(BIN)/ruff check .

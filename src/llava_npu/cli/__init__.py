@@ -14,8 +14,10 @@ import typer
 from llava_npu.cli.chat import chat
 from llava_npu.cli.data import app as data_app
 from llava_npu.cli.demo import demo
+from llava_npu.cli.doctor import doctor
 from llava_npu.cli.eval import eval_
 from llava_npu.cli.train import train
+from llava_npu.cli.verify import verify
 from llava_npu.errors import UserError
 from llava_npu.version import __version__
 
@@ -31,16 +33,23 @@ app.command("eval")(eval_)
 app.command("chat")(chat)
 app.add_typer(data_app, name="data")
 app.command("demo")(demo)
+app.command("doctor")(doctor)
+app.command("verify")(verify)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"llava-npu {__version__}")
+        raise typer.Exit
 
 
 @app.callback()
 def _options(
-    version: Annotated[bool, typer.Option("--version", help="Show the version and leave.", is_eager=True)] = False,
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version and leave.", callback=_show_version, is_eager=True)
+    ] = False,
 ) -> None:
     """Train, evaluate and use LLaVA-style vision-language models on Ascend NPUs, CUDA GPUs and CPUs."""
-    if version:
-        typer.echo(f"llava-npu {__version__}")
-        raise typer.Exit
 
 
 def main() -> None:
