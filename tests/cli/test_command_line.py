@@ -8,8 +8,8 @@ import time
 from pathlib import Path
 
 import pytest
-import tiny
 
+import tiny
 from llava_npu import __version__
 
 
@@ -59,7 +59,8 @@ def test_train_then_chat_then_inspect(tmp_path: Path) -> None:
     data = tiny.write_captions(tmp_path)
     config = tmp_path / "run.yaml"
     config.write_text(
-        f"output: {tmp_path}/run\nstage: align\nmodel: {{vision_tower: {tmp_path}/clip, language_model: {tmp_path}/lm}}\n"
+        f"output: {tmp_path}/run\nstage: align\n"
+        f"model: {{vision_tower: {tmp_path}/clip, language_model: {tmp_path}/lm}}\n"
         f"data: {{path: {data}, workers: 0}}\nbatch_size: 8\nmicro_batch_size: 8\nepochs: 2\n"
     )
     printed = _run("train", str(config), "optimizer.learning_rate=1e-2", "--print-config")

@@ -7,12 +7,12 @@ import shutil
 from pathlib import Path
 
 import pytest
-import tiny
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText, AutoProcessor, CLIPConfig, CLIPModel, LlavaProcessor, ResNetConfig
 
+import tiny
 from llava_npu import LlavaNpuForConditionalGeneration, LlavaNpuProcessor, UserError
 from llava_npu.models import compose, load
 

@@ -6,10 +6,10 @@ import copy
 from pathlib import Path
 
 import pytest
-import tiny
 import torch
 from transformers import LlavaConfig, LlavaForConditionalGeneration
 
+import tiny
 from llava_npu import LlavaNpuConfig, LlavaNpuForConditionalGeneration
 
 IMAGE_TOKEN_ID = 300
@@ -28,9 +28,7 @@ def _pair(tower: str) -> tuple[LlavaForConditionalGeneration, LlavaNpuForConditi
         )
     ).eval()
     ours = LlavaNpuForConditionalGeneration(
-        LlavaNpuConfig(
-            vision_config=vision_config(), text_config=tiny.text_config(), image_token_index=IMAGE_TOKEN_ID
-        )
+        LlavaNpuConfig(vision_config=vision_config(), text_config=tiny.text_config(), image_token_index=IMAGE_TOKEN_ID)
     ).eval()
     ours.load_state_dict(reference.state_dict())
     return reference, ours
@@ -85,7 +83,10 @@ def test_checkpoints_load_either_way(tower: str, tmp_path: Path) -> None:
     expected = reference(**batch).logits
     reference.save_pretrained(tmp_path / "reference")
     ours.save_pretrained(tmp_path / "ours")
-    for model_class, folder in ((LlavaForConditionalGeneration, "ours"), (LlavaNpuForConditionalGeneration, "reference")):
+    for model_class, folder in (
+        (LlavaForConditionalGeneration, "ours"),
+        (LlavaNpuForConditionalGeneration, "reference"),
+    ):
         loaded, info = model_class.from_pretrained(tmp_path / folder, output_loading_info=True)
         assert not any(info.values()), info
         assert torch.equal(loaded.eval()(**batch).logits, expected)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
-import tiny
 from PIL import Image
 
+import tiny
 from llava_npu import LlavaNpuForConditionalGeneration, LlavaNpuProcessor, UserError
 from llava_npu.models import compose
 from llava_npu.serving.terminal import stream_answer

@@ -194,7 +194,7 @@ def _interrupt(run: RunConfig, after_step: int) -> None:
     """Runs until `after_step` steps are reported, then stops as a crash would."""
     from llava_npu.training import loop
 
-    class Crash(Exception):
+    class CrashError(Exception):
         pass
 
     append = loop.append_metrics
@@ -202,11 +202,12 @@ def _interrupt(run: RunConfig, after_step: int) -> None:
     def crash(folder: Path, metrics: Any) -> None:
         append(folder, metrics)
         if metrics.step == after_step:
-            raise Crash
+            raise CrashError
 
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(Crash):
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, "append_metrics", crash)
-        train(run)
+        with pytest.raises(CrashError):
+            train(run)
 
 
 # ---- what may be wrong ----
@@ -277,5 +278,5 @@ def test_an_unreadable_image_names_record_and_file(make_run: MakeRun, material: 
 
 
 def test_a_batch_that_does_not_divide_names_what_does(make_run: MakeRun) -> None:
-    with pytest.raises(UserError, match="batch size 8 is not a multiple of .* micro batch 3; use 6 or 9"):
+    with pytest.raises(UserError, match=r"batch size 8 is not a multiple of .* micro batch 3; use 6 or 9"):
         train(make_run(micro_batch_size=3))

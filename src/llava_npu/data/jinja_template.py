@@ -1,4 +1,4 @@
-"""A conversation template as a transformers chat template (Jinja), so that `pipeline` and servers build the same prompts.
+"""A conversation template as a transformers chat template (Jinja): `pipeline` and servers build the same prompts.
 
 Messages have the roles "user" and "assistant", and as content a string or a list of {"type": "image"} and {"type":
 "text", "text": …}.
@@ -10,9 +10,9 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from llava_npu.data.records import IMAGE_MARK
 from llava_npu.data.special_tokens import begins_with_bos
 from llava_npu.data.templates import BOS, EOS, TOKENIZER, VALUE, Segment, Template, get_template
+from llava_npu.data.turns import IMAGE_MARK
 
 # Content → text, with the image where `templates._settle_images` puts it: one alone comes first, on its own line.
 _FLATTEN = """
