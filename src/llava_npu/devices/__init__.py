@@ -1,6 +1,7 @@
 """The only place that knows hardware: one object per kind of device, chosen once, passed to whoever needs it.
 
     device = devices.select("auto")      # NPU, then CUDA, then CPU
+    devices.apply_environment(device, print)
     model.to(device.torch_device)
 
 Adding a kind is one file with a `Device` and one line in `_KINDS`.
@@ -8,15 +9,16 @@ Adding a kind is one file with a `Device` and one line in `_KINDS`.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 
-from llava_npu.devices.base import Device
+from llava_npu.devices.base import Device, Variable
 from llava_npu.devices.cpu import CpuDevice
 from llava_npu.devices.cuda import CudaDevice
 from llava_npu.devices.npu import NpuDevice
 from llava_npu.errors import UserError, nearest
 
-__all__ = ["Device", "current", "kinds", "select"]
+__all__ = ["Device", "Variable", "apply_environment", "current", "kinds", "of_kind", "select"]
 
 _KINDS: dict[str, Callable[[], Device]] = {"npu": NpuDevice, "cuda": CudaDevice, "cpu": CpuDevice}  # by preference
 _current: Device | None = None
@@ -25,6 +27,11 @@ _current: Device | None = None
 def kinds() -> list[str]:
     """Names of all kinds of device, the preferred first."""
     return list(_KINDS)
+
+
+def of_kind(kind: str) -> Device:
+    """The device of a kind, neither chosen nor touched: to ask whether there is one."""
+    return _KINDS[kind]()
 
 
 def select(name: str = "auto") -> Device:
@@ -59,3 +66,20 @@ def select(name: str = "auto") -> Device:
 def current() -> Device:
     """The device of this process; chosen automatically if `select` has not been called."""
     return _current or select("auto")
+
+
+def apply_environment(device: Device, report: Callable[[str], None]) -> None:
+    """Sets what `device` does better with where the user has set nothing, and says so, one line each.
+
+    Called once where a run starts, before the first work on the device: allocators and communication libraries read
+    their variables then. Every process of a launch sets them; the first one reports.
+    """
+    say = report if os.environ.get("RANK", "0") == "0" else lambda line: None
+    for variable in device.environment():
+        if variable.name not in os.environ:
+            os.environ[variable.name] = variable.value
+            say(f"{variable.name}={variable.value} ({variable.reason})")
+    for setting in device.use_exact_float32():
+        say(f"{setting} (float32 is exact, as on a CPU)")
+    for warning in device.warnings():
+        say(f"warning: {warning}")

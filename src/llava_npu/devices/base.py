@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -17,6 +18,15 @@ class Memory:
     total: int
     free: int
     peak: int
+
+
+@dataclass(frozen=True)
+class Variable:
+    """An environment variable that a kind of device does better with, and why."""
+
+    name: str
+    value: str
+    reason: str
 
 
 class Device(ABC):
@@ -41,6 +51,10 @@ class Device(ABC):
     @abstractmethod
     def why_unavailable(self) -> str:
         """One sentence for a user who asked for it and cannot have it."""
+
+    def has_software(self) -> bool:
+        """Whether software is installed that is of use for this kind alone, working or not."""
+        return self.is_available()
 
     def default_index(self) -> int:
         """The device of this process in a launch with one process per device (torchrun's LOCAL_RANK), else 0."""
@@ -97,6 +111,27 @@ class Device(ABC):
     def peak_tflops(self, dtype: torch.dtype) -> float:
         """Dense matrix TFLOP/s of one device for `dtype`: a published figure where known, else measured."""
 
-    def environment(self) -> dict[str, str]:
-        """Environment variables that this kind does better with, for those that the user has not set."""
-        return {}
+    @property
+    def simulated(self) -> bool:
+        """Whether this is the simulated device of the tests, whose speed and precision say nothing of hardware."""
+        return False
+
+    def stream(self) -> AbstractContextManager[object]:
+        """A context in which work goes to a queue of its own, beside the device's default one."""
+        return nullcontext()
+
+    def environment(self) -> list[Variable]:
+        """What to set before the first work on the device, for variables that the user has not set."""
+        return []
+
+    def use_exact_float32(self) -> list[str]:
+        """Stops the device from rounding float32 matrix products and convolutions to 10 bits (TF32, HF32).
+
+        Returns:
+            What was changed, one setting each; nothing where float32 was exact already or the user has chosen.
+        """
+        return []
+
+    def warnings(self) -> list[str]:
+        """What is wrong with how this process uses the device, one sentence each, with the fix."""
+        return []

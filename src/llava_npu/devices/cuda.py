@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from contextlib import AbstractContextManager
+
 import torch
 
 from llava_npu.devices.base import Device, Memory
@@ -57,3 +60,13 @@ class CudaDevice(Device):
 
     def peak_tflops(self, dtype: torch.dtype) -> float:
         return published_tflops(self.name, dtype) or measured_tflops(self.torch_device, dtype, self.synchronize)
+
+    def stream(self) -> AbstractContextManager[object]:
+        return torch.cuda.stream(torch.cuda.Stream(self.index))
+
+    def use_exact_float32(self) -> list[str]:
+        # Matrix products are exact unless someone chose otherwise; convolutions (a tower's patches) are not.
+        if "NVIDIA_TF32_OVERRIDE" in os.environ or not torch.backends.cudnn.allow_tf32:
+            return []
+        torch.backends.cudnn.allow_tf32 = False
+        return ["torch.backends.cudnn.allow_tf32=False"]

@@ -9,12 +9,18 @@ from __future__ import annotations
 import functools
 import importlib
 import importlib.util
+import os
+import sys
+from contextlib import AbstractContextManager
 from types import ModuleType
 
 import torch
 
-from llava_npu.devices.base import Device, Memory
+from llava_npu.devices.base import Device, Memory, Variable
 from llava_npu.devices.peaks import measured_tflops, published_tflops
+
+_GLOBAL_HOOK = "torch_npu.contrib.transfer_to_npu"
+_HCCL_PORTS = 32  # HCCL takes 16 or 32 ports from its base port on, by release
 
 
 class NpuDevice(Device):
@@ -31,9 +37,11 @@ class NpuDevice(Device):
             return reason
         return f"torch_npu {module.__version__} finds no NPU; check the driver with npu-smi info."
 
+    def has_software(self) -> bool:
+        return importlib.util.find_spec("torch_npu") is not None
+
     @property
     def simulated(self) -> bool:
-        """Whether this is the simulated NPU of the tests, whose speed and numerics say nothing of hardware."""
         return "simulated" in self._torch_npu.__version__
 
     def use(self, index: int) -> None:
@@ -75,19 +83,48 @@ class NpuDevice(Device):
         self._npu.set_rng_state(state, self.index)
 
     def peak_tflops(self, dtype: torch.dtype) -> float:
-        published = None if self.simulated else published_tflops(self.name, dtype)
+        # Which name has how many cores rests on reports; the device's own count, where it tells it, is right.
+        cores = getattr(self._npu.get_device_properties(self.index), "cube_core_num", None)
+        published = None if self.simulated else published_tflops(self.name, dtype, cores)
         return published or measured_tflops(self.torch_device, dtype, self.synchronize)
 
-    def environment(self) -> dict[str, str]:
-        return {
-            # Grows segments instead of fragmenting; excludes max_split_size_mb.
-            "PYTORCH_NPU_ALLOC_CONF": "expandable_segments:True",
-            # The default of 120 s is short when ranks build caches or read from slow disks at different speeds.
-            "HCCL_CONNECT_TIMEOUT": "1200",
-            "HCCL_EXEC_TIMEOUT": "1800",
-            # Two jobs on one machine collide on the default port range (error EJ0003).
-            "HCCL_IF_BASE_PORT": "60000",
-        }
+    def stream(self) -> AbstractContextManager[object]:
+        context: AbstractContextManager[object] = self._npu.stream(self._npu.Stream(self.index))
+        return context
+
+    def environment(self) -> list[Variable]:
+        variables = [
+            Variable(
+                "PYTORCH_NPU_ALLOC_CONF",
+                "expandable_segments:True",
+                "memory grows in place instead of breaking into pieces",
+            ),
+            Variable(
+                "HCCL_CONNECT_TIMEOUT",
+                "1200",
+                "the default of 120 s is short where processes read or build caches at different speeds",
+            ),
+        ]
+        master_port = os.environ.get("MASTER_PORT", "")
+        if master_port.isdigit():  # a launch of several processes
+            base = str(_hccl_base_port(int(master_port)))
+            variables.append(Variable("HCCL_IF_BASE_PORT", base, "two jobs on one machine must not share ports"))
+        return variables
+
+    def use_exact_float32(self) -> list[str]:
+        # Matrix products are exact unless someone chose otherwise; convolutions (a tower's patches) are not.
+        if not self._npu.conv.allow_hf32:
+            return []
+        self._npu.conv.allow_hf32 = False
+        return ["torch.npu.conv.allow_hf32=False"]
+
+    def warnings(self) -> list[str]:
+        if _GLOBAL_HOOK not in sys.modules:
+            return []
+        return [
+            f"{_GLOBAL_HOOK} is active: it rewrites torch for the whole process and slows every step. llava-npu needs "
+            "no such hook: remove its import (look in sitecustomize.py, *.pth files and your own scripts)."
+        ]
 
     @property
     def _torch_npu(self) -> ModuleType:
@@ -99,6 +136,13 @@ class NpuDevice(Device):
     @property
     def _npu(self) -> ModuleType:
         return self._torch_npu.npu
+
+
+def _hccl_base_port(master_port: int) -> int:
+    """HCCL's first port, from torch's rendezvous port: equal in all processes of a job and, but for one chance in 500,
+    different between jobs. It lies below the ports that Linux gives to outgoing connections, from 32768 on.
+    """
+    return 16384 + master_port % 500 * _HCCL_PORTS
 
 
 @functools.cache

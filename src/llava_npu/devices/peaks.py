@@ -9,6 +9,9 @@ from dataclasses import dataclass
 
 import torch
 
+_NVIDIA = "NVIDIA data sheet, dense figures (half of those with sparsity)"
+_ASCEND = "Ascend/msmodeling tensor_cast/device.py; bf16 = AI cores × 8192 FLOP × clock"
+
 
 @dataclass(frozen=True)
 class Peak:
@@ -19,6 +22,7 @@ class Peak:
         bf16, fp16, fp32: dense matrix TFLOP/s (fp32: of plain fp32, not TF32).
         memory_gib: usable device memory.
         source: where the figures come from.
+        cores, clock_ghz: of an Ascend, from which its bf16 figure follows (`cube_tflops`).
     """
 
     match: str
@@ -27,10 +31,21 @@ class Peak:
     fp32: float
     memory_gib: int
     source: str
+    cores: int | None = None
+    clock_ghz: float | None = None
 
 
-_NVIDIA = "NVIDIA data sheet, dense figures (half of those with sparsity)"
-_ASCEND = "Ascend/msmodeling tensor_cast/device.py: AI cores × 8192 FLOP × clock"
+_FLOP_PER_CYCLE = 8192  # of one AI core: 16 × 16 × 16 multiplications and additions in half precision
+
+
+def cube_tflops(cores: int, clock_ghz: float) -> float:
+    """Dense half-precision TFLOP/s of an Ascend's AI cores."""
+    return cores * _FLOP_PER_CYCLE * clock_ghz / 1e3
+
+
+def _ascend(match: str, cores: int, clock_ghz: float, fp16: float, memory_gib: int) -> Peak:
+    return Peak(match, round(cube_tflops(cores, clock_ghz), 1), fp16, 0.0, memory_gib, _ASCEND, cores, clock_ghz)
+
 
 # The first match counts: longer names stand before shorter ones.
 PEAKS = (
@@ -39,22 +54,33 @@ PEAKS = (
     Peak("H100", 989.0, 989.0, 67.0, 80, _NVIDIA),
     Peak("A100-SXM4-40GB", 312.0, 312.0, 19.5, 40, _NVIDIA),
     Peak("A100", 312.0, 312.0, 19.5, 80, _NVIDIA),
-    # 24 cores × 1.8 GHz: the 376T SKU. Which name belongs to which SKU rests on third-party logs.
-    Peak("910B1", 353.9, 376.0, 0.0, 64, _ASCEND),
-    Peak("910B2", 353.9, 376.0, 0.0, 64, _ASCEND),
-    Peak("910B3", 294.9, 313.0, 0.0, 64, _ASCEND),  # 20 cores × 1.8 GHz: the 313T SKU
-    Peak("910B4", 245.8, 280.0, 0.0, 32, _ASCEND),  # 20 cores × 1.5 GHz: the 280T SKU
-    Peak("910_93", 353.9, 376.0, 0.0, 64, _ASCEND),  # one die of an A3
+    # The 376T, 313T and 280T products. Which name belongs to which rests on third-party logs.
+    _ascend("910B1", cores=24, clock_ghz=1.8, fp16=376.0, memory_gib=64),
+    _ascend("910B2", cores=24, clock_ghz=1.8, fp16=376.0, memory_gib=64),
+    _ascend("910B3", cores=20, clock_ghz=1.8, fp16=313.0, memory_gib=64),
+    _ascend("910B4", cores=20, clock_ghz=1.5, fp16=280.0, memory_gib=32),
+    _ascend("910_93", cores=24, clock_ghz=1.8, fp16=376.0, memory_gib=64),  # one die of an A3
 )
 
 
-def published_tflops(name: str, dtype: torch.dtype) -> float | None:
-    """The published dense TFLOP/s of the product called `name`, or None if it is not listed."""
-    for peak in PEAKS:
-        if peak.match in name:
-            figure = {torch.bfloat16: peak.bf16, torch.float16: peak.fp16}.get(dtype, peak.fp32)
-            return figure or None
-    return None
+def published(name: str) -> Peak | None:
+    """The entry of the product called `name`, or None if it is not listed."""
+    return next((peak for peak in PEAKS if peak.match in name), None)
+
+
+def published_tflops(name: str, dtype: torch.dtype, cores: int | None = None) -> float | None:
+    """The published dense TFLOP/s of the product called `name`, or None if it is not listed.
+
+    Args:
+        cores: AI cores as the device itself counts them; where the table has another count, the figure follows them.
+    """
+    peak = published(name)
+    if peak is None:
+        return None
+    figure = {torch.bfloat16: peak.bf16, torch.float16: peak.fp16}.get(dtype, peak.fp32)
+    if cores and peak.cores:
+        figure *= cores / peak.cores
+    return figure or None
 
 
 @functools.cache
