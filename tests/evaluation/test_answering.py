@@ -140,7 +140,7 @@ def test_rotations_share_the_scores_of_their_options(tiny: Tiny, questions: list
         )
     finally:
         handle.remove()
-    assert rows == [3]  # of 3 rotations with 3 options each
+    assert rows == [1, 3]  # of 3 rotations with 3 options each: the question once, behind it three answers
 
 
 def test_likelihood_of_letters_sees_the_options(tiny: Tiny, questions: list[Question]) -> None:

@@ -1,4 +1,4 @@
-"""How likely a model finds given answers: one padded forward, logits at the answers' tokens only."""
+"""How likely a model finds given answers: shared prompts computed once, logits at the answers' tokens only."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from typing import Any
 
 import torch
 from torch.nn import functional as F
+from transformers import DynamicCache
 
-from llava_npu.data.labels import IGNORE_INDEX, ExpandedConversation, encode_conversation, expand_images
+from llava_npu.data.labels import IGNORE_INDEX, encode_conversation, expand_images
 from llava_npu.errors import UserError
 from llava_npu.evaluation.features import stack_features
 from llava_npu.evaluation.images import ImageSource
@@ -47,35 +48,35 @@ def answer_log_probabilities(
 ) -> list[LogProbability]:
     """Scores the supervised tokens of each conversation, exactly those that training would supervise.
 
+    What several conversations have in common before their answers, image and question, is computed once: its keys and
+    values are kept and shared, so that four options cost little more than one.
+
     Args:
         model, processor: as `llava_npu.models.load` gives them.
         items: conversations with their answers.
         features: image key → (tokens, channels), of every image in `items`.
     """
-    encoded = [_encode(processor, item) for item in items]
-    longest = max(len(each.input_ids) for each in encoded)
-    pad = processor.tokenizer.pad_token_id
-    # Padded on the right: every token keeps the position it has in training.
-    input_ids = torch.tensor([each.input_ids + [pad] * (longest - len(each.input_ids)) for each in encoded])
-    attention_mask = torch.tensor(
-        [[1] * len(each.input_ids) + [0] * (longest - len(each.input_ids)) for each in encoded]
-    )
-    # The position before a supervised token predicts it. Found on the host: the device need not be waited for.
-    places = [
-        (number, position - 1, label)
-        for number, each in enumerate(encoded)
-        for position, label in enumerate(each.labels)
-        if label != IGNORE_INDEX and position > 0
-    ]
-    sequence, position, target = torch.tensor(places, device=model.device).unbind(1)  # (supervised tokens,) each
+    scored = [_encode(processor, item) for item in items]
+    prefixes = {(each.prefix, item.images): None for each, item in zip(scored, items, strict=True)}
+    rows = {prefix: row for row, prefix in enumerate(prefixes)}
+    prefix_mask, last, cache = _run_prefixes(model, processor, list(rows), features)
+    shared = [rows[each.prefix, item.images] for each, item in zip(scored, items, strict=True)]
+    hidden = last[torch.tensor(shared, device=model.device)]  # (items, 1, hidden size)
+    longest = max(len(each.answer) for each in scored) - 1
+    if longest:
+        cache.batch_select_indices(torch.tensor(shared, device=model.device))
+        behind = _run_answers(model, processor, scored, longest, prefix_mask[shared], cache)
+        hidden = torch.cat([hidden, behind], dim=1)  # (items, longest answer, hidden size)
 
-    hidden = model.model(
-        input_ids=input_ids.to(model.device),
-        attention_mask=attention_mask.to(model.device),
-        vision_features=stack_features([item.images for item in items], dict(features), model.device),
-        use_cache=False,
-    ).last_hidden_state  # (items, length, hidden size)
-    logits = model.lm_head(hidden[sequence, position]).float()  # (supervised tokens, vocabulary)
+    # Position j predicts the answer's token j. Found on the host: the device need not be waited for.
+    places = [
+        (number, place, label)
+        for number, each in enumerate(scored)
+        for place, label in enumerate(each.labels)
+        if label != IGNORE_INDEX
+    ]
+    sequence, place, target = torch.tensor(places, device=model.device).unbind(1)  # (supervised tokens,) each
+    logits = model.lm_head(hidden[sequence, place]).float()  # (supervised tokens, vocabulary)
     log_probabilities = -F.cross_entropy(logits, target, reduction="none")
     totals = torch.zeros(len(items), device=model.device).index_add(0, sequence, log_probabilities).tolist()
     counts = Counter(number for number, _, _ in places)
@@ -85,7 +86,69 @@ def answer_log_probabilities(
     return [LogProbability(total, counts[number]) for number, total in enumerate(totals)]
 
 
-def _encode(processor: Any, item: AnsweredPrompt) -> ExpandedConversation:
+@dataclass(frozen=True)
+class _Scored:
+    """A conversation cut where its answer begins: token ids before it, from there on, and the latter's labels."""
+
+    prefix: tuple[int, ...]
+    answer: tuple[int, ...]
+    labels: tuple[int, ...]
+
+
+def _encode(processor: Any, item: AnsweredPrompt) -> _Scored:
     encoded = encode_conversation(item.conversations, processor.tokenizer, processor.template, record=item.name)
     widths = [processor.num_image_tokens] * len(item.images)
-    return expand_images(encoded, widths, processor.image_token_id, record=item.name)
+    expanded = expand_images(encoded, widths, processor.image_token_id, record=item.name)
+    start = next(place for place, label in enumerate(expanded.labels) if label != IGNORE_INDEX)
+    ids, labels = expanded.input_ids, expanded.labels
+    return _Scored(tuple(ids[:start]), tuple(ids[start:]), tuple(labels[start:]))
+
+
+def _run_prefixes(
+    model: Any,
+    processor: Any,
+    prefixes: Sequence[tuple[tuple[int, ...], tuple[ImageSource, ...]]],
+    features: Mapping[str, torch.Tensor],
+) -> tuple[torch.Tensor, torch.Tensor, DynamicCache]:
+    """Runs each prefix, padded on the left.
+
+    Returns:
+        which tokens are real, (prefixes, longest), on the host; the last hidden states, (prefixes, 1, hidden size); and
+        the keys and values.
+    """
+    batch = processor.pad_left([ids for ids, _ in prefixes])
+    mask = batch["attention_mask"]
+    cache = DynamicCache(config=model.config.get_text_config())
+    hidden = model.model(
+        input_ids=batch["input_ids"].to(model.device),
+        attention_mask=mask.to(model.device),
+        position_ids=(mask.cumsum(1) - 1).clamp(min=0).to(model.device),
+        vision_features=stack_features([images for _, images in prefixes], dict(features), model.device),
+        past_key_values=cache,
+        use_cache=True,
+    ).last_hidden_state
+    return mask, hidden[:, -1:], cache
+
+
+def _run_answers(
+    model: Any,
+    processor: Any,
+    scored: Sequence[_Scored],
+    longest: int,
+    prefix_mask: torch.Tensor,
+    cache: DynamicCache,
+) -> torch.Tensor:
+    """Runs the answers behind their prefixes, without their last token: (items, longest, hidden size)."""
+    pad = processor.tokenizer.pad_token_id
+    rests = [each.answer[:-1] for each in scored]
+    # Padded on the right: every token keeps the position it has in training.
+    ids = torch.tensor([[*rest, *[pad] * (longest - len(rest))] for rest in rests])
+    mask = torch.tensor([[1] * len(rest) + [0] * (longest - len(rest)) for rest in rests])
+    positions = torch.tensor([[len(each.prefix) + place for place in range(longest)] for each in scored])
+    return model.model(
+        input_ids=ids.to(model.device),
+        attention_mask=torch.cat([prefix_mask, mask], dim=1).to(model.device),
+        position_ids=positions.to(model.device),
+        past_key_values=cache,
+        use_cache=True,
+    ).last_hidden_state
