@@ -1,17 +1,22 @@
 from __future__ import annotations
 
+import html
 import io
 import json
+import re
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from PIL import Image
 from rich.console import Console
 from transformers import PreTrainedTokenizerBase
 from typer.testing import CliRunner
 
 from llava_npu.cli.data import app
-from llava_npu.data import inspect_records
+from llava_npu.data import IMAGE_PLACEHOLDER, encode_conversation, inspect_records
+from llava_npu.data.inspect_html import tokens
 from llava_npu.errors import UserError
 
 
@@ -92,3 +97,61 @@ def test_command_errors(
     result = CliRunner().invoke(app, [*defaults, *arguments])
     assert isinstance(result.exception, UserError)
     assert message in str(result.exception)
+
+
+def test_page(data: Path, llama: PreTrainedTokenizerBase, tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
+    inspect_records(data, llama, "v1", limit=9, console=Console(file=io.StringIO()), html=page)
+    text = page.read_text()
+    learned = html.unescape("".join(re.findall(r'<span class="learned"[^>]*>(.*?)</span>', text, re.DOTALL)))
+    assert "A [red]cat.↵\n猫</s>" in learned
+    assert "What is" not in learned
+    assert text.count('src="data:image/jpeg;base64,') == 1
+    assert '<span class="image" title="image -200">' in text
+    assert f"missing image: {data.parent / 'lost.png'}" in text
+    assert "the answer is empty" in text
+    assert "\x1b" not in text
+    assert not list(tmp_path.glob(".page*"))
+
+
+def test_page_shows_data_as_text(llama: PreTrainedTokenizerBase, tmp_path: Path) -> None:
+    """What a record says is never markup of the page."""
+    bad = "<script>alert('&quot;')</script>"
+    turns = [{"from": "human", "value": f"<image>\n{bad}"}, {"from": "gpt", "value": bad}]
+    Image.new("RGB", (2, 2)).save(tmp_path / '">x.png')
+    path = tmp_path / "train.json"
+    path.write_text(json.dumps([{"id": bad, "image": '">x.png', "conversations": turns}]))
+    inspect_records(path, llama, "v1", console=Console(file=io.StringIO()), html=tmp_path / "page.html")
+    text = (tmp_path / "page.html").read_text()
+    assert "<script" not in text
+    assert '">x.png' not in text
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(answer=st.text(min_size=1, max_size=30).filter(str.strip))
+@pytest.mark.parametrize("name", ["llama", "bytes_bpe", "unigram"])
+def test_tokens_of_the_page_are_all_of_the_text(name: str, answer: str, request: pytest.FixtureRequest) -> None:
+    tokenizer = request.getfixturevalue(name)
+    turns = [{"from": "human", "value": "<image>\nq 😀"}, {"from": "gpt", "value": answer}]
+    try:
+        encoded = encode_conversation(turns, tokenizer, "chatml" if name == "bytes_bpe" else "v1")
+    except UserError:  # markup in the answer
+        return
+    shown = list(tokens(encoded, tokenizer))
+    assert [token for _, ids, _ in shown for token in ids] == encoded.input_ids
+    behind_image = encoded.input_ids[encoded.input_ids.index(IMAGE_PLACEHOLDER) + 1 :]
+    texts = [text for text, _, _ in shown]
+    assert "".join(texts[texts.index("⟨image⟩") + 1 :]) == tokenizer.decode(behind_image)
+
+
+def test_a_record_in_the_middle_and_one_that_is_none(
+    data: Path, llama: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    console = Console(file=io.StringIO(), width=200)
+    assert inspect_records(data, llama, "v1", limit=1, start=3, console=console) == 0
+    assert "record 3 (id 'odd')" in console.file.getvalue()  # type: ignore[attr-defined]
+    with pytest.raises(UserError, match="there is no record 4; the last one is 3"):
+        inspect_records(data, llama, "v1", start=4)
+    data.write_text(json.dumps([{"id": "x"}, *json.loads(data.read_text())]))
+    assert inspect_records(data, llama, "v1", limit=2, console=console) == 1
+    assert "has no 'conversations'" in console.file.getvalue()  # type: ignore[attr-defined]

@@ -33,8 +33,16 @@ def _section(section: type[BaseModel], prefix: str) -> list[str]:
         else:
             meaning = (field.description or "").replace("|", "\\|")
             lines.append(f"| `{prefix}{name}` | {_type(field.annotation)} | {_default(field)} | {meaning} |")
+            if items := _section_of_items(field.annotation):
+                nested.append((items, f"{prefix}{name}[]."))
     lines.append("")
     return lines + [line for inner, inner_prefix in nested for line in _section(inner, inner_prefix)]
+
+
+def _section_of_items(annotation: typing.Any) -> type[BaseModel] | None:
+    """The section that a list holds, if it holds sections."""
+    items = typing.get_args(annotation)[0] if typing.get_origin(annotation) is list else None
+    return items if isinstance(items, type) and issubclass(items, BaseModel) else None
 
 
 def _type(annotation: typing.Any) -> str:
@@ -43,6 +51,8 @@ def _type(annotation: typing.Any) -> str:
         return " or ".join(f"`{value}`" for value in arguments)
     if origin in (typing.Union, types.UnionType):
         return " or ".join(_type(each) for each in arguments)
+    if _section_of_items(annotation):
+        return "list of mappings, see below"
     if origin is list:
         return f"list of {_type(arguments[0])}"
     if origin is tuple:

@@ -48,11 +48,45 @@ class ModelConfig(_Section):
         return self
 
 
+class SourceConfig(_Section):
+    """One of several data files."""
+
+    path: str = Field(description="As `data.path`.")
+    image_root: str | None = Field(None, description="As `data.image_root`, which holds where this is not given.")
+    weight: float = Field(
+        1.0,
+        gt=0,
+        description="How often each record is seen in an epoch: 2 is twice; 0.5 is every second record, always the "
+        "same ones.",
+    )
+    limit: int | None = Field(None, ge=1, description="Take no more records than this, drawn at random once for all.")
+
+
 class DataConfig(_Section):
     """What it is trained on."""
 
-    path: str = Field(description="LLaVA-format conversations: a JSON list or JSONL file.")
-    image_root: str | None = Field(None, description="Folder of the images; by default the data file's own folder.")
+    path: str | None = Field(
+        None,
+        description="Conversations: a JSON list, a JSONL file, Parquet (file, folder or `*`), or a folder that "
+        "`Dataset.save_to_disk` wrote. See docs/data.md.",
+    )
+    sources: list[SourceConfig] = Field(
+        default_factory=list, description="Several data files as one mixture, in place of `path`."
+    )
+    image_root: str | None = Field(
+        None,
+        description="Folder of the images, or a .tar or .zip file of them (several with `*`); by default the data "
+        "file's own folder.",
+    )
+    allow_absolute_paths: bool = Field(
+        False, description="Let image names be absolute paths, and links lead out of `image_root`."
+    )
+    bad_samples: Literal["error", "skip"] = Field(
+        "error",
+        description="A sample that cannot be used (a damaged image, a malformed record): `error` stops the run; `skip` "
+        "takes another one, always the same, and lists the bad one in bad_samples.jsonl.",
+    )
+    max_bad_samples: int = Field(100, ge=0, description="With `skip`: stop when more samples than this were replaced.")
     template: str | None = Field(
         None,
         description="Conversation template (`plain`, `v1`, `llama_2`, `mistral`, `chatml`, `tokenizer`); by default "
@@ -67,6 +101,12 @@ class DataConfig(_Section):
         description="Run the frozen vision tower once per image, ever, and keep what it gives on disk (in the user's "
         "cache). For many passes or many runs over the same images.",
     )
+
+    @model_validator(mode="after")
+    def _path_or_sources(self) -> DataConfig:
+        if (self.path is None) == (not self.sources):
+            raise ValueError("give `path` or, for a mixture, `sources`: one of the two")
+        return self
 
 
 class OptimizerConfig(_Section):
@@ -110,7 +150,9 @@ class RunConfig(_Section):
     device: str = Field("auto", description="`auto` (NPU, then CUDA, then CPU), `npu`, `cuda`, `cpu`, or as `npu:1`.")
     seed: int = Field(0, ge=0, description="Of the projector's weights, the order of the data and everything random.")
     log_every: int = Field(1, ge=1, description="Steps between lines of metrics.jsonl.")
-    save_every: int = Field(500, ge=1, description="Steps between checkpoints; at the end the final model takes their place.")
+    save_every: int = Field(
+        500, ge=1, description="Steps between checkpoints; at the end the final model takes their place."
+    )
     keep_checkpoints: int = Field(2, ge=1, description="How many checkpoints stay; older ones are deleted.")
 
     @property

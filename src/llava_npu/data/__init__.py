@@ -9,9 +9,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from llava_npu.data.check import CheckOptions as CheckOptions
+    from llava_npu.data.check import check_records as check_records
     from llava_npu.data.dataset import ConversationDataset as ConversationDataset
     from llava_npu.data.dataset import Sample as Sample
     from llava_npu.data.dataset import collate as collate
+    from llava_npu.data.defects import RecordError as RecordError
     from llava_npu.data.images import load_image as load_image
     from llava_npu.data.images import pad_to_square as pad_to_square
     from llava_npu.data.images import padding_color as padding_color
@@ -27,15 +30,20 @@ if TYPE_CHECKING:
     from llava_npu.data.plan import micro_batches as micro_batches
     from llava_npu.data.plan import plan_order as plan_order
     from llava_npu.data.records import Record as Record
+    from llava_npu.data.records import Source as Source
     from llava_npu.data.records import Turn as Turn
     from llava_npu.data.records import fingerprint as fingerprint
     from llava_npu.data.records import load_records as load_records
+    from llava_npu.data.records import open_records as open_records
+    from llava_npu.data.records import open_sources as open_sources
     from llava_npu.data.templates import TEMPLATES as TEMPLATES
     from llava_npu.data.templates import Template as Template
     from llava_npu.data.templates import get_template as get_template
 
 _NAMES = {
+    "check": ("CheckOptions", "check_records"),
     "dataset": ("ConversationDataset", "Sample", "collate"),
+    "defects": ("RecordError",),
     "images": ("load_image", "pad_to_square", "padding_color"),
     "inspect": ("inspect_records",),
     "labels": (
@@ -48,7 +56,7 @@ _NAMES = {
         "expand_images",
     ),
     "plan": ("Plan", "micro_batches", "plan_order"),
-    "records": ("Record", "Turn", "fingerprint", "load_records"),
+    "records": ("Record", "Source", "Turn", "fingerprint", "load_records", "open_records", "open_sources"),
     "templates": ("TEMPLATES", "Template", "get_template"),
 }
 _HOME = {name: f"{__name__}.{module}" for module, names in _NAMES.items() for name in names}

@@ -10,9 +10,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from llava_npu.data.records import IMAGE_MARK, Turn
+from llava_npu.data.defects import RecordError
 from llava_npu.data.special_tokens import special_texts
 from llava_npu.data.templates import Segment
+from llava_npu.data.turns import IMAGE_MARK, Turn
 from llava_npu.errors import UserError
 
 if TYPE_CHECKING:
@@ -44,7 +45,9 @@ def render_chat_template(
             continue
         where = f"{name}: conversations[{i}]"
         if not turn.text.strip():
-            raise UserError(f"{where}.value: the answer is empty; write the answer or remove this round")
+            raise RecordError(
+                f"{where}.value: the answer is empty; write the answer or remove this round", "empty or unanswerable"
+            )
         start = _answer_start(turns[:i], whole, tokenizer, where)
         segments.append(Segment(whole[end:start]))
         end = _answer_end(turn.text.strip(), whole, start, tokenizer, where)

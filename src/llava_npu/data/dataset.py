@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -12,9 +11,11 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from llava_npu.data.bad_samples import BadSamples, load_or_substitute
+from llava_npu.data.image_roots import ImagePath
 from llava_npu.data.images import load_image
 from llava_npu.data.labels import IGNORE_INDEX, encode_conversation, expand_images
-from llava_npu.data.records import Record
+from llava_npu.data.parsing import Record
 from llava_npu.errors import UserError
 
 
@@ -32,9 +33,9 @@ class Processor(Protocol):
 class Features(Protocol):
     """From an image's path to its vision features (tokens, channels): a cache on disk, or a dict."""
 
-    def __getitem__(self, image: Path, /) -> Tensor: ...
+    def __getitem__(self, image: Any, /) -> Tensor: ...
 
-    def __contains__(self, image: Path, /) -> bool: ...
+    def __contains__(self, image: Any, /) -> bool: ...
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,7 @@ class Sample:
         pixel_values: shape (num_images, 3, height, width); None without images, or with cached features.
         vision_features: shape (num_images, tokens, channels), from a feature cache instead of pixels.
         name: the record, for messages.
+        replaced: what was wrong with the sample that this one stands in for (`bad_samples.py`); None: it is itself.
     """
 
     input_ids: Tensor
@@ -54,17 +56,19 @@ class Sample:
     pixel_values: Tensor | None
     vision_features: Tensor | None
     name: str
+    replaced: str | None = None
 
 
 class ConversationDataset(Dataset[Sample]):
     """Records as training samples; each is read and encoded when asked for.
 
     Args:
-        records: from `load_records`.
+        records: from `load_records`, or `open_records` where not all of them should be in memory.
         processor: its tokenizer, template and image preprocessing are used.
         template: another template than the processor's (stage 1 trains captions with 'plain').
         max_length: the most tokens of a sample, images included; images that do not fit go with the text cut off.
         features: the frozen vision tower's output for each image. Given these, no picture is opened.
+        bad_samples: 'error' raises for a sample that cannot be used; 'skip' gives another in its place.
     """
 
     def __init__(
@@ -74,17 +78,24 @@ class ConversationDataset(Dataset[Sample]):
         template: str | None = None,
         max_length: int | None = None,
         features: Features | None = None,
+        bad_samples: BadSamples = "error",
     ) -> None:
         self.records = records
         self.processor = processor
         self.template = template or processor.template
         self.max_length = max_length
         self.features = features
+        self.bad_samples = bad_samples
 
     def __len__(self) -> int:
         return len(self.records)
 
     def __getitem__(self, index: int) -> Sample:
+        if self.bad_samples == "skip":
+            return load_or_substitute(self._load, index, len(self))
+        return self._load(index)
+
+    def _load(self, index: int) -> Sample:
         record, processor = self.records[index], self.processor
         encoded = encode_conversation(record.conversations, processor.tokenizer, self.template, record=record)
         tokens_per_image = [processor.num_image_tokens] * len(record.images)
@@ -125,10 +136,12 @@ def collate(samples: Sequence[Sample], pad_token_id: int) -> dict[str, Tensor]:
     return batch
 
 
-def _look_up(features: Features, image: Path, record: Record) -> Tensor:
+def _look_up(features: Features, image: ImagePath, record: Record) -> Tensor:
     try:
         if image in features:
             return features[image]
     except OSError as error:
         raise UserError(f"{record.name}: image {image}: cannot be read: {error.strerror or error}") from error
+    except UserError as error:  # what names the image is given the record's name, too
+        raise UserError(f"{record.name}: image {error}") from error
     raise UserError(f"{record.name}: image {image} is not in the feature cache; compute the cache again")

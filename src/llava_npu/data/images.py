@@ -23,6 +23,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
+from llava_npu.data.image_roots import ImagePath
 from llava_npu.errors import UserError
 
 FORMATS = ("PNG", "JPEG", "MPO", "GIF", "WEBP", "BMP", "TIFF", "PPM", "ICO", "TGA", "JPEG2000", "AVIF")
@@ -41,8 +42,8 @@ _DECODER_ERRORS = (
 )
 
 
-def load_image(source: str | Path | bytes, origin: str = "image") -> Image.Image:
-    """Opens a file, or the bytes of one, as an upright RGB image.
+def load_image(source: str | ImagePath | bytes, origin: str = "image") -> Image.Image:
+    """Opens a file, a member of an archive, or the bytes of one, as an upright RGB image.
 
     Args:
         origin: the record it belongs to, the opening of error messages.
@@ -51,7 +52,7 @@ def load_image(source: str | Path | bytes, origin: str = "image") -> Image.Image
         UserError: missing, empty, damaged, of no supported format, or of more than `MAX_PIXELS` pixels.
     """
     what = f"{origin}: image of {len(source)} bytes" if isinstance(source, bytes) else f"{origin}: image {source}"
-    data = source if isinstance(source, bytes) else _read(Path(source), what)
+    data = source if isinstance(source, bytes) else _read(Path(source) if isinstance(source, str) else source, what)
     if not data:
         raise UserError(f"{what}: the file is empty; copy or download it again")
     try:
@@ -89,7 +90,7 @@ def padding_color(image_mean: Sequence[float]) -> tuple[int, int, int]:
     return red, green, blue
 
 
-def _read(path: Path, what: str) -> bytes:
+def _read(path: ImagePath, what: str) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from itertools import groupby, islice
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.text import Text
 
+from llava_npu.data.image_roots import exists
 from llava_npu.data.labels import IGNORE_INDEX, IMAGE_PLACEHOLDER, EncodedConversation, encode_conversation
-from llava_npu.data.records import IMAGE_MARK, Record, load_records
-from llava_npu.data.templates import get_template
+from llava_npu.data.parsing import Record
+from llava_npu.data.records import open_records
+from llava_npu.data.templates import Template, get_template
+from llava_npu.data.turns import IMAGE_MARK
 from llava_npu.errors import UserError
 
 if TYPE_CHECKING:
@@ -23,6 +27,21 @@ IMAGE_STYLE = "bold magenta"
 BRACKETS = ("⟦", "⟧")  # where there is no colour
 
 
+@dataclass(frozen=True)
+class InspectedSample:
+    """A record and what becomes of it; without a record or its encoding, `problems` says why.
+
+    Args:
+        title: the record's name, or its number where it could not be read.
+        problems: why it cannot be trained on, its missing images among them; empty if it can.
+    """
+
+    title: str
+    record: Record | None
+    encoded: EncodedConversation | None
+    problems: tuple[str, ...]
+
+
 def inspect_records(
     path: str | Path,
     tokenizer: PreTrainedTokenizerBase,
@@ -30,39 +49,86 @@ def inspect_records(
     image_root: str | Path | None = None,
     limit: int = 5,
     console: Console | None = None,
+    *,
+    start: int = 0,
+    allow_absolute_paths: bool = False,
+    html: Path | None = None,
 ) -> int:
-    """Prints the first `limit` records; supervised text is green, or in ⟦ ⟧ where the output has no colour.
+    """Prints `limit` records from `start` on; supervised text is green, or in ⟦ ⟧ where the output has no colour.
 
-    A record that cannot be encoded is shown with its error, and the rest goes on.
+    A record that cannot be read or encoded is shown with its error, and the rest goes on.
+
+    Args:
+        html: also write them to this page, token by token, with the pictures.
 
     Returns:
         The number of shown records that cannot be trained on: wrong text, or a missing image.
 
     Raises:
-        UserError: the file cannot be read or holds malformed records, or the template is unknown.
+        UserError: the file cannot be read, the template is unknown, or the page cannot be written.
     """
     console = console or Console(highlight=False)
     form = get_template(template)
-    records = load_records(path, image_root)
-    num_faulty = 0
-    for record in islice(records, limit):
-        missing = [image for image, full in zip(record.images, record.image_paths, strict=True) if not full.is_file()]
-        try:
-            encoded = encode_conversation(record.conversations, tokenizer, form, record=record)
-        except UserError as error:
-            num_faulty += 1
-            console.print(Text(f"── {record.name}", style="bold"))
-            console.print(Text(f"{error}\n", style="red"), soft_wrap=True)
-            continue
-        num_faulty += bool(missing)
-        console.print(_headline(record, encoded), soft_wrap=True)
-        for image in missing:
-            console.print(Text(f"missing image: {record.image_root / image}", style="red"), soft_wrap=True)
-        console.print(render_sample(encoded, tokenizer, brackets=not _has_color(console)), soft_wrap=True)
-        console.print()
-    shown = min(limit, len(records))
-    console.print(Text(f"{shown} of {len(records)} records shown, {num_faulty} of them faulty; template {form.name}"))
+    records = open_records(path, image_root, allow_absolute_paths=allow_absolute_paths)
+    if start >= len(records):
+        raise UserError(f"{path}: there is no record {start}; the last one is {len(records) - 1}")
+    numbers = range(start, min(start + limit, len(records)))
+    samples = [inspect_sample(records, number, tokenizer, form) for number in numbers]
+    for sample in samples:
+        _print(sample, tokenizer, console)
+    num_faulty = sum(bool(sample.problems) for sample in samples)
+    summary = f"{len(samples)} of {len(records)} records shown, {num_faulty} of them faulty; template {form.name}"
+    console.print(Text(summary))
+    if html is not None:
+        from llava_npu.data.inspect_html import write_page
+
+        write_page(html, samples, tokenizer, title=Path(path).name, summary=summary)
+        console.print(Text(f"page: {html}"))
     return num_faulty
+
+
+def inspect_sample(
+    records: Sequence[Record], number: int, tokenizer: PreTrainedTokenizerBase, template: Template
+) -> InspectedSample:
+    """Reads and encodes a record, as training does, but keeps its errors."""
+    try:
+        record = records[number]
+    except UserError as error:
+        return InspectedSample(f"record {number}", None, None, (str(error),))
+    problems = []
+    encoded = None
+    try:
+        encoded = encode_conversation(record.conversations, tokenizer, template, record=record)
+    except UserError as error:
+        problems.append(str(error))
+    try:
+        problems += [f"missing image: {path}" for path in record.image_paths if not exists(path)]
+    except UserError as error:
+        problems.append(str(error))
+    return InspectedSample(record.name, record, encoded, tuple(problems))
+
+
+def headline(sample: InspectedSample) -> str:
+    """How long it is, how much of it is learned, and its images."""
+    if sample.record is None or sample.encoded is None:
+        return ""
+    num_supervised = sum(label != IGNORE_INDEX for label in sample.encoded.labels)
+    names = ", ".join(map(str, sample.record.images))
+    images = f", images: {names}" if names else ", text only"
+    return f"{len(sample.encoded.input_ids)} tokens, {num_supervised} supervised{images}"
+
+
+def _print(sample: InspectedSample, tokenizer: PreTrainedTokenizerBase, console: Console) -> None:
+    counts = headline(sample)
+    console.print(
+        Text.assemble((f"── {printable(sample.title)}", "bold"), printable(f" · {counts}" if counts else "")),
+        soft_wrap=True,
+    )
+    for problem in sample.problems:
+        console.print(Text(printable(problem), style="red"), soft_wrap=True)
+    if sample.encoded is not None:
+        console.print(render_sample(sample.encoded, tokenizer, brackets=not _has_color(console)), soft_wrap=True)
+    console.print()
 
 
 def render_sample(encoded: EncodedConversation, tokenizer: PreTrainedTokenizerBase, *, brackets: bool) -> Text:
@@ -72,10 +138,10 @@ def render_sample(encoded: EncodedConversation, tokenizer: PreTrainedTokenizerBa
         if kind == "image":
             rendered.append(IMAGE_MARK, style=IMAGE_STYLE)
         elif kind == "supervised":
-            text = _printable(text).replace("\n", "↵\n")
+            text = printable(text).replace("\n", "↵\n")
             rendered.append(text.join(BRACKETS) if brackets else text, style=SUPERVISED_STYLE)
         else:
-            rendered.append(_printable(text))
+            rendered.append(printable(text))
     return rendered
 
 
@@ -99,17 +165,10 @@ def _stretches(encoded: EncodedConversation, tokenizer: PreTrainedTokenizerBase)
         yield str(tokenizer.decode(so_far))[len(before) :], name
 
 
-def _headline(record: Record, encoded: EncodedConversation) -> Text:
-    num_supervised = sum(label != IGNORE_INDEX for label in encoded.labels)
-    images = f", images: {', '.join(record.images)}" if record.images else ", text only"
-    counts = f" · {len(encoded.input_ids)} tokens, {num_supervised} supervised{images}"
-    return Text.assemble((f"── {record.name}", "bold"), counts)
-
-
 def _has_color(console: Console) -> bool:
     return console.is_terminal and console.color_system is not None and not console.no_color
 
 
-def _printable(text: str) -> str:
-    """Control characters spelled out: data must not steer the terminal."""
+def printable(text: str) -> str:
+    """The text with control characters spelled out: data must not steer the terminal."""
     return "".join(char if char.isprintable() or char == "\n" else ascii(char)[1:-1] for char in text)

@@ -10,7 +10,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from llava_npu.data.special_tokens import begins_with_bos
+from llava_npu.data.special_tokens import opening_token
 from llava_npu.data.templates import BOS, EOS, TOKENIZER, VALUE, Segment, Template, get_template
 from llava_npu.data.turns import IMAGE_MARK
 
@@ -51,7 +51,7 @@ def _around(inner: str) -> str:
 
 
 def _from_data(template: Template, tokenizer: Any) -> str:
-    bos = tokenizer.bos_token if begins_with_bos(tokenizer) else ""
+    bos = opening_token(tokenizer, image_first=template.captions)
     separator = template.separator.replace(BOS, bos)
 
     def write(segments: Sequence[Segment], value: str) -> str:

@@ -16,9 +16,11 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-from llava_npu.data.records import IMAGE_MARK, Record, Turn, parse_turns
-from llava_npu.data.special_tokens import begins_with_bos, special_texts
+from llava_npu.data.defects import RecordError
+from llava_npu.data.parsing import Record
+from llava_npu.data.special_tokens import opening_token, special_texts
 from llava_npu.data.templates import Segment, Template, get_template, render
+from llava_npu.data.turns import IMAGE_MARK, Turn, parse_turns
 from llava_npu.errors import UserError
 
 if TYPE_CHECKING:
@@ -73,9 +75,12 @@ def encode_conversation(
     form, turns, name = _prepare(conversations, template, record)
     _refuse_markup(turns, form, tokenizer, name)
     segments = render(turns, form, tokenizer, name)
-    encoded = _encode_segments(segments, tokenizer, bos=not form.writes_bos)
+    encoded = _encode_segments(segments, tokenizer, _opening(form, tokenizer))
     if not _is_supervised(encoded.labels):
-        raise UserError(f"{name}: no answer, so there is nothing to learn; add a gpt turn or remove the record")
+        raise RecordError(
+            f"{name}: no answer, so there is nothing to learn; add a gpt turn or remove the record",
+            "empty or unanswerable",
+        )
     if max_length is None or len(encoded.input_ids) <= max_length:
         return encoded
     cut = EncodedConversation(encoded.input_ids[:max_length], encoded.labels[:max_length])
@@ -98,7 +103,7 @@ def encode_prompt(
         raise UserError(f"{name}: the last turn is an answer; a prompt ends with a human turn")
     _refuse_markup(turns, form, tokenizer, name)
     segments = render(turns, form, tokenizer, name, prompt=True)
-    return _encode_segments(segments, tokenizer, bos=not form.writes_bos).input_ids
+    return _encode_segments(segments, tokenizer, _opening(form, tokenizer)).input_ids
 
 
 def expand_images(
@@ -157,7 +162,7 @@ def _prepare(
     if turns[0].role == "gpt":
         turns = turns[1:]
     if not turns:
-        raise UserError(f"{name}: no human turn; a conversation starts with a question")
+        raise RecordError(f"{name}: no human turn; a conversation starts with a question", "empty or unanswerable")
     return form, turns, name
 
 
@@ -181,13 +186,17 @@ def _refuse_markup(turns: Sequence[Turn], template: Template, tokenizer: PreTrai
                 )
 
 
+def _opening(template: Template, tokenizer: PreTrainedTokenizerBase) -> str:
+    return "" if template.writes_bos else opening_token(tokenizer, image_first=template.captions)
+
+
 def _encode_segments(
-    segments: Sequence[Segment], tokenizer: PreTrainedTokenizerBase, *, bos: bool
+    segments: Sequence[Segment], tokenizer: PreTrainedTokenizerBase, opening: str
 ) -> EncodedConversation:
     input_ids: list[int] = []
     labels: list[int] = []
-    if bos and begins_with_bos(tokenizer):
-        input_ids.append(tokenizer.bos_token_id)
+    if opening:
+        input_ids.append(tokenizer.convert_tokens_to_ids(opening))
         labels.append(IGNORE_INDEX)
     for i, piece in enumerate(_split_at_images(segments)):
         if i:
@@ -267,7 +276,8 @@ def _is_supervised(labels: Sequence[int]) -> bool:
 
 def _require_supervision(labels: Sequence[int], length: int, limit: int, name: str) -> None:
     if not _is_supervised(labels):
-        raise UserError(
+        raise RecordError(
             f"{name}: {length} tokens, and the first {limit} (max_length) hold no word of an answer; raise max_length, "
-            "shorten the question or remove the record"
+            "shorten the question or remove the record",
+            "answers cut off",
         )

@@ -25,6 +25,19 @@ def begins_with_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
     return is_llama and not described and "add_bos_token" not in tokenizer.init_kwargs
 
 
+def opening_token(tokenizer: PreTrainedTokenizerBase, *, image_first: bool) -> str:
+    """The token that a sequence starts with, as text, or "".
+
+    Where a tokenizer adds none but the sequence would start with an image (captions), its begin- or end-of-sequence
+    token stands in front all the same. Language models park attention on the first position; if an image stands there,
+    gradients through it are huge and the projector hardly learns (SmolLM2, first steps: gradient norm 285 against 58,
+    loss after 16 steps 7.7 against 3.7).
+    """
+    if begins_with_bos(tokenizer):
+        return str(tokenizer.bos_token)
+    return str(tokenizer.bos_token or tokenizer.eos_token or "") if image_first else ""
+
+
 def special_texts(tokenizer: PreTrainedTokenizerBase) -> frozenset[str]:
     """The strings that this tokenizer reads as special tokens wherever they occur in a text.
 

@@ -13,8 +13,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
-from llava_npu.data.records import IMAGE_MARK, Turn
+from llava_npu.data.defects import RecordError
 from llava_npu.data.special_tokens import begins_with_bos
+from llava_npu.data.turns import IMAGE_MARK, Turn
 from llava_npu.errors import UserError, nearest
 
 if TYPE_CHECKING:
@@ -207,7 +208,9 @@ def render(
 def _render_answer(template: Template, text: str, where: str, *, is_only: bool) -> list[Segment]:
     if not text.strip() and template.empty_answer != "keep":
         if text or template.empty_answer == "error" or not is_only:
-            raise UserError(f"{where}.value: the answer is empty; write the answer or remove this round")
+            raise RecordError(
+                f"{where}.value: the answer is empty; write the answer or remove this round", "empty or unanswerable"
+            )
         return [*template.header[:-1], replace(template.header[-1], supervised=True)]
     first, *rest = _fill(template.answer, text)
     return [*template.header, replace(first, starts_answer=True), *rest]

@@ -59,7 +59,7 @@ def compose(
     tower = open_part(lambda: _load_tower(vision_tower, dtype), "model.vision_tower", vision_tower)
     decoder = open_part(lambda: _load_language_model(language_model, dtype), "model.language_model", language_model)
     if not hasattr(tower.config, "image_size"):  # a convolutional tower takes any size: the image processor decides
-        tower.config.image_size = list(_image_size(image_processor))
+        tower.config.image_size = list(image_size(image_processor))
 
     torch.manual_seed(seed)
     image_token_id = _add_special_tokens(tokenizer)
@@ -131,7 +131,8 @@ def _add_special_tokens(tokenizer: Any) -> int:
     return int(tokenizer.convert_tokens_to_ids(IMAGE_TOKEN))
 
 
-def _image_size(image_processor: Any) -> tuple[int, int]:
+def image_size(image_processor: Any) -> tuple[int, int]:
+    """(height, width) of the pictures that an image processor makes."""
     size = getattr(image_processor, "crop_size", None) or image_processor.size
     if "height" in size:
         return int(size["height"]), int(size["width"])

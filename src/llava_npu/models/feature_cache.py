@@ -14,9 +14,11 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from llava_npu.cache import cache_root
+from llava_npu.data.image_roots import ImagePath
 from llava_npu.data.images import load_image
 from llava_npu.errors import UserError
 from llava_npu.models.modeling import LlavaNpuForConditionalGeneration
@@ -28,18 +30,18 @@ class FeatureCache:
 
     def __init__(self, folder: Path):
         self.folder = folder
-        self._files: dict[Path, Path] = {}
+        self._files: dict[ImagePath, Path] = {}
 
-    def __getitem__(self, image: Path) -> torch.Tensor:
+    def __getitem__(self, image: ImagePath) -> torch.Tensor:
         file = self._file(image)
         if not file.is_file():
             raise KeyError(image)
         return load_file(file)["features"]
 
-    def __contains__(self, image: Path) -> bool:
+    def __contains__(self, image: ImagePath) -> bool:
         return self._file(image).is_file()
 
-    def put(self, image: Path, features: torch.Tensor) -> None:
+    def put(self, image: ImagePath, features: torch.Tensor) -> None:
         """Keeps the features (tokens, channels) of an image."""
         file = self._file(image)
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -47,7 +49,7 @@ class FeatureCache:
         save_file({"features": features.cpu().contiguous()}, partial)
         partial.replace(file)
 
-    def _file(self, image: Path) -> Path:
+    def _file(self, image: ImagePath) -> Path:
         if image not in self._files:
             try:
                 name = hashlib.sha256(image.read_bytes()).hexdigest()
@@ -77,22 +79,46 @@ def fill_feature_cache(
     cache: FeatureCache,
     model: LlavaNpuForConditionalGeneration,
     processor: LlavaNpuProcessor,
-    images: Sequence[Path],
+    images: Sequence[ImagePath],
     report: Callable[[int], None],
     batch_size: int = 16,
+    skip_bad: bool = False,
 ) -> None:
-    """Computes the features of those images that the cache lacks; `report` is told how many more are there."""
+    """Computes the features of those images that the cache lacks; `report` is told how many more are done.
+
+    With `skip_bad`, images that cannot be read stay out of the cache.
+    """
     parameter = next(model.model.vision_tower.parameters())
-    missing = [image for image in dict.fromkeys(images) if image not in cache]
+    missing = [image for image in dict.fromkeys(images) if not _has(cache, image, skip_bad)]
     report(len(images) - len(missing))
     for batch in _batches(missing, batch_size):
-        pixel_values = processor.preprocess_images([load_image(image, str(image)) for image in batch])
-        with torch.no_grad():
-            features = model.encode_images(pixel_values.to(parameter.device, parameter.dtype))
-        for image, of_image in zip(batch, features, strict=True):
-            cache.put(image, of_image)
+        pictures = {image: picture for image in batch if (picture := _load(image, skip_bad)) is not None}
+        if pictures:
+            pixel_values = processor.preprocess_images(list(pictures.values()))
+            with torch.no_grad():
+                features = model.encode_images(pixel_values.to(parameter.device, parameter.dtype))
+            for image, of_image in zip(pictures, features, strict=True):
+                cache.put(image, of_image)
         report(len(batch))
 
 
-def _batches(items: Sequence[Path], size: int) -> Iterable[Sequence[Path]]:
+def _has(cache: FeatureCache, image: ImagePath, skip_bad: bool) -> bool:
+    try:
+        return image in cache
+    except UserError:  # its bytes, by which it is looked up, cannot be read
+        if not skip_bad:
+            raise
+        return False
+
+
+def _load(image: ImagePath, skip_bad: bool) -> Image.Image | None:
+    try:
+        return load_image(image, str(image))
+    except UserError:
+        if not skip_bad:
+            raise
+        return None
+
+
+def _batches(items: Sequence[ImagePath], size: int) -> Iterable[Sequence[ImagePath]]:
     return (items[start : start + size] for start in range(0, len(items), size))

@@ -33,6 +33,11 @@ _WORTH_FUSING: dict[str, tuple[Operation, ...]] = {"npu": ("rms_norm", "rotary",
 _ROTARY_FUNCTION = "apply_rotary_pos_emb"
 
 
+def has_fused_operators(kind: str) -> bool:
+    """Whether devices of this kind have operators that `fuse` puts in; they hold other tensors for backward."""
+    return kind in _WORTH_FUSING
+
+
 @dataclass(frozen=True)
 class FusedModule:
     """A module whose forward was replaced: its name in the model, and by what."""

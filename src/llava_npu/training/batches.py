@@ -7,11 +7,12 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from llava_npu.data import IGNORE_INDEX
 from llava_npu.data.dataset import ConversationDataset, Sample, collate
-from llava_npu.data.plan import Plan, micro_batches
+from llava_npu.data.plan import Indices, Plan, micro_batches
+from llava_npu.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -23,12 +24,21 @@ class MicroBatch:
         sequence_lengths: tokens of each row, and of the padding behind it.
         supervised_tokens: how many tokens are learned from.
         tokens: how many there are, padding not counted.
+        replaced: what was wrong with the samples that others stand in for.
     """
 
     tensors: dict[str, torch.Tensor]
     sequence_lengths: tuple[int, ...]
     supervised_tokens: int
     tokens: int
+    replaced: tuple[str, ...] = ()
+
+    @property
+    def images(self) -> int:
+        """How many images are encoded, or come as features."""
+        return next(
+            (len(self.tensors[name]) for name in ("pixel_values", "vision_features") if name in self.tensors), 0
+        )
 
     def pin_memory(self) -> MicroBatch:
         """Copies into memory from which an accelerator can fetch while the host goes on."""
@@ -54,13 +64,17 @@ def steps(
 
     The order is a pure function of the plan: it does not depend on where a run was interrupted or on the workers.
     """
-    shares = [
-        micro_batches(plan.step(step), rank, world_size, micro_batch_size) for step in range(first_step, last_step)
-    ]
+
+    def shares() -> Iterator[Indices]:  # computed as they are needed: a list of millions of numbers would be held
+        return (
+            micro_batches(plan.step(step), rank, world_size, micro_batch_size) for step in range(first_step, last_step)
+        )
+
+    next(shares(), None)  # a batch that does not divide is an error now, not when the first one is asked for
     processor = dataset.processor
     loader = DataLoader(
-        dataset,
-        batch_sampler=[indices.tolist() for share in shares for indices in share],
+        _ErrorsAsSamples(dataset),
+        batch_sampler=(indices.tolist() for share in shares() for indices in share),
         collate_fn=partial(
             _collate,
             pad_token_id=processor.tokenizer.pad_token_id,
@@ -71,11 +85,37 @@ def steps(
         multiprocessing_context="spawn" if workers else None,  # accelerators do not survive a fork
         persistent_workers=False,
     )
-    batches = iter(loader)
-    return ([next(batches) for _ in share] for share in shares)
+    batches = map(_raise_error, iter(loader))
+    return ([next(batches) for _ in share] for share in shares())
 
 
-def _collate(samples: Sequence[Sample], pad_token_id: int, image_token_id: int) -> MicroBatch:
+class _ErrorsAsSamples(Dataset[Sample | UserError]):
+    """Carries errors out of the workers as they are; a data loader would wrap them in the worker's traceback."""
+
+    def __init__(self, dataset: ConversationDataset):
+        self._dataset = dataset
+
+    def __getitem__(self, index: int) -> Sample | UserError:
+        try:
+            return self._dataset[index]
+        except UserError as error:
+            return error.with_traceback(None)
+
+
+def _raise_error(batch: MicroBatch | UserError) -> MicroBatch:
+    if isinstance(batch, UserError):
+        raise batch
+    return batch
+
+
+def _collate(samples: Sequence[Sample | UserError], pad_token_id: int, image_token_id: int) -> MicroBatch | UserError:
+    errors = [sample for sample in samples if isinstance(sample, UserError)]
+    if errors:
+        return errors[0]
+    return _join([sample for sample in samples if isinstance(sample, Sample)], pad_token_id, image_token_id)
+
+
+def _join(samples: Sequence[Sample], pad_token_id: int, image_token_id: int) -> MicroBatch:
     tensors = collate(samples, pad_token_id)
     rows, longest = tensors["input_ids"].shape
     lengths = [len(sample.input_ids) for sample in samples]
@@ -92,4 +132,5 @@ def _collate(samples: Sequence[Sample], pad_token_id: int, image_token_id: int) 
         sequence_lengths=tuple(part for length in lengths for part in (length, longest - length)),
         supervised_tokens=len(tensors["supervised_positions"]),
         tokens=sum(lengths),
+        replaced=tuple(sample.replaced for sample in samples if sample.replaced is not None),
     )

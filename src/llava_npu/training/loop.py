@@ -11,15 +11,15 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import set_seed
+from accelerate.utils import gather_object, set_seed
 from rich.console import Console
 from rich.progress import Progress
 
 from llava_npu import devices
 from llava_npu.config import RunConfig
 from llava_npu.data.dataset import ConversationDataset
+from llava_npu.data.parsing import Record
 from llava_npu.data.plan import Plan
-from llava_npu.data.records import Record, fingerprint, load_records
 from llava_npu.devices import Device
 from llava_npu.errors import UserError
 from llava_npu.models.composing import compose
@@ -28,12 +28,16 @@ from llava_npu.models.loading import MODEL_FOLDER, load
 from llava_npu.models.modeling import LlavaNpuForConditionalGeneration
 from llava_npu.models.processing import LlavaNpuProcessor
 from llava_npu.ops.install import install_kernels
+from llava_npu.planning.flops import ModelFlops, known_flops
+from llava_npu.planning.hardware import published_peak
+from llava_npu.training.bad_samples import note_bad_samples, refuse_too_many, rewind_bad_samples
 from llava_npu.training.batches import MicroBatch, steps
 from llava_npu.training.checkpoints import checkpoint_path, newest, prune, write_folder
 from llava_npu.training.metrics import StepMetrics, append_metrics, plot_loss, rewind_metrics
 from llava_npu.training.objective import SupervisedLoss
 from llava_npu.training.optimizer import build_optimizer, schedule, set_learning_rate
 from llava_npu.training.progress import training_progress
+from llava_npu.training.run_data import data_fingerprint, images_of, open_run_data
 from llava_npu.training.run_folder import check_disk_space, is_finished, open_run
 from llava_npu.training.stages import STAGES, freeze, trained_parameters
 from llava_npu.training.state import load_state, random_state, random_state_file, restore_random_state, save_state
@@ -58,11 +62,11 @@ def train(config: RunConfig, *, fresh: bool = False, console: Console | None = N
     devices.apply_environment(device, console.print)
     accelerator = Accelerator(cpu=device.kind == "cpu")
     stage = STAGES[config.stage]
-    records = load_records(config.data.path, config.data.image_root)
+    records = open_run_data(config.data)
     plan = Plan(len(records), config.batch_size, config.epochs, config.seed)
     num_steps = min(plan.num_steps, config.max_steps or plan.num_steps)
     if accelerator.is_main_process:
-        folder = open_run(config, fingerprint(config.data.path), fresh)
+        folder = open_run(config, data_fingerprint(config.data), fresh)
     accelerator.wait_for_everyone()
     folder = config.output_path
     if is_finished(folder):
@@ -83,7 +87,9 @@ def train(config: RunConfig, *, fresh: bool = False, console: Console | None = N
 
     features = _features(config, model, processor, records, accelerator, console)
     template = config.data.template or stage.default_template
-    dataset = ConversationDataset(records, processor, template, config.data.max_length, features)
+    dataset = ConversationDataset(
+        records, processor, template, config.data.max_length, features, config.data.bad_samples
+    )
 
     # Go on where an interrupted run stopped.
     done = 0
@@ -94,7 +100,10 @@ def train(config: RunConfig, *, fresh: bool = False, console: Console | None = N
         console.print(f"continuing after step {done} from {checkpoint.path}")
     if accelerator.is_main_process:
         rewind_metrics(folder, done)
+        rewind_bad_samples(folder, done)
 
+    flops = known_flops(model, config.data.cache_features)
+    peak_tflops = published_peak(device, compute_dtype)
     objective = accelerator.prepare_model(SupervisedLoss(model))
     micro_batch_size = min(config.micro_batch_size, config.batch_size // accelerator.num_processes)
     batches = steps(
@@ -114,18 +123,21 @@ def train(config: RunConfig, *, fresh: bool = False, console: Console | None = N
             restore_random_state(torch.load(state_file, weights_only=True), device)
 
     started = reported = time.perf_counter()
-    tokens_since = samples_since = 0
+    tokens_since = samples_since = flops_since = 0
     with training_progress(console, config.stage, num_steps, done, accelerator.is_main_process) as progress:
         for step, micro_batches in enumerate(batches, start=done):
             factor = schedule(step, num_steps, config.optimizer.warmup_ratio)
             set_learning_rate(optimizer, factor)
-            counts = _counts(micro_batches, accelerator)
+            counts = _counts(micro_batches, flops, accelerator)
+            if counts[2]:
+                _report_bad_samples(folder, step + 1, micro_batches, config, accelerator, console)
             loss = _accumulate(objective, micro_batches, counts[0], accelerator, compute_dtype)
             grad_norm = _clip(model, config.optimizer.max_grad_norm)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
 
             tokens_since, samples_since = tokens_since + counts[1], samples_since + config.batch_size
+            flops_since += counts[3]
             finished = step + 1
             if finished % config.log_every == 0 or finished == num_steps:
                 total_loss = float(accelerator.reduce(loss))
@@ -135,6 +147,7 @@ def train(config: RunConfig, *, fresh: bool = False, console: Console | None = N
                         "optimizer.learning_rate, or look at the data of this step with `llava-npu data inspect`."
                     )
                 now = time.perf_counter()
+                tflops = flops_since / (now - reported) / accelerator.num_processes / 1e12
                 metrics = StepMetrics(
                     step=finished,
                     epoch=finished * config.batch_size / len(records),
@@ -147,9 +160,11 @@ def train(config: RunConfig, *, fresh: bool = False, console: Console | None = N
                     samples=config.batch_size,
                     tokens_per_second=tokens_since / (now - reported),
                     samples_per_second=samples_since / (now - reported),
+                    tflops=tflops if flops else None,
+                    mfu=tflops / peak_tflops if flops and peak_tflops else None,
                     seconds=now - started,
                 )
-                reported, tokens_since, samples_since = now, 0, 0
+                reported, tokens_since, samples_since, flops_since = now, 0, 0, 0
                 if accelerator.is_main_process:
                     append_metrics(folder, metrics)
                     progress.show(metrics)
@@ -208,14 +223,39 @@ def _accumulate(
     return loss
 
 
-def _counts(micro_batches: list[MicroBatch], accelerator: Accelerator) -> tuple[int, int]:
-    """(supervised tokens, tokens) of a whole step, over micro-batches and processes."""
+def _counts(
+    micro_batches: list[MicroBatch], flops: ModelFlops | None, accelerator: Accelerator
+) -> tuple[int, int, int, int]:
+    """(supervised tokens, tokens, replaced samples, useful FLOPs) of a step, over micro-batches and processes."""
     supervised = sum(micro_batch.supervised_tokens for micro_batch in micro_batches)
     tokens = sum(micro_batch.tokens for micro_batch in micro_batches)
+    replaced = sum(len(micro_batch.replaced) for micro_batch in micro_batches)
+    useful = sum(_useful_flops(flops, micro_batch) for micro_batch in micro_batches) if flops else 0
     if accelerator.num_processes > 1:
-        total = accelerator.reduce(torch.tensor([supervised, tokens], device=accelerator.device))
-        supervised, tokens = total.tolist()
-    return supervised, tokens
+        total = accelerator.reduce(torch.tensor([supervised, tokens, replaced, useful], device=accelerator.device))
+        supervised, tokens, replaced, useful = total.tolist()
+    return supervised, tokens, replaced, useful
+
+
+def _useful_flops(flops: ModelFlops, micro_batch: MicroBatch) -> int:
+    lengths = micro_batch.sequence_lengths[::2]  # between them stand lengths of padding
+    return int(flops.step(lengths, micro_batch.images, micro_batch.supervised_tokens).total_useful)
+
+
+def _report_bad_samples(
+    folder: Path,
+    step: int,
+    micro_batches: list[MicroBatch],
+    config: RunConfig,
+    accelerator: Accelerator,
+    console: Console,
+) -> None:
+    """Names the samples that were replaced in this step, on any process; stops the run if they are too many."""
+    problems = gather_object([problem for micro_batch in micro_batches for problem in micro_batch.replaced])
+    if accelerator.is_main_process:
+        note_bad_samples(folder, step, problems, console)
+    accelerator.wait_for_everyone()
+    refuse_too_many(folder, config.data.max_bad_samples)
 
 
 def _clip(model: torch.nn.Module, max_norm: float) -> torch.Tensor:
@@ -244,11 +284,18 @@ def _features(
     """The frozen tower's output for all images of the run, computed where it is not on disk yet."""
     if not config.data.cache_features:
         return None
-    images = list(dict.fromkeys(path for record in records for path in record.image_paths))
+    images = images_of(records, config.data.bad_samples)
     cache = open_feature_cache(model, processor)
     with accelerator.main_process_first(), Progress(console=console) as progress:
         task = progress.add_task("vision features", total=len(images))
-        fill_feature_cache(cache, model, processor, images, report=lambda count: progress.advance(task, count))
+        fill_feature_cache(
+            cache,
+            model,
+            processor,
+            images,
+            report=lambda count: progress.advance(task, count),
+            skip_bad=config.data.bad_samples == "skip",
+        )
     return cache
 
 

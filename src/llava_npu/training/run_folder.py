@@ -2,6 +2,7 @@
 
 run.yaml              the resolved configuration and the data's fingerprint
 metrics.jsonl         one line per logged step
+bad_samples.jsonl     one line per sample that was replaced, if any
 loss.png
 checkpoint-000500/    see `checkpoints`
 model/                the final model, in Hugging Face layout, once the run is finished
@@ -18,6 +19,7 @@ import yaml
 from llava_npu.config import RunConfig
 from llava_npu.errors import UserError
 from llava_npu.models.loading import MODEL_FOLDER
+from llava_npu.training.bad_samples import BAD_SAMPLES
 from llava_npu.training.metrics import METRICS, PLOT
 
 RUN_FILE = "run.yaml"
@@ -92,7 +94,7 @@ def _clear(folder: Path) -> None:
     # Only what runs write; run.yaml last, so that an interrupted clearing is still recognised as a run.
     for path in (*folder.glob("checkpoint-*"), *folder.glob(".*.partial"), folder / MODEL_FOLDER):
         shutil.rmtree(path, ignore_errors=True)
-    for name in (METRICS, PLOT, RUN_FILE):
+    for name in (METRICS, PLOT, BAD_SAMPLES, RUN_FILE):
         (folder / name).unlink(missing_ok=True)
 
 

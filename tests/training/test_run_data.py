@@ -1,0 +1,163 @@
+"""The data of a run: mixtures, archives, tables, and samples that cannot be used."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from llava_npu import UserError
+from llava_npu.config import DataConfig, RunConfig
+from llava_npu.data.records import Source
+from llava_npu.training import run_data, train
+from llava_npu.training.bad_samples import BAD_SAMPLES, note_bad_samples, refuse_too_many, rewind_bad_samples
+from llava_npu.training.metrics import read_metrics
+
+MakeRun = Callable[..., RunConfig]
+
+
+@pytest.fixture(autouse=True)
+def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LLAVA_NPU_CACHE", str(tmp_path / "cache"))
+
+
+def losses(run: RunConfig) -> list[float]:
+    return [line["loss"] for line in read_metrics(run.output_path)]
+
+
+def run_and_listen(run: RunConfig) -> str:
+    console = Console(file=io.StringIO(), width=400)
+    train(run, console=console)
+    return console.file.getvalue()  # type: ignore[attr-defined,no-any-return]
+
+
+def test_sources_of_a_configuration() -> None:
+    config = DataConfig.model_validate(
+        {
+            "sources": [{"path": "a.json"}, {"path": "b.json", "image_root": "b.tar", "weight": 2, "limit": 5}],
+            "image_root": "images",
+            "allow_absolute_paths": True,
+        }
+    )
+    assert run_data.sources(config) == [
+        Source("a.json", "images", 1.0, None, True),
+        Source("b.json", "b.tar", 2.0, 5, True),
+    ]
+    assert run_data.sources(DataConfig(path="a.json")) == [Source("a.json")]
+
+
+@pytest.mark.parametrize("values", [{}, {"path": "a.json", "sources": [{"path": "b.json"}]}])
+def test_path_or_sources(values: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="give `path` or, for a mixture, `sources`"):
+        DataConfig.model_validate(values)
+
+
+def test_the_way_in_changes_no_number(make_run: MakeRun, material: Path, tmp_path: Path) -> None:
+    """The same samples as a list, as lines with images in an archive, and as two sources."""
+    with tarfile.open(tmp_path / "all.tar", "w") as archive:
+        archive.add(material / "images", "images")
+    entries = json.loads((material / "train.json").read_text())
+    half = len(entries) // 2
+    for name, part in (("all", entries), ("first", entries[:half]), ("second", entries[half:])):
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, part)))
+    ways = {
+        "list": {"path": str(material / "train.json")},
+        "archive": {"path": str(tmp_path / "all.jsonl"), "image_root": str(tmp_path / "all.tar")},
+        "sources": {
+            "path": None,
+            "sources": [{"path": str(tmp_path / f"{name}.jsonl")} for name in ("first", "second")],
+            "image_root": str(material),
+        },
+    }
+    found = {}
+    for name, data in ways.items():
+        run = make_run(name, data=data, max_steps=2)
+        train(run)
+        found[name] = losses(run)
+    assert found["list"] == found["archive"] == found["sources"]
+
+
+@pytest.fixture
+def damaged(material: Path, tmp_path: Path) -> Path:
+    """One image missing, one damaged, one record malformed."""
+    folder = tmp_path / "damaged"
+    shutil.copytree(material / "images", folder / "images")
+    entries = json.loads((material / "train.json").read_text())
+    (folder / entries[0]["image"]).unlink()
+    (folder / entries[1]["image"]).write_bytes(b"junk")
+    entries[2]["conversations"] = []
+    (folder / "train.json").write_text(json.dumps(entries))
+    return folder / "train.json"
+
+
+def test_bad_samples_stop_a_run_by_default(make_run: MakeRun, damaged: Path) -> None:
+    with pytest.raises(UserError, match=r"record 2 .*'conversations' is empty"):
+        train(make_run(data={"path": str(damaged)}))
+
+
+def test_a_worker_reports_a_bad_sample_as_this_process_does(make_run: MakeRun, damaged: Path) -> None:
+    entries = json.loads(damaged.read_text())
+    del entries[2]
+    damaged.write_text(json.dumps(entries))
+    messages = []
+    for workers in (0, 1):
+        with pytest.raises(UserError) as raised:
+            train(make_run(f"{workers}", data={"path": str(damaged), "workers": workers}, epochs=1, max_steps=3))
+        messages.append(str(raised.value))
+    assert messages[0] == messages[1]
+    assert messages[0].count("\n") == 0
+
+
+@pytest.mark.parametrize("cache_features", [False, True])
+def test_bad_samples_are_skipped_named_and_counted(make_run: MakeRun, damaged: Path, cache_features: bool) -> None:
+    data = {"path": str(damaged), "bad_samples": "skip", "cache_features": cache_features}
+    run = make_run("one", data=data, max_steps=3, epochs=1)  # sees every sample
+    said = run_and_listen(run)
+    lines = [json.loads(line) for line in (run.output_path / BAD_SAMPLES).read_text().splitlines()]
+    for number in range(3):
+        assert sum(f"record {number} " in line["problem"] for line in lines) >= 1
+        assert f"record {number} " in said
+    assert all(1 <= line["step"] <= 3 and "replaced by" in line["problem"] for line in lines)
+
+    again = make_run("two", data=data, micro_batch_size=4, max_steps=3, epochs=1)
+    train(again)
+    assert (again.output_path / BAD_SAMPLES).read_text() == (run.output_path / BAD_SAMPLES).read_text()
+    assert losses(again) == pytest.approx(losses(run), abs=1e-5)
+
+
+def test_too_many_bad_samples(make_run: MakeRun, damaged: Path) -> None:
+    run = make_run(data={"path": str(damaged), "bad_samples": "skip", "max_bad_samples": 1}, epochs=1, max_steps=3)
+    with pytest.raises(UserError, match=r"bad samples were replaced, more than data.max_bad_samples \(1\)"):
+        train(run)
+
+
+def test_the_list_of_bad_samples(tmp_path: Path) -> None:
+    console = Console(file=io.StringIO(), width=200)
+    refuse_too_many(tmp_path, 0)
+    note_bad_samples(tmp_path, 1, ["a\u2028[b]", "c"], console)
+    note_bad_samples(tmp_path, 2, ["d"], console)
+    assert "step 1: skipped a\u2028[b]" in console.file.getvalue()  # type: ignore[attr-defined]
+    refuse_too_many(tmp_path, 3)
+    with pytest.raises(UserError, match="3 bad samples were replaced, more than"):
+        refuse_too_many(tmp_path, 2)
+    with (tmp_path / BAD_SAMPLES).open("a") as file:
+        file.write('{"step": 3, "pro')  # cut short by an interruption
+    rewind_bad_samples(tmp_path, 1)
+    refuse_too_many(tmp_path, 2)
+    assert [json.loads(line)["step"] for line in (tmp_path / BAD_SAMPLES).read_text().splitlines()] == [1, 1]
+    rewind_bad_samples(tmp_path / "absent", 0)
+
+
+def test_a_large_set_is_not_read_at_start(damaged: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = DataConfig(path=str(damaged))
+    with pytest.raises(UserError, match="record 2"):
+        run_data.open_run_data(config)
+    monkeypatch.setattr(run_data, "CHECKED_AT_START", 3)
+    assert len(run_data.open_run_data(config)) > 3
