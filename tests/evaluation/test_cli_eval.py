@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import typer
+from benchmark_samples import mme, pope
 from evaluation_samples import circular_rows, write_tsv
 from typer.testing import CliRunner
 
@@ -42,6 +43,24 @@ def test_list() -> None:
     assert result.exit_code == 0
     assert "mmbench_cn" in result.output
     assert "multiple_choice" in result.output
+    one = run("pope,mme", "--list")
+    assert one.exit_code == 0
+    assert "POPE" in one.output
+    assert "mmbench" not in one.output
+
+
+def test_several_benchmarks_from_one_folder(folder: Path, tmp_path: Path) -> None:
+    pope(tmp_path / "data", [["yes", "no"]])
+    mme(tmp_path / "data", {"count": 1})
+    required = ("pope,mme", "--model", folder, "--data", tmp_path / "data", "--output", tmp_path / "out")
+    result = run(*required, "--device", "cpu", "--max-new-tokens", 2)
+    assert result.exit_code == 0, result.output
+    for name, questions in {"pope": 2, "mme": 2}.items():
+        report = json.loads((tmp_path / "out" / name / "report.json").read_text(encoding="utf-8"))
+        assert report["num_questions"] == questions
+        assert report["num_errors"] == 0
+        assert report["provenance"]["settings.max_new_tokens"] == 2
+    assert (tmp_path / "out" / "mme" / "submission" / "count.txt").is_file()
 
 
 def test_evaluates_and_goes_on(folder: Path, bench: Path, tmp_path: Path) -> None:
@@ -72,6 +91,9 @@ def test_evaluates_and_goes_on(folder: Path, bench: Path, tmp_path: Path) -> Non
         (("mmbench", "--model", "x", "--data", "{bench}", "--output", "o", "--images", "given."), "--images 'given.'"),
         (("mmbench", "--model", "x", "--data", "{bench}", "--output", "o", "--answer", "guess"), "--answer 'guess'"),
         (("mmbench", "--model", "x", "--data", "absent.tsv", "--output", "o"), r"absent\.tsv is not a file"),
+        (("mmbench,mmbench", "--model", "x", "--data", "{bench}", "--output", "o"), "mmbench is there twice"),
+        (("mmbench,pope", "--model", "x", "--data", "{bench}", "--output", "o"), "several benchmarks need a folder"),
+        (("mmbench", "--model", "x", "--data", "{bench}", "--output", "o", "--judge-url", "x"), "--judge-model"),
         (("mmbench", "--model", "./absent", "--data", "{bench}", "--output", "o", "--device", "cpu"), "absent"),
     ],
 )

@@ -296,7 +296,7 @@ def test_report_files(report: Report, tmp_path: Path) -> None:
     assert "| overall | 50.0 (16.7–83.3) | 50.0 (16.7–83.3) |" in page
     assert "the command" in page
     assert sorted(path.name for path in folder.iterdir()) == [
-        "differences.csv", "predictions.jsonl", "report.json", "report.md", "run.json", "scores.csv"
+        "differences.csv", "predictions.jsonl", "report.json", "report.md", "run.json", "scores.csv", "submission"
     ]  # fmt: skip
 
 

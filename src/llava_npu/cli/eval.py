@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,14 +13,16 @@ from llava_npu.errors import UserError
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from llava_npu.evaluation.benchmarks import Benchmark
+    from llava_npu.evaluation.judge_client import JudgeClient
     from llava_npu.evaluation.questions import Answerer
     from llava_npu.evaluation.report import Report
 
 
 def eval_(
-    benchmark: Annotated[str | None, typer.Argument(help="Its name; see --list.")] = None,
+    benchmark: Annotated[str | None, typer.Argument(help="Its name; several: NAME,NAME. See --list.")] = None,
     model: Annotated[str | None, typer.Option(help="Model folder, run folder or hub id.")] = None,
-    data: Annotated[Path | None, typer.Option(help="The benchmark's file.")] = None,
+    data: Annotated[Path | None, typer.Option(help="The benchmark's file, or a folder of benchmarks.")] = None,
     output: Annotated[
         Path | None, typer.Option(help="Folder for predictions and report; an interrupted run goes on.")
     ] = None,
@@ -33,15 +36,21 @@ def eval_(
     max_new_tokens: Annotated[
         int | None, typer.Option(min=1, help="Longest generated answer. By default as the benchmark says.")
     ] = None,
+    judge_url: Annotated[
+        str | None, typer.Option(help="A judge's OpenAI-compatible endpoint; its key: LLAVA_NPU_JUDGE_KEY.")
+    ] = None,
+    judge_model: Annotated[str | None, typer.Option(help="The judge's name there.")] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Throw away what OUTPUT holds of an earlier run.")] = False,
-    list_: Annotated[bool, typer.Option("--list", help="List the benchmarks and leave.")] = False,
+    list_: Annotated[
+        bool, typer.Option("--list", help="Describe the benchmarks (or those that are named) and leave.")
+    ] = False,
 ) -> None:
-    """Evaluate a model on a benchmark: predictions, scores with intervals, baselines."""
+    """Evaluate a model on benchmarks: predictions, scores with intervals, baselines."""
     from rich.console import Console
 
     console = Console()
     if list_:
-        _print_benchmarks(console)
+        _print_benchmarks(console, benchmark)
         return
     for name, value in {"BENCHMARK": benchmark, "--model": model, "--data": data, "--output": output}.items():
         if value is None:
@@ -53,20 +62,45 @@ def eval_(
 
     from llava_npu.evaluation.ablations import IMAGE_MODES
     from llava_npu.evaluation.answering import ANSWER_MODES
-    from llava_npu.evaluation.benchmarks import get
-    from llava_npu.evaluation.report import as_terminal
+    from llava_npu.evaluation.judge_client import JudgeClient, judge_settings
+    from llava_npu.evaluation.runner import read_dataset
 
-    chosen = get(benchmark)
+    chosen = _choose(benchmark)
     _check_choice("--answer", answer, ANSWER_MODES)
     _check_choice("--images", images, IMAGE_MODES)
-    chosen.read(data)  # bad data is reported before a model is loaded
-    answerer = _load(model, device, answer, max_new_tokens or chosen.max_new_tokens)
-    report = _evaluate(console, benchmark, data, answerer, output, images, batch_size, fresh)
+    settings = judge_settings(judge_url, judge_model)
+    judge = JudgeClient(settings) if settings else None
+    if len(chosen) > 1 and not data.is_dir():
+        raise UserError(f"--data {data}: several benchmarks need a folder that holds the data of all of them.")
+    for each in chosen:
+        read_dataset(each, data)  # bad data is reported before a model is loaded
+    answerer_for = _load(model, device, answer)
+    for each in chosen:
+        folder = output / each.name if len(chosen) > 1 else output
+        answerer = answerer_for(max_new_tokens or each.max_new_tokens)
+        report = _evaluate(console, each, data, answerer, folder, images, batch_size, fresh, judge)
+        _print_report(console, report, folder)
+
+
+def _choose(names: str) -> list[Benchmark]:
+    from llava_npu.evaluation.benchmarks import get
+
+    wanted = [name.strip() for name in names.split(",") if name.strip()]
+    twice = sorted({name for name in wanted if wanted.count(name) > 1})
+    if twice or not wanted:
+        raise UserError(f"BENCHMARK {names!r}: {f'{twice[0]} is there twice' if twice else 'no name'}. See --list.")
+    return [get(name) for name in wanted]
+
+
+def _print_report(console: Console, report: Report, folder: Path) -> None:
+    from llava_npu.evaluation.report import as_terminal
+
     console.print(as_terminal(report))
-    console.print(f"Predictions and report: {output}")
+    console.print(f"Predictions and report: {folder}")
 
 
-def _load(model: str, device_name: str, answer: str, max_new_tokens: int) -> Answerer:
+def _load(model: str, device_name: str, answer: str) -> Callable[[int], Answerer]:
+    """Loads the model; the function that comes back makes it answer in at most so many tokens."""
     import torch
 
     from llava_npu import devices
@@ -76,18 +110,21 @@ def _load(model: str, device_name: str, answer: str, max_new_tokens: int) -> Ans
     device = devices.select(device_name)
     # 16 bits where the device computes in them, else fp32: on most CPUs 16-bit products are far slower.
     loaded, processor = load(model, device=device.torch_device, dtype=device.autocast_dtype or torch.float32)
-    return build_answerer(answer, loaded, processor, max_new_tokens=max_new_tokens, device=device.name)
+    return lambda max_new_tokens: build_answerer(
+        answer, loaded, processor, max_new_tokens=max_new_tokens, device=device.name
+    )
 
 
 def _evaluate(
     console: Console,
-    benchmark: str,
+    benchmark: Benchmark,
     data: Path,
     answerer: Answerer,
     output: Path,
     images: str,
     batch_size: int,
     fresh: bool,
+    judge: JudgeClient | None,
 ) -> Report:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -95,11 +132,11 @@ def _evaluate(
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console) as bar:
-        task = bar.add_task(benchmark)
+        task = bar.add_task(benchmark.name)
 
         def show(progress: runner.Progress) -> None:
             unread = f", {progress.errors} unreadable" if progress.errors else ""
-            bar.update(task, completed=progress.done, total=progress.total, description=f"{benchmark}{unread}")
+            bar.update(task, completed=progress.done, total=progress.total, description=f"{benchmark.name}{unread}")
 
         return runner.evaluate(
             benchmark,
@@ -109,6 +146,7 @@ def _evaluate(
             images=images,
             batch_size=batch_size,
             fresh=fresh,
+            judge=judge,
             on_progress=show,
         )
 
@@ -120,13 +158,17 @@ def _check_choice(option: str, value: str, allowed: tuple[str, ...]) -> None:
         raise UserError(f"{option} {value!r} is unknown.{nearest(value, allowed)} Allowed: {', '.join(allowed)}.")
 
 
-def _print_benchmarks(console: Console) -> None:
-    from rich.markup import escape
+def _print_benchmarks(console: Console, names: str | None) -> None:
+    from rich.padding import Padding
     from rich.table import Table
+    from rich.text import Text
 
     from llava_npu.evaluation.benchmarks import available
+    from llava_npu.evaluation.reference import facts
 
-    table = Table("name", "benchmark", "data", "metric")
-    for benchmark in available().values():
-        table.add_row(*map(escape, (benchmark.name, benchmark.title, benchmark.data, benchmark.metric)))
-    console.print(table)
+    for benchmark in _choose(names) if names else available().values():
+        console.print(Text.assemble((benchmark.name, "bold"), f"  {benchmark.title}"))
+        table = Table.grid(padding=(0, 1))
+        for name, text in facts(benchmark):
+            table.add_row(Text(name, style="dim"), Text(text))
+        console.print(Padding(table, (0, 0, 1, 2)))

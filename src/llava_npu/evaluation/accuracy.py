@@ -1,4 +1,4 @@
-"""Accuracy of multiple-choice answers: circular and vanilla, overall and by category, with intervals.
+"""Scores overall and by category, with intervals; and the accuracy of multiple-choice answers, circular and vanilla.
 
 circular (CircularEval, Liu et al. 2023, MMBench, arXiv:2307.06281): a group counts as right only if every rotation of
     its options was answered right. A group that lacks a rotation cannot be right: it counts as wrong and is reported.
@@ -10,10 +10,12 @@ every rotation: all rows, each on its own.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from llava_npu.evaluation.bootstrap import ratio_interval
+import numpy as np
+
+from llava_npu.evaluation.bootstrap import SEED, Array, limits, resample
 from llava_npu.evaluation.questions import Question
 
 CIRCULAR, VANILLA, EVERY_ROTATION = "circular", "vanilla", "every rotation"
@@ -29,7 +31,7 @@ class Score:
         extraction: by which rule answers were read.
         split: the benchmark's split; "" if it has none.
         level: "overall", "l2-category" or "category"; `name` is which.
-        value, low, high: in 0 … 1, with the 95 % bootstrap interval.
+        value, low, high: in 0 … 1 (sums of such, in MME, go beyond 1), with the 95 % bootstrap interval.
         count: how many units (groups, or rows for "every rotation") were scored.
     """
 
@@ -45,12 +47,63 @@ class Score:
 
 
 @dataclass(frozen=True)
-class _Unit:
-    """What one group contributes to one metric: `hits` of `trials`."""
+class Unit:
+    """What one question or group contributes to one metric.
 
-    question: Question  # names the group's split and categories
-    hits: int
-    trials: int
+    Attributes:
+        question: names its group, split and categories.
+        amounts: summed over units, then put to the metric's statistic.
+        trials: how many answers it counts for.
+    """
+
+    question: Question
+    amounts: tuple[float, ...]
+    trials: int = 1
+
+
+Statistic = Callable[[Array], Array]  # sums (n, amounts) → values (n,)
+Label = tuple[str, str]  # a level and a name
+
+
+def ratio(sums: Array) -> Array:
+    """The first amount over the second; 0 where that is 0."""
+    return np.divide(sums[:, 0], sums[:, 1], out=np.zeros(len(sums)), where=sums[:, 1] != 0)
+
+
+def hit(question: Question, right: float, trials: int = 1) -> Unit:
+    """`right` of `trials`, for `ratio`."""
+    return Unit(question, (right, trials), trials)
+
+
+def own_labels(question: Question) -> list[Label]:
+    """Overall, and the question's categories."""
+    named = [(OVERALL, OVERALL), (L2_CATEGORY, question.l2_category), (CATEGORY, question.category)]
+    return [(level, name) for level, name in named if name]
+
+
+def tabulate(
+    units: Iterable[Unit],
+    metric: str,
+    extraction: str,
+    statistic: Statistic = ratio,
+    labels: Callable[[Question], Iterable[Label]] = own_labels,
+    stratum: Callable[[Question], str] = lambda question: "",
+) -> list[Score]:
+    """One score for each split and label.
+
+    For the intervals, units of one group are resampled together, and the number of groups in each stratum is kept.
+    """
+    cells: dict[tuple[str, str, str], list[Unit]] = defaultdict(list)
+    for unit in units:
+        for level, name in labels(unit.question):
+            cells[unit.question.split, level, name].append(unit)
+    order = sorted(cells, key=lambda cell: (cell[0], LEVELS.index(cell[1]), cell[2]))
+    return [_score(cells[cell], metric, extraction, cell, statistic, stratum) for cell in order]
+
+
+def extraction_rules(parsed: Mapping[str, Mapping[str, str | None]]) -> list[str]:
+    """The rules that read any of the answers, in their order."""
+    return list(dict.fromkeys(rule for readings in parsed.values() for rule in readings))
 
 
 def score_choices(
@@ -66,20 +119,19 @@ def score_choices(
     """
     groups = group_questions(question for question in questions if question.answer is not None)
     right = {question.id: parsed.get(question.id) == question.answer for group in groups for question in group}
-    metrics: dict[str, list[_Unit]] = {}
+    metrics: dict[str, list[Unit]] = {}
     if circular:
         metrics[CIRCULAR] = [
-            _Unit(group[0], int(is_complete(group) and all(right[question.id] for question in group)), 1)
-            for group in groups
+            hit(group[0], is_complete(group) and all(right[question.id] for question in group)) for group in groups
         ]
     metrics[VANILLA] = [
-        _Unit(question, int(right[question.id]), 1) for group in groups for question in group if question.rotation == 0
+        hit(question, right[question.id]) for group in groups for question in group if question.rotation == 0
     ]
     if circular:
         metrics[EVERY_ROTATION] = [
-            _Unit(group[0], sum(right[question.id] for question in group), len(group)) for group in groups
+            hit(group[0], sum(right[question.id] for question in group), len(group)) for group in groups
         ]
-    return [score for metric, units in metrics.items() for score in _tables(units, metric, extraction)]
+    return [score for metric, units in metrics.items() for score in tabulate(units, metric, extraction)]
 
 
 def group_questions(questions: Iterable[Question]) -> list[list[Question]]:
@@ -96,22 +148,23 @@ def is_complete(group: Sequence[Question]) -> bool:
     return len(rotations) >= len(group[0].options) and rotations == list(range(len(rotations)))
 
 
-def _tables(units: Sequence[_Unit], metric: str, extraction: str) -> list[Score]:
-    cells: dict[tuple[str, str, str], list[_Unit]] = defaultdict(list)
+def _score(
+    units: Sequence[Unit],
+    metric: str,
+    extraction: str,
+    cell: tuple[str, str, str],
+    statistic: Statistic,
+    stratum: Callable[[Question], str],
+) -> Score:
+    groups: dict[tuple[str, str], Array] = {}
     for unit in units:
-        question = unit.question
-        for level, name in (
-            (OVERALL, OVERALL),
-            (L2_CATEGORY, question.l2_category),
-            (CATEGORY, question.category),
-        ):
-            if name:
-                cells[question.split, level, name].append(unit)
-    order = sorted(cells, key=lambda cell: (cell[0], LEVELS.index(cell[1]), cell[2]))
-    return [_score(cells[cell], metric, extraction, *cell) for cell in order]
-
-
-def _score(units: Sequence[_Unit], metric: str, extraction: str, split: str, level: str, name: str) -> Score:
-    hits, trials = [unit.hits for unit in units], [unit.trials for unit in units]
-    low, high = ratio_interval(hits, trials)
-    return Score(metric, extraction, split, level, name, sum(hits) / sum(trials), low, high, sum(trials))
+        key = stratum(unit.question), unit.question.group
+        groups[key] = groups.get(key, np.zeros(len(unit.amounts))) + np.asarray(unit.amounts, float)
+    strata: dict[str, list[Array]] = defaultdict(list)
+    for name, group in sorted(groups):  # an order that does not depend on that of the units
+        strata[name].append(groups[name, group])
+    total = np.sum(list(groups.values()), axis=0, keepdims=True)  # (1, amounts)
+    sums = sum(resample(np.stack(of_one), SEED + number) for number, of_one in enumerate(strata.values()))
+    low, high = limits(statistic(np.asarray(sums)))
+    value = float(statistic(total)[0])
+    return Score(metric, extraction, *cell, value, low, high, sum(unit.trials for unit in units))

@@ -48,17 +48,20 @@ class Method(Protocol):
 class ModelAnswerer:
     """A model that answers by one method. Each image's features are computed once for all its questions."""
 
-    def __init__(self, model: Any, processor: Any, method: Method, device: str = ""):
+    def __init__(
+        self, model: Any, processor: Any, method: Method, device: str = "", features: FeatureCache | None = None
+    ):
         """
         Args:
             model, processor: as `llava_npu.models.load` gives them: in eval mode, on its device.
             method: `GenerateText` or `ChooseLikeliest`.
             device: its product name, for the record.
+            features: shared by several answerers whose tower and preprocessing are the same.
         """
         self._model = model
         self._processor = processor
         self._method = method
-        self._features = FeatureCache(model, processor)
+        self._features = features or FeatureCache(model, processor)
         self.device = device or str(model.device)
 
     @cached_property

@@ -39,6 +39,7 @@ def caption_loss(
     *,
     concepts: Sequence[str] | None = None,
     batch_size: int = 16,
+    features: FeatureCache | None = None,
 ) -> CaptionLoss:
     """Measures the loss of the records' answers.
 
@@ -48,6 +49,7 @@ def caption_loss(
         images: "given"; "none", without the image; "shuffled", each with the image of a record of another concept.
         concepts: what each record shows, so that a wrong image is one of something else; by default its last answer.
         batch_size: records in one forward.
+        features: shared with other measurements of a model with the same tower and preprocessing.
 
     Raises:
         UserError: an image cannot be read, or there are too few records to shuffle.
@@ -56,14 +58,14 @@ def caption_loss(
         raise UserError("caption loss: no records.")
     items = _prepare(records, images, concepts or [record.conversations[-1].text.casefold() for record in records])
     items.sort(key=lambda item: sum(len(turn.text) for turn in item.conversations))  # batches of like length
-    cache = FeatureCache(model, processor)
+    cache = features or FeatureCache(model, processor)
     losses: list[LogProbability] = []
     for start in range(0, len(items), batch_size):
         batch = items[start : start + batch_size]
-        features, errors = cache.load([image for item in batch for image in item.images])
+        loaded, errors = cache.load([image for item in batch for image in item.images])
         if errors:
             raise UnreadableImageError("caption loss: " + "; ".join(errors.values()))
-        losses += answer_log_probabilities(model, processor, batch, features)
+        losses += answer_log_probabilities(model, processor, batch, loaded)
     totals, counts = [-loss.total for loss in losses], [loss.num_tokens for loss in losses]
     low, high = ratio_interval(totals, counts)
     return CaptionLoss(images, sum(totals) / sum(counts), low, high, sum(counts), len(records))

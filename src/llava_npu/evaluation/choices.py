@@ -7,56 +7,78 @@ Columns (VLMEvalKit, docs/en/Development.md; LLaVA's model_vqa_mmbench.py reads 
     A, B, …     the options, from A on without a gap.
     answer      a letter; empty, or no such column, where it is secret.
     category, l2-category, split    labels; all may be absent.
-    image       a picture in base64, or, in at most 64 characters, the index of the row that holds it.
-    image_path  a picture file below the table's folder, where `image` is empty.
+    image, image_path    see table_images.py.
 
 "nan", which pandas writes for an empty cell, is an empty cell here.
 """
 
 from __future__ import annotations
 
-import base64
-import binascii
-import hashlib
 import string
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from llava_npu.data.records import IMAGE_MARK
-from llava_npu.evaluation.accuracy import CIRCULAR, Score, group_questions, is_complete, score_choices
+from llava_npu.evaluation.accuracy import (
+    CIRCULAR,
+    Score,
+    extraction_rules,
+    group_questions,
+    is_complete,
+    score_choices,
+)
 from llava_npu.evaluation.benchmarks import Parsed
 from llava_npu.evaluation.extraction import EXTRACTORS
-from llava_npu.evaluation.images import EmbeddedImage, ImageFile, ImageSource
+from llava_npu.evaluation.images import ImageSource
 from llava_npu.evaluation.questions import Dataset, Question
-from llava_npu.evaluation.tables import Row, Table, missing_column, read_tsv
+from llava_npu.evaluation.table_images import TableImages
+from llava_npu.evaluation.tables import Row, Table, read_tsv, unique_indices
 
 ROTATION_STEP = 1_000_000
-_MAX_REFERENCE = 64  # characters; a longer `image` is a picture
 _MAX_NOTED = 10  # groups named in a note
+
+ABOUT = {
+    "strict": "ours: the option that the answer names, letters and texts as whole words",
+    "vlmevalkit": "VLMEvalKit's rules, their faults included; the one to set beside published scores",
+}
 
 ENGLISH = "Answer with the option's letter from the given choices directly."
 CHINESE = "请直接回答选项字母。"
 
 
-def read_choices(path: Path, *, instruction: str, circular: bool) -> Dataset:
+def no_facts(row: Row) -> Mapping[str, str]:
+    """Nothing of the row is needed beside its question."""
+    return {}
+
+
+def read_choices(
+    path: Path,
+    *,
+    instruction: str,
+    circular: bool,
+    facts: Callable[[Row], Mapping[str, str]] = no_facts,
+    open_instruction: str | None = None,
+) -> Dataset:
     """Reads and checks a file of multiple-choice questions.
 
     Args:
         path: the .tsv file.
         instruction: the prompt's last line.
         circular: whether an index beyond 10⁶ means a rotation; if not, every row is a question of its own.
+        facts: row → what its question keeps beside.
+        open_instruction: the last line where a row has no options; None if every row must have them.
 
     Raises:
         UserError: anything wrong with the file, naming row and column. (A picture that is missing, or is valid base64
             but cannot be decoded, is no error here: such questions count as wrong when they are asked.)
     """
     table = read_tsv(path, required=("index", "question", "A", "B"))
-    if not {"image", "image_path"} & set(table.columns):
-        raise missing_column(path, table.columns, "image", "image_path")
+    instructions = _Instructions(instruction, open_instruction)
+    images = TableImages(table)
     indices = _indices(table)
-    images = _Images(table, indices)
     questions = tuple(
-        _question(row, index, images.of(row), instruction, circular)
+        replace(_question(row, index, images.of(row), instructions, circular), facts=facts(row))
         for row, index in zip(table.rows, indices, strict=True)
     )
     return Dataset(path, table.sha256, questions, tuple(_notes(questions, circular)))
@@ -107,16 +129,16 @@ def review_vanilla(questions: Sequence[Question], parsed: Mapping[str, Parsed]) 
     first = [question for question in questions if question.rotation == 0 and question.answer is not None]
     if not first:
         return []
-    by_chance = sum(1 / len(question.options) for question in first) / len(first)
+    by_chance = sum(1 / len(question.options) for question in first if question.options) / len(first)
     return [f"Guessing would score {by_chance:.1%} in the vanilla score."]
 
 
 def _score(questions: Sequence[Question], parsed: Mapping[str, Parsed], circular: bool) -> list[Score]:
     return [
         score
-        for name in EXTRACTORS
+        for rule in extraction_rules(parsed) or EXTRACTORS
         for score in score_choices(
-            questions, {question.id: _parsed(parsed, question, name) for question in questions}, name, circular
+            questions, {question.id: _parsed(parsed, question, rule) for question in questions}, rule, circular
         )
     ]
 
@@ -125,63 +147,61 @@ def _parsed(parsed: Mapping[str, Parsed], question: Question, extraction: str) -
     return parsed.get(question.id, {}).get(extraction)
 
 
+@dataclass(frozen=True)
+class _Instructions:
+    with_options: str
+    without_options: str | None
+
+    def of(self, options: Mapping[str, str]) -> str:
+        return self.without_options if self.without_options is not None and not options else self.with_options
+
+
 # --- rows -------------------------------------------------------------------------------------------------------------
 
 
-def _question(row: Row, index: int, images: tuple[ImageSource, ...], instruction: str, circular: bool) -> Question:
-    text = _text(row, "question")
+def _question(
+    row: Row, index: int, images: tuple[ImageSource, ...], instructions: _Instructions, circular: bool
+) -> Question:
+    # Not stripped: the prompt is the file's text to the last space, as in the original scripts.
+    text = row.text("question")
     if not text:
         raise row.error("question", "empty.")
     for column in ("hint", "question", *string.ascii_uppercase):
         if IMAGE_MARK in row.get(column):
             raise row.error(column, f"contains {IMAGE_MARK!r}, which stands for the picture; it is put there for you.")
-    hint = _text(row, "hint")
+    hint = row.text("hint")
     if hint and hint.strip().lower() != "none":
         text = f"{hint}\n{text}"
-    options = _options(row)
+    options = _options(row, instructions.without_options is not None)
     rotation, group = divmod(index, ROTATION_STEP) if circular else (0, index)
     return Question(
         id=str(index),
         text=text,
-        prompt=build_prompt(text, options, instruction),
+        prompt=build_prompt(text, options, instructions.of(options)),
         images=images,
         options=options,
         answer=_answer(row, options),
         group=str(group),
         rotation=rotation,
-        category=_cell(row, "category"),
-        l2_category=_cell(row, "l2-category"),
-        split=_cell(row, "split"),
+        category=row.label("category"),
+        l2_category=row.label("l2-category") or row.label("l2_category"),
+        split=row.label("split"),
     )
 
 
-def _text(row: Row, column: str) -> str:
-    # Not stripped: the prompt is the file's text to the last space, as in the original scripts.
-    value = row.get(column)
-    return "" if value.strip().lower() in ("", "nan") else value
-
-
-def _cell(row: Row, column: str) -> str:
-    return _text(row, column).strip()
-
-
 def _indices(table: Table) -> list[int]:
-    seen: dict[int, Row] = {}
     for row in table.rows:
         value = row.get("index").strip()
         if not (value.isascii() and value.isdigit()):
             raise row.error("index", f"{value!r} is not a whole number from 0 on.")
-        index = int(value)
-        if index in seen:
-            first = seen[index]
-            raise row.error("index", f"{index} is there twice: first in row {first.number} (line {first.line}).")
-        seen[index] = row
-    return list(seen)
+    return [int(index) for index in unique_indices(table)]
 
 
-def _options(row: Row) -> dict[str, str]:
-    given = {letter: _text(row, letter) for letter in string.ascii_uppercase if letter in row.cells}
+def _options(row: Row, may_be_open: bool) -> dict[str, str]:
+    given = {letter: row.text(letter) for letter in string.ascii_uppercase if letter in row.cells}
     options = {letter: text for letter, text in given.items() if text}
+    if not options and may_be_open:
+        return {}
     if len(options) < 2:
         raise row.error("B" if "A" in options else "A", "empty; a question needs at least the options A and B.")
     for letter, expected in zip(options, string.ascii_uppercase, strict=False):
@@ -191,57 +211,12 @@ def _options(row: Row) -> dict[str, str]:
 
 
 def _answer(row: Row, options: Mapping[str, str]) -> str | None:
-    answer = _cell(row, "answer")
+    answer = row.label("answer")
     if not answer:
         return None
-    if answer not in options:
+    if options and answer not in options:
         raise row.error("answer", f"{answer[:60]!r} is none of this row's options ({', '.join(options)}).")
     return answer
-
-
-class _Images:
-    """The pictures of a table; equal ones are held once."""
-
-    def __init__(self, table: Table, indices: Sequence[int]):
-        self._by_index = dict(zip(indices, table.rows, strict=True))
-        self._shared: dict[str, EmbeddedImage] = {}
-
-    def of(self, row: Row) -> tuple[ImageSource, ...]:
-        value = _cell(row, "image")
-        if not value:
-            return self._from_path(row)
-        if len(value) <= _MAX_REFERENCE:
-            return (self._embedded(self._holder(row, value)),)
-        return (self._embedded(row),)
-
-    def _holder(self, row: Row, value: str) -> Row:
-        holder = self._by_index.get(int(value)) if value.isascii() and value.isdigit() else None
-        if holder is None:
-            raise row.error("image", f"{value!r} is neither a picture in base64 nor the index of a row that holds one.")
-        if len(_cell(holder, "image")) <= _MAX_REFERENCE:
-            raise row.error("image", f"refers to row {holder.number} (index {value}), which holds no picture itself.")
-        return holder
-
-    def _embedded(self, row: Row) -> EmbeddedImage:
-        try:
-            data = base64.b64decode("".join(row.get("image").split()), validate=True)
-        except binascii.Error as error:
-            start = row.get("image")[:30]
-            raise row.error("image", f"unreadable base64 ({error}); it starts with {start!r}.") from error
-        key = hashlib.sha256(data).hexdigest()
-        return self._shared.setdefault(key, EmbeddedImage(key, data, f"{row.file}, row {row.number}, column 'image'"))
-
-    def _from_path(self, row: Row) -> tuple[ImageSource, ...]:
-        value = _cell(row, "image_path")
-        if not value:
-            return ()
-        if value.startswith("["):
-            raise row.error("image_path", "several images in one question are not supported in this form.")
-        root = row.file.parent.resolve()
-        path = (root / value).resolve()
-        if not path.is_relative_to(root):
-            raise row.error("image_path", f"{value!r} leads out of the table's folder {root}.")
-        return (ImageFile(path, f"{row.file}, row {row.number}, column 'image_path'"),)
 
 
 # --- notes ------------------------------------------------------------------------------------------------------------

@@ -8,11 +8,11 @@ benchmark is read: the runner counts such questions as wrong and reports them.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Protocol
 
 from PIL import Image
 
+from llava_npu.data.image_roots import ImagePath
 from llava_npu.data.images import load_image
 from llava_npu.errors import UserError
 
@@ -46,9 +46,9 @@ class EmbeddedImage:
 
 @dataclass(frozen=True)
 class ImageFile:
-    """A picture in a file."""
+    """A picture in a file, or in an archive of them."""
 
-    path: Path
+    path: ImagePath
     origin: str = field(compare=False)
 
     @property
@@ -70,7 +70,7 @@ class LoadedImage:
         return self.image.convert("RGB")
 
 
-def _decode(source: Path | bytes, origin: str) -> Image.Image:
+def _decode(source: ImagePath | bytes, origin: str) -> Image.Image:
     try:
         return load_image(source, origin)  # as in training
     except UserError as error:

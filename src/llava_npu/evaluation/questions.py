@@ -22,9 +22,11 @@ class Question:
         images: its pictures, in order; empty for a question in text alone.
         options: letter → text; empty for an open question.
         answer: the right letter (or text, for an open question); None where the benchmark keeps it secret.
+        references: all right answers, or what all annotators answered, for an open question; empty where secret.
         group: questions of one group are one unit when scored (the rotations of a circular evaluation) and resampled.
         rotation: how many places the options are rotated against the group's first question.
         category, l2_category, split: the benchmark's own labels; "" where it has none.
+        facts: what else the benchmark's scores or its submission file need of the record, by its own names.
     """
 
     id: str
@@ -33,11 +35,13 @@ class Question:
     images: tuple[ImageSource, ...] = ()
     options: Mapping[str, str] = field(default_factory=dict)
     answer: str | None = None
+    references: tuple[str, ...] = ()
     group: str = ""
     rotation: int = 0
     category: str = ""
     l2_category: str = ""
     split: str = ""
+    facts: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def concept(self) -> str:
@@ -53,7 +57,7 @@ class Dataset:
 
     Attributes:
         path: the file.
-        sha256: of its bytes.
+        sha256: of its bytes; with annotation files beside it, of all their checksums.
         questions: in the file's order.
         notes: what a reader of the scores should know about the file.
     """

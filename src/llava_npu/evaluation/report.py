@@ -6,11 +6,11 @@ import csv
 import io
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llava_npu.evaluation.accuracy import CIRCULAR, LEVELS, OVERALL, VANILLA, Score, group_questions
+from llava_npu.evaluation.accuracy import LEVELS, OVERALL, Score, group_questions
 from llava_npu.evaluation.benchmarks import Benchmark
 from llava_npu.evaluation.files import write_text
 from llava_npu.evaluation.predictions import Prediction
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
 _MAX_LISTED = 20  # unreadable images named in the notes
+_MAX_SHOWN = 4  # columns of scores that a terminal of 80 characters can hold
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,8 @@ class Report:
         scores: every metric × extraction rule × split × category.
         notes: what a reader should know.
         differences: where the extraction rules disagree.
-        provenance: benchmark, data checksum, model fingerprint, settings, and the sessions' commands and versions.
+        provenance: benchmark, data checksum, model fingerprint, settings, judge, the sessions' commands and versions.
+        rules: extraction rule → what it is.
     """
 
     benchmark: str
@@ -59,6 +61,7 @@ class Report:
     notes: tuple[str, ...]
     differences: tuple[Difference, ...]
     provenance: dict[str, Any]
+    rules: dict[str, str] = field(default_factory=dict)
 
     def overall(self, metric: str, extraction: str = "strict", split: str | None = None) -> Score:
         """The overall score of a metric; `split` may be left out if there is only one."""
@@ -101,6 +104,7 @@ def build_report(
             if len(set(prediction.parsed.values())) > 1
         ),
         provenance=provenance,
+        rules=dict(benchmark.rules),
     )
 
 
@@ -145,16 +149,22 @@ def as_markdown(report: Report) -> str:
         columns, rows = _columns_and_rows(report, split)
         labelled = [[name if level == OVERALL else f"{level}: {name}", *cells] for level, name, *cells in rows]
         lines += [*_markdown_table(columns, labelled), ""]
-    lines += [
-        "Accuracy in percent with its 95 % interval (bootstrap over groups). *strict* and *vlmevalkit* are two rules "
-        "that read an option from an answer; *vlmevalkit* is the one to set beside published scores. They disagree on "
-        f"{len(report.differences)} of {report.num_questions} answers (differences.csv).",
-        "",
-    ]
+    lines += [*_explanation(report), ""]
     if report.notes:
         lines += ["## Notes", "", *(f"- {note}" for note in report.notes), ""]
     lines += ["## Origin", "", *(f"- {name}: `{value}`" for name, value in _origin(report)), ""]
     return "\n".join(lines)
+
+
+def _explanation(report: Report) -> list[str]:
+    rules = [rule for rule in report.rules if any(score.extraction == rule for score in report.scores)]
+    lines = ["In percent, with the 95 % interval (bootstrap over groups)."]
+    if len(rules) > 1:
+        lines[0] += (
+            f" Each answer is read by {len(rules)} rules; they disagree on {len(report.differences)} of "
+            f"{report.num_questions} answers (differences.csv):"
+        )
+    return [*lines, "", *(f"- *{rule}*: {report.rules[rule]}" for rule in rules)]
 
 
 def as_terminal(report: Report) -> RenderableType:
@@ -166,7 +176,7 @@ def as_terminal(report: Report) -> RenderableType:
 
     parts: list[Any] = []
     for split in _splits(report):
-        columns, rows = _columns_and_rows(report, split, [CIRCULAR, VANILLA])  # what 80 columns can hold
+        columns, rows = _columns_and_rows(report, split, _MAX_SHOWN)
         title = f"{report.title}, split {split}" if split else report.title
         headers = (escape(column.replace(", ", "\n")) for column in columns)
         table = Table(*headers, title=escape(title), caption="percent and its 95 % interval")
@@ -192,18 +202,17 @@ def _extractions(report: Report) -> list[str]:
     return sorted({rule for row in report.differences for rule in row.parsed} | {s.extraction for s in report.scores})
 
 
-def _columns_and_rows(
-    report: Report, split: str, metrics: Sequence[str] | None = None
-) -> tuple[list[str], list[list[str]]]:
-    """One row for overall and each category, one column for each metric and extraction rule.
+def _columns_and_rows(report: Report, split: str, most: int | None = None) -> tuple[list[str], list[list[str]]]:
+    """One row for overall and each category, one column for each metric and extraction rule, at most `most` columns.
 
     Returns:
         the headers of the columns behind the first, and rows of level, name and cells.
     """
     scores = [score for score in report.scores if score.split == split]
-    metrics = metrics or list(dict.fromkeys(score.metric for score in scores))
-    measures = dict.fromkeys((score.metric, score.extraction) for score in scores if score.metric in metrics)
+    metrics = list(dict.fromkeys(score.metric for score in scores))
+    measures = dict.fromkeys((score.metric, score.extraction) for score in scores)
     columns = sorted(measures, key=lambda measure: metrics.index(measure[0]))  # the rules of one metric side by side
+    columns = columns[:most]
     cells = {(score.level, score.name, score.metric, score.extraction): score for score in scores}
     names = sorted({(score.level, score.name) for score in scores}, key=lambda row: (LEVELS.index(row[0]), row[1]))
     rows = []

@@ -3,6 +3,8 @@
 output/
   run.json            what is being evaluated: benchmark, data, model, settings; and every session that worked on it
   predictions.jsonl   one line a question, appended batch by batch
+  submission/         files for the benchmark's server or tool, in its form, where it has one
+  judgements.jsonl    what a judge model said, where one was asked
   report.json, report.md, scores.csv, differences.csv    written when all questions are answered
 """
 
@@ -23,10 +25,15 @@ from typing import Any
 from llava_npu.errors import UserError
 from llava_npu.evaluation.ablations import GIVEN, with_images
 from llava_npu.evaluation.benchmarks import Benchmark, get
+from llava_npu.evaluation.checksums import checksum_note, md5_of
 from llava_npu.evaluation.files import write_text
+from llava_npu.evaluation.judge_client import JudgeClient
+from llava_npu.evaluation.judging import judge_notes, judge_predictions, write_judgements
+from llava_npu.evaluation.locating import check_pictures, find_data
 from llava_npu.evaluation.predictions import Prediction, append_predictions, cut_torn_line, read_predictions
 from llava_npu.evaluation.questions import Answerer, Dataset, Question
 from llava_npu.evaluation.report import Report, build_report, write_report
+from llava_npu.evaluation.submissions import write_submission
 from llava_npu.version import __version__
 
 RUN_FILE, PREDICTIONS_FILE = "run.json", "predictions.jsonl"
@@ -53,6 +60,7 @@ def evaluate(
     batch_size: int = 8,
     fresh: bool = False,
     command: str | None = None,
+    judge: JudgeClient | None = None,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> Report:
     """Puts every question of a benchmark to a model, scores the answers and writes a report.
@@ -61,13 +69,14 @@ def evaluate(
 
     Args:
         benchmark: its name, or the benchmark itself.
-        data: its file.
+        data: its file, or a folder that holds it under a name of `Benchmark.files`.
         answerer: what answers.
         output: folder of this run; new, empty, or one that an interrupted run left.
         images: "given"; or "none" or "shuffled" for the baselines (see `ablations`).
         batch_size: questions answered at once. It is no part of the run's identity: it does not change answers.
         fresh: throw away what `output` holds of an earlier run.
         command: recorded in the report; by default this process's command line.
+        judge: asked where the benchmark wants a judge's reading. Without one, only what needs none is scored.
         on_progress: called after every batch.
 
     Raises:
@@ -77,7 +86,7 @@ def evaluate(
         raise UserError(f"batch_size {batch_size}: at least 1.")
     benchmark = get(benchmark) if isinstance(benchmark, str) else benchmark
     output = Path(output)
-    dataset = benchmark.read(Path(data))
+    dataset = read_dataset(benchmark, Path(data))
     questions, image_notes = with_images(dataset.questions, images)
 
     identity = _identity(benchmark, dataset, answerer, images)
@@ -95,16 +104,69 @@ def evaluate(
         predictions += new
         report_progress(_progress(predictions, questions, resumed))
 
+    notes = [
+        *dataset.notes,
+        *_checksum_notes(benchmark, dataset.path),
+        *image_notes,
+        *resume_notes,
+        *_session_notes(sessions),
+    ]
+    if benchmark.submission and images == GIVEN:
+        texts = {prediction.id: prediction.answer for prediction in predictions}
+        notes += write_submission(benchmark.submission, dataset, texts, output)[1]
+    predictions, judging_notes = _judged(benchmark, questions, predictions, judge, output)
     report = build_report(
         benchmark,
         dataset,
         questions,
         predictions,
-        notes=(*dataset.notes, *image_notes, *resume_notes, *_session_notes(sessions)),
-        provenance={**identity, "sessions": sessions},
+        notes=[*notes, *judging_notes],
+        provenance={**identity, "judge": judge and judge.settings.model, "sessions": sessions},
     )
     write_report(report, output)
     return report
+
+
+def read_dataset(benchmark: Benchmark, data: Path) -> Dataset:
+    """Finds and reads a benchmark's data.
+
+    Args:
+        benchmark: the benchmark.
+        data: its file, or a folder that holds it under a name of `Benchmark.files`.
+
+    Raises:
+        UserError: not found, bad data, no question in it, or none of its pictures is there.
+    """
+    dataset = benchmark.read(find_data(benchmark.name, benchmark.files, data))
+    if not dataset.questions:
+        raise UserError(f"{dataset.path} holds no question of {benchmark.title}.")
+    check_pictures(dataset)
+    return dataset
+
+
+def _checksum_notes(benchmark: Benchmark, data: Path) -> list[str]:
+    # Only the tables of VLMEvalKit have published sums.
+    if not benchmark.checksums or data.suffix != ".tsv":
+        return []
+    return [checksum_note(data, md5_of(data), benchmark.checksums)]
+
+
+def _judged(
+    benchmark: Benchmark,
+    questions: Sequence[Question],
+    predictions: list[Prediction],
+    judge: JudgeClient | None,
+    output: Path,
+) -> tuple[list[Prediction], list[str]]:
+    rule = benchmark.judging
+    if rule is None:
+        return predictions, []
+    if judge is None:
+        missing = "No judge was given (--judge-url, --judge-model): predictions only, no score."
+        return predictions, [missing] if rule.required else []
+    judged, judgements = judge_predictions(rule, questions, predictions, judge)
+    write_judgements(judgements, output)
+    return judged, judge_notes(rule, judgements, judge)
 
 
 def sort_by_length(questions: Sequence[Question]) -> list[Question]:

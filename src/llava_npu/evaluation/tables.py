@@ -30,6 +30,15 @@ class Row:
     def get(self, column: str) -> str:
         return self.cells.get(column, "")
 
+    def text(self, column: str) -> str:
+        """The cell to its last space; "" if it is blank or "nan", which pandas writes for an empty cell."""
+        value = self.get(column)
+        return "" if value.strip().lower() in ("", "nan") else value
+
+    def label(self, column: str) -> str:
+        """The cell without surrounding space; "" if it is blank or "nan"."""
+        return self.text(column).strip()
+
     def error(self, column: str, problem: str) -> UserError:
         return UserError(f"{self.file}, row {self.number} (line {self.line}), column {column!r}: {problem}")
 
@@ -67,6 +76,20 @@ def read_tsv(path: Path, required: Sequence[str]) -> Table:
     if not rows:
         raise UserError(f"{path} has a header but no rows.")
     return Table(path, hashlib.sha256(data).hexdigest(), tuple(header), tuple(rows))
+
+
+def unique_indices(table: Table) -> list[str]:
+    """The column `index`, checked: nothing empty, nothing twice."""
+    seen: dict[str, Row] = {}
+    for row in table.rows:
+        index = row.label("index")
+        if not index:
+            raise row.error("index", "empty.")
+        if index in seen:
+            first = seen[index]
+            raise row.error("index", f"{index} is there twice: first in row {first.number} (line {first.line}).")
+        seen[index] = row
+    return list(seen)
 
 
 def _read(path: Path) -> bytes:

@@ -2,22 +2,47 @@
 
 A file describes its benchmark (how its data is read, how an answer is parsed, how parsed answers are scored) and calls
 `register`. Every file of this folder is imported when the registry is first asked, so a new benchmark needs no other
-change.
+change. `docs/evaluation.md` and `llava-npu eval --list` are made from the registrations.
 """
 
 from __future__ import annotations
 
 import pkgutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 
 from llava_npu.errors import UserError, nearest
 from llava_npu.evaluation.accuracy import Score
+from llava_npu.evaluation.judging import JudgeRule
 from llava_npu.evaluation.questions import Dataset, Question
+from llava_npu.evaluation.submissions import Submission
 
 Parsed = dict[str, str | None]  # extraction rule → what it read from an answer
+
+LOCALLY, SERVER, JUDGE = "here", "by the benchmark's server", "by a judge model"
+
+
+@dataclass(frozen=True)
+class Description:
+    """What people need to know before they use a benchmark.
+
+    Attributes:
+        source: where the data comes from.
+        form: which files are read, and their fields.
+        licence: as its publishers state it.
+        prompt: what the model is given, and how it answers.
+        metric: what is computed.
+        scored: where: one or more of `LOCALLY`, `SERVER`, `JUDGE`.
+    """
+
+    source: str
+    form: str
+    licence: str
+    prompt: str
+    metric: str
+    scored: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -27,24 +52,32 @@ class Benchmark:
     Attributes:
         name: as given on the command line.
         title: for people.
-        data: where its data comes from, and in which form it is read.
-        metric: what is scored, and where.
+        description: for people.
+        files: glob patterns that find the question file in a data folder, the preferred one first.
         read: file → questions.
         parse: a question and a model's answer → what each extraction rule reads from it.
         score: questions and, by question id, their parsed answers → scores.
         review: the same → what a reader of the scores should know.
         max_new_tokens: for generated answers.
+        rules: extraction rule → what it is, in a few words.
+        checksums: published file → its MD5.
+        submission: the files that a server or another tool takes.
+        judging: what a judge model is asked.
     """
 
     name: str
     title: str
-    data: str
-    metric: str
+    description: Description
+    files: tuple[str, ...]
     read: Callable[[Path], Dataset]
     parse: Callable[[Question, str], Parsed]
     score: Callable[[Sequence[Question], Mapping[str, Parsed]], list[Score]]
     review: Callable[[Sequence[Question], Mapping[str, Parsed]], list[str]]
     max_new_tokens: int
+    rules: Mapping[str, str]
+    checksums: Mapping[str, str] = field(default_factory=dict)
+    submission: Submission | None = None
+    judging: JudgeRule | None = None
 
 
 _REGISTRY: dict[str, Benchmark] = {}

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 
-from llava_npu.evaluation.benchmarks import Benchmark, register
+from llava_npu.evaluation import choice_judge
+from llava_npu.evaluation.benchmarks import JUDGE, LOCALLY, SERVER, Benchmark, Description, register
 from llava_npu.evaluation.choices import (
+    ABOUT,
     CHINESE,
     ENGLISH,
     parse_choice,
@@ -13,27 +16,124 @@ from llava_npu.evaluation.choices import (
     review_circular,
     score_circular,
 )
+from llava_npu.evaluation.questions import Dataset
+from llava_npu.evaluation.submissions import Submission, as_spreadsheet, number_or_text
+from llava_npu.evaluation.tables import Row
 
-_DATA = (
-    "OpenCompass' MMBench .tsv, dev or test, with rotations as published (index + k·10⁶); form: evaluation/choices.py. "
-    "Test answers are secret: only predictions are written."
-)
-_METRIC = "circular accuracy by l2-category and category, vanilla beside it; scored here, no judge"
+_NOT_SUBMITTED = frozenset({"hint", "category", "source", "image", "comment", "l2-category"})
+_PREDICTION_PLACE = 6
+_MD5 = {
+    "MMBench_DEV_EN.tsv": "b6caf1133a01c6bb705cf753bb527ed8",
+    "MMBench_TEST_EN.tsv": "6939fadb0ce626fefc0bdc9c64efc528",
+    "MMBench_DEV_CN.tsv": "08b8fc3324a5ed74155350f57be69fbd",
+    "MMBench_TEST_CN.tsv": "7e1239baf0ee4c8b513e19705a0f317e",
+    "MMBench_DEV_EN_V11.tsv": "30c05be8f2f347a50be25aa067248184",
+    "MMBench_TEST_EN_V11.tsv": "8d1a704e791df6f5d9fb3ef782b65365",
+    "MMBench_DEV_CN_V11.tsv": "593f9b5f6bea453d870a798b34ae4f37",
+    "MMBench_TEST_CN_V11.tsv": "156e6569f9547afb16603eca16e85373",
+}
 
 
-def _mmbench(name: str, title: str, instruction: str) -> Benchmark:
+def _submitted(row: Row) -> Mapping[str, str]:
+    return {column: value for column, value in row.cells.items() if column not in _NOT_SUBMITTED}
+
+
+def _spreadsheet(dataset: Dataset, answers: Mapping[str, str]) -> Mapping[str, bytes]:
+    # As LLaVA's convert_mmbench_for_submission.py: the table without some columns, `prediction` as the seventh.
+    columns = list(dataset.questions[0].facts)
+    place = min(_PREDICTION_PLACE, len(columns))
+    rows = []
+    for question in dataset.questions:
+        cells: list[str | int | None] = [_cell(column, question.facts[column]) for column in columns]
+        rows.append([*cells[:place], answers[question.id], *cells[place:]])
+    header = [*columns[:place], "prediction", *columns[place:]]
+    return {f"{dataset.path.stem}.xlsx": as_spreadsheet(header, rows)}
+
+
+def _cell(column: str, value: str) -> str | int | None:
+    if value.strip().lower() in ("", "nan"):
+        return None
+    return number_or_text(value.strip()) if column == "index" else value
+
+
+def _mmbench(name: str, title: str, instruction: str, files: tuple[str, ...], scored: tuple[str, ...]) -> Benchmark:
     return Benchmark(
         name=name,
         title=title,
-        data=_DATA,
-        metric=_METRIC,
-        read=partial(read_choices, instruction=instruction, circular=True),
+        description=Description(
+            source="https://github.com/open-compass/MMBench (VLMEvalKit: MMBench_DEV_EN.tsv and others from "
+            "opencompass.openxlab.space/utils/benchmarks/MMBench; LLaVA: mmbench_dev_20230712.tsv, "
+            "mmbench_dev_cn_20231003.tsv from download.openmmlab.com)",
+            form=".tsv: index, question, hint, A, B, …, answer, category, l2-category, split, image (base64, or the "
+            "index "
+            "of the row that holds it). The rotations of question g are the rows g + k·10⁶, as published",
+            licence="Apache-2.0",
+            prompt=f"hint, question, one option a line (“A. …”), “{instruction}”; greedy, at most 1024 new tokens",
+            metric="circular accuracy (every rotation right) by l2-category and category, vanilla beside it",
+            scored=scored,
+        ),
+        files=files,
+        read=partial(read_choices, instruction=instruction, circular=True, facts=_submitted),
         parse=parse_choice,
         score=score_circular,
         review=review_circular,
         max_new_tokens=1024,  # as LLaVA's script; an answer normally ends after its letter
+        rules={**ABOUT, choice_judge.RULE: choice_judge.ABOUT},
+        checksums=_MD5,
+        submission=Submission(
+            ".xlsx: the table without hint, category, source, image, comment and l2-category, `prediction` as the "
+            "seventh column (mmbench.opencompass.org.cn)",
+            _spreadsheet,
+        ),
+        judging=choice_judge.CHOICE_JUDGE,
     )
 
 
-register(_mmbench("mmbench", "MMBench (English)", ENGLISH))
-register(_mmbench("mmbench_cn", "MMBench (Chinese)", CHINESE))
+register(
+    _mmbench(
+        "mmbench",
+        "MMBench (English)",
+        ENGLISH,
+        ("MMBench_DEV_EN.tsv", "mmbench/mmbench_dev_2023*.tsv", "mmbench_dev_2023*.tsv", "MMBench_DEV_EN_V11.tsv"),
+        (LOCALLY, JUDGE),
+    )
+)
+register(
+    _mmbench(
+        "mmbench_cn",
+        "MMBench (Chinese)",
+        CHINESE,
+        (
+            "MMBench_DEV_CN.tsv",
+            "mmbench_cn/mmbench_dev_cn_*.tsv",
+            "mmbench/mmbench_dev_cn_*.tsv",
+            "mmbench_dev_cn_*.tsv",
+            "MMBench_DEV_CN_V11.tsv",
+        ),
+        (LOCALLY, JUDGE),
+    )
+)
+register(
+    _mmbench(
+        "mmbench_test",
+        "MMBench test (English)",
+        ENGLISH,
+        ("MMBench_TEST_EN.tsv", "mmbench/mmbench_test_2023*.tsv", "mmbench_test_2023*.tsv", "MMBench_TEST_EN_V11.tsv"),
+        (SERVER,),
+    )
+)
+register(
+    _mmbench(
+        "mmbench_cn_test",
+        "MMBench test (Chinese)",
+        CHINESE,
+        (
+            "MMBench_TEST_CN.tsv",
+            "mmbench_cn/mmbench_test_cn_*.tsv",
+            "mmbench/mmbench_test_cn_*.tsv",
+            "mmbench_test_cn_*.tsv",
+            "MMBench_TEST_CN_V11.tsv",
+        ),
+        (SERVER,),
+    )
+)

@@ -4,20 +4,30 @@ from __future__ import annotations
 
 from functools import partial
 
-from llava_npu.evaluation.benchmarks import Benchmark, register
-from llava_npu.evaluation.choices import ENGLISH, parse_choice, read_choices, review_vanilla, score_vanilla
+from llava_npu.evaluation import choice_judge
+from llava_npu.evaluation.benchmarks import JUDGE, LOCALLY, Benchmark, Description, register
+from llava_npu.evaluation.choices import ABOUT, ENGLISH, parse_choice, read_choices, review_vanilla, score_vanilla
 
 register(
     Benchmark(
         name="multiple_choice",
         title="Multiple choice (your own .tsv)",
-        data="your own .tsv: index, question, A, B, …, answer, and image (base64) or image_path; "
-        "optional: hint, category, l2-category, split",
-        metric="accuracy by l2-category and category; scored here, no judge",
+        description=Description(
+            source="your own",
+            form=".tsv: index, question, A, B, …, answer (a letter), and image (base64) or image_path (below the "
+            "table's folder); optional: hint, category, l2-category, split",
+            licence="yours",
+            prompt=f"hint, question, one option a line (“A. …”), “{ENGLISH}”; greedy, at most 128 new tokens",
+            metric="accuracy by l2-category and category",
+            scored=(LOCALLY, JUDGE),
+        ),
+        files=(),
         read=partial(read_choices, instruction=ENGLISH, circular=False),
         parse=parse_choice,
         score=score_vanilla,
         review=review_vanilla,
         max_new_tokens=128,
+        rules={**ABOUT, choice_judge.RULE: choice_judge.ABOUT},
+        judging=choice_judge.CHOICE_JUDGE,
     )
 )

@@ -1,0 +1,33 @@
+"""MMStar: questions that need their picture (Chen et al. 2024, arXiv:2403.20330)."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from llava_npu.evaluation import choice_judge
+from llava_npu.evaluation.benchmarks import JUDGE, LOCALLY, Benchmark, Description, register
+from llava_npu.evaluation.choices import ABOUT, ENGLISH, parse_choice, read_choices, review_vanilla, score_vanilla
+
+register(
+    Benchmark(
+        name="mmstar",
+        title="MMStar",
+        description=Description(
+            source="https://github.com/MMStar-Benchmark/MMStar (VLMEvalKit: MMStar.tsv)",
+            form="MMStar.tsv: index, question, A … D, answer, category, l2_category, image",
+            licence="stated by neither paper nor repository; pictures from other benchmarks",
+            prompt=f"question, one option a line, “{ENGLISH}”; greedy, at most 128 new tokens",
+            metric="accuracy by category",
+            scored=(LOCALLY, JUDGE),
+        ),
+        files=("MMStar.tsv",),
+        read=partial(read_choices, instruction=ENGLISH, circular=False),
+        parse=parse_choice,
+        score=score_vanilla,
+        review=review_vanilla,
+        max_new_tokens=128,
+        rules={**ABOUT, choice_judge.RULE: choice_judge.ABOUT},
+        checksums={"MMStar.tsv": "e1ecd2140806c1b1bbf54b43372efb9e"},
+        judging=choice_judge.CHOICE_JUDGE,
+    )
+)

@@ -1,0 +1,130 @@
+"""Q-Bench, low-level perception (Wu et al. 2023, arXiv:2309.14181), English and Chinese."""
+
+from __future__ import annotations
+
+import json
+import string
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+
+from llava_npu.evaluation import choice_judge
+from llava_npu.evaluation.benchmarks import JUDGE, LOCALLY, SERVER, Benchmark, Description, register
+from llava_npu.evaluation.choices import (
+    ABOUT,
+    CHINESE,
+    ENGLISH,
+    parse_choice,
+    read_choices,
+    review_vanilla,
+    score_vanilla,
+)
+from llava_npu.evaluation.json_files import JsonRecord, read_json_list
+from llava_npu.evaluation.llava_files import checked
+from llava_npu.evaluation.locating import PictureFolder
+from llava_npu.evaluation.questions import Dataset, Question
+from llava_npu.evaluation.submissions import Submission, as_json_lines
+
+# The lines between question and options in Q-Bench's script for LLaVA. Its Chinese one has "\在" where "\n在" was
+# meant: the backslash went to the model, with no line break.
+_CHOOSE = {
+    "en": "\nChoose between one of the options as follows:\n",
+    "zh": "\\在下列选项中选择一个:\n",
+}
+_TYPES = {"0": "yes-or-no", "1": "what", "2": "how"}
+_CONCERNS = {"0": "distortion", "1": "other", "2": "in-context distortion", "3": "in-context other"}
+
+
+def _read(path: Path, language: str) -> Dataset:
+    if path.suffix == ".tsv":
+        return read_choices(path, instruction=ENGLISH if language == "en" else CHINESE, circular=False)
+    records, digest = read_json_list(path)
+    images = PictureFolder(path, ("images_llvisionqa", "images_llviqionqa", "images", "."))
+    questions = tuple(_question(number, record, images, language) for number, record in enumerate(records))
+    return Dataset(path, digest, questions)
+
+
+def _question(number: int, record: JsonRecord, images: PictureFolder, language: str) -> Question:
+    text = checked(record, "question", record.need("question"))
+    candidates = record.texts("candidates")
+    if not 2 <= len(candidates) <= len(string.ascii_uppercase):
+        raise record.error("candidates", f"{len(candidates)} of them; at least two are expected.")
+    options = dict(zip(string.ascii_uppercase, candidates, strict=False))
+    lines = "".join(f"{letter}. {option}\n" for letter, option in options.items())
+    right = record.get("correct_ans")  # absent in the test file
+    if right and right not in candidates:
+        raise record.error("correct_ans", f"{right!r} is none of the candidates.")
+    return Question(
+        id=str(number),
+        text=text,
+        prompt=text + _CHOOSE[language] + lines,
+        images=(images.image(record, "img_path"),),
+        options=options,
+        answer=string.ascii_uppercase[candidates.index(right)] if right else None,
+        group=str(number),
+        category=_TYPES.get(record.get("type"), record.get("type")),
+        l2_category=_CONCERNS.get(record.get("concern"), record.get("concern")),
+        facts={"record": json.dumps(record.values)},
+    )
+
+
+def _responses(dataset: Dataset, answers: Mapping[str, str]) -> Mapping[str, bytes]:
+    if dataset.path.suffix == ".tsv":
+        return {}
+    lines = [
+        {**json.loads(question.facts["record"]), "response": answers[question.id]} for question in dataset.questions
+    ]
+    return {f"{dataset.path.stem}_answers.jsonl": as_json_lines(lines)}
+
+
+def _qbench(name: str, title: str, language: str, files: tuple[str, ...], instruction: str) -> Benchmark:
+    return Benchmark(
+        name=name,
+        title=title,
+        description=Description(
+            source="https://huggingface.co/datasets/nanyangtu/LLVisionQA-QBench"
+            + ("; VLMEvalKit: Q-Bench1_VAL.tsv, Q-Bench1_TEST.tsv" if language == "en" else ""),
+            form=".json, a list: img_path, question, candidates, correct_ans, type, concern; with images_llvisionqa/"
+            + ("; or the .tsv in MMBench's form" if language == "en" else ""),
+            licence="CC BY-NC-SA 4.0",
+            prompt=f"question, “{_CHOOSE[language].strip()}”, one option a line; of a .tsv: question, one option a "
+            "line, "
+            f"“{instruction}”; greedy, at most 1024 new tokens",
+            metric="accuracy by type of question and concern; of the test file, whose answers are secret, predictions",
+            scored=(LOCALLY, JUDGE, SERVER),
+        ),
+        files=files,
+        read=partial(_read, language=language),
+        parse=parse_choice,
+        score=score_vanilla,
+        review=review_vanilla,
+        max_new_tokens=1024,
+        rules={**ABOUT, choice_judge.RULE: choice_judge.ABOUT},
+        checksums={
+            "Q-Bench1_VAL.tsv": "837bdb6cd2da571713543462815187b7",
+            "Q-Bench1_TEST.tsv": "15e759bfd58c9d5f30b23a317d347153",
+        },
+        submission=Submission("<file>_answers.jsonl: each record of the .json with `response` added", _responses),
+        judging=choice_judge.CHOICE_JUDGE,
+    )
+
+
+_FOLDERS = ("qbench/", "")
+register(
+    _qbench(
+        "qbench",
+        "Q-Bench (English)",
+        "en",
+        (*(f"{folder}llvisionqa_{split}.json" for split in ("dev", "test") for folder in _FOLDERS), "Q-Bench1_VAL.tsv"),
+        ENGLISH,
+    )
+)
+register(
+    _qbench(
+        "qbench_cn",
+        "Q-Bench (Chinese)",
+        "zh",
+        tuple(f"{folder}质衡-问答-{split}.json" for split in ("验证集", "测试集") for folder in _FOLDERS),
+        CHINESE,
+    )
+)

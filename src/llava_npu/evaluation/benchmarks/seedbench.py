@@ -1,0 +1,107 @@
+"""SEED-Bench, its questions about pictures (Li et al. 2023, arXiv:2307.16125)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from llava_npu.evaluation import letters
+from llava_npu.evaluation.benchmarks import LOCALLY, SERVER, Benchmark, Description, Parsed, register
+from llava_npu.evaluation.choices import ABOUT, ENGLISH, parse_choice, read_choices, review_vanilla, score_vanilla
+from llava_npu.evaluation.json_files import JsonRecord, combined_digest, members, read_json_object, read_jsonl
+from llava_npu.evaluation.llava_files import check_unique, llava_question
+from llava_npu.evaluation.locating import PictureFolder, need_beside
+from llava_npu.evaluation.questions import Dataset, Question
+from llava_npu.evaluation.submissions import Submission, as_json_lines
+
+_IMAGE = "image"
+
+
+def _read(path: Path) -> Dataset:
+    if path.suffix == ".tsv":
+        return read_choices(path, instruction=ENGLISH, circular=False)
+    records, digest = read_jsonl(path)
+    check_unique(records)
+    whole, whole_digest = read_json_object(need_beside(path, ("SEED-Bench.json",), "SEED-Bench's own file"))
+    annotations = {record.need("question_id"): record for record in members(whole, "questions")}
+    types = whole.values.get("question_type")
+    if not isinstance(types, dict):
+        raise whole.error("question_type", "an object is expected: the name of each type, and its number.")
+    names = {str(number): name for name, number in types.items()}
+    images = PictureFolder(path, ("SEED-Bench-image", "."))
+    # The file's paths begin with the folder, "SEED-Bench-image/1454426_2591111986".
+    if any(record.need("image").startswith("SEED-Bench-") for record in records):
+        images = PictureFolder(path, (".",))
+    questions = []
+    for record in records:
+        name = record.need("question_id")
+        if name not in annotations:
+            raise record.error("question_id", f"{name!r} is not in SEED-Bench.json.")
+        if annotations[name].need("data_type") == _IMAGE:
+            questions.append(_annotated(record, annotations[name], names, images))
+    notes = []
+    if len(questions) < len(records):
+        notes.append(
+            f"{len(records) - len(questions)} questions about videos are left out: this is SEED-Bench (image)."
+        )
+    asked = {question.id for question in questions}
+    missing = sum(record.need("data_type") == _IMAGE and name not in asked for name, record in annotations.items())
+    if missing:
+        notes.append(f"{missing} questions about pictures are not in the question file: not asked, not scored.")
+    return Dataset(path, combined_digest([digest, whole_digest]), tuple(questions), tuple(notes))
+
+
+def _annotated(record: JsonRecord, annotation: JsonRecord, types: Mapping[str, str], images: PictureFolder) -> Question:
+    options = {letter: annotation.need(f"choice_{letter.lower()}") for letter in "ABCD"}
+    answer = annotation.need("answer")
+    if answer not in options:
+        raise annotation.error("answer", f"{answer!r} is none of the choices ({', '.join(options)}).")
+    kind = annotation.need("question_type_id")
+    if kind not in types:
+        raise annotation.error("question_type_id", f"{kind!r} is no type of the file ({', '.join(types)}).")
+    facts = {"question_id": json.dumps(annotation.values["question_id"])}  # a number or a text, as it was
+    question = llava_question(record, images, options=options, answer=answer, category=types[kind], facts=facts)
+    return replace(question, text=annotation.need("question"))
+
+
+def _parse(question: Question, answer: str) -> Parsed:
+    return {**parse_choice(question, answer), "llava": letters.exact(answer, question.options)}
+
+
+def _lines(dataset: Dataset, answers: Mapping[str, str]) -> Mapping[str, bytes]:
+    lines = [
+        {"question_id": json.loads(question.facts["question_id"]), "prediction": answers[question.id]}
+        for question in dataset.questions
+        if "question_id" in question.facts
+    ]
+    return {"seed_bench.jsonl": as_json_lines(lines)} if lines else {}
+
+
+register(
+    Benchmark(
+        name="seedbench",
+        title="SEED-Bench (image)",
+        description=Description(
+            source="https://github.com/AILab-CVC/SEED-Bench, questions as LLaVA's eval.zip has them; VLMEvalKit: "
+            "SEEDBench_IMG.tsv",
+            form="llava-seed-bench.jsonl (question_id, image, text) with SEED-Bench.json (questions, question_type) "
+            "and "
+            "SEED-Bench-image/; or SEEDBench_IMG.tsv in MMBench's form",
+            licence="CC BY-NC 4.0; pictures from CC3M under their own terms",
+            prompt=f"question, one option a line, “{ENGLISH}”; greedy, at most 128 new tokens",
+            metric="accuracy by type of question",
+            scored=(LOCALLY, SERVER),
+        ),
+        files=("seed_bench/llava-seed-bench.jsonl", "llava-seed-bench.jsonl", "SEEDBench_IMG.tsv"),
+        read=_read,
+        parse=_parse,
+        score=score_vanilla,
+        review=review_vanilla,
+        max_new_tokens=128,
+        rules={**ABOUT, "llava": letters.EXACT_ABOUT},
+        checksums={"SEEDBench_IMG.tsv": "68017231464752261a2526d6ca3a10c0"},
+        submission=Submission("seed_bench.jsonl: question_id, prediction (the leaderboard's notebook)", _lines),
+    )
+)

@@ -1,0 +1,77 @@
+"""VizWiz: questions of blind people about their own photographs (Gurari et al. 2018, arXiv:1802.08218)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from llava_npu.evaluation.benchmarks import LOCALLY, SERVER, Benchmark, Description, register
+from llava_npu.evaluation.json_files import read_jsonl
+from llava_npu.evaluation.llava_files import SHORT, check_unique, llava_question
+from llava_npu.evaluation.locating import PictureFolder
+from llava_npu.evaluation.open_answers import (
+    ABOUT,
+    most_frequent,
+    normal_forms,
+    read_open_table,
+    review_secret,
+    score_soft,
+)
+from llava_npu.evaluation.questions import Dataset
+from llava_npu.evaluation.submissions import Submission, as_json
+from llava_npu.evaluation.vqa import normalise_as_original
+
+
+def _read(path: Path) -> Dataset:
+    if path.suffix == ".tsv":
+        return read_open_table(path, column="answers")
+    records, digest = read_jsonl(path)
+    check_unique(records)
+    images = PictureFolder(path, ("test", "val", "images", "."))
+    questions = []
+    for record in records:
+        answers = record.texts("answers")
+        facts = {"image": record.need("image")}
+        question = llava_question(record, images, references=answers, answer=most_frequent(answers), facts=facts)
+        questions.append(question)
+    return Dataset(path, digest, tuple(questions))
+
+
+def _answers(dataset: Dataset, answers: Mapping[str, str]) -> Mapping[str, bytes]:
+    rows = [
+        {"image": question.facts["image"], "answer": normalise_as_original(answers[question.id])}
+        for question in dataset.questions
+        if "image" in question.facts
+    ]
+    return {"vizwiz.json": as_json(rows)} if rows else {}
+
+
+register(
+    Benchmark(
+        name="vizwiz",
+        title="VizWiz (test)",
+        description=Description(
+            source="https://vizwiz.org/tasks-and-datasets/vqa, questions as LLaVA's eval.zip has them; VLMEvalKit: "
+            "VizWiz.tsv (val)",
+            form="llava_test.jsonl (question_id, image, text) with test/; lines that have `answers` are scored here; "
+            "or "
+            "VizWiz.tsv (index, question, answers as a list, image)",
+            licence="CC BY 4.0",
+            prompt="as the file has it: question, “When the provided information is insufficient, respond with "
+            f"'Unanswerable'.”, “{SHORT}”; of the .tsv: question, “{SHORT}”; greedy, at most 128 new tokens",
+            metric="VQA accuracy over ten annotators",
+            scored=(SERVER, LOCALLY),
+        ),
+        files=("vizwiz/llava_test.jsonl", "llava_test.jsonl", "VizWiz.tsv"),
+        read=_read,
+        parse=normal_forms,
+        score=score_soft,
+        review=review_secret,
+        max_new_tokens=128,
+        rules=ABOUT,
+        checksums={"VizWiz.tsv": "fa4ac4164467563ed2fac6eac6631bd0"},
+        submission=Submission(
+            "vizwiz.json: image, answer (normal form of LLaVA's script) (eval.ai challenge 2185)", _answers
+        ),
+    )
+)

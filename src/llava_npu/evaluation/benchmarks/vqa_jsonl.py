@@ -1,0 +1,80 @@
+"""Open questions on one's own data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from llava_npu.evaluation.accuracy import Score
+from llava_npu.evaluation.benchmarks import LOCALLY, Benchmark, Description, Parsed, register
+from llava_npu.evaluation.images import ImageSource
+from llava_npu.evaluation.json_files import JsonRecord, read_jsonl
+from llava_npu.evaluation.llava_files import SHORT, check_unique, checked, with_instruction
+from llava_npu.evaluation.locating import PictureFolder
+from llava_npu.evaluation.open_answers import (
+    ABOUT,
+    most_frequent,
+    normal_forms,
+    review_secret,
+    score_exact,
+    score_soft,
+)
+from llava_npu.evaluation.questions import Dataset, Question
+
+_ANNOTATORS = 10
+
+
+def _read(path: Path) -> Dataset:
+    records, digest = read_jsonl(path)
+    check_unique(records)
+    folder = PictureFolder(path, (".",))
+    return Dataset(path, digest, tuple(_question(record, folder) for record in records))
+
+
+def _question(record: JsonRecord, folder: PictureFolder) -> Question:
+    text = checked(record, "question", record.need("question"))
+    if "answer" in record.values and "answers" in record.values:
+        raise record.error("answer", "both `answer` and `answers` are given; keep one.")
+    references = (record.need("answer"),) if record.get("answer") else record.texts("answers")
+    images: tuple[ImageSource, ...] = (folder.image(record),) if record.get("image") else ()
+    return Question(
+        id=record.need("question_id"),
+        text=text,
+        prompt=with_instruction(text),
+        images=images,
+        answer=most_frequent(references),
+        references=references,
+        group=record.need("question_id"),
+        category=record.get("category"),
+        split=record.get("split"),
+    )
+
+
+def _score(questions: Sequence[Question], parsed: Mapping[str, Parsed]) -> list[Score]:
+    # Fewer annotators than ten cannot give the soft score its meaning.
+    annotated = [question for question in questions if len(question.references) >= _ANNOTATORS]
+    return [*score_exact(questions, parsed), *score_soft(annotated, parsed)]
+
+
+register(
+    Benchmark(
+        name="vqa_jsonl",
+        title="Open questions (your own .jsonl)",
+        description=Description(
+            source="your own",
+            form=".jsonl: question_id, question, image (a path below the file's folder; optional), answer (a text) or "
+            "answers (a list; none: predictions only); optional: category, split",
+            licence="yours",
+            prompt=f"question, “{SHORT}”; greedy, at most 128 new tokens",
+            metric="exact match with any answer, in normal form; VQA accuracy where there are ten or more answers",
+            scored=(LOCALLY,),
+        ),
+        files=(),
+        read=_read,
+        parse=normal_forms,
+        score=_score,
+        review=review_secret,
+        max_new_tokens=128,
+        rules=ABOUT,
+    )
+)

@@ -1,0 +1,75 @@
+"""VQA v2 (Goyal et al. 2017, arXiv:1612.00837): predictions for the server, or scores where answers are given."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from llava_npu.evaluation.benchmarks import LOCALLY, SERVER, Benchmark, Description, register
+from llava_npu.evaluation.json_files import read_jsonl
+from llava_npu.evaluation.llava_files import SHORT, check_unique, llava_question
+from llava_npu.evaluation.locating import PictureFolder, beside
+from llava_npu.evaluation.open_answers import ABOUT, most_frequent, normal_forms, review_secret, score_soft
+from llava_npu.evaluation.questions import Dataset
+from llava_npu.evaluation.submissions import Submission, as_json, number_or_text
+from llava_npu.evaluation.vqa import normalise_as_original
+
+_WHOLE_TEST = "llava_vqav2_mscoco_test2015.jsonl"
+
+
+def _read(path: Path) -> Dataset:
+    records, digest = read_jsonl(path)
+    check_unique(records)
+    images = PictureFolder(path, ("test2015", "val2014", "images", "."))
+    questions = []
+    for record in records:
+        answers = record.texts("answers")
+        questions.append(llava_question(record, images, references=answers, answer=most_frequent(answers)))
+    notes = []
+    if "test-dev" in path.name and beside(path, (_WHOLE_TEST,)) is None:
+        notes.append(
+            f"The server wants an answer to every question of test2015. {_WHOLE_TEST} is not beside {path.name}: the "
+            "submission holds this file's questions only."
+        )
+    return Dataset(path, digest, tuple(questions), tuple(notes))
+
+
+def _answers(dataset: Dataset, answers: Mapping[str, str]) -> Mapping[str, bytes]:
+    # As convert_vqav2_for_submission.py: all of test2015, "" where nothing was asked.
+    whole = beside(dataset.path, (_WHOLE_TEST,))
+    asked = [question.id for question in dataset.questions]
+    names = [record.need("question_id") for record in read_jsonl(whole)[0]] if whole else asked
+    rows = [
+        {"question_id": number_or_text(name), "answer": normalise_as_original(answers[name]) if name in answers else ""}
+        for name in names
+    ]
+    return {"vqav2.json": as_json(rows)}
+
+
+register(
+    Benchmark(
+        name="vqav2",
+        title="VQA v2 (test-dev)",
+        description=Description(
+            source="https://visualqa.org, questions as LLaVA's eval.zip has them; pictures: COCO test2015",
+            form="llava_vqav2_mscoco_test-dev2015.jsonl (question_id, image, text) with test2015/ and, for the "
+            f"submission, {_WHOLE_TEST}; lines that have `answers` (ten texts) are scored here",
+            licence="CC BY 4.0; pictures under Flickr's terms",
+            prompt=f"question, “{SHORT}”; greedy, at most 128 new tokens",
+            metric="VQA accuracy over ten annotators",
+            scored=(SERVER, LOCALLY),
+        ),
+        files=("vqav2/llava_vqav2_mscoco_test-dev2015.jsonl", "llava_vqav2_mscoco_test-dev2015.jsonl"),
+        read=_read,
+        parse=normal_forms,
+        score=score_soft,
+        review=review_secret,
+        max_new_tokens=128,
+        rules=ABOUT,
+        submission=Submission(
+            "vqav2.json: question_id, answer (normal form of LLaVA's script), every question of test2015, “” where not "
+            "asked (eval.ai challenge 830)",
+            _answers,
+        ),
+    )
+)

@@ -1,0 +1,107 @@
+"""Open questions with short answers: reading them from VLMEvalKit's tables, and scoring answers against annotators'."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from llava_npu.data.records import IMAGE_MARK
+from llava_npu.evaluation.accuracy import Score, extraction_rules, hit, tabulate
+from llava_npu.evaluation.benchmarks import Parsed
+from llava_npu.evaluation.llava_files import with_instruction
+from llava_npu.evaluation.questions import Dataset, Question
+from llava_npu.evaluation.table_images import TableImages, parse_list
+from llava_npu.evaluation.tables import Row, read_tsv, unique_indices
+from llava_npu.evaluation.vqa import NORMALISERS, soft_score
+
+ABOUT = {
+    "strict": "ours: the normal form of the VQA challenge with its faults mended",
+    "llava": "LLaVA's scripts: the same as they compute it",
+}
+
+
+def read_open_table(path: Path, column: str = "answer") -> Dataset:
+    """Reads a table of VLMEvalKit: index, question, image, and the answers as a list ['a', …] or one text.
+
+    Args:
+        path: the .tsv file.
+        column: which one holds the answers; without it they are secret.
+
+    Raises:
+        UserError: anything wrong with the file, naming row and column.
+    """
+    table = read_tsv(path, required=("index", "question"))
+    images = TableImages(table)
+    unique_indices(table)
+    return Dataset(path, table.sha256, tuple(_question(row, images, column) for row in table.rows))
+
+
+def _question(row: Row, images: TableImages, column: str) -> Question:
+    text = row.text("question")
+    if not text:
+        raise row.error("question", "empty.")
+    if IMAGE_MARK in text:
+        raise row.error("question", f"contains {IMAGE_MARK!r}, which stands for the picture; it is put there for you.")
+    answer = row.get(column).strip()  # "nan" may be a word that somebody read
+    references = parse_list(row, column, answer) if answer.startswith("[") else (answer,) if answer else ()
+    return Question(
+        id=row.label("index"),
+        text=text,
+        prompt=with_instruction(text),
+        images=images.of(row),
+        answer=most_frequent(references),
+        references=references,
+        group=row.label("index"),
+        category=row.label("category"),
+        l2_category=row.label("l2-category") or row.label("l2_category"),
+        split=row.label("split"),
+    )
+
+
+def most_frequent(references: Sequence[str]) -> str | None:
+    """The answer that most annotators gave, the first of equals; None if there is none."""
+    return max(references, key=references.count) if references else None
+
+
+def normal_forms(question: Question, answer: str) -> Parsed:
+    """The answer in both normal forms."""
+    return {rule: normalise(answer) for rule, normalise in NORMALISERS.items()}
+
+
+def score_soft(questions: Sequence[Question], parsed: Mapping[str, Parsed]) -> list[Score]:
+    """Agreement with annotators (see `vqa.soft_score`), as the VQA challenge, TextVQA and VizWiz count it."""
+    return score_answers(questions, parsed, "VQA accuracy", soft_score)
+
+
+def score_exact(questions: Sequence[Question], parsed: Mapping[str, Parsed]) -> list[Score]:
+    """Share of answers that equal any reference."""
+    return score_answers(questions, parsed, "exact match", lambda answer, references: float(answer in references))
+
+
+def score_answers(
+    questions: Sequence[Question],
+    parsed: Mapping[str, Parsed],
+    metric: str,
+    compare: Callable[[str, Sequence[str]], float],
+) -> list[Score]:
+    """Scores each answer in normal form against the references in the same form.
+
+    An answer of which nothing is left is right under the original's rule if nothing is left of a reference either.
+    """
+    known = [question for question in questions if question.references]
+    scores = []
+    for rule in extraction_rules(parsed):
+        units = []
+        for question in known:
+            references = [NORMALISERS[rule](reference) for reference in question.references]
+            answer = parsed.get(question.id, {}).get(rule)
+            answered = answer is not None and (answer != "" or rule != "strict")
+            units.append(hit(question, compare(answer or "", references) if answered else 0.0))
+        scores += tabulate(units, metric, rule)
+    return scores
+
+
+def review_secret(questions: Sequence[Question], parsed: Mapping[str, Parsed]) -> list[str]:
+    """How many answers the benchmark keeps to itself."""
+    secret = sum(not question.references and question.answer is None for question in questions)
+    return [f"{secret} of {len(questions)} questions have no answer here: predicted, not scored."] if secret else []

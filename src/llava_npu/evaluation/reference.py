@@ -1,0 +1,83 @@
+"""What there is to evaluate on, from the registrations: docs/evaluation.md (`make docs`), `llava-npu eval --list`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from llava_npu.evaluation.benchmarks import Benchmark, available
+
+_HEAD = """# Evaluation
+
+    llava-npu eval BENCHMARK[,BENCHMARK…] --model DIR --data PATH --output DIR
+
+`PATH` is the benchmark's question file, or a folder in which it has one of the names below; what belongs to it
+(annotations, pictures) is looked for beside it. Several benchmarks want a folder, and write to a folder each below
+`--output`. An interrupted run goes on when the same command is given again.
+
+Data is not downloaded: each benchmark's publishers say who may use it and how. LLaVA's question files are in the
+`eval.zip` that its [docs/Evaluation.md](https://github.com/haotian-liu/LLaVA/blob/main/docs/Evaluation.md) links to;
+VLMEvalKit's tables (`.tsv`) are those that it downloads itself. Their MD5 sums are checked and reported.
+
+The picture comes first in every prompt, on a line of its own. Generation is greedy with one beam. Every answer is read
+by several rules, and all their scores are reported: *strict* is ours, the others are those of published scores.
+Pictures that cannot be read count as wrong answers and are reported. Intervals are 95 % bootstrap intervals over groups
+(rotations of a question, questions about one picture).
+
+`--output` gets `predictions.jsonl` (prompt, answer, readings, time of every question), `report.json`, `report.md`,
+`scores.csv`, `differences.csv` (answers that the rules read differently) and, where a benchmark has a server or a tool
+of its own, its files under `submission/`.
+
+## A judge
+
+Any endpoint that speaks OpenAI's chat protocol can be the judge: `--judge-url http://host:8000/v1 --judge-model NAME`,
+or `LLAVA_NPU_JUDGE_URL` and `LLAVA_NPU_JUDGE_MODEL`. The key is read from `LLAVA_NPU_JUDGE_KEY` (else
+`OPENAI_API_KEY`) and never stored. Failed requests are repeated, waiting longer each time; replies are kept in
+`$LLAVA_NPU_CACHE/judge` and in `judgements.jsonl`. With `LLAVA_NPU_JUDGE_PRICES=2.5,10` (for a million tokens read and
+written) the report says what it cost. Answers that the judge failed on are counted and reported; nothing is guessed.
+Benchmarks that are scored here need no judge.
+
+This page is generated from the benchmarks' registrations by `make docs`; `llava-npu eval --list` prints the same.
+"""
+
+
+def reference() -> str:
+    """The page, as Markdown."""
+    benchmarks = available()
+    index = ["## Benchmarks", "", "| name | benchmark | scored |", "|---|---|---|"]
+    index += [
+        f"| [`{name}`](#{name}) | {benchmark.title} | {', '.join(benchmark.description.scored)} |"
+        for name, benchmark in benchmarks.items()
+    ]
+    return "\n".join([_HEAD, *index, "", *(line for each in benchmarks.values() for line in _section(each))])
+
+
+def _section(benchmark: Benchmark) -> Iterable[str]:
+    yield f"### {benchmark.name}"
+    yield ""
+    yield f"**{benchmark.title}**"
+    yield ""
+    for name, text in facts(benchmark):
+        yield f"- **{name}:** {text}"
+    yield ""
+
+
+def facts(benchmark: Benchmark) -> list[tuple[str, str]]:
+    """What people need to know about a benchmark: name and text of each fact."""
+    about = benchmark.description
+    found = [
+        ("data", about.source),
+        ("form", about.form),
+        ("looked for as", ", ".join(benchmark.files) or "name the file"),
+        ("licence", about.licence),
+        ("prompt", about.prompt),
+        ("metric", about.metric),
+        ("rules", "; ".join(f"{rule}: {text}" for rule, text in benchmark.rules.items())),
+        ("scored", ", ".join(about.scored)),
+    ]
+    if benchmark.submission:
+        found.append(("submission", benchmark.submission.form))
+    return found
+
+
+if __name__ == "__main__":
+    print(reference())
