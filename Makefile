@@ -16,7 +16,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c '$(CHECK)'
 	@$(PYTHON) -m venv $(VENV) || { echo "cannot create a virtual environment; on Debian: apt-get install python3-venv"; rm -rf $(VENV); exit 1; }
 	$(BIN)/python -m pip install --quiet -c constraints.txt torch
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[train,eval,demo,dev]"
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[train,eval,demo,data,dev]"
 	@touch $@
 
 demo: $(INSTALLED) ## set up, then train, evaluate and question a model on real weights and images (about 15 minutes)
@@ -35,8 +35,9 @@ format: $(INSTALLED) ## mend style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-docs: $(INSTALLED) ## generate docs/configuration.md from the schema
+docs: $(INSTALLED) ## generate docs/configuration.md from the schema, docs/evaluation.md from the benchmarks
 	$(BIN)/python -m llava_npu.config.reference > docs/configuration.md
+	$(BIN)/python -m llava_npu.evaluation.reference > docs/evaluation.md
 
 clean: ## remove the environment and caches
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis

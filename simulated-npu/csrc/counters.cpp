@@ -51,4 +51,8 @@ bool set_counting(bool enabled) {
   return before;
 }
 
+bool is_counting() {
+  return t_counting;
+}
+
 }  // namespace simulated_npu

@@ -23,5 +23,6 @@ void reset_counts();
 // The stand-in operators look at tensor values to refuse wrong calls and are built from many small operators; the real
 // ones do and are neither, so what happens inside them is not counted. For this thread; returns what was set before.
 bool set_counting(bool enabled);
+bool is_counting();
 
 }  // namespace simulated_npu

@@ -1,5 +1,7 @@
 #include "memory.h"
 
+#include "counters.h"
+
 #include <c10/core/CachingDeviceAllocator.h>
 #include <c10/util/Exception.h>
 
@@ -60,7 +62,8 @@ void charge(c10::DeviceIndex index, int64_t bytes) {
   }
   statistics.allocated += bytes;
   statistics.allocation_count++;
-  statistics.peak = std::max(statistics.peak, statistics.allocated);
+  // A stand-in operator's own scratch is no memory of the real one's; what it returns counts from the next piece on.
+  if (is_counting()) statistics.peak = std::max(statistics.peak, statistics.allocated);
 }
 
 void refund(c10::DeviceIndex index, int64_t bytes) {

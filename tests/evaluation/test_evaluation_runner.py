@@ -227,7 +227,7 @@ def test_kill_9_loses_at_most_the_batch_in_flight(bench: Path, tmp_path: Path) -
     script = [sys.executable, "-c", _KILLED, str(Path(__file__).parent), str(bench), str(output)]
     process = subprocess.Popen(script, stderr=subprocess.PIPE)
     predictions = output / "predictions.jsonl"
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300  # a shared machine may be slow to start Python
     while not (predictions.exists() and predictions.read_bytes().count(b"\n") >= 6):
         assert process.poll() is None, process.stderr and process.stderr.read().decode()
         assert time.monotonic() < deadline

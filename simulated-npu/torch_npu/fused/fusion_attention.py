@@ -42,7 +42,8 @@ ROBUST_TO_EMPTY_ROWS = 2  # inner_precise
     "int pre_tockens=2147483647, int next_tockens=2147483647, int inner_precise=0, int[]? prefix=None, "
     "int[]? actual_seq_qlen=None, int[]? actual_seq_kvlen=None, int sparse_mode=0, bool gen_mask_parallel=True, "
     'bool sync=False, str softmax_layout="", Tensor? sink=None, Tensor? dropout_mask=None, int seed=0, int offset=0) '
-    "-> (Tensor, Tensor, Tensor, Tensor, int, int, int)"
+    "-> (Tensor, Tensor, Tensor, Tensor, int, int, int)",
+    held_outputs=(0, 1, 2),  # the output, the maxima and sums of the softmax
 )
 def npu_fusion_attention(
     query: torch.Tensor,

@@ -9,7 +9,7 @@ from torch_npu.fused._operator import FLOATING, fused_operator, require, require
 NAME = "npu_rms_norm"
 
 
-@fused_operator("npu_rms_norm(Tensor self, Tensor gamma, float epsilon=1e-06) -> (Tensor, Tensor)")
+@fused_operator("npu_rms_norm(Tensor self, Tensor gamma, float epsilon=1e-06) -> (Tensor, Tensor)", held_outputs=(1,))
 def npu_rms_norm(self: torch.Tensor, gamma: torch.Tensor, epsilon: float = 1e-6) -> tuple[torch.Tensor, torch.Tensor]:
     """Normalises over the axes of `gamma`, the last ones. Returns (output, 1 / root mean square in float32)."""
     require_npu(NAME, self=self, gamma=gamma)

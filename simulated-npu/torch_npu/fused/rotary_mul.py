@@ -13,7 +13,8 @@ MAX_BATCH_HEADS_WITH_TABLE_GRADIENT = 1024
 
 
 @fused_operator(
-    "npu_rotary_mul(Tensor self, Tensor r1, Tensor r2, str rotary_mode='half', Tensor? rotate=None) -> Tensor"
+    "npu_rotary_mul(Tensor self, Tensor r1, Tensor r2, str rotary_mode='half', Tensor? rotate=None) -> Tensor",
+    held_outputs=(),
 )
 def npu_rotary_mul(
     self: torch.Tensor,

@@ -9,7 +9,7 @@ from torch_npu.fused._operator import FLOATING, fused_operator, require, require
 NAME = "npu_swiglu"
 
 
-@fused_operator("npu_swiglu(Tensor self, int dim=-1) -> Tensor")
+@fused_operator("npu_swiglu(Tensor self, int dim=-1) -> Tensor", held_outputs=())
 def npu_swiglu(self: torch.Tensor, dim: int = -1) -> torch.Tensor:
     """silu(first half) * second half along `dim`."""
     require_npu(NAME, self=self)

@@ -19,11 +19,23 @@ class FeatureCache:
     All rotations of a question, and all its options when they are scored, see one image: the tower runs once.
     """
 
-    def __init__(self, model: Any, processor: Any, max_images: int = MAX_IMAGES):
+    def __init__(
+        self,
+        model: Any,
+        processor: Any,
+        max_images: int = MAX_IMAGES,
+        kept: OrderedDict[str, torch.Tensor] | None = None,
+    ):
+        """
+        Args:
+            model, processor: as `llava_npu.models.load` gives them.
+            max_images: how many images' features are kept.
+            kept: where; given the same one, models with the same tower and preprocessing share them.
+        """
         self._model = model
         self._processor = processor
         self._max_images = max_images
-        self._features: OrderedDict[str, torch.Tensor] = OrderedDict()  # key → (tokens, channels)
+        self._features = OrderedDict() if kept is None else kept  # key → (tokens, channels)
 
     def load(self, images: Sequence[ImageSource]) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
         """Features of the distinct images: key → (tokens, channels) on the host; and key → error of unreadable ones."""

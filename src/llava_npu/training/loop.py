@@ -28,8 +28,6 @@ from llava_npu.models.loading import MODEL_FOLDER, load
 from llava_npu.models.modeling import LlavaNpuForConditionalGeneration
 from llava_npu.models.processing import LlavaNpuProcessor
 from llava_npu.ops.install import install_kernels
-from llava_npu.planning.flops import ModelFlops, known_flops
-from llava_npu.planning.hardware import published_peak
 from llava_npu.training.bad_samples import note_bad_samples, refuse_too_many, rewind_bad_samples
 from llava_npu.training.batches import MicroBatch, steps
 from llava_npu.training.checkpoints import checkpoint_path, newest, prune, write_folder
@@ -102,8 +100,6 @@ def train(config: RunConfig, *, fresh: bool = False, console: Console | None = N
         rewind_metrics(folder, done)
         rewind_bad_samples(folder, done)
 
-    flops = known_flops(model, config.data.cache_features)
-    peak_tflops = published_peak(device, compute_dtype)
     objective = accelerator.prepare_model(SupervisedLoss(model))
     micro_batch_size = min(config.micro_batch_size, config.batch_size // accelerator.num_processes)
     batches = steps(
@@ -123,12 +119,12 @@ def train(config: RunConfig, *, fresh: bool = False, console: Console | None = N
             restore_random_state(torch.load(state_file, weights_only=True), device)
 
     started = reported = time.perf_counter()
-    tokens_since = samples_since = flops_since = 0
+    tokens_since = samples_since = 0
     with training_progress(console, config.stage, num_steps, done, accelerator.is_main_process) as progress:
         for step, micro_batches in enumerate(batches, start=done):
             factor = schedule(step, num_steps, config.optimizer.warmup_ratio)
             set_learning_rate(optimizer, factor)
-            counts = _counts(micro_batches, flops, accelerator)
+            counts = _counts(micro_batches, accelerator)
             if counts[2]:
                 _report_bad_samples(folder, step + 1, micro_batches, config, accelerator, console)
             loss = _accumulate(objective, micro_batches, counts[0], accelerator, compute_dtype)
@@ -137,7 +133,6 @@ def train(config: RunConfig, *, fresh: bool = False, console: Console | None = N
             optimizer.zero_grad(set_to_none=True)
 
             tokens_since, samples_since = tokens_since + counts[1], samples_since + config.batch_size
-            flops_since += counts[3]
             finished = step + 1
             if finished % config.log_every == 0 or finished == num_steps:
                 total_loss = float(accelerator.reduce(loss))
@@ -147,7 +142,6 @@ def train(config: RunConfig, *, fresh: bool = False, console: Console | None = N
                         "optimizer.learning_rate, or look at the data of this step with `llava-npu data inspect`."
                     )
                 now = time.perf_counter()
-                tflops = flops_since / (now - reported) / accelerator.num_processes / 1e12
                 metrics = StepMetrics(
                     step=finished,
                     epoch=finished * config.batch_size / len(records),
@@ -160,11 +154,9 @@ def train(config: RunConfig, *, fresh: bool = False, console: Console | None = N
                     samples=config.batch_size,
                     tokens_per_second=tokens_since / (now - reported),
                     samples_per_second=samples_since / (now - reported),
-                    tflops=tflops if flops else None,
-                    mfu=tflops / peak_tflops if flops and peak_tflops else None,
                     seconds=now - started,
                 )
-                reported, tokens_since, samples_since, flops_since = now, 0, 0, 0
+                reported, tokens_since, samples_since = now, 0, 0
                 if accelerator.is_main_process:
                     append_metrics(folder, metrics)
                     progress.show(metrics)
@@ -223,23 +215,15 @@ def _accumulate(
     return loss
 
 
-def _counts(
-    micro_batches: list[MicroBatch], flops: ModelFlops | None, accelerator: Accelerator
-) -> tuple[int, int, int, int]:
-    """(supervised tokens, tokens, replaced samples, useful FLOPs) of a step, over micro-batches and processes."""
+def _counts(micro_batches: list[MicroBatch], accelerator: Accelerator) -> tuple[int, int, int]:
+    """(supervised tokens, tokens, replaced samples) of a step, over micro-batches and processes."""
     supervised = sum(micro_batch.supervised_tokens for micro_batch in micro_batches)
     tokens = sum(micro_batch.tokens for micro_batch in micro_batches)
     replaced = sum(len(micro_batch.replaced) for micro_batch in micro_batches)
-    useful = sum(_useful_flops(flops, micro_batch) for micro_batch in micro_batches) if flops else 0
     if accelerator.num_processes > 1:
-        total = accelerator.reduce(torch.tensor([supervised, tokens, replaced, useful], device=accelerator.device))
-        supervised, tokens, replaced, useful = total.tolist()
-    return supervised, tokens, replaced, useful
-
-
-def _useful_flops(flops: ModelFlops, micro_batch: MicroBatch) -> int:
-    lengths = micro_batch.sequence_lengths[::2]  # between them stand lengths of padding
-    return int(flops.step(lengths, micro_batch.images, micro_batch.supervised_tokens).total_useful)
+        total = accelerator.reduce(torch.tensor([supervised, tokens, replaced], device=accelerator.device))
+        supervised, tokens, replaced = total.tolist()
+    return supervised, tokens, replaced
 
 
 def _report_bad_samples(

@@ -24,9 +24,6 @@ class StepMetrics:
         grad_norm: before clipping.
         supervised_tokens, tokens, samples: in this step, over all devices.
         tokens_per_second, samples_per_second: since the last report.
-        tflops: useful TFLOP/s of one device since the last report (`planning.flops`); None if the model's cost is not
-            known.
-        mfu: `tflops` as a part of the device's published peak; None where none is published.
         seconds: since the run's start or continuation.
     """
 
@@ -41,8 +38,6 @@ class StepMetrics:
     samples: int
     tokens_per_second: float
     samples_per_second: float
-    tflops: float | None
-    mfu: float | None
     seconds: float
 
 

@@ -26,8 +26,6 @@ class TrainingProgress:
             f"loss {metrics.loss:.4f} · lr {metrics.learning_rate:.2e} · "
             f"{metrics.tokens_per_second:,.0f} tokens/s · {metrics.samples_per_second:.1f} samples/s"
         )
-        if metrics.mfu is not None:
-            report += f" · MFU {metrics.mfu:.1%}"
         self._progress.update(self._task, completed=metrics.step, report=report)
         if not self._console.is_terminal and (
             metrics.step % self._line_every == 0 or metrics.step in (1, self._num_steps)

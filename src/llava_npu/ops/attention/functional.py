@@ -142,7 +142,8 @@ def _check_heads(heads: int, key_value_heads: int) -> None:
 
 def _autocast(*tensors: torch.Tensor) -> list[torch.Tensor]:
     kind = tensors[0].device.type
-    if not torch.is_autocast_enabled(kind) or tensors[0].dtype == torch.float64:
+    available = torch.amp.is_autocast_available(kind)  # not for shapes alone, on the meta device
+    if not available or not torch.is_autocast_enabled(kind) or tensors[0].dtype == torch.float64:
         return list(tensors)
     return [tensor.to(torch.get_autocast_dtype(kind)) for tensor in tensors]
 

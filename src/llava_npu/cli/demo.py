@@ -1,0 +1,25 @@
+"""`llava-npu demo`: the whole way on real weights and real images, from packages to a report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from llava_npu.errors import UserError
+
+
+def demo(
+    quick: Annotated[bool, typer.Option("--quick", help="A few minutes: smaller data, fewer steps, same way.")] = False,
+    full: Annotated[bool, typer.Option("--full", help="All data and many more steps; for a GPU or an NPU.")] = False,
+    output: Annotated[Path, typer.Option(help="The run folder; an interrupted demo goes on in it.")] = Path("demo-run"),
+    device: Annotated[str, typer.Option(help="auto, npu, cuda or cpu; with an index as in npu:1.")] = "auto",
+    seed: Annotated[int, typer.Option(min=0, help="Of the data's split, the questions and the training.")] = 0,
+) -> None:
+    """Train a small LLaVA on real images, evaluate it before and after each stage, and write a report."""
+    if quick and full:
+        raise UserError("--quick and --full: choose one of them, or neither.")
+    from llava_npu.demo.run import run_demo
+
+    run_demo("quick" if quick else "full" if full else "default", output, device=device, seed=seed)

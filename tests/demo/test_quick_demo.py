@@ -1,0 +1,40 @@
+"""The main job for real: `llava-npu demo --quick` on real weights and real images, from packages to the report."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+@pytest.mark.slow
+@pytest.mark.network
+def test_the_quick_demo_learns(tmp_path: Path) -> None:
+    output = tmp_path / "demo"
+    result = subprocess.run(
+        [sys.executable, "-m", "llava_npu", "demo", "--quick", "--output", str(output), "--device", "cpu"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "COLUMNS": "120"},
+        check=False,
+    )
+    if result.returncode == 2 and "fetch" in result.stderr and not (output / "data").exists():
+        pytest.skip(f"the packages cannot be fetched here: {result.stderr[-500:]}")
+    assert result.returncode == 0, result.stderr[-3000:]
+    measured = {
+        state: json.loads((output / "measured" / state / "measured.json").read_text())
+        for state in ("untrained", "aligned", "tuned")
+    }
+    losses = {state: found["caption loss"] for state, found in measured.items()}
+    assert losses["aligned"]["given"]["value"] < losses["untrained"]["given"]["value"] - 1.0
+    for state in ("aligned", "tuned"):
+        assert losses[state]["given"]["value"] < losses[state]["shuffled"]["value"], state
+    page = (output / "report.html").read_text(encoding="utf-8")
+    assert "not CLIP" in page
+    assert page.count("data:image/png;base64,") >= 12
+    assert (output / "finetune/model/model.safetensors").is_file()
+    assert "llava-npu chat" in result.stderr + result.stdout
