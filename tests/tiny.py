@@ -16,6 +16,8 @@ from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedTokenizerFast,
+    ResNetConfig,
+    ResNetModel,
     SiglipImageProcessor,
     SiglipVisionConfig,
     SiglipVisionModel,
@@ -98,6 +100,15 @@ def write_siglip(folder: Path) -> Path:
     torch.manual_seed(1)
     SiglipVisionModel(siglip_config()).save_pretrained(folder)
     SiglipImageProcessor(size={"height": 28, "width": 28}).save_pretrained(folder)
+    return folder
+
+
+def write_resnet(folder: Path) -> Path:
+    """A tower with batch normalisation: 96-pixel images, a 3×3 grid of 32 channels."""
+    torch.manual_seed(3)
+    config = ResNetConfig(embedding_size=8, hidden_sizes=[8, 16, 24, 32], depths=[1, 1, 1, 1], layer_type="basic")
+    ResNetModel(config).eval().save_pretrained(folder)
+    CLIPImageProcessor(size={"shortest_edge": 96}, crop_size={"height": 96, "width": 96}).save_pretrained(folder)
     return folder
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForImageTextToText, AutoProcessor, CLIPConfig, CLIPModel, LlavaProcessor, ResNetConfig
+from transformers import AutoModelForImageTextToText, AutoProcessor, CLIPConfig, CLIPModel, LlavaProcessor, ResNetModel
 
 import tiny
 from llava_npu import LlavaNpuForConditionalGeneration, LlavaNpuProcessor, UserError
@@ -90,14 +90,7 @@ def test_the_vision_half_of_a_whole_clip_is_enough(parts: Path, tmp_path: Path) 
 
 
 def test_a_convolutional_tower_gives_its_feature_map_as_tokens(parts: Path, tmp_path: Path) -> None:
-    from transformers import CLIPImageProcessor, ResNetModel
-
-    config = ResNetConfig(embedding_size=8, hidden_sizes=[8, 16, 24, 32], depths=[1, 1, 1, 1], layer_type="basic")
-    tower = ResNetModel(config).eval()
-    tower.save_pretrained(tmp_path / "resnet")
-    CLIPImageProcessor(size={"shortest_edge": 96}, crop_size={"height": 96, "width": 96}).save_pretrained(
-        tmp_path / "resnet"
-    )
+    tower = ResNetModel.from_pretrained(tiny.write_resnet(tmp_path / "resnet"))
     model, processor = compose(str(tmp_path / "resnet"), str(parts / "lm"), "linear", vision_feature_layer=-1)
     assert processor.num_image_tokens == 9
     pixel_values = torch.randn(2, 3, 96, 96)

@@ -17,6 +17,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import tiny
 from llava_npu import UserError
 from llava_npu.config import RunConfig, render_config
 from llava_npu.models import load
@@ -76,6 +77,20 @@ def test_sixteen_bit_computing_learns_and_leaves_frozen_weights_unrounded(make_r
     assert _losses(run)[-1] < _losses(run)[0]
     before = load_file(Path(run.model.language_model or "") / "model.safetensors")["model.layers.0.mlp.up_proj.weight"]
     assert torch.equal(_weights(run)["language_model.layers.0.mlp.up_proj.weight"], before)
+
+
+@pytest.mark.parametrize("cache_features", [False, True])
+def test_sixteen_bit_computing_with_batch_normalisation(
+    make_run: MakeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache_features: bool
+) -> None:
+    monkeypatch.setenv("LLAVA_NPU_CACHE", str(tmp_path / "cache"))
+    tower = {"vision_tower": str(tiny.write_resnet(tmp_path / "resnet")), "vision_feature_layer": -1}
+    data = {"cache_features": cache_features}
+    run = make_run(
+        stage="align", precision="bf16", max_steps=6, optimizer={"learning_rate": 1e-2}, model=tower, data=data
+    )
+    train(run)
+    assert _losses(run)[-1] < _losses(run)[0]
 
 
 def test_the_same_run_twice_is_equal_to_the_last_bit(make_run: MakeRun) -> None:

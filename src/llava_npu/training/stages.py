@@ -42,15 +42,17 @@ def freeze(
     """Sets what is trained, in which type each part is kept, and each part's mode.
 
     Trained weights are float32 (small updates vanish in 16 bits). Frozen ones are kept in `compute_dtype`, if given:
-    half the memory, and the same products as under autocast.
+    half the memory, and the same products as under autocast. Batch normalisation stays float32 as a whole: its
+    statistics are buffers, and weights in another type than they are refused.
     """
     model.train()
+    unrounded = {id(parameter) for parameter in _batch_norm_parameters(model)}
     for name, parameter in model.named_parameters():
         trained = name.startswith(PROJECTOR) or (stage.trains_language_model and not name.startswith(VISION_TOWER))
         parameter.requires_grad_(trained)
         if trained:
             parameter.data = parameter.data.float()
-        elif compute_dtype is not None:
+        elif compute_dtype is not None and id(parameter) not in unrounded:
             parameter.data = parameter.data.to(compute_dtype)
     # Not only no gradient: batch normalisation and dropout of a frozen part must not move either.
     model.model.vision_tower.eval()
@@ -60,6 +62,12 @@ def freeze(
         # Transformers recomputes only in modules that are in training mode; without dropout the mode changes no number.
         model.model.language_model.train()
         model.model.language_model.gradient_checkpointing_enable({"use_reentrant": False})
+
+
+def _batch_norm_parameters(model: nn.Module) -> Iterator[nn.Parameter]:
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            yield from module.parameters()
 
 
 def trained_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
