@@ -10,6 +10,7 @@ from torch import nn
 from transformers import get_cosine_schedule_with_warmup
 
 from llava_npu.config import OptimizerConfig
+from llava_npu.config.parts import Part
 from llava_npu.training.optimizer import build_optimizer, schedule, set_learning_rate
 
 
@@ -22,19 +23,23 @@ def _model() -> nn.Module:
     return model
 
 
-def test_norms_and_biases_are_not_decayed_and_the_projector_has_its_own_rate() -> None:
+def test_norms_and_biases_are_not_decayed_and_each_part_has_its_own_rate_and_decay() -> None:
     model = _model()
-    config = OptimizerConfig(learning_rate=1e-4, projector_learning_rate=1e-3, weight_decay=0.1)
-    optimizer = build_optimizer(model, config)
+    parts = {
+        "vision_tower": Part("frozen", 1.0, 1.0),
+        "projector": Part("full", 1e-3, 0.1),
+        "language_model": Part("full", 1e-4, 0.2),
+    }
+    optimizer = build_optimizer(model, OptimizerConfig(), parts)
     groups = {id(parameter): group for group in optimizer.param_groups for parameter in group["params"]}
     assert len(groups) == 6
     for name, parameter in model.named_parameters():
         if "vision_tower" in name:
             assert id(parameter) not in groups
             continue
-        group = groups[id(parameter)]
-        assert group["weight_decay"] == (0.1 if parameter.ndim == 2 else 0.0), name
-        assert group["peak"] == (1e-3 if "projector" in name else 1e-4), name
+        group, part = groups[id(parameter)], parts["projector" if "projector" in name else "language_model"]
+        assert group["weight_decay"] == (part.weight_decay if parameter.ndim == 2 else 0.0), name
+        assert group["peak"] == part.learning_rate, name
     set_learning_rate(optimizer, 0.5)
     assert {group["lr"] for group in optimizer.param_groups} == {5e-4, 5e-5}
 

@@ -5,15 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
+
+from llava_npu.config.parts import Part, PartName, PartsConfig, StageName, resolve_parts
+from llava_npu.config.section import Section
 
 
-class _Section(BaseModel):
-    # Strict: "3" is no number and 1 is no boolean. Frozen: a run's description does not change while it runs.
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, validate_default=True)
-
-
-class ModelConfig(_Section):
+class ModelConfig(Section):
     """What is trained: either a model folder to go on from, or the parts of a new model."""
 
     checkpoint: str | None = Field(
@@ -48,7 +46,7 @@ class ModelConfig(_Section):
         return self
 
 
-class SourceConfig(_Section):
+class SourceConfig(Section):
     """One of several data files."""
 
     path: str = Field(description="As `data.path`.")
@@ -62,7 +60,7 @@ class SourceConfig(_Section):
     limit: int | None = Field(None, ge=1, description="Take no more records than this, drawn at random once for all.")
 
 
-class DataConfig(_Section):
+class DataConfig(Section):
     """What it is trained on."""
 
     path: str | None = Field(
@@ -109,29 +107,30 @@ class DataConfig(_Section):
         return self
 
 
-class OptimizerConfig(_Section):
+class OptimizerConfig(Section):
     """How the weights move: AdamW, linear warmup, cosine decay to zero."""
 
-    learning_rate: float = Field(1e-3, gt=0, description="Peak learning rate.")
-    projector_learning_rate: float | None = Field(
-        None, gt=0, description="The projector's own; by default `learning_rate`."
+    learning_rate: float = Field(
+        1e-3, gt=0, description="Peak learning rate; a part may have its own, as `parts.projector.learning_rate`."
     )
-    weight_decay: float = Field(0.0, ge=0, description="Decoupled; never on norms and biases.")
+    weight_decay: float = Field(0.0, ge=0, description="Decoupled; never on norms and biases. A part may have its own.")
     betas: tuple[float, float] = Field((0.9, 0.999), description="AdamW's averaging factors.", strict=False)
     epsilon: float = Field(1e-8, gt=0, description="AdamW's term for numerical stability.")
     warmup_ratio: float = Field(0.03, ge=0, lt=1, description="Part of all steps during which the rate rises from 0.")
     max_grad_norm: float = Field(1.0, ge=0, description="Gradients are scaled down to this norm; 0 leaves them alone.")
 
 
-class RunConfig(_Section):
+class RunConfig(Section):
     """One training run."""
 
     output: str = Field(description="The run folder: checkpoints, metrics, plots, and the final model in `model/`.")
-    stage: Literal["align", "finetune"] = Field(
-        description="`align` trains the projector; `finetune` the projector and the language model."
+    stage: StageName = Field(
+        description="`align` trains the projector on captions; `finetune` the projector and the language model on "
+        "conversations. `parts` changes what is trained."
     )
     model: ModelConfig
     data: DataConfig
+    parts: PartsConfig = PartsConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     epochs: int = Field(1, ge=1, description="Passes over the data.")
     max_steps: int | None = Field(None, ge=1, description="Stop after this many optimizer steps, if that comes first.")
@@ -154,6 +153,23 @@ class RunConfig(_Section):
         500, ge=1, description="Steps between checkpoints; at the end the final model takes their place."
     )
     keep_checkpoints: int = Field(2, ge=1, description="How many checkpoints stay; older ones are deleted.")
+
+    @model_validator(mode="after")
+    def _something_is_trained(self) -> RunConfig:
+        trained = {name for name, part in self.resolved_parts.items() if part.train != "frozen"}
+        if not trained:
+            raise ValueError("`parts` freezes everything; set `train` of a part to `full` or `lora`")
+        if self.data.cache_features and "vision_tower" in trained:
+            raise ValueError(
+                "`data.cache_features` keeps what a frozen vision tower gives, but `parts.vision_tower.train` is "
+                f"`{self.resolved_parts['vision_tower'].train}`; set one to false or the other to `frozen`"
+            )
+        return self
+
+    @property
+    def resolved_parts(self) -> dict[PartName, Part]:
+        """What each part does in this run, with nothing left open."""
+        return resolve_parts(self.stage, self.parts, self.optimizer.learning_rate, self.optimizer.weight_decay)
 
     @property
     def output_path(self) -> Path:

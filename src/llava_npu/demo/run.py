@@ -32,6 +32,7 @@ from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progres
 from llava_npu import devices
 from llava_npu.cache import cache_root
 from llava_npu.config import RunConfig, render_config
+from llava_npu.config.parts import PartConfig, PartsConfig
 from llava_npu.config.schema import DataConfig, ModelConfig, OptimizerConfig
 from llava_npu.demo import assets
 from llava_npu.demo.data import DemoData, build_data
@@ -291,9 +292,9 @@ def _config(run: _Run, stage: Any, recipe: StageRecipe, model: ModelConfig, data
         data=DataConfig(path=str(data), max_length=512, workers=0, cache_features=True),
         optimizer=OptimizerConfig(
             learning_rate=recipe.learning_rate,
-            projector_learning_rate=recipe.projector_learning_rate,
             warmup_ratio=0.06,
         ),
+        parts=PartsConfig(projector=PartConfig(learning_rate=recipe.projector_learning_rate)),
         epochs=math.ceil(recipe.steps * recipe.batch_size / records),
         max_steps=recipe.steps,
         batch_size=recipe.batch_size,

@@ -85,10 +85,12 @@ class LlavaNpuModel(LlavaNpuPreTrainedModel, LlavaModel):
         return self.multi_modal_projector(vision_features.to(dtype), grid=self.config.tower.grid)
 
     def project_nothing(self) -> torch.Tensor:
-        """Runs the projector on zeros in the shape of one image, to have it in the graph of a batch without images."""
+        """Runs the projector, and a trained tower, on a blank image: a batch without any has them in its graph."""
         tower, projector = self.config.tower, self.multi_modal_projector
-        tokens = tower.num_patches + (tower.num_prefix_tokens if self.config.keep_prefix_tokens else 0)
         parameter = next(self.language_model.parameters())
+        if any(weight.requires_grad for weight in self.vision_tower.parameters()):
+            return self.project(self.encode_images(parameter.new_zeros(1, 3, *tower.image_size)))
+        tokens = tower.num_patches + (tower.num_prefix_tokens if self.config.keep_prefix_tokens else 0)
         return self.project(parameter.new_zeros(1, tokens, projector.input_channels))
 
     def get_image_features(

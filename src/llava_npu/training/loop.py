@@ -34,10 +34,10 @@ from llava_npu.training.checkpoints import checkpoint_path, newest, prune, write
 from llava_npu.training.metrics import StepMetrics, append_metrics, plot_loss, rewind_metrics
 from llava_npu.training.objective import SupervisedLoss
 from llava_npu.training.optimizer import build_optimizer, schedule, set_learning_rate
+from llava_npu.training.parts import STAGE_TEMPLATES, prepare_parts, trained_parameters
 from llava_npu.training.progress import training_progress
 from llava_npu.training.run_data import data_fingerprint, images_of, open_run_data
 from llava_npu.training.run_folder import check_disk_space, is_finished, open_run
-from llava_npu.training.stages import STAGES, freeze, trained_parameters
 from llava_npu.training.state import load_state, random_state, random_state_file, restore_random_state, save_state
 
 
@@ -59,7 +59,7 @@ def train(config: RunConfig, *, fresh: bool = False, console: Console | None = N
     device = devices.select(config.device)
     devices.apply_environment(device, console.print)
     accelerator = Accelerator(cpu=device.kind == "cpu")
-    stage = STAGES[config.stage]
+    parts = config.resolved_parts
     records = open_run_data(config.data)
     plan = Plan(len(records), config.batch_size, config.epochs, config.seed)
     num_steps = min(plan.num_steps, config.max_steps or plan.num_steps)
@@ -75,16 +75,16 @@ def train(config: RunConfig, *, fresh: bool = False, console: Console | None = N
     set_seed(config.seed)
     compute_dtype = _compute_dtype(config, device)
     model, processor = build_model(config)
-    freeze(model, stage, compute_dtype, config.gradient_checkpointing)
+    prepare_parts(model, parts, compute_dtype, config.gradient_checkpointing)
     model.to(accelerator.device)
     install_kernels(model, accelerator.device)
-    optimizer = build_optimizer(model, config.optimizer)
+    optimizer = build_optimizer(model, config.optimizer, parts)
     if accelerator.is_main_process:
         check_disk_space(folder, _disk_needed(model, config))
         console.print(_introduction(config, device, model, accelerator.num_processes, num_steps, compute_dtype))
 
     features = _features(config, model, processor, records, accelerator, console)
-    template = config.data.template or stage.default_template
+    template = config.data.template or STAGE_TEMPLATES[config.stage]
     dataset = ConversationDataset(
         records, processor, template, config.data.max_length, features, config.data.bad_samples
     )
@@ -147,7 +147,9 @@ def train(config: RunConfig, *, fresh: bool = False, console: Console | None = N
                     epoch=finished * config.batch_size / len(records),
                     loss=total_loss,
                     learning_rate=config.optimizer.learning_rate * factor,
-                    projector_learning_rate=_projector_rate(config) * factor,
+                    learning_rates={
+                        name: part.learning_rate * factor for name, part in parts.items() if part.train != "frozen"
+                    },
                     grad_norm=float(grad_norm),
                     supervised_tokens=counts[0],
                     tokens=counts[1],
@@ -251,10 +253,6 @@ def _compute_dtype(config: RunConfig, device: Device) -> torch.dtype | None:
     if config.precision == "fp32":
         return None
     return torch.bfloat16 if config.precision == "bf16" else device.autocast_dtype
-
-
-def _projector_rate(config: RunConfig) -> float:
-    return config.optimizer.projector_learning_rate or config.optimizer.learning_rate
 
 
 def _features(

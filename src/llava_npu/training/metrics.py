@@ -20,7 +20,7 @@ class StepMetrics:
         step: steps done, this one included.
         epoch: passes over the data done, a fraction.
         loss: cross-entropy in nats per supervised token, over the whole step.
-        learning_rate, projector_learning_rate: of this step.
+        learning_rate: of this step; `learning_rates` has each trained part's own.
         grad_norm: before clipping.
         supervised_tokens, tokens, samples: in this step, over all devices.
         tokens_per_second, samples_per_second: since the last report.
@@ -31,7 +31,7 @@ class StepMetrics:
     epoch: float
     loss: float
     learning_rate: float
-    projector_learning_rate: float
+    learning_rates: dict[str, float]
     grad_norm: float
     supervised_tokens: int
     tokens: int

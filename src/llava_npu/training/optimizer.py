@@ -3,33 +3,34 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import torch
 from torch import nn
 
 from llava_npu.config import OptimizerConfig
-from llava_npu.training.stages import PROJECTOR, trained_parameters
+from llava_npu.config.parts import Part, PartName
+from llava_npu.training.parts import part_of, trained_parameters
 
 
-def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
-    """AdamW over what is trained, in up to four groups: {projector, rest} × {decayed, not decayed}.
+def build_optimizer(model: nn.Module, config: OptimizerConfig, parts: Mapping[PartName, Part]) -> torch.optim.AdamW:
+    """AdamW over what is trained, in up to two groups for each part: decayed and not decayed.
 
     Norm weights and biases (every parameter of one dimension) are not decayed. Each group carries `peak`, the learning
     rate at the top of its schedule.
     """
-    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    groups: dict[tuple[PartName, bool], list[nn.Parameter]] = {}
     for name, parameter in trained_parameters(model):
-        groups.setdefault((name.startswith(PROJECTOR), parameter.ndim >= 2), []).append(parameter)
-    projector_rate = config.projector_learning_rate or config.learning_rate
+        groups.setdefault((part_of(name), parameter.ndim >= 2), []).append(parameter)
     return torch.optim.AdamW(
         [
             {
                 "params": parameters,
-                "peak": projector_rate if of_projector else config.learning_rate,
-                "weight_decay": config.weight_decay if decayed else 0.0,
-                "name": ("projector" if of_projector else "language_model") + ("" if decayed else ", not decayed"),
+                "peak": parts[part].learning_rate,
+                "weight_decay": parts[part].weight_decay if decayed else 0.0,
+                "name": part + ("" if decayed else ", not decayed"),
             }
-            for (of_projector, decayed), parameters in sorted(groups.items())
+            for (part, decayed), parameters in sorted(groups.items())
         ],
         lr=config.learning_rate,
         betas=config.betas,

@@ -13,7 +13,7 @@ from torch import nn
 
 from llava_npu.devices import Device
 from llava_npu.errors import UserError
-from llava_npu.training.stages import trained_parameters
+from llava_npu.training.parts import trained_parameters
 
 WEIGHTS = "trained.safetensors"
 OPTIMIZER = "optimizer.pt"

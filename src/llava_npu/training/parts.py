@@ -1,0 +1,110 @@
+"""The parts of a model in training: which weights belong to which, what learns, in which type and mode each is kept."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import nn
+from transformers import AutoModel
+
+from llava_npu.config.parts import Part, PartName, StageName
+from llava_npu.models.configuration import LlavaNpuConfig
+from llava_npu.models.modeling import LlavaNpuForConditionalGeneration
+from llava_npu.models.towers import select_features
+
+PROJECTOR = "model.multi_modal_projector."
+VISION_TOWER = "model.vision_tower."
+
+# The conversation template of a stage where the configuration names none; None: the model's own.
+STAGE_TEMPLATES: dict[StageName, str | None] = {"align": "plain", "finetune": None}
+
+
+def part_of(name: str) -> PartName:
+    """The part that a parameter or module of the model belongs to, by its name; the head is the language model's."""
+    if f"{name}.".startswith(VISION_TOWER):
+        return "vision_tower"
+    return "projector" if f"{name}.".startswith(PROJECTOR) else "language_model"
+
+
+def prepare_parts(
+    model: LlavaNpuForConditionalGeneration,
+    parts: Mapping[PartName, Part],
+    compute_dtype: torch.dtype | None,
+    checkpointing: bool,
+) -> None:
+    """Sets what is trained, in which type each part is kept, and each part's mode.
+
+    Trained weights are float32 (small updates vanish in 16 bits). Frozen ones are kept in `compute_dtype`, if given:
+    half the memory, and the same products as under autocast. Batch normalisation stays float32 as a whole: its
+    statistics are buffers, and weights in another type than they are refused.
+    """
+    unrounded = {id(parameter) for parameter in _batch_norm_parameters(model)}
+    unused = unused_tower_parameters(model.config) if parts["vision_tower"].train != "frozen" else set()
+    for name, parameter in model.named_parameters():
+        trained = parts[part_of(name)].train == "full" and name not in unused
+        parameter.requires_grad_(trained)
+        if trained:
+            parameter.data = parameter.data.float()
+        elif compute_dtype is not None and id(parameter) not in unrounded:
+            parameter.data = parameter.data.to(compute_dtype)
+    _set_modes(model, parts, checkpointing)
+
+
+def trained_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """(name, parameter) of everything that learns, in a fixed order."""
+    return ((name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad)
+
+
+def unused_tower_parameters(config: LlavaNpuConfig) -> set[str]:
+    """Names of the tower's weights that shape nothing the projector sees: layers behind the chosen one, a pooling head.
+
+    They get no gradient; engines that wait for the gradient of all that is trained would wait for ever.
+    """
+    with torch.device("meta"):  # the graph alone, without numbers
+        tower = AutoModel.from_config(config.vision_config)
+        outputs = tower(torch.zeros(1, 3, *config.tower.image_size), output_hidden_states=True)
+    features = select_features(outputs, config.tower, config.feature_layers, config.keep_prefix_tokens)
+    used = _leaves(features)
+    return {f"{VISION_TOWER}{name}" for name, parameter in tower.named_parameters() if id(parameter) not in used}
+
+
+def _leaves(tensor: torch.Tensor) -> set[int]:
+    """The ids of the parameters in a tensor's graph."""
+    found, seen, waiting = set(), set(), [tensor.grad_fn]
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if hasattr(node, "variable"):
+            found.add(id(node.variable))
+        waiting.extend(following for following, _ in node.next_functions)
+    return found
+
+
+def _set_modes(model: LlavaNpuForConditionalGeneration, parts: Mapping[PartName, Part], checkpointing: bool) -> None:
+    """Training mode for what learns only: batch normalisation and dropout of a frozen part must not move either."""
+    inner = model.model
+    model.train()
+    inner.vision_tower.train(parts["vision_tower"].train != "frozen")
+    inner.multi_modal_projector.train(parts["projector"].train != "frozen")
+    inner.language_model.train(parts["language_model"].train != "frozen")
+    # A tower's statistics stay those of its own training: a micro-batch's would differ with its size.
+    for module in inner.vision_tower.modules():
+        if _is_batch_norm(module):
+            module.eval()
+    if checkpointing:
+        # Transformers recomputes only in modules that are in training mode; without dropout the mode changes no number.
+        inner.language_model.train()
+        inner.language_model.gradient_checkpointing_enable({"use_reentrant": False})
+        if parts["vision_tower"].train != "frozen" and inner.vision_tower.supports_gradient_checkpointing:
+            inner.vision_tower.gradient_checkpointing_enable({"use_reentrant": False})
+
+
+def _batch_norm_parameters(model: nn.Module) -> Iterator[nn.Parameter]:
+    return (parameter for module in model.modules() if _is_batch_norm(module) for parameter in module.parameters())
+
+
+def _is_batch_norm(module: nn.Module) -> bool:
+    return isinstance(module, nn.modules.batchnorm._BatchNorm)
