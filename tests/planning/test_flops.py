@@ -9,12 +9,13 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPVisionConfig, LlamaConfig, SiglipVisionConfig
 
 import tiny
+from llava_npu.config.parts import PartsConfig, StageName, resolve_parts
 from llava_npu.models.configuration import LlavaNpuConfig
 from llava_npu.models.modeling import LlavaNpuForConditionalGeneration
 from llava_npu.ops.install import install_kernels
 from llava_npu.planning.flops import FlopModel, Flops, causal_pairs, flop_model
 from llava_npu.training.objective import SupervisedLoss
-from llava_npu.training.stages import STAGES, freeze
+from llava_npu.training.parts import prepare_parts
 
 PROJECTORS = {
     "identity": {},
@@ -32,7 +33,7 @@ PROJECTORS = {
 
 
 def build(
-    projector: str = "mlp2x_gelu", stage: str = "finetune", **changes: object
+    projector: str = "mlp2x_gelu", stage: StageName = "finetune", **changes: object
 ) -> LlavaNpuForConditionalGeneration:
     width = 32 if projector == "identity" else 48
     values = {
@@ -44,8 +45,12 @@ def build(
         "projector_options": PROJECTORS.get(projector, {}),
     }
     model = LlavaNpuForConditionalGeneration(LlavaNpuConfig(**{**values, **changes}))
-    freeze(model, STAGES[stage], None, checkpointing=False)
+    prepare(model, stage)
     return model
+
+
+def prepare(model: LlavaNpuForConditionalGeneration, stage: StageName) -> None:
+    prepare_parts(model, resolve_parts(stage, PartsConfig(), 1e-3, 0.0), None, checkpointing=False)
 
 
 def counted_by_torch(model: LlavaNpuForConditionalGeneration, images: int, words: int, supervised: int) -> int:
@@ -75,10 +80,10 @@ def counted_by_torch(model: LlavaNpuForConditionalGeneration, images: int, words
 
 @pytest.mark.parametrize("stage", ["align", "finetune"])
 @pytest.mark.parametrize("projector", PROJECTORS)
-def test_a_step_counts_what_torch_counts(projector: str, stage: str) -> None:
+def test_a_step_counts_what_torch_counts(projector: str, stage: StageName) -> None:
     model = build(projector, stage)
     if projector == "identity" and stage == "align":
-        freeze(model, STAGES["finetune"], None, checkpointing=False)  # nothing at all would learn
+        prepare(model, "finetune")  # nothing at all would learn
     images, words, supervised = 3, 7, 4
     length = model.config.num_image_tokens + words
     ours = flop_model(model).count(
@@ -170,10 +175,10 @@ def _published(vision: str) -> LlavaNpuConfig:
     )
 
 
-def _on_meta(vision: str, stage: str) -> FlopModel:
+def _on_meta(vision: str, stage: StageName) -> FlopModel:
     with torch.device("meta"):
         model = LlavaNpuForConditionalGeneration(_published(vision))
-    freeze(model, STAGES[stage], None, checkpointing=False)
+    prepare(model, stage)
     return flop_model(model)
 
 
