@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 
     from llava_npu.evaluation.benchmarks import Benchmark
     from llava_npu.evaluation.judge_client import JudgeClient
+    from llava_npu.evaluation.processes import Processes
     from llava_npu.evaluation.questions import Answerer
     from llava_npu.evaluation.report import Report
 
@@ -33,6 +35,9 @@ def eval_(
     ] = "generate",
     images: Annotated[str, typer.Option(help="given; baselines: none (blind), shuffled (a wrong image).")] = "given",
     device: Annotated[str, typer.Option(help="auto, npu, cuda or cpu; with an index as in npu:1.")] = "auto",
+    devices: Annotated[
+        int, typer.Option(min=1, help="How many devices of this machine share the work, each in a process of its own.")
+    ] = 1,
     max_new_tokens: Annotated[
         int | None, typer.Option(min=1, help="Longest generated answer. By default as the benchmark says.")
     ] = None,
@@ -63,6 +68,7 @@ def eval_(
     from llava_npu.evaluation.ablations import IMAGE_MODES
     from llava_npu.evaluation.answering import ANSWER_MODES
     from llava_npu.evaluation.judge_client import JudgeClient, judge_settings
+    from llava_npu.evaluation.processes import joined, launch, launched
     from llava_npu.evaluation.runner import read_dataset
 
     chosen = _choose(benchmark)
@@ -74,12 +80,17 @@ def eval_(
         raise UserError(f"--data {data}: several benchmarks need a folder that holds the data of all of them.")
     for each in chosen:
         read_dataset(each, data)  # bad data is reported before a model is loaded
-    answerer_for = _load(model, device, answer)
-    for each in chosen:
-        folder = output / each.name if len(chosen) > 1 else output
-        answerer = answerer_for(max_new_tokens or each.max_new_tokens)
-        report = _evaluate(console, each, data, answerer, folder, images, batch_size, fresh, judge)
-        _print_report(console, report, folder)
+    if devices > 1 and launched() == 1:
+        launch(devices, device, sys.argv[1:])
+        return
+    with joined() as processes:
+        answerer_for = _load(model, device, answer)
+        for each in chosen:
+            folder = output / each.name if len(chosen) > 1 else output
+            answerer = answerer_for(max_new_tokens or each.max_new_tokens)
+            report = _evaluate(console, each, data, answerer, folder, images, batch_size, fresh, judge, processes)
+            if processes.is_first:
+                _print_report(console, report, folder)
 
 
 def _choose(names: str) -> list[Benchmark]:
@@ -108,6 +119,7 @@ def _load(model: str, device_name: str, answer: str) -> Callable[[int], Answerer
     from llava_npu.models import load
 
     device = devices.select(device_name)
+    devices.apply_environment(device, lambda line: typer.echo(line, err=True))
     # 16 bits where the device computes in them, else fp32: on most CPUs 16-bit products are far slower.
     loaded, processor = load(model, device=device.torch_device, dtype=device.autocast_dtype or torch.float32)
     return lambda max_new_tokens: build_answerer(
@@ -125,18 +137,22 @@ def _evaluate(
     batch_size: int,
     fresh: bool,
     judge: JudgeClient | None,
+    processes: Processes,
 ) -> Report:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from llava_npu.evaluation import runner
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console) as bar:
+    share = f" (process 1 of {processes.count})" if processes.count > 1 else ""
+    with Progress(*columns, console=console, disable=not processes.is_first) as bar:
         task = bar.add_task(benchmark.name)
 
         def show(progress: runner.Progress) -> None:
             unread = f", {progress.errors} unreadable" if progress.errors else ""
-            bar.update(task, completed=progress.done, total=progress.total, description=f"{benchmark.name}{unread}")
+            bar.update(
+                task, completed=progress.done, total=progress.total, description=f"{benchmark.name}{share}{unread}"
+            )
 
         return runner.evaluate(
             benchmark,
@@ -147,6 +163,7 @@ def _evaluate(
             batch_size=batch_size,
             fresh=fresh,
             judge=judge,
+            processes=processes,
             on_progress=show,
         )
 

@@ -18,7 +18,7 @@ from llava_npu.devices.cuda import CudaDevice
 from llava_npu.devices.npu import NpuDevice
 from llava_npu.errors import UserError, nearest
 
-__all__ = ["Device", "Variable", "apply_environment", "current", "kinds", "of_kind", "select"]
+__all__ = ["Device", "Variable", "apply_environment", "current", "find", "kinds", "of_kind", "select"]
 
 _KINDS: dict[str, Callable[[], Device]] = {"npu": NpuDevice, "cuda": CudaDevice, "cpu": CpuDevice}  # by preference
 _current: Device | None = None
@@ -44,6 +44,15 @@ def select(name: str = "auto") -> Device:
         UserError: no such kind, or this machine has none; the message says what was found.
     """
     global _current
+    device = find(name)
+    index = name.partition(":")[2]
+    device.use(int(index or device.default_index()))
+    _current = device
+    return device
+
+
+def find(name: str = "auto") -> Device:
+    """As `select`, but the device is neither chosen nor touched."""
     kind, _, index = name.partition(":")
     if kind != "auto" and kind not in _KINDS:
         allowed = ["auto", *_KINDS]
@@ -53,8 +62,6 @@ def select(name: str = "auto") -> Device:
     candidates = {each: make() for each, make in _KINDS.items() if kind in ("auto", each)}
     for device in candidates.values():
         if device.is_available():
-            device.use(int(index or device.default_index()))
-            _current = device
             return device
     reason = candidates[kind].why_unavailable()
     found = [each for each, make in _KINDS.items() if make().is_available()]

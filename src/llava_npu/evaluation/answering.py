@@ -24,6 +24,7 @@ import torch
 
 from llava_npu.data.records import IMAGE_MARK
 from llava_npu.errors import UserError, nearest
+from llava_npu.evaluation.beginnings import Prompt, begin, can_share, shared_lengths
 from llava_npu.evaluation.features import FeatureCache, stack_features
 from llava_npu.evaluation.fingerprints import fingerprint_model, fingerprint_processor
 from llava_npu.evaluation.likelihood import AnsweredPrompt, answer_log_probabilities
@@ -94,7 +95,7 @@ class ModelAnswerer:
 
 @dataclass(frozen=True)
 class GenerateText:
-    """Greedy generation, a left-padded batch at a time.
+    """Greedy generation, a left-padded batch at a time; what its prompts begin with alike is computed once.
 
     Attributes:
         max_new_tokens: an answer is cut after so many tokens.
@@ -106,16 +107,24 @@ class GenerateText:
     def settings(self) -> Settings:
         return {"answer": "generate", "max_new_tokens": self.max_new_tokens}
 
+    @torch.no_grad()
     def answer(self, model: Any, processor: Any, questions: Sequence[Question], features: Features) -> list[Answer]:
         """Generates an answer to each question."""
-        prompts = [_full_prompt(question) for question in questions]
-        batch = _encode_prompts(processor, prompts, questions)
-        input_ids = batch["input_ids"].to(model.device)  # (questions, length)
-        vision_features = stack_features([question.images for question in questions], features, model.device)
-        stop = stop_string(processor.template)
+        texts = [_full_prompt(question) for question in questions]
+        prompts = _encode_prompts(processor, texts, questions)
+        shared = shared_lengths(prompts, processor.image_token_id) if can_share(model) else None
+        if shared is None:
+            batch = processor.pad_left([prompt.ids for prompt in prompts])
+            input_ids, attention_mask = batch["input_ids"], batch["attention_mask"]
+            images = stack_features([question.images for question in questions], features, model.device)
+            context = {} if images is None else {"vision_features": images}
+        else:
+            begun = begin(model, processor, prompts, shared, features)
+            input_ids, attention_mask = begun.input_ids, begun.attention_mask
+            context = {"past_key_values": begun.cache}
         output = model.generate(
-            input_ids=input_ids,
-            attention_mask=batch["attention_mask"].to(model.device),
+            input_ids=input_ids.to(model.device),  # (questions, length)
+            attention_mask=attention_mask.to(model.device),
             max_new_tokens=self.max_new_tokens,
             # Greedy, whatever the language model's own generation settings are.
             do_sample=False,
@@ -125,12 +134,13 @@ class GenerateText:
             top_k=None,
             repetition_penalty=1.0,
             **stopping_arguments(model, processor.tokenizer, processor.template),
-            **({"vision_features": vision_features} if vision_features is not None else {}),
+            **context,
         )
-        texts = processor.tokenizer.batch_decode(output[:, input_ids.shape[1] :], skip_special_tokens=True)
+        answers = processor.tokenizer.batch_decode(output[:, input_ids.shape[1] :], skip_special_tokens=True)
+        stop = stop_string(processor.template)
         return [
-            Answer(prompt, (text.split(stop)[0] if stop else text).strip())
-            for prompt, text in zip(prompts, texts, strict=True)
+            Answer(text, (answer.split(stop)[0] if stop else answer).strip())
+            for text, answer in zip(texts, answers, strict=True)
         ]
 
 
@@ -198,14 +208,15 @@ def _with_marks(question: Question, text: str) -> str:
     return "\n".join([*[IMAGE_MARK] * len(question.images), text])
 
 
-def _encode_prompts(processor: Any, prompts: Sequence[str], questions: Sequence[Question]) -> Any:
+def _encode_prompts(processor: Any, texts: Sequence[str], questions: Sequence[Question]) -> list[Prompt]:
     # As `processor.encode_prompts`, but without pictures: their features are there already.
-    return processor.pad_left(
-        [
-            processor.encode_prompt(_turns(prompt), len(question.images), f"question {question.id}")
-            for prompt, question in zip(prompts, questions, strict=True)
-        ]
-    )
+    return [
+        Prompt(
+            tuple(processor.encode_prompt(_turns(text), len(question.images), f"question {question.id}")),
+            question.images,
+        )
+        for text, question in zip(texts, questions, strict=True)
+    ]
 
 
 def _turns(prompt: str, answer: str | None = None) -> list[dict[str, str]]:

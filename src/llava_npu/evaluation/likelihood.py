@@ -14,7 +14,7 @@ from transformers import DynamicCache
 
 from llava_npu.data.labels import IGNORE_INDEX, encode_conversation, expand_images
 from llava_npu.errors import UserError
-from llava_npu.evaluation.features import stack_features
+from llava_npu.evaluation.beginnings import Prompt, begin, can_share, shared_lengths
 from llava_npu.evaluation.images import ImageSource
 
 
@@ -49,7 +49,8 @@ def answer_log_probabilities(
     """Scores the supervised tokens of each conversation, exactly those that training would supervise.
 
     What several conversations have in common before their answers, image and question, is computed once: its keys and
-    values are kept and shared, so that four options cost little more than one.
+    values are kept and shared, so that four options cost little more than one. So is what questions about one picture
+    have in common.
 
     Args:
         model, processor: as `llava_npu.models.load` gives them.
@@ -57,15 +58,15 @@ def answer_log_probabilities(
         features: image key → (tokens, channels), of every image in `items`.
     """
     scored = [_encode(processor, item) for item in items]
-    prefixes = {(each.prefix, item.images): None for each, item in zip(scored, items, strict=True)}
-    rows = {prefix: row for row, prefix in enumerate(prefixes)}
-    prefix_mask, last, cache = _run_prefixes(model, processor, list(rows), features)
-    shared = [rows[each.prefix, item.images] for each, item in zip(scored, items, strict=True)]
+    questions = [Prompt(each.prefix, item.images) for each, item in zip(scored, items, strict=True)]
+    rows = {question: row for row, question in enumerate(dict.fromkeys(questions))}
+    mask, last, cache = _run_questions(model, processor, list(rows), features)
+    shared = [rows[question] for question in questions]
     hidden = last[torch.tensor(shared, device=model.device)]  # (items, 1, hidden size)
     longest = max(len(each.answer) for each in scored) - 1
     if longest:
         cache.batch_select_indices(torch.tensor(shared, device=model.device))
-        behind = _run_answers(model, processor, scored, longest, prefix_mask[shared], cache)
+        behind = _run_answers(model, processor, scored, longest, mask[shared], cache)
         hidden = torch.cat([hidden, behind], dim=1)  # (items, longest answer, hidden size)
 
     # Position j predicts the answer's token j. Found on the host: the device need not be waited for.
@@ -104,30 +105,27 @@ def _encode(processor: Any, item: AnsweredPrompt) -> _Scored:
     return _Scored(tuple(ids[:start]), tuple(ids[start:]), tuple(labels[start:]))
 
 
-def _run_prefixes(
-    model: Any,
-    processor: Any,
-    prefixes: Sequence[tuple[tuple[int, ...], tuple[ImageSource, ...]]],
-    features: Mapping[str, torch.Tensor],
+def _run_questions(
+    model: Any, processor: Any, questions: Sequence[Prompt], features: Mapping[str, torch.Tensor]
 ) -> tuple[torch.Tensor, torch.Tensor, DynamicCache]:
-    """Runs each prefix, padded on the left.
+    """Runs what stands before the answers, padded on the left.
 
     Returns:
-        which tokens are real, (prefixes, longest), on the host; the last hidden states, (prefixes, 1, hidden size); and
-        the keys and values.
+        which tokens are real, (questions, longest), on the host; the last hidden states, (questions, 1, hidden size);
+        and the keys and values.
     """
-    batch = processor.pad_left([ids for ids, _ in prefixes])
-    mask = batch["attention_mask"]
-    cache = DynamicCache(config=model.config.get_text_config())
+    shared = shared_lengths(questions, processor.image_token_id) if can_share(model) else None
+    begun = begin(model, processor, questions, shared or [len(question.ids) for question in questions], features)
+    if shared is None:
+        return begun.attention_mask, begun.last, begun.cache
     hidden = model.model(
-        input_ids=batch["input_ids"].to(model.device),
-        attention_mask=mask.to(model.device),
-        position_ids=(mask.cumsum(1) - 1).clamp(min=0).to(model.device),
-        vision_features=stack_features([images for _, images in prefixes], dict(features), model.device),
-        past_key_values=cache,
+        input_ids=begun.input_ids[:, begun.computed :].to(model.device),
+        attention_mask=begun.attention_mask.to(model.device),
+        position_ids=begun.position_ids[:, begun.computed :].to(model.device),
+        past_key_values=begun.cache,
         use_cache=True,
     ).last_hidden_state
-    return mask, hidden[:, -1:], cache
+    return begun.attention_mask, hidden[:, -1:], begun.cache
 
 
 def _run_answers(

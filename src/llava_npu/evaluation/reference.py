@@ -27,6 +27,15 @@ Pictures that cannot be read count as wrong answers and are reported. Intervals 
 `scores.csv`, `differences.csv` (answers that the rules read differently) and, where a benchmark has a server or a tool
 of its own, its files under `submission/`.
 
+## Speed
+
+Questions about the same picture are answered in one batch, longest first. A picture's features are computed once for
+all of them, and so are the keys and values of what their prompts begin with: the system text, the picture, and for the
+rotations of one question the question itself. `--answer likelihood` scores all options in one pass instead of writing.
+`--devices N` (or `torchrun --nproc-per-node N -m llava_npu eval …`, also over several machines that share `--output`)
+spreads the questions over N devices. All this changes no answer beyond rounding, so an interrupted run may go on with
+another number of devices, or batch size. [performance.md](performance.md) has measurements.
+
 ## A judge
 
 Any endpoint that speaks OpenAI's chat protocol can be the judge: `--judge-url http://host:8000/v1 --judge-model NAME`,

@@ -10,15 +10,12 @@ output/
 
 from __future__ import annotations
 
-import json
-import platform
-import shlex
-import sys
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from importlib import metadata
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -26,23 +23,36 @@ from llava_npu.errors import UserError
 from llava_npu.evaluation.ablations import GIVEN, with_images
 from llava_npu.evaluation.benchmarks import Benchmark, get
 from llava_npu.evaluation.checksums import checksum_note, md5_of
-from llava_npu.evaluation.files import write_text
 from llava_npu.evaluation.judge_client import JudgeClient
 from llava_npu.evaluation.judging import judge_notes, judge_predictions, write_judgements
 from llava_npu.evaluation.locating import check_pictures, find_data
-from llava_npu.evaluation.predictions import Prediction, append_predictions, cut_torn_line, read_predictions
+from llava_npu.evaluation.predictions import Prediction, append_predictions
+from llava_npu.evaluation.processes import ALONE, Processes
 from llava_npu.evaluation.questions import Answerer, Dataset, Question
 from llava_npu.evaluation.report import Report, build_report, write_report
+from llava_npu.evaluation.run_folder import (
+    PREDICTIONS_FILE,
+    Session,
+    collect_predictions,
+    new_session,
+    open_run,
+    predictions_path,
+    session_notes,
+)
 from llava_npu.evaluation.submissions import write_submission
-from llava_npu.version import __version__
 
-RUN_FILE, PREDICTIONS_FILE = "run.json", "predictions.jsonl"
-_PACKAGES = ("torch", "torch-npu", "transformers", "tokenizers", "pillow", "numpy")
+__all__ = ["PREDICTIONS_FILE", "Progress", "evaluate", "order_questions", "read_dataset"]
 
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a run is, after a batch (and once at its start)."""
+    """How far a run is, after a batch (and once at its start); of several processes, each tells of its own share.
+
+    Attributes:
+        done, total: questions answered, and to be answered.
+        resumed: how many of them an earlier session had answered.
+        errors: how many could not be answered.
+    """
 
     done: int
     total: int
@@ -61,11 +71,13 @@ def evaluate(
     fresh: bool = False,
     command: str | None = None,
     judge: JudgeClient | None = None,
+    processes: Processes = ALONE,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> Report:
     """Puts every question of a benchmark to a model, scores the answers and writes a report.
 
-    Call it again with the same arguments after an interruption, and it goes on where the last whole batch ended.
+    Call it again with the same arguments after an interruption, and it goes on where the last whole batch ended, with
+    as many processes as there are then.
 
     Args:
         benchmark: its name, or the benchmark itself.
@@ -77,10 +89,12 @@ def evaluate(
         fresh: throw away what `output` holds of an earlier run.
         command: recorded in the report; by default this process's command line.
         judge: asked where the benchmark wants a judge's reading. Without one, only what needs none is scored.
+        processes: those that share the work (see `processes.joined`); each calls this with the same arguments.
         on_progress: called after every batch.
 
     Raises:
-        UserError: bad data; or `output` holds something else, or a run of another model, data or settings.
+        UserError: bad data; or `output` holds something else, or a run of another model, data or settings, or is in
+            use.
     """
     if batch_size < 1:
         raise UserError(f"batch_size {batch_size}: at least 1.")
@@ -89,42 +103,33 @@ def evaluate(
     dataset = read_dataset(benchmark, Path(data))
     questions, image_notes = with_images(dataset.questions, images)
 
-    identity = _identity(benchmark, dataset, answerer, images)
-    sessions = _open_run(output, identity, _session(answerer, command), fresh)
-    predictions, resume_notes = _earlier_predictions(output / PREDICTIONS_FILE, questions)
+    names = [question.id for question in questions]
+    sessions: list[Session] = []
+    predictions: list[Prediction] = []
+    resume_notes: list[str] = []
+    with ExitStack() as stack:
+        if processes.is_first:
+            session = new_session(answerer.device, processes, command)
+            identity = _identity(benchmark, dataset, answerer, images)
+            sessions = stack.enter_context(open_run(output, identity, session, fresh))
+            predictions, resume_notes = collect_predictions(output, names)
+        predictions = processes.from_first(predictions)
+        answered = {prediction.id for prediction in predictions}
+        companies = order_questions([question for question in questions if question.id not in answered])
+        mine = list(chain.from_iterable(processes.share(companies)))
+        path = predictions_path(output, processes)
+        _answer_all(benchmark, answerer, mine, predictions, path, batch_size, on_progress or (lambda progress: None))
+        processes.wait()
 
-    answered = {prediction.id for prediction in predictions}
-    resumed = len(answered)
-    remaining = sort_by_length([question for question in questions if question.id not in answered])
-    report_progress = on_progress or (lambda progress: None)
-    report_progress(_progress(predictions, questions, resumed))
-    for batch in _batches(remaining, batch_size):
-        new = _answer(benchmark, answerer, batch)
-        append_predictions(output / PREDICTIONS_FILE, new)
-        predictions += new
-        report_progress(_progress(predictions, questions, resumed))
-
-    notes = [
-        *dataset.notes,
-        *_checksum_notes(benchmark, dataset.path),
-        *image_notes,
-        *resume_notes,
-        *_session_notes(sessions),
-    ]
-    if benchmark.submission and images == GIVEN:
-        texts = {prediction.id: prediction.answer for prediction in predictions}
-        notes += write_submission(benchmark.submission, dataset, texts, output)[1]
-    predictions, judging_notes = _judged(benchmark, questions, predictions, judge, output)
-    report = build_report(
-        benchmark,
-        dataset,
-        questions,
-        predictions,
-        notes=[*notes, *judging_notes],
-        provenance={**identity, "judge": judge and judge.settings.model, "sessions": sessions},
-    )
-    write_report(report, output)
-    return report
+        report = None
+        if processes.is_first:
+            predictions, _ = collect_predictions(output, names)
+            notes = [*image_notes, *resume_notes, *session_notes(sessions)]
+            provenance = {**identity, "sessions": sessions}
+            report = _report(benchmark, dataset, questions, predictions, notes, provenance, images, judge, output)
+        report = processes.from_first(report)
+        assert report is not None
+        return report
 
 
 def read_dataset(benchmark: Benchmark, data: Path) -> Dataset:
@@ -144,6 +149,35 @@ def read_dataset(benchmark: Benchmark, data: Path) -> Dataset:
     return dataset
 
 
+def _report(
+    benchmark: Benchmark,
+    dataset: Dataset,
+    questions: Sequence[Question],
+    predictions: Sequence[Prediction],
+    notes: Sequence[str],
+    provenance: Mapping[str, Any],
+    images: str,
+    judge: JudgeClient | None,
+    output: Path,
+) -> Report:
+    """Has answers judged where a benchmark wants that, and writes the report and what servers and tools take."""
+    notes = [*dataset.notes, *_checksum_notes(benchmark, dataset.path), *notes]
+    if benchmark.submission and images == GIVEN:
+        texts = {prediction.id: prediction.answer for prediction in predictions}
+        notes += write_submission(benchmark.submission, dataset, texts, output)[1]
+    predictions, judging_notes = _judged(benchmark, questions, predictions, judge, output)
+    report = build_report(
+        benchmark,
+        dataset,
+        questions,
+        predictions,
+        notes=[*notes, *judging_notes],
+        provenance={**provenance, "judge": judge and judge.settings.model},
+    )
+    write_report(report, output)
+    return report
+
+
 def _checksum_notes(benchmark: Benchmark, data: Path) -> list[str]:
     # Only the tables of VLMEvalKit have published sums.
     if not benchmark.checksums or data.suffix != ".tsv":
@@ -154,10 +188,10 @@ def _checksum_notes(benchmark: Benchmark, data: Path) -> list[str]:
 def _judged(
     benchmark: Benchmark,
     questions: Sequence[Question],
-    predictions: list[Prediction],
+    predictions: Sequence[Prediction],
     judge: JudgeClient | None,
     output: Path,
-) -> tuple[list[Prediction], list[str]]:
+) -> tuple[Sequence[Prediction], list[str]]:
     rule = benchmark.judging
     if rule is None:
         return predictions, []
@@ -169,15 +203,43 @@ def _judged(
     return judged, judge_notes(rule, judgements, judge)
 
 
-def sort_by_length(questions: Sequence[Question]) -> list[Question]:
-    """Longest prompts first: batches of like length waste little padding, and one that is too large fails at once.
+def order_questions(questions: Sequence[Question]) -> list[list[Question]]:
+    """The questions about the same pictures together, and those with the longest prompt first.
 
-    Rotations of a question are equally long, so they come one behind the other and share their image's features.
+    Batches of like length waste little padding, and one that is too large fails at once; what prompts about one picture
+    begin with alike is computed once if they are in one batch (see `beginnings`).
     """
+    companies: dict[tuple[str, ...], list[Question]] = defaultdict(list)
+    for question in questions:
+        companies[tuple(image.key for image in question.images)].append(question)
+    for company in companies.values():
+        company.sort(key=lambda question: (-len(question.prompt), question.group, question.rotation))
     return sorted(
-        questions,
-        key=lambda question: (-len(question.images), -len(question.prompt), question.group, question.rotation),
+        companies.values(),
+        key=lambda company: (-len(company[0].images), -len(company[0].prompt), company[0].group, company[0].rotation),
     )
+
+
+def _answer_all(
+    benchmark: Benchmark,
+    answerer: Answerer,
+    questions: Sequence[Question],
+    earlier: Sequence[Prediction],
+    path: Path,
+    batch_size: int,
+    report_progress: Callable[[Progress], None],
+) -> None:
+    """Answers and stores batch by batch."""
+    total = len(earlier) + len(questions)
+    errors = sum(prediction.error is not None for prediction in earlier)
+    done = len(earlier)
+    report_progress(Progress(done, total, len(earlier), errors))
+    for batch in _batches(questions, batch_size):
+        new = _answer(benchmark, answerer, batch)
+        append_predictions(path, new)
+        done += len(new)
+        errors += sum(prediction.error is not None for prediction in new)
+        report_progress(Progress(done, total, len(earlier), errors))
 
 
 def _answer(benchmark: Benchmark, answerer: Answerer, batch: Sequence[Question]) -> list[Prediction]:
@@ -207,14 +269,6 @@ def _batches(questions: Sequence[Question], size: int) -> Iterator[Sequence[Ques
         yield questions[start : start + size]
 
 
-def _progress(predictions: Sequence[Prediction], questions: Sequence[Question], resumed: int) -> Progress:
-    errors = sum(prediction.error is not None for prediction in predictions)
-    return Progress(len(predictions), len(questions), resumed, errors)
-
-
-# --- the run's identity, and what an earlier one left -----------------------------------------------------------------
-
-
 def _identity(benchmark: Benchmark, dataset: Dataset, answerer: Answerer, images: str) -> dict[str, Any]:
     return {
         "benchmark": benchmark.name,
@@ -223,82 +277,3 @@ def _identity(benchmark: Benchmark, dataset: Dataset, answerer: Answerer, images
         "model": answerer.fingerprint,
         **{f"settings.{name}": value for name, value in answerer.settings.items()},
     }
-
-
-def _session(answerer: Answerer, command: str | None) -> dict[str, Any]:
-    return {
-        "started": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": command or shlex.join(sys.argv),
-        "device": answerer.device,
-        "versions": _versions(),
-    }
-
-
-def _versions() -> dict[str, str]:
-    versions = {"llava-npu": __version__, "python": platform.python_version()}
-    for package in _PACKAGES:
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue  # torch-npu is there on an NPU machine only
-    return versions
-
-
-def _open_run(output: Path, identity: Mapping[str, Any], session: dict[str, Any], fresh: bool) -> list[dict[str, Any]]:
-    """Claims the output folder for this run; returns its sessions, this one last."""
-    run_file = output / RUN_FILE
-    sessions: list[dict[str, Any]] = []
-    if run_file.exists():
-        if fresh:
-            (output / PREDICTIONS_FILE).unlink(missing_ok=True)
-        else:
-            earlier = _read_run(run_file)
-            _check_identity(output, earlier["identity"], identity)
-            sessions = earlier["sessions"]
-    elif output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise UserError(f"output {output} is not empty, and no evaluation run of ours. Give another folder.")
-    sessions = [*sessions, session]
-    write_text(run_file, json.dumps({"identity": identity, "sessions": sessions}, indent=2, ensure_ascii=False) + "\n")
-    return sessions
-
-
-def _read_run(run_file: Path) -> dict[str, Any]:
-    try:
-        run = json.loads(run_file.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise UserError(f"{run_file} is damaged: {error}. Start over with --fresh, or give another folder.") from error
-    expected = {"identity": dict, "sessions": list}
-    if not isinstance(run, dict) or any(not isinstance(run.get(key), kind) for key, kind in expected.items()):
-        raise UserError(f"{run_file} is no run description of ours. Give another folder.")
-    return run
-
-
-def _check_identity(output: Path, earlier: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    changed = [name for name in {**earlier, **now} if earlier.get(name) != now.get(name)]
-    if changed:
-        lines = "\n".join(f"  {name}: was {earlier.get(name)!r}, is {now.get(name)!r}" for name in changed)
-        raise UserError(
-            f"output {output} holds a run with other settings:\n{lines}\n"
-            "Give another folder to keep both, or --fresh to throw the earlier one away."
-        )
-
-
-def _earlier_predictions(path: Path, questions: Sequence[Question]) -> tuple[list[Prediction], list[str]]:
-    predictions, whole = read_predictions(path)
-    known = {question.id for question in questions}
-    for prediction in predictions:
-        if prediction.id not in known:
-            raise UserError(f"{path}: question {prediction.id} is not in the data. Start over with --fresh.")
-    torn = cut_torn_line(path, whole)
-    notes = [f"An interrupted run had left a torn last line ({torn} bytes); it was answered anew."] if torn else []
-    return predictions, notes
-
-
-def _session_notes(sessions: Sequence[Mapping[str, Any]]) -> list[str]:
-    notes = []
-    if len(sessions) > 1:
-        notes.append(f"The run took {len(sessions)} sessions.")
-    for what in ("device", "versions"):
-        if any(session[what] != sessions[0][what] for session in sessions):
-            notes.append(f"Its sessions differ in {what}: answers may differ in the last bits. See run.json.")
-    return notes

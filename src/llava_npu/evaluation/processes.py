@@ -1,0 +1,129 @@
+"""Several processes that answer one benchmark together, a device each.
+
+`torchrun` (or `llava-npu eval --devices N`, which starts it) tells each process by environment variables which one it
+is. They meet before and after answering only, through the host's network: what the devices are does not matter.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TypeVar
+
+from llava_npu import devices
+from llava_npu.errors import UserError
+
+_T = TypeVar("_T")
+_PATIENCE = timedelta(days=7)  # one that fails ends the others through its launcher; a slow one is waited for
+
+
+@dataclass(frozen=True)
+class Processes:
+    """Which of how many processes this one is.
+
+    Attributes:
+        rank: its number, from 0.
+        count: how many there are.
+    """
+
+    rank: int = 0
+    count: int = 1
+
+    @property
+    def is_first(self) -> bool:
+        return self.rank == 0
+
+    def share(self, items: Sequence[_T]) -> Sequence[_T]:
+        """This process's items: dealt out like cards, so that each gets as much of what is long."""
+        return items[self.rank :: self.count]
+
+    def wait(self) -> None:
+        """Goes on when all processes have come here."""
+        if self.count > 1:
+            import torch.distributed
+
+            torch.distributed.barrier()
+
+    def from_first(self, value: _T) -> _T:
+        """The first process's value; what the others give is not looked at."""
+        if self.count == 1:
+            return value
+        import torch.distributed
+
+        values = [value]
+        torch.distributed.broadcast_object_list(values)
+        return values[0]
+
+
+ALONE = Processes()
+
+
+def launched() -> int:
+    """Of how many processes a launcher says that this one is."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+@contextmanager
+def joined() -> Iterator[Processes]:
+    """The processes that were launched together with this one, connected; `ALONE` if there are none."""
+    if launched() == 1:
+        yield ALONE
+        return
+    import torch.distributed
+
+    torch.distributed.init_process_group("gloo", timeout=_PATIENCE)
+    try:
+        yield Processes(torch.distributed.get_rank(), torch.distributed.get_world_size())
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def launch(count: int, device: str, arguments: Sequence[str]) -> None:
+    """Runs `llava-npu` with these arguments in so many processes on this machine, and waits for them.
+
+    Args:
+        count: how many.
+        device: as for `devices.select`, without an index: each process takes a device of its own. (CPU processes divide
+            the cores.)
+        arguments: of the command line.
+
+    Raises:
+        UserError: there are fewer devices; or a process failed (it has said why).
+    """
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    _check_devices(count, device)
+    settings = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=count,
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        max_restarts=0,
+        monitor_interval=0.1,
+    )
+    try:
+        elastic_launch(settings, sys.executable)("-m", "llava_npu", *arguments)
+    except ChildFailedError as error:
+        rank, failure = error.get_first_failure()
+        raise UserError(
+            f"process {rank + 1} of {count} failed (exit code {failure.exitcode}); what it said stands above. What was "
+            "answered is kept; run again to go on."
+        ) from error
+
+
+def _check_devices(count: int, device: str) -> None:
+    kind, _, index = device.partition(":")
+    if index:
+        raise UserError(f"--device {device} with --devices {count}: each process takes its own; leave out ':{index}'.")
+    chosen = devices.find(kind)
+    if chosen.kind == "cpu":
+        cores = os.cpu_count() or 1
+        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // count)))
+    elif count > chosen.count:
+        raise UserError(f"--devices {count}: this machine has {chosen.count} of kind {chosen.kind}.")

@@ -1,0 +1,191 @@
+"""The folder of an evaluation: whose it is, and what an earlier or interrupted run left in it.
+
+    run.json            what is being evaluated: benchmark, data, model, settings; and every session that worked on it
+    predictions.jsonl   one line a question, appended batch by batch
+    predictions-*.jsonl the same of each of several processes, until they are put together
+
+Whoever works in a folder has it locked, so that two runs cannot mix. The lock goes with its process, however that ends.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import platform
+import shlex
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from llava_npu.errors import UserError
+from llava_npu.evaluation.files import write_text
+from llava_npu.evaluation.predictions import Prediction, append_predictions, cut_torn_line, read_predictions
+from llava_npu.evaluation.processes import Processes
+from llava_npu.version import __version__
+
+RUN_FILE, PREDICTIONS_FILE = "run.json", "predictions.jsonl"
+_PARTS = "predictions-*.jsonl"
+_PACKAGES = ("torch", "torch-npu", "transformers", "tokenizers", "pillow", "numpy")
+
+Identity = Mapping[str, Any]
+Session = Mapping[str, Any]
+
+
+def new_session(device: str, processes: Processes, command: str | None) -> dict[str, Any]:
+    """What this session is: when and how it was started, and on what."""
+    return {
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": command or shlex.join(sys.argv),
+        "device": device,
+        "processes": processes.count,
+        "versions": _versions(),
+    }
+
+
+@contextmanager
+def open_run(output: Path, identity: Identity, session: Session, fresh: bool) -> Iterator[list[Session]]:
+    """Claims the folder for a run and locks it; gives the run's sessions, this one last.
+
+    Raises:
+        UserError: the folder holds something else, or another run, or is in use.
+    """
+    if output.exists() and not (output / RUN_FILE).exists() and (not output.is_dir() or any(output.iterdir())):
+        raise UserError(f"output {output} is not empty, and no evaluation run of ours. Give another folder.")
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"output {output}: cannot be made: {error.strerror}.") from error
+    with _locked(output):
+        sessions = [*_earlier_sessions(output, identity, fresh), session]
+        text = json.dumps({"identity": identity, "sessions": sessions}, indent=2, ensure_ascii=False)
+        write_text(output / RUN_FILE, text + "\n")
+        yield sessions
+
+
+def predictions_path(output: Path, processes: Processes) -> Path:
+    """Where a process appends its predictions."""
+    return output / (PREDICTIONS_FILE if processes.count == 1 else f"predictions-{processes.rank}.jsonl")
+
+
+def collect_predictions(output: Path, questions: Iterable[str]) -> tuple[list[Prediction], list[str]]:
+    """Puts what several processes have written into the one file, and reads it.
+
+    Args:
+        output: the run's folder.
+        questions: ids that predictions may have.
+
+    Returns:
+        the predictions, and notes on torn last lines.
+
+    Raises:
+        UserError: a file is damaged, or a prediction is of no such question, or two differ about one question.
+    """
+    whole, torn = _read_whole(output / PREDICTIONS_FILE)
+    known = {prediction.id: prediction for prediction in whole}
+    parts = sorted(output.glob(_PARTS))
+    new = []
+    for part in parts:
+        predictions, torn_here = _read_whole(part)
+        torn += torn_here
+        for prediction in predictions:
+            earlier = known.setdefault(prediction.id, prediction)
+            if earlier is prediction:
+                new.append(prediction)
+            elif earlier.answer != prediction.answer:  # equal ones: an earlier collecting was interrupted
+                raise UserError(
+                    f"{part}: question {prediction.id} was answered {prediction.answer!r} here and {earlier.answer!r} "
+                    "elsewhere in the folder. Did two runs write here at once? Start over with --fresh."
+                )
+    unknown = known.keys() - set(questions)
+    if unknown:
+        where = output / PREDICTIONS_FILE
+        raise UserError(f"{where}: question {min(unknown)} is not in the data. Start over with --fresh.")
+    if new:
+        append_predictions(output / PREDICTIONS_FILE, new)
+    for part in parts:
+        part.unlink()
+    notes = [f"An interrupted run had left a torn last line ({torn} bytes); it was answered anew."] if torn else []
+    return [*whole, *new], notes
+
+
+def session_notes(sessions: list[Session]) -> list[str]:
+    """What a reader should know about how a run came to be."""
+    notes = []
+    if len(sessions) > 1:
+        notes.append(f"The run took {len(sessions)} sessions.")
+    for what in ("device", "versions"):
+        if any(session[what] != sessions[0][what] for session in sessions):
+            notes.append(f"Its sessions differ in {what}: answers may differ in the last bits. See {RUN_FILE}.")
+    return notes
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(handle)
+        raise UserError(f"output {folder} is in use by another run. Wait for it, or give another folder.") from error
+    except OSError:  # a file system without locks, as some that are mounted over a network
+        pass
+    try:
+        yield
+    finally:
+        os.close(handle)  # and the lock is gone
+
+
+def _earlier_sessions(output: Path, identity: Identity, fresh: bool) -> list[Session]:
+    run_file = output / RUN_FILE
+    if not run_file.exists():
+        return []
+    if fresh:
+        for path in (output / PREDICTIONS_FILE, *output.glob(_PARTS)):
+            path.unlink(missing_ok=True)
+        return []
+    earlier = _read_run(run_file)
+    _check_identity(output, earlier["identity"], identity)
+    sessions: list[Session] = earlier["sessions"]
+    return sessions
+
+
+def _read_run(run_file: Path) -> dict[str, Any]:
+    try:
+        run = json.loads(run_file.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise UserError(f"{run_file} is damaged: {error}. Start over with --fresh, or give another folder.") from error
+    expected = {"identity": dict, "sessions": list}
+    if not isinstance(run, dict) or any(not isinstance(run.get(key), kind) for key, kind in expected.items()):
+        raise UserError(f"{run_file} is no run description of ours. Give another folder.")
+    return run
+
+
+def _check_identity(output: Path, earlier: Identity, now: Identity) -> None:
+    changed = [name for name in {**earlier, **now} if earlier.get(name) != now.get(name)]
+    if changed:
+        lines = "\n".join(f"  {name}: was {earlier.get(name)!r}, is {now.get(name)!r}" for name in changed)
+        raise UserError(
+            f"output {output} holds a run with other settings:\n{lines}\n"
+            "Give another folder to keep both, or --fresh to throw the earlier one away."
+        )
+
+
+def _read_whole(path: Path) -> tuple[list[Prediction], int]:
+    """The whole lines of a file, which is cut behind them; and how many bytes went."""
+    predictions, whole = read_predictions(path)
+    return predictions, cut_torn_line(path, whole)
+
+
+def _versions() -> dict[str, str]:
+    versions = {"llava-npu": __version__, "python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue  # torch-npu is there on an NPU machine only
+    return versions

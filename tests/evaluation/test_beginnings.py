@@ -1,0 +1,165 @@
+"""What prompts begin with alike is computed once, and nothing of what a prompt sees changes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from evaluation_samples import circular_rows, picture, write_tsv
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llava_npu.evaluation import benchmarks
+from llava_npu.evaluation.answering import ChooseLikeliest, GenerateText, ModelAnswerer
+from llava_npu.evaluation.beginnings import Prompt, begin, can_share, shared_lengths
+from llava_npu.evaluation.images import LoadedImage
+from llava_npu.evaluation.questions import Question
+
+IMAGE = 9  # the image token of the prompts below
+PICTURES = [LoadedImage(str(shade), picture((shade, 90, 255 - shade))) for shade in (10, 120, 240)]
+
+Tiny = tuple[Any, Any]
+
+
+def prompt(text: str, *images: int) -> Prompt:
+    """ "12II3" for tokens; I is an image token."""
+    ids = tuple(IMAGE if character == "I" else int(character) for character in text)
+    return Prompt(ids, tuple(PICTURES[number] for number in images))
+
+
+@pytest.mark.parametrize(
+    ("prompts", "lengths"),
+    [
+        ([prompt("1II234", 0), prompt("1II256", 0)], [4, 4]),
+        ([prompt("1II23", 0), prompt("1II2", 0)], [3, 3]),  # one token at least stays behind
+        ([prompt("1II2", 0), prompt("1II2", 0)], [3, 3]),
+        ([prompt("1II234", 0), prompt("1II256", 1)], None),  # other pictures: other keys and values
+        ([prompt("1234"), prompt("1256")], [2, 2]),
+        ([prompt("1II234", 0), prompt("2II256", 0)], None),  # they part before the picture ends
+        ([prompt("1II24", 0), prompt("1II25", 0), prompt("1II7777", 1)], [4, 4, 6]),  # the rest as long as the others'
+        ([prompt("1II2345", 0), prompt("1II6", 0), prompt("1II7", 1)], [3, 3, 3]),  # but not into the picture
+        ([prompt("1II23", 0)], None),
+    ],
+)
+def test_shared_lengths(prompts: list[Prompt], lengths: list[int] | None) -> None:
+    assert shared_lengths(prompts, IMAGE) == lengths
+
+
+texts = st.builds(
+    lambda before, images, after: ("1" * before + "I" * 2 * images + after, images),
+    st.integers(0, 2),
+    st.integers(0, 2),
+    st.text("123", min_size=1, max_size=6),
+)
+
+
+@given(st.lists(texts, min_size=1, max_size=7), st.randoms())
+def test_beginnings_hold_all_images_and_leave_a_token(chosen: list[tuple[str, int]], random: Any) -> None:
+    prompts = [prompt(text, *(random.randrange(2) for _ in range(images))) for text, images in chosen]
+    lengths = shared_lengths(prompts, IMAGE)
+    if lengths is None:
+        return
+    assert len({(each.ids[:length], each.images) for each, length in zip(prompts, lengths, strict=True)}) < len(prompts)
+    for each, length in zip(prompts, lengths, strict=True):
+        assert 1 <= length < len(each.ids)
+        assert IMAGE not in each.ids[length:]
+
+
+@pytest.fixture
+def questions(tmp_path: Path) -> list[Question]:
+    """Three pictures with four rotations each, one question in text alone, one about two pictures."""
+    rows = circular_rows(groups=3)
+    for row in rows:
+        row["hint"] = "a hint, so that prompts differ in length " * (int(str(row["index"])) % 1_000_000 - 1)
+    given = list(benchmarks.get("mmbench").read(write_tsv(tmp_path / "bench.tsv", rows)).questions)
+    two = (*given[0].images, *given[-1].images)
+    return [*given, replace(given[0], id="blind", images=()), replace(given[1], id="two", images=two)]
+
+
+@contextmanager
+def counted_tokens(model: Any) -> Iterator[list[tuple[int, int]]]:
+    """(rows, columns) of each pass through the language model."""
+    shapes: list[tuple[int, int]] = []
+    handle = model.model.language_model.register_forward_pre_hook(
+        lambda module, args, kwargs: shapes.append(tuple(kwargs["inputs_embeds"].shape[:2])), with_kwargs=True
+    )
+    try:
+        yield shapes
+    finally:
+        handle.remove()
+
+
+def one_at_a_time(tiny: Tiny, method: Any, questions: list[Question]) -> list[Any]:
+    return [answer for question in questions for answer in ModelAnswerer(*tiny, method).answer([question])]
+
+
+def test_shared_batches_generate_what_one_at_a_time_does(tiny: Tiny, questions: list[Question]) -> None:
+    alone = one_at_a_time(tiny, GenerateText(8), questions)
+    together = ModelAnswerer(*tiny, GenerateText(8)).answer(questions)
+    assert [answer.text for answer in together] == [answer.text for answer in alone]
+    assert len({answer.text for answer in alone}) > 4
+
+
+@pytest.mark.parametrize("candidates", ["text", "letter"])
+def test_shared_batches_find_the_same_likelihoods(tiny: Tiny, questions: list[Question], candidates: str) -> None:
+    method = ChooseLikeliest(candidates)
+    alone = one_at_a_time(tiny, method, questions)
+    for one, other in zip(alone, ModelAnswerer(*tiny, method).answer(questions), strict=True):
+        assert one.scores == pytest.approx(other.scores, abs=1e-4)
+
+
+def test_what_prompts_share_is_computed_once(tiny: Tiny, questions: list[Question]) -> None:
+    model, processor = tiny
+    rotations = [question for question in questions if question.group == "1" and len(question.images) == 1]
+    with counted_tokens(model) as alone:
+        one_at_a_time(tiny, GenerateText(1), rotations)
+    with counted_tokens(model) as together:
+        ModelAnswerer(model, processor, GenerateText(1)).answer(rotations)
+    (one_row, beginning), (rows, rest) = together
+    assert (one_row, rows) == (1, 4)
+    assert beginning + rest == max(columns for _, columns in alone)
+    assert beginning > rest  # the system text, the picture, the question
+
+
+def test_states_behind_a_beginning_are_those_of_the_whole_prompt(tiny: Tiny, device: torch.device) -> None:
+    import copy
+
+    model, processor = tiny
+    model = copy.deepcopy(model).to(device)
+    turns = [[{"from": "human", "value": f"<image>\n{text}"}] for text in ("Is it red?", "Is it blue or green?", "Why")]
+    images = [PICTURES[0], PICTURES[0], PICTURES[1]]
+    prompts = [
+        Prompt(tuple(processor.encode_prompt(each, 1, "a prompt")), (image,))
+        for each, image in zip(turns, images, strict=True)
+    ]
+    with torch.no_grad():
+        pixels = processor.preprocess_images([image.open() for image in PICTURES])
+        encoded = model.encode_images(pixels.to(device)).cpu()
+        features = {image.key: feature for image, feature in zip(PICTURES, encoded, strict=True)}
+        lengths = shared_lengths(prompts, processor.image_token_id)
+        assert lengths is not None
+        begun = begin(model, processor, prompts, lengths, features)
+        behind = model.model(
+            input_ids=begun.input_ids[:, begun.computed :].to(device),
+            attention_mask=begun.attention_mask.to(device),
+            position_ids=begun.position_ids[:, begun.computed :].to(device),
+            past_key_values=begun.cache,
+        ).last_hidden_state[:, -1]
+        for number, (each, image) in enumerate(zip(prompts, images, strict=True)):
+            whole = model.model(
+                input_ids=torch.tensor([each.ids], device=device),
+                pixel_values=processor.preprocess_images([image.open()]).to(device),
+            ).last_hidden_state[0, -1]
+            torch.testing.assert_close(behind[number], whole, atol=2e-4, rtol=1e-3)
+
+
+def test_a_sliding_window_is_not_shared(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, _ = tiny
+    assert can_share(model)
+    monkeypatch.setattr(model.config.text_config, "sliding_window", 64, raising=False)
+    assert not can_share(model)
