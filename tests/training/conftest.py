@@ -22,6 +22,11 @@ def material(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LLAVA_NPU_CACHE", str(tmp_path / "cache"))
+
+
 @pytest.fixture
 def make_run(material: Path, tmp_path: Path, device: torch.device) -> Callable[..., RunConfig]:
     """Builds a small run on each device of this machine; keyword arguments change it, sections as dictionaries."""

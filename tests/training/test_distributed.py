@@ -18,11 +18,12 @@ from llava_npu.training.metrics import read_metrics
 
 
 @pytest.mark.slow
-def test_two_processes_equal_one(make_run: Callable[..., RunConfig], tmp_path: Path) -> None:
-    alone = make_run("alone", max_steps=5, micro_batch_size=4)
+@pytest.mark.parametrize("pack_tokens", [None, 256])
+def test_two_processes_equal_one(make_run: Callable[..., RunConfig], tmp_path: Path, pack_tokens: int | None) -> None:
+    alone = make_run("alone", max_steps=5, micro_batch_size=4, pack_tokens=pack_tokens)
     train(alone)
     # Some of the micro-batches hold text only on one process and images on the other.
-    both = make_run("both", max_steps=5, micro_batch_size=2)
+    both = make_run("both", max_steps=5, micro_batch_size=2, pack_tokens=pack_tokens)
     (tmp_path / "both.yaml").write_text(render_config(both))
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     result = subprocess.run(

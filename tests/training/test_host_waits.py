@@ -11,15 +11,18 @@ from llava_npu.config import RunConfig
 from llava_npu.training import train
 
 
-@pytest.mark.parametrize("stage", ["align", "finetune"])
-def test_more_steps_mean_no_more_waiting(make_run: Callable[..., RunConfig], device: torch.device, stage: str) -> None:
+@pytest.mark.parametrize(("stage", "pack_tokens"), [("align", None), ("finetune", None), ("finetune", 256)])
+def test_more_steps_mean_no_more_waiting(
+    make_run: Callable[..., RunConfig], device: torch.device, stage: str, pack_tokens: int | None
+) -> None:
     if device.type != "npu":
         pytest.skip("the simulated NPU counts waits; other devices do not")
     from torch_npu.simulation import count_host_syncs
 
     found = []
     for steps in (2, 8):
-        run = make_run(f"{steps}-steps", stage=stage, max_steps=steps, micro_batch_size=4, log_every=100)
+        changes = {"stage": stage, "pack_tokens": pack_tokens, "max_steps": steps, "log_every": 100}
+        run = make_run(f"{steps}-steps", micro_batch_size=4, **changes)
         with count_host_syncs() as syncs:
             train(run)
         found.append(syncs)

@@ -138,7 +138,16 @@ class RunConfig(Section):
         256, ge=1, description="Samples per optimizer step, over all devices: the same on 1 device and on 8."
     )
     micro_batch_size: int = Field(
-        16, ge=1, description="Samples per device at once; what is left of `batch_size` is accumulated."
+        16,
+        ge=1,
+        description="Samples per device at once, padded to the longest; what is left of `batch_size` is accumulated. "
+        "With `pack_tokens` it has no effect.",
+    )
+    pack_tokens: int | None = Field(
+        None,
+        ge=8,
+        description="Pack the samples of a step into rows of at most this many tokens, one row per device at once, "
+        "instead of padding them: the fast way to train on texts of different lengths. At least the longest sample.",
     )
     precision: Literal["auto", "fp32", "bf16"] = Field(
         "auto", description="`auto`: bfloat16 where the device computes it faster, else fp32."

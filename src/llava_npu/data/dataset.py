@@ -1,4 +1,4 @@
-"""From a record's index to what the model takes, and from several to a padded batch."""
+"""From a record's index to what the model takes, and from several to a padded batch or a pack."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 from llava_npu.data.bad_samples import BadSamples, load_or_substitute
 from llava_npu.data.image_roots import ImagePath
 from llava_npu.data.images import load_image
-from llava_npu.data.labels import IGNORE_INDEX, encode_conversation, expand_images
+from llava_npu.data.labels import IGNORE_INDEX, ExpandedConversation, encode_conversation, expand_images
 from llava_npu.data.parsing import Record
 from llava_npu.errors import UserError
 
@@ -91,15 +91,46 @@ class ConversationDataset(Dataset[Sample]):
         return len(self.records)
 
     def __getitem__(self, index: int) -> Sample:
-        if self.bad_samples == "skip":
-            return load_or_substitute(self._load, index, len(self))
-        return self._load(index)
+        return self.load(index)
 
-    def _load(self, index: int) -> Sample:
+    def load(self, index: int, room: int | None = None) -> Sample:
+        """A sample, or with `bad_samples` 'skip' what stands in for it, which is cut to `room` tokens.
+
+        Args:
+            room: the sample's own length, as it was counted (`token_counts`).
+
+        Raises:
+            UserError: the sample cannot be used, or is longer than it was counted.
+        """
+
+        def load(number: int) -> Sample:
+            return self._load(number, room if number != index else None)
+
+        sample = load_or_substitute(load, index, len(self)) if self.bad_samples == "skip" else load(index)
+        if room is not None and len(sample.input_ids) > room:
+            raise UserError(
+                f"{sample.name}: {len(sample.input_ids)} tokens, but {room} when the run was planned: its images or "
+                "the tokenizer have changed since. Delete the folder token-counts in the cache and start again"
+            )
+        return sample
+
+    def encode(self, index: int, room: int | None = None) -> tuple[Record, ExpandedConversation]:
+        """A record and its text, cut to `max_length` and `room`; no picture is opened.
+
+        Raises:
+            UserError: the record cannot be used.
+        """
         record, processor = self.records[index], self.processor
         encoded = encode_conversation(record.conversations, processor.tokenizer, self.template, record=record)
         tokens_per_image = [processor.num_image_tokens] * len(record.images)
-        expanded = expand_images(encoded, tokens_per_image, processor.image_token_id, self.max_length, record)
+        limits = [limit for limit in (self.max_length, room) if limit is not None]
+        return record, expand_images(
+            encoded, tokens_per_image, processor.image_token_id, min(limits, default=None), record
+        )
+
+    def _load(self, index: int, room: int | None) -> Sample:
+        record, expanded = self.encode(index, room)
+        processor = self.processor
         paths = record.image_paths[: expanded.num_images]
         pixel_values = vision_features = None
         if paths and self.features is None:
@@ -128,12 +159,38 @@ def collate(samples: Sequence[Sample], pad_token_id: int) -> dict[str, Tensor]:
         input_ids[row, :end] = sample.input_ids
         labels[row, :end] = sample.labels
         attention_mask[row, :end] = 1
-    batch = {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
-    if pixels := [sample.pixel_values for sample in samples if sample.pixel_values is not None]:
-        batch["pixel_values"] = torch.cat(pixels)
-    if features := [sample.vision_features for sample in samples if sample.vision_features is not None]:
-        batch["vision_features"] = torch.cat(features)
-    return batch
+    return {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels, **_images(samples)}
+
+
+def pack(samples: Sequence[Sample], length: int, pad_token_id: int) -> dict[str, Tensor]:
+    """Lays samples end to end in one row of `length` tokens, padded at the end.
+
+    Returns:
+        input_ids, attention_mask, labels: (1, length), as from `collate`. The first token of each sample has no label:
+        nothing before it may predict it.
+        pixel_values or vision_features: as from `collate`.
+    """
+    used = sum(len(sample.input_ids) for sample in samples)
+    if used > length:
+        raise ValueError(f"{used} tokens do not fit into a pack of {length}")
+    labels = [sample.labels.clone() for sample in samples]
+    for of_sample in labels:
+        of_sample[0] = IGNORE_INDEX
+    padding = torch.full((length - used,), pad_token_id)
+    return {
+        "input_ids": torch.cat([*(sample.input_ids for sample in samples), padding])[None],
+        "attention_mask": (torch.arange(length) < used).long()[None],
+        "labels": torch.cat([*labels, torch.full_like(padding, IGNORE_INDEX)])[None],
+        **_images(samples),
+    }
+
+
+def _images(samples: Sequence[Sample]) -> dict[str, Tensor]:
+    images = {
+        "pixel_values": [sample.pixel_values for sample in samples if sample.pixel_values is not None],
+        "vision_features": [sample.vision_features for sample in samples if sample.vision_features is not None],
+    }
+    return {name: torch.cat(tensors) for name, tensors in images.items() if tensors}
 
 
 def _look_up(features: Features, image: ImagePath, record: Record) -> Tensor:

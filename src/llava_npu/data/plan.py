@@ -2,14 +2,18 @@
 
 Step *i* is a look-up, so an interrupted run resumes at exactly its next sample without any loader state: the plan is
 computed again from the same four numbers, and the data file's `fingerprint` says whether it is still the same data.
-Packing several samples into one row belongs behind the same seam: another function from steps to samples.
+
+A `Layout` says what each forward pass of a process takes of it: a few samples that are padded to the longest
+(`PaddedLayout`), or a pack (`packing.PackedLayout`).
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -99,3 +103,46 @@ def micro_batches(batch: Indices, rank: int, world_size: int, micro_batch_size: 
         )
     steps = batch.reshape(-1, world_size, micro_batch_size)  # (accumulation, world, micro)
     return steps[:, rank]
+
+
+class Layout(Protocol):
+    """Which samples each forward pass of a process takes: a pure function of the step, like the plan it lays out."""
+
+    @property
+    def num_steps(self) -> int: ...
+
+    @property
+    def pack_length(self) -> int | None:
+        """Tokens of a row that holds several samples; None: each sample is a row of its own, padded."""
+
+    def share(self, step: int, rank: int) -> Sequence[Indices]:
+        """The samples of each micro-batch of one process, as many micro-batches for every rank."""
+
+    def room(self, sample: int) -> int | None:
+        """The most tokens that this sample, or another in its place, may have; None: no more is known."""
+
+
+@dataclass(frozen=True)
+class PaddedLayout:
+    """As many samples at once as fit, whatever their lengths."""
+
+    plan: Plan
+    num_processes: int
+    micro_batch_size: int
+
+    def __post_init__(self) -> None:
+        self.share(0, 0)  # a batch that does not divide is an error now, not when the first one is asked for
+
+    @property
+    def num_steps(self) -> int:
+        return self.plan.num_steps
+
+    @property
+    def pack_length(self) -> None:
+        return None
+
+    def share(self, step: int, rank: int) -> Sequence[Indices]:
+        return list(micro_batches(self.plan.step(step), rank, self.num_processes, self.micro_batch_size))
+
+    def room(self, sample: int) -> None:
+        return None

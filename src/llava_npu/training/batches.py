@@ -10,8 +10,8 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from llava_npu.data import IGNORE_INDEX
-from llava_npu.data.dataset import ConversationDataset, Sample, collate
-from llava_npu.data.plan import Indices, Plan, micro_batches
+from llava_npu.data.dataset import ConversationDataset, Sample, collate, pack
+from llava_npu.data.plan import Indices, Layout
 from llava_npu.errors import UserError
 
 
@@ -21,7 +21,7 @@ class MicroBatch:
 
     Attributes:
         tensors: what `SupervisedLoss` takes.
-        sequence_lengths: tokens of each row, and of the padding behind it.
+        sequence_lengths: tokens of each sample, row after row, the padding behind them counted as another.
         supervised_tokens: how many tokens are learned from.
         tokens: how many there are, padding not counted.
         replaced: what was wrong with the samples that others stand in for.
@@ -50,33 +50,31 @@ class MicroBatch:
 
 def steps(
     dataset: ConversationDataset,
-    plan: Plan,
+    layout: Layout,
     *,
     first_step: int,
     last_step: int,
     rank: int,
-    world_size: int,
-    micro_batch_size: int,
     workers: int,
     pin_memory: bool,
 ) -> Iterator[list[MicroBatch]]:
     """Each optimizer step's micro-batches of this process, from `first_step` up to `last_step` (exclusive).
 
-    The order is a pure function of the plan: it does not depend on where a run was interrupted or on the workers.
+    The order is a pure function of the layout: it does not depend on where a run was interrupted or on the workers.
     """
 
-    def shares() -> Iterator[Indices]:  # computed as they are needed: a list of millions of numbers would be held
-        return (
-            micro_batches(plan.step(step), rank, world_size, micro_batch_size) for step in range(first_step, last_step)
-        )
+    def shares() -> Iterator[Sequence[Indices]]:  # as they are needed: a list of millions of numbers would be held
+        return (layout.share(step, rank) for step in range(first_step, last_step))
 
-    next(shares(), None)  # a batch that does not divide is an error now, not when the first one is asked for
     processor = dataset.processor
     loader = DataLoader(
         _ErrorsAsSamples(dataset),
-        batch_sampler=(indices.tolist() for share in shares() for indices in share),
+        batch_sampler=(
+            [(int(index), layout.room(int(index))) for index in samples] for share in shares() for samples in share
+        ),
         collate_fn=partial(
             _collate,
+            pack_length=layout.pack_length,
             pad_token_id=processor.tokenizer.pad_token_id,
             image_token_id=processor.image_token_id,
         ),
@@ -95,9 +93,9 @@ class _ErrorsAsSamples(Dataset[Sample | UserError]):
     def __init__(self, dataset: ConversationDataset):
         self._dataset = dataset
 
-    def __getitem__(self, index: int) -> Sample | UserError:
+    def __getitem__(self, index_and_room: tuple[int, int | None]) -> Sample | UserError:
         try:
-            return self._dataset[index]
+            return self._dataset.load(*index_and_room)
         except UserError as error:
             return error.with_traceback(None)
 
@@ -108,28 +106,39 @@ def _raise_error(batch: MicroBatch | UserError) -> MicroBatch:
     return batch
 
 
-def _collate(samples: Sequence[Sample | UserError], pad_token_id: int, image_token_id: int) -> MicroBatch | UserError:
+def _collate(
+    samples: Sequence[Sample | UserError], pack_length: int | None, pad_token_id: int, image_token_id: int
+) -> MicroBatch | UserError:
     errors = [sample for sample in samples if isinstance(sample, UserError)]
     if errors:
         return errors[0]
-    return _join([sample for sample in samples if isinstance(sample, Sample)], pad_token_id, image_token_id)
-
-
-def _join(samples: Sequence[Sample], pad_token_id: int, image_token_id: int) -> MicroBatch:
-    tensors = collate(samples, pad_token_id)
-    rows, longest = tensors["input_ids"].shape
-    lengths = [len(sample.input_ids) for sample in samples]
-    # Padding is a sequence of its own: nothing attends to it, and no mask has to be read back from the device.
-    tensors["position_ids"] = torch.stack(
-        [torch.cat([torch.arange(length), torch.arange(longest - length)]) for length in lengths]
+    return micro_batch(
+        [sample for sample in samples if isinstance(sample, Sample)], pack_length, pad_token_id, image_token_id
     )
-    tensors["attention_mask"] = torch.ones(rows, longest, dtype=torch.long)
+
+
+def micro_batch(
+    samples: Sequence[Sample], pack_length: int | None, pad_token_id: int, image_token_id: int
+) -> MicroBatch:
+    """Samples as one forward pass: packed into a row of `pack_length` tokens or, where that is None, padded."""
+    lengths = [len(sample.input_ids) for sample in samples]
+    if pack_length is None:
+        tensors = collate(samples, pad_token_id)
+        longest = max(lengths)
+        sequences = [part for length in lengths for part in (length, longest - length)]
+    else:
+        tensors = pack(samples, pack_length, pad_token_id)
+        sequences = [*lengths, pack_length - sum(lengths)]
+    # Padding is a sequence of its own: nothing attends to it, and no mask has to be read back from the device.
+    positions = torch.cat([torch.arange(length) for length in sequences])
+    tensors["position_ids"] = positions.view_as(tensors["input_ids"])
+    tensors["attention_mask"] = torch.ones_like(tensors["input_ids"])
     tensors["supervised_positions"] = (tensors["labels"][:, 1:].flatten() != IGNORE_INDEX).nonzero().flatten()
     if "pixel_values" in tensors or "vision_features" in tensors:
         tensors["image_positions"] = (tensors["input_ids"].flatten() == image_token_id).nonzero().flatten()
     return MicroBatch(
         tensors,
-        sequence_lengths=tuple(part for length in lengths for part in (length, longest - length)),
+        sequence_lengths=tuple(sequences),
         supervised_tokens=len(tensors["supervised_positions"]),
         tokens=sum(lengths),
         replaced=tuple(sample.replaced for sample in samples if sample.replaced is not None),

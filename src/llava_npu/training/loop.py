@@ -31,6 +31,7 @@ from llava_npu.ops.install import install_kernels
 from llava_npu.training.bad_samples import note_bad_samples, refuse_too_many, rewind_bad_samples
 from llava_npu.training.batches import MicroBatch, steps
 from llava_npu.training.checkpoints import checkpoint_path, newest, prune, write_folder
+from llava_npu.training.layouts import choose_layout, describe_layout
 from llava_npu.training.metrics import StepMetrics, append_metrics, plot_loss, rewind_metrics
 from llava_npu.training.objective import SupervisedLoss
 from llava_npu.training.optimizer import build_optimizer, schedule, set_learning_rate
@@ -61,10 +62,11 @@ def train(config: RunConfig, *, fresh: bool = False, console: Console | None = N
     accelerator = Accelerator(cpu=device.kind == "cpu")
     parts = config.resolved_parts
     records = open_run_data(config.data)
+    fingerprint = data_fingerprint(config.data)
     plan = Plan(len(records), config.batch_size, config.epochs, config.seed)
     num_steps = min(plan.num_steps, config.max_steps or plan.num_steps)
     if accelerator.is_main_process:
-        folder = open_run(config, data_fingerprint(config.data), fresh)
+        folder = open_run(config, fingerprint, fresh)
     accelerator.wait_for_everyone()
     folder = config.output_path
     if is_finished(folder):
@@ -88,6 +90,9 @@ def train(config: RunConfig, *, fresh: bool = False, console: Console | None = N
     dataset = ConversationDataset(
         records, processor, template, config.data.max_length, features, config.data.bad_samples
     )
+    layout = choose_layout(config, dataset, plan, fingerprint, accelerator.num_processes, console)
+    if accelerator.is_main_process and (description := describe_layout(layout)):
+        console.print(description)
 
     # Go on where an interrupted run stopped.
     done = 0
@@ -101,15 +106,12 @@ def train(config: RunConfig, *, fresh: bool = False, console: Console | None = N
         rewind_bad_samples(folder, done)
 
     objective = accelerator.prepare_model(SupervisedLoss(model))
-    micro_batch_size = min(config.micro_batch_size, config.batch_size // accelerator.num_processes)
     batches = steps(
         dataset,
-        plan,
+        layout,
         first_step=done,
         last_step=num_steps,
         rank=accelerator.process_index,
-        world_size=accelerator.num_processes,
-        micro_batch_size=micro_batch_size,
         workers=config.data.workers,
         pin_memory=device.kind != "cpu",
     )
