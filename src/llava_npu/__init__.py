@@ -16,7 +16,10 @@ _HOME = {
     "LlavaNpuConfig": "llava_npu.models.configuration",
     "LlavaNpuForConditionalGeneration": "llava_npu.models.modeling",
     "LlavaNpuProcessor": "llava_npu.models.processing",
+    "Sampling": "llava_npu.serving.generation",
     "UserError": "llava_npu.errors",
+    "answer_all": "llava_npu.serving.batch",
+    "load": "llava_npu.models.loading",
 }
 __all__ = ["__version__", *_HOME]
 

@@ -13,9 +13,9 @@ import tiny
 from llava_npu import __version__
 
 
-def _run(*arguments: str, timeout: float = 240) -> subprocess.CompletedProcess[str]:
+def _run(*arguments: str, timeout: float = 240, typed: str = "") -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "llava_npu", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False)
+    return subprocess.run(command, input=typed, capture_output=True, text=True, timeout=timeout, check=False)
 
 
 def test_version() -> None:
@@ -75,6 +75,10 @@ def test_train_then_chat_then_inspect(tmp_path: Path) -> None:
     answered = _run(*chat, "--image", f"{tmp_path}/images/0.png", "--image", f"{tmp_path}/images/1.png")
     assert answered.returncode == 0, answered.stderr
     assert answered.stdout  # of a model that has seen six steps, nothing more can be asked
+
+    piped = _run(*chat[:-2], typed=f"/image {tmp_path}/images/0.png\nWhat is it?\n/xyz\n")
+    assert piped.returncode == 0, piped.stderr
+    assert piped.stdout.endswith("error: /xyz is no command. /help lists them.\n")
 
     inspected = _run("data", "inspect", str(data), "--tokenizer", f"{tmp_path}/lm", "--template", "tokenizer")
     assert inspected.returncode == 0, inspected.stderr

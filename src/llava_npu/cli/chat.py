@@ -1,34 +1,81 @@
-"""`llava-npu chat`: one question about pictures, answered as it is generated."""
+"""`llava-npu chat`: questions about pictures, answered as the words come."""
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from llava_npu.cli.model_options import BITS, DEVICE, MAX_LENGTH, MODEL
+
+if TYPE_CHECKING:
+    from llava_npu.serving.terminal import Conversation
+
 
 def chat(
-    model: Annotated[str, typer.Option(help="A model folder, a run folder or a hub id.")],
-    prompt: Annotated[str, typer.Option(help="The question.")],
+    model: Annotated[str, MODEL],
+    prompt: Annotated[str | None, typer.Option(help="One question; without it, a conversation starts.")] = None,
     image: Annotated[list[Path] | None, typer.Option(help="A picture; give it again for several.")] = None,
+    system: Annotated[str | None, typer.Option(help="Another system prompt than the model was trained with.")] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 256,
     temperature: Annotated[float, typer.Option(min=0.0, help="0: always the likeliest word.")] = 0.0,
-    device: Annotated[str, typer.Option(help="auto, npu, cuda, cpu, or as npu:1.")] = "auto",
+    top_p: Annotated[float, typer.Option(help="Draw from the likeliest words that hold this share.")] = 1.0,
+    top_k: Annotated[int, typer.Option(min=0, help="Draw from so many likeliest words; 0: all.")] = 0,
+    repetition_penalty: Annotated[float, typer.Option(help="Above 1: what was said becomes less likely.")] = 1.0,
+    seed: Annotated[int | None, typer.Option(help="Makes draws repeatable.")] = None,
+    device: Annotated[str, DEVICE] = "auto",
+    bits: Annotated[int, BITS] = 16,
+    max_length: Annotated[int | None, MAX_LENGTH] = None,
 ) -> None:
     """Ask a model about pictures in the terminal."""
-    import torch
-
-    from llava_npu import devices
+    from llava_npu.cli.model_options import load_model
     from llava_npu.data.images import load_image
-    from llava_npu.models import load
-    from llava_npu.serving.terminal import stream_answer
+    from llava_npu.serving.engine import Engine
+    from llava_npu.serving.generation import Sampling
+    from llava_npu.serving.terminal import Conversation
 
+    sampling = Sampling(max_new_tokens, temperature, top_p, top_k, repetition_penalty, seed)
     pictures = [load_image(path, "--image") for path in image or []]
-    chosen = devices.select(device)
-    loaded, processor = load(model, chosen.torch_device, chosen.autocast_dtype or torch.float32)
-    for text in stream_answer(
-        loaded, processor, prompt, pictures, max_new_tokens=max_new_tokens, temperature=temperature
-    ):
-        typer.echo(text, nl=False)
-    typer.echo()
+    loaded, processor, _ = load_model(model, device, bits)
+    engine = Engine(loaded, processor, max_batch=1, max_length=max_length)
+    conversation = Conversation(engine, sampling, system)
+    for picture in pictures:
+        conversation.attach(picture)
+    if prompt is not None:
+        for text in conversation.ask(prompt):
+            typer.echo(text, nl=False)
+        typer.echo()
+    else:
+        _converse(conversation, model, [str(path) for path in image or []])
+
+
+def _converse(conversation: Conversation, model: str, pictures: list[str]) -> None:
+    """Reads a terminal, or lines from a pipe, which get answers and nothing around them."""
+    from llava_npu.serving.terminal import chat_loop
+
+    interactive = sys.stdin.isatty()
+    if interactive:
+        import readline  # noqa: F401  arrow keys and earlier lines at the prompt
+
+        typer.secho(f"{model}. Ask away; /help lists commands, /quit leaves.", dim=True)
+        for picture in pictures:
+            _show_image(picture)
+
+    def read() -> str:
+        while True:
+            try:
+                return input("> " if interactive else "")
+            except KeyboardInterrupt:  # the line is thrown away
+                if not interactive:
+                    raise
+                typer.echo()
+
+    chat_loop(
+        conversation, read, lambda text: typer.echo(text, nl=False), _show_image if interactive else lambda path: None
+    )
+
+
+def _show_image(path: str) -> None:
+    typer.secho(f"[{path}]", dim=True)

@@ -24,7 +24,12 @@ _OTHERWISE = "use a named template such as 'chatml' or 'v1'"
 
 
 def render_chat_template(
-    turns: Sequence[Turn], tokenizer: PreTrainedTokenizerBase, name: str, *, prompt: bool = False
+    turns: Sequence[Turn],
+    tokenizer: PreTrainedTokenizerBase,
+    name: str,
+    *,
+    prompt: bool = False,
+    system: str | None = None,
 ) -> list[Segment]:
     """Renders alternating turns; arguments and errors as in `templates.render`.
 
@@ -34,7 +39,9 @@ def render_chat_template(
     """
     if not tokenizer.chat_template:
         raise UserError(f"{name}: template 'tokenizer' needs a tokenizer that has a chat template; {_OTHERWISE}")
-    whole = _apply(turns, tokenizer, name, prompt=prompt)
+    whole = _apply(turns, tokenizer, name, prompt=prompt, system=system)
+    if system and system.strip() not in whole:
+        raise UserError(f"{name}: the tokenizer's chat template has no place for a system prompt; leave it out")
     if whole.count(IMAGE_MARK) != sum(turn.text.count(IMAGE_MARK) for turn in turns):
         raise UserError(f"{name}: the tokenizer's chat template drops or repeats '{IMAGE_MARK}'; {_OTHERWISE}")
 
@@ -48,16 +55,18 @@ def render_chat_template(
             raise RecordError(
                 f"{where}.value: the answer is empty; write the answer or remove this round", "empty or unanswerable"
             )
-        start = _answer_start(turns[:i], whole, tokenizer, where)
+        start = _answer_start(turns[:i], whole, tokenizer, where, system)
         segments.append(Segment(whole[end:start]))
         end = _answer_end(turn.text.strip(), whole, start, tokenizer, where)
         segments.append(Segment(whole[start:end], supervised=True, starts_answer=True))
     return [*segments, Segment(whole[end:])]
 
 
-def _answer_start(history: Sequence[Turn], whole: str, tokenizer: PreTrainedTokenizerBase, where: str) -> int:
+def _answer_start(
+    history: Sequence[Turn], whole: str, tokenizer: PreTrainedTokenizerBase, where: str, system: str | None
+) -> int:
     """Where generation starts: the length of the prompt that inference would build from the turns so far."""
-    before = _apply(history, tokenizer, where, prompt=True)
+    before = _apply(history, tokenizer, where, prompt=True, system=system)
     if not whole.startswith(before):
         raise UserError(
             f"{where}: the tokenizer's chat template renders the turns before this answer differently once the answer "
@@ -89,10 +98,14 @@ def _answer_end(words: str, whole: str, start: int, tokenizer: PreTrainedTokeniz
     return end
 
 
-def _apply(turns: Sequence[Turn], tokenizer: PreTrainedTokenizerBase, name: str, *, prompt: bool) -> str:
+def _apply(
+    turns: Sequence[Turn], tokenizer: PreTrainedTokenizerBase, name: str, *, prompt: bool, system: str | None
+) -> str:
     from jinja2 import TemplateError
 
     messages = [{"role": _CHAT_ROLES[turn.role], "content": turn.text} for turn in turns]
+    if system is not None:
+        messages.insert(0, {"role": "system", "content": system})
     try:
         rendered = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt)
     except TemplateError as error:

@@ -93,17 +93,31 @@ def encode_prompt(
     tokenizer: PreTrainedTokenizerBase,
     template: str | Template = "v1",
     record: Record | str | None = None,
+    system: str | None = None,
 ) -> list[int]:
     """Token ids up to where the next answer starts, for inference; the last turn is a human one.
 
-    They are exactly the ids that training on the answered conversation has before that answer.
+    They are exactly the ids that training on the answered conversation has before that answer, unless `system` gives
+    another system prompt than the template's.
     """
     form, turns, name = _prepare(conversations, template, record)
     if turns[-1].role != "human":
         raise UserError(f"{name}: the last turn is an answer; a prompt ends with a human turn")
     _refuse_markup(turns, form, tokenizer, name)
-    segments = render(turns, form, tokenizer, name, prompt=True)
+    if system is not None:
+        _refuse_markup_in_system(system, form, tokenizer, name)
+    segments = render(turns, form, tokenizer, name, prompt=True, system=system)
     return _encode_segments(segments, tokenizer, _opening(form, tokenizer)).input_ids
+
+
+def encode_rendered_prompt(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Token ids of a prompt that is text already, with a template's markup and `<image>` in it, as a client of LLaVA's
+    own server sends it. One `IMAGE_PLACEHOLDER` for each `<image>`; a begin-of-sequence token comes first if the
+    tokenizer has sequences start with one.
+    """
+    opening = opening_token(tokenizer, image_first=False)
+    bare = text.removeprefix(opening) if opening else text
+    return _encode_segments([Segment(bare)], tokenizer, opening).input_ids
 
 
 def expand_images(
@@ -174,16 +188,30 @@ def _name(record: Record | str | None) -> str:
 
 def _refuse_markup(turns: Sequence[Turn], template: Template, tokenizer: PreTrainedTokenizerBase, name: str) -> None:
     """A turn that spells out a special token or the template's markup would end itself, or begin another turn."""
-    if template.reads_special_tokens:
-        return
-    forbidden = {*special_texts(tokenizer), *template.markup} - {IMAGE_MARK}
+    forbidden = _markup(template, tokenizer)
     for i, turn in enumerate(turns):
-        for text in sorted(forbidden):
+        for text in forbidden:
             if text in turn.text:
                 raise UserError(
                     f"{name}: conversations[{i}].value contains {text!r}, which template {template.name!r} with this "
                     "tokenizer reads as markup, not as text; remove it or write it differently"
                 )
+
+
+def _refuse_markup_in_system(system: str, template: Template, tokenizer: PreTrainedTokenizerBase, name: str) -> None:
+    for text in [*_markup(template, tokenizer), IMAGE_MARK]:
+        if text in system:
+            raise UserError(
+                f"{name}: the system prompt contains {text!r}, which template {template.name!r} with this tokenizer "
+                "reads as markup, not as text; remove it or write it differently"
+            )
+
+
+def _markup(template: Template, tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """What a text must not contain, apart from images."""
+    if template.reads_special_tokens:
+        return []
+    return sorted({*special_texts(tokenizer), *template.markup} - {IMAGE_MARK})
 
 
 def _opening(template: Template, tokenizer: PreTrainedTokenizerBase) -> str:

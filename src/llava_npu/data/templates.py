@@ -40,7 +40,8 @@ class Template:
 
     Args:
         name: as written in configs.
-        opening: the text before the first turn (system prompt).
+        opening: the text before the first turn.
+        system: the system prompt in `opening`; "" if the template has none.
         separator: the text between one answer and the next question.
         human: segments of a question; the one whose text is `VALUE` becomes the question.
         header: segments between a question and its answer; a prompt ends with them.
@@ -58,6 +59,7 @@ class Template:
 
     name: str
     opening: str = ""
+    system: str = ""
     separator: str = ""
     human: tuple[Segment, ...] = ()
     header: tuple[Segment, ...] = ()
@@ -68,6 +70,16 @@ class Template:
     reads_special_tokens: bool = False
     captions: bool = False
     writes_bos: bool = False
+
+    def with_system(self, system: str) -> Template:
+        """The template with another system prompt than it was trained with.
+
+        Raises:
+            UserError: it has none to replace.
+        """
+        if not self.system:
+            raise UserError(f"template {self.name!r} has no system prompt, so none can be given; leave it out")
+        return replace(self, system=system, opening=self.opening.replace(self.system, system))
 
 
 def _masked(*texts: str) -> tuple[Segment, ...]:
@@ -101,6 +113,7 @@ PLAIN = Template(
 V1 = Template(
     "v1",
     opening=_VICUNA_SYSTEM.format(person="user") + " ",
+    system=_VICUNA_SYSTEM.format(person="user"),
     human=_masked("USER: ", VALUE, " "),
     header=_masked("ASSISTANT:"),
     answer=_trained(" ", VALUE, EOS),
@@ -108,6 +121,7 @@ V1 = Template(
 LLAMA_2 = Template(
     "llama_2",
     opening=f"[INST] <<SYS>>\n{_LLAMA_2_SYSTEM}\n<</SYS>>\n\n",
+    system=_LLAMA_2_SYSTEM,
     separator=f"{BOS}[INST] ",
     human=_masked(VALUE, " [/INST]"),
     answer=_trained(" ", VALUE, f" {EOS}"),
@@ -122,6 +136,7 @@ MISTRAL = Template(
 CHATML = Template(
     "chatml",
     opening=f"<|im_start|>system\n{_MPT_SYSTEM}<|im_end|>",
+    system=_MPT_SYSTEM,
     human=_masked("<|im_start|>user\n", VALUE, "<|im_end|>"),
     header=_masked("<|im_start|>assistant", "\n"),
     answer=_trained(VALUE, "<|im_end|>"),
@@ -132,6 +147,7 @@ CHATML = Template(
 V0 = Template(
     "v0",
     opening=_VICUNA_SYSTEM.format(person="human") + "\n\n",
+    system=_VICUNA_SYSTEM.format(person="human"),
     human=(*_trained("###"), *_masked(" Human: ", VALUE, "\n")),
     header=_trained("### Assistant:"),
     answer=_trained(" ", VALUE, "\n"),
@@ -173,7 +189,13 @@ def get_template(name: str) -> Template:
 
 
 def render(
-    turns: Sequence[Turn], template: Template, tokenizer: PreTrainedTokenizerBase, name: str, *, prompt: bool = False
+    turns: Sequence[Turn],
+    template: Template,
+    tokenizer: PreTrainedTokenizerBase,
+    name: str,
+    *,
+    prompt: bool = False,
+    system: str | None = None,
 ) -> list[Segment]:
     """Renders checked, alternating turns that start with a human one.
 
@@ -181,6 +203,7 @@ def render(
         name: the record, for messages.
         prompt: stop where the next answer starts; the turns then end with a human one. Otherwise a last human turn
             without an answer is rendered too, unsupervised, so that its images keep their place.
+        system: in place of the template's own system prompt.
 
     Raises:
         UserError: the template cannot hold these turns.
@@ -188,7 +211,10 @@ def render(
     if template is TOKENIZER:
         from llava_npu.data.chat_template import render_chat_template
 
-        return render_chat_template([_settle_images(turn) for turn in turns], tokenizer, name, prompt=prompt)
+        settled = [_settle_images(turn) for turn in turns]
+        return render_chat_template(settled, tokenizer, name, prompt=prompt, system=system)
+    if system is not None:
+        template = template.with_system(system)
     if template.captions:
         turns = _caption_turns(turns, name, prompt=prompt)
     template = _bind(template, tokenizer, name)

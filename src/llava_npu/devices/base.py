@@ -36,10 +36,12 @@ class Device(ABC):
         kind: "cpu", "cuda" or "npu".
         distributed_backend: torch.distributed's backend between such devices.
         index: which one of several; 0 where there is one.
+        quantized_bits: bits per weight that models can be loaded in here (`models/quantization.py`).
     """
 
     kind: ClassVar[str]
     distributed_backend: ClassVar[str]
+    quantized_bits: ClassVar[tuple[int, ...]] = ()
 
     def __init__(self) -> None:
         self.index = 0

@@ -18,6 +18,7 @@ from llava_npu.devices.peaks import measured_tflops
 class CpuDevice(Device):
     kind = "cpu"
     distributed_backend = "gloo"
+    quantized_bits = (4,)  # 8-bit products of bitsandbytes would round to float16 here
 
     def is_available(self) -> bool:
         return True

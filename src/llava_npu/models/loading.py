@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoImageProcessor, AutoTokenizer
@@ -18,7 +19,10 @@ MODEL_FOLDER = "model"  # where a run folder keeps its final model
 
 
 def load(
-    source: str | Path, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+    source: str | Path,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+    quantization: Any = None,
 ) -> tuple[LlavaNpuForConditionalGeneration, LlavaNpuProcessor]:
     """Loads a model, ready for inference, and its processor.
 
@@ -26,6 +30,8 @@ def load(
         source: a model folder (ours or plain Hugging Face LLaVA), a run folder, or a hub id.
         device: where to put it, with the operations that this device has; None leaves it as transformers loads it.
         dtype: of the weights; None keeps what the file has.
+        quantization: what `llava_npu.models.quantization.quantization_config` gives, to load the language model's
+            weights in fewer bits.
 
     Raises:
         UserError: a file is missing or damaged, weights do not fit the configuration, or the tokenizer has no image
@@ -33,9 +39,11 @@ def load(
     """
     source = _resolve(str(source))
     check_model_folder(source, "model")
+    # Quantised weights are made where they stay: they cannot be moved afterwards.
+    placed = {} if quantization is None else {"quantization_config": quantization, "device_map": {"": device or "cpu"}}
     model, info = open_part(
         lambda: LlavaNpuForConditionalGeneration.from_pretrained(
-            source, dtype=dtype or "auto", output_loading_info=True, ignore_mismatched_sizes=True
+            source, dtype=dtype or "auto", output_loading_info=True, ignore_mismatched_sizes=True, **placed
         ),
         "model",
         source,
@@ -44,7 +52,8 @@ def load(
     processor = load_processor(source, model)
     model.eval()
     if device is not None:
-        model.to(device)
+        if quantization is None:
+            model.to(device)
         install_kernels(model, torch.device(device))
     return model, processor
 

@@ -11,7 +11,7 @@ from transformers import BatchFeature, LlavaProcessor
 
 from llava_npu.data.images import pad_to_square
 from llava_npu.data.jinja_template import chat_template
-from llava_npu.data.labels import IMAGE_PLACEHOLDER, encode_prompt
+from llava_npu.data.labels import IMAGE_PLACEHOLDER, encode_prompt, encode_rendered_prompt
 from llava_npu.data.templates import get_template
 from llava_npu.errors import UserError
 from llava_npu.models.configuration import LlavaNpuConfig
@@ -127,9 +127,22 @@ class LlavaNpuProcessor(LlavaProcessor):
             batch["pixel_values"] = self.preprocess_images(pictures)
         return batch
 
-    def encode_prompt(self, turns: Sequence[Mapping[str, str]], num_images: int, name: str) -> list[int]:
-        """One prompt's token ids, each image as many as the model has for one; `name` is for error messages."""
-        input_ids = encode_prompt(turns, self.tokenizer, self.template, name)
+    def encode_prompt(
+        self, turns: Sequence[Mapping[str, str]], num_images: int, name: str, system: str | None = None
+    ) -> list[int]:
+        """One prompt's token ids, each image as many as the model has for one.
+
+        Args:
+            name: the prompt, for error messages.
+            system: in place of the template's system prompt.
+        """
+        return self._expand(encode_prompt(turns, self.tokenizer, self.template, name, system), num_images, name)
+
+    def encode_rendered_prompt(self, text: str, num_images: int, name: str) -> list[int]:
+        """As `encode_prompt`, of a prompt that has its markup and `<image>` in it already."""
+        return self._expand(encode_rendered_prompt(text, self.tokenizer), num_images, name)
+
+    def _expand(self, input_ids: Sequence[int], num_images: int, name: str) -> list[int]:
         num_places = input_ids.count(IMAGE_PLACEHOLDER)
         if num_places != num_images:
             raise UserError(

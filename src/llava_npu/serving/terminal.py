@@ -1,59 +1,209 @@
-"""One answer, piece by piece as it is generated."""
+"""The terminal chat: a conversation about pictures, answered as the words come."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from threading import Thread
+import shlex
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import fields, replace
+from pathlib import Path
 from typing import Any
 
 from PIL import Image
-from transformers import TextIteratorStreamer
 
-from llava_npu.errors import UserError
+from llava_npu.data.images import load_image
+from llava_npu.errors import UserError, nearest
 from llava_npu.models.modeling import LlavaNpuForConditionalGeneration
-from llava_npu.models.processing import IMAGE_TOKEN, LlavaNpuProcessor
-from llava_npu.models.stopping import stopping_arguments
+from llava_npu.models.processing import LlavaNpuProcessor
+from llava_npu.serving.engine import Engine
+from llava_npu.serving.generation import Sampling
+from llava_npu.serving.prompts import prepare_prompt, with_images_first
+
+HELP = """\
+/image FILE…     pictures for the next question; write <image> in it to say where each stands
+/clear           forget the conversation and its pictures
+/system TEXT     another system prompt than the model was trained with; without TEXT, the trained one again
+/set NAME VALUE  max_new_tokens, temperature (0: always the likeliest word), top_p, top_k, repetition_penalty, seed
+/again           answer the last question once more
+/history         the conversation so far
+/help            this list
+/quit            leave (also Ctrl-D); Ctrl-C stops an answer"""
 
 
-def stream_answer(
+class Conversation:
+    """A conversation with one model. What was asked and answered is the prompt of the next question.
+
+    Attributes:
+        sampling: how answers are chosen.
+        turns: `{"from": "human"|"gpt", "value": …}`, as in training data.
+    """
+
+    def __init__(self, engine: Engine, sampling: Sampling, system: str | None = None):
+        """`system`: in place of the template's system prompt."""
+        self.sampling = sampling
+        self.turns: list[dict[str, str]] = []
+        self._engine = engine
+        self._system = system
+        self._images: list[Image.Image] = []  # of all turns, in order
+        self._attached: list[Image.Image] = []  # for the next question
+
+    def attach(self, picture: Image.Image) -> None:
+        """A picture for the next question."""
+        self._attached.append(picture)
+
+    def ask(self, question: str) -> Iterator[str]:
+        """Yields the answer as it grows. Closing the iterator stops it; what was said so far stays said.
+
+        Raises:
+            UserError: `<image>` and pictures differ in number, or the conversation has become too long; it is then
+                as it was before the question.
+        """
+        turns = [*self.turns, {"from": "human", "value": with_images_first(question, len(self._attached))}]
+        images = [*self._images, *self._attached]
+        prompt = prepare_prompt(self._engine.processor, turns, images, system=self._system, name="conversation")
+        self._engine.check(prompt, self.sampling)
+        answer = ""
+        try:
+            for piece in self._engine.generate(prompt, self.sampling):
+                answer += piece.text
+                yield piece.text
+        finally:
+            # A template has no place for an answer without words: such a question is as if it had not been asked.
+            if answer.strip():
+                self.turns = [*turns, {"from": "gpt", "value": answer}]
+                self._images, self._attached = images, []
+
+    def again(self) -> Iterator[str]:
+        """Answers the last question once more.
+
+        Raises:
+            UserError: there is none.
+        """
+        if not self.turns:
+            raise UserError("nothing has been asked yet.")
+        question = self.turns[-2]["value"]
+        kept = len(self._images) - question.count("<image>")
+        self._attached = self._images[kept:]
+        self._images, self.turns = self._images[:kept], self.turns[:-2]
+        return self.ask(question)
+
+    def clear(self) -> None:
+        """Forgets all turns and pictures."""
+        self.turns, self._images, self._attached = [], [], []
+
+    def use_system(self, text: str | None) -> None:
+        """Another system prompt, or the template's own again; checked by the next question."""
+        self._system = text
+
+
+def chat_loop(
+    conversation: Conversation, read: Callable[[], str], write: Callable[[str], None], show_image: Callable[[str], None]
+) -> None:
+    """Questions and commands until the input ends; what is wrong with one is said, and the next may come.
+
+    Args:
+        read: the next line; raises EOFError at the end.
+        write: shows text as it is, without a line's end.
+        show_image: told of each picture that was attached.
+    """
+    while True:
+        try:
+            line = read().strip()
+        except EOFError:
+            return
+        if line in ("/quit", "/exit"):
+            return
+        try:
+            if not line.startswith("/"):
+                _show(conversation.ask(line) if line else iter(()), write)
+            elif line == "/again":
+                _show(conversation.again(), write)
+            else:
+                _command(conversation, line, write, show_image)
+        except UserError as error:
+            write(f"error: {error}\n")
+
+
+def answer_once(
     model: LlavaNpuForConditionalGeneration,
     processor: LlavaNpuProcessor,
     prompt: str,
     images: Sequence[Image.Image],
-    *,
-    max_new_tokens: int = 256,
-    temperature: float = 0.0,
+    sampling: Sampling | None = None,
+    system: str | None = None,
 ) -> Iterator[str]:
-    """Yields the answer's text as it is generated, with the prompt of training.
+    """One question without a conversation; yields the answer as it grows.
 
     `<image>` in the prompt says where each picture stands; without any, they all come first.
 
     Raises:
         UserError: `<image>` and pictures differ in number; an error while generating is raised here too.
     """
-    if IMAGE_TOKEN not in prompt:
-        prompt = f"{IMAGE_TOKEN}\n" * len(images) + prompt
-    if prompt.count(IMAGE_TOKEN) != len(images):
-        raise UserError(
-            f"the prompt has {prompt.count(IMAGE_TOKEN)} {IMAGE_TOKEN}, but {len(images)} images are given; "
-            f"put one {IMAGE_TOKEN} for each, or none at all to have them first."
-        )
-    inputs = processor.encode_prompts([[{"from": "human", "value": prompt}]], [images]).to(model.device)
-    streamer = TextIteratorStreamer(processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
-    sampling: dict[str, Any] = {"do_sample": True, "temperature": temperature} if temperature else {"do_sample": False}
-    stopping = stopping_arguments(model, processor.tokenizer, processor.template)
-    failures: list[BaseException] = []
+    conversation = Conversation(Engine(model, processor, max_batch=1), sampling or Sampling(), system)
+    for image in images:
+        conversation.attach(image)
+    return conversation.ask(prompt)
 
-    def generate() -> None:
-        try:
-            model.generate(**inputs, **sampling, **stopping, max_new_tokens=max_new_tokens, streamer=streamer)
-        except BaseException as error:  # noqa: BLE001  it is raised again in the caller's thread
-            failures.append(error)
-            streamer.end()
 
-    thread = Thread(target=generate, daemon=True)
-    thread.start()
-    yield from streamer
-    thread.join()
-    if failures:
-        raise failures[0]
+def _show(pieces: Iterator[str], write: Callable[[str], None]) -> None:
+    written = False
+    try:
+        for text in pieces:
+            write(text)
+            written = written or bool(text)
+    except KeyboardInterrupt:
+        pieces.close()  # type: ignore[attr-defined]
+        write(" [stopped]")
+        written = True
+    if written:
+        write("\n")
+
+
+def _command(
+    conversation: Conversation, line: str, write: Callable[[str], None], show_image: Callable[[str], None]
+) -> None:
+    name, _, rest = line.partition(" ")
+    rest = rest.strip()
+    if name == "/image":
+        for path in _paths(rest):
+            conversation.attach(load_image(Path(path).expanduser(), "/image"))
+            show_image(path)
+    elif name == "/clear":
+        conversation.clear()
+        write("the conversation starts anew\n")
+    elif name == "/system":
+        conversation.use_system(rest or None)
+        write("system prompt changed\n" if rest else "the system prompt of training again\n")
+    elif name == "/set":
+        conversation.sampling = _changed(conversation.sampling, rest)
+    elif name == "/history":
+        for turn in conversation.turns:
+            write(f"{'>' if turn['from'] == 'human' else ' '} {turn['value']}\n")
+    elif name == "/help":
+        write(f"{HELP}\n")
+    else:
+        known = ["/image", "/clear", "/system", "/set", "/again", "/history", "/help", "/quit"]
+        raise UserError(f"{name} is no command.{nearest(name, known)} /help lists them.")
+
+
+def _paths(text: str) -> list[str]:
+    try:
+        paths = shlex.split(text)
+    except ValueError as error:
+        raise UserError(f"/image {text}: {error}") from error
+    if not paths:
+        raise UserError("/image needs a file, as in: /image cat.jpg")
+    return paths
+
+
+def _changed(sampling: Sampling, text: str) -> Sampling:
+    kinds = {each.name: float if each.type == "float" else int for each in fields(Sampling) if each.name != "stop"}
+    name, _, value = text.partition(" ")
+    if name not in kinds:
+        raise UserError(f"/set {name}: allowed are {', '.join(kinds)}.{nearest(name, kinds)}")
+    try:
+        changed: dict[str, Any] = {name: kinds[name](value)}
+        return replace(sampling, **changed)
+    except UserError:
+        raise
+    except ValueError as error:
+        raise UserError(f"/set {name} {value}: a number is expected.") from error

@@ -1,0 +1,41 @@
+"""The options and the loading that all commands which use a model share."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import typer
+
+from llava_npu.errors import UserError
+
+if TYPE_CHECKING:
+    from llava_npu.devices import Device
+    from llava_npu.models.modeling import LlavaNpuForConditionalGeneration
+    from llava_npu.models.processing import LlavaNpuProcessor
+
+MODEL = typer.Option(help="A model folder, a run folder or a hub id.")
+DEVICE = typer.Option(help="auto, npu, cuda, cpu, or as npu:1.")
+BITS = typer.Option(help="Bits per weight of the language model: 16, or 8 or 4 where the device can.")
+MAX_LENGTH = typer.Option(min=2, help="Most tokens of prompt and answer together; by default the model's, up to 4096.")
+
+
+def load_model(
+    source: str, device: str, bits: int
+) -> tuple[LlavaNpuForConditionalGeneration, LlavaNpuProcessor, Device]:
+    """The model, in the type that suits the device, its processor, and the device.
+
+    Raises:
+        UserError: no such device, too few bits for it, or a model that cannot be loaded.
+    """
+    import torch
+
+    from llava_npu import devices
+    from llava_npu.models import load
+    from llava_npu.models.quantization import quantization_config
+
+    if bits not in (4, 8, 16):
+        raise UserError(f"--bits {bits}: allowed are 4, 8 and 16.")
+    chosen = devices.select(device)
+    dtype = chosen.autocast_dtype or torch.float32
+    model, processor = load(source, chosen.torch_device, dtype, quantization_config(bits, chosen, dtype))
+    return model, processor, chosen

@@ -1,0 +1,109 @@
+"""Token ids to text while they come: what is shown piece by piece adds up to the answer as decoded at once.
+
+An answer is its decoded text without special tokens, cut before the first stop text, without white space around it. So
+white space is held back until something follows it, and the beginning of a possible stop text until it turns out to be
+one or not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+_INCOMPLETE = "\ufffd"  # what decoders give for a character of which not all bytes are there yet
+
+
+def finished_text(text: str, stops: Sequence[str]) -> str:
+    """The answer in a whole decoded text."""
+    ends = [at for stop in stops if (at := text.find(stop)) >= 0]
+    return text[: min(ends, default=len(text))].strip()
+
+
+class AnswerText:
+    """The text of one answer.
+
+    Attributes:
+        stopped: whether a stop text has come; nothing after it counts.
+    """
+
+    def __init__(self, tokenizer: Any, stops: Sequence[str] = ()):
+        """`stops`: texts that end the answer; empty ones are ignored."""
+        self._decoder = _Decoder(tokenizer)
+        self._stops = [stop for stop in stops if stop]
+        self._text = ""
+        self._shown = 0  # characters of the answer, which starts behind the text's leading white space
+        self.stopped = False
+
+    def add(self, token: int) -> str:
+        """Takes the next token; returns what may be shown of the answer now and was not before."""
+        return self._take(self._decoder.add(token))
+
+    def finish(self) -> str:
+        """No token follows: the rest of the answer."""
+        if self.stopped:
+            return ""
+        self._text += self._decoder.rest()
+        return self._show(finished_text(self._text, self._stops))
+
+    def _take(self, piece: str) -> str:
+        if not piece or self.stopped:
+            return ""
+        searched = len(self._text) - max(map(len, self._stops), default=0)
+        self._text += piece
+        ends = [at for stop in self._stops if (at := self._text.find(stop, max(0, searched))) >= 0]
+        if ends:
+            self.stopped = True
+            self._text = self._text[: min(ends)]
+            return self._show(self._text.strip())
+        return self._show(self._text[: len(self._text) - self._held_back()].strip())
+
+    def _held_back(self) -> int:
+        """Characters at the end that may be the beginning of a stop text."""
+        return max(
+            (n for stop in self._stops for n in range(1, len(stop)) if self._text.endswith(stop[:n])),
+            default=0,
+        )
+
+    def _show(self, answer: str) -> str:
+        new = answer[self._shown :]
+        self._shown = max(self._shown, len(answer))
+        return new
+
+
+class _Decoder:
+    """Decodes a window of the latest tokens only, so that a long answer costs no more per token than a short one.
+
+    The tokens of the latest complete text stay in front of the window: many tokenizers write a word at the start of a
+    text differently (without its space) than the same word inside. (Llama's decoder takes a run of single-byte tokens
+    as all valid or all broken, however long: a model that writes broken UTF-8 may look different piece by piece.)
+    """
+
+    def __init__(self, tokenizer: Any):
+        self._tokenizer = tokenizer
+        self._context: list[int] = []  # their text was given out already
+        self._context_text = ""
+        self._new: list[int] = []
+
+    def add(self, token: int) -> str:
+        self._new.append(token)
+        text = self._decode(self._context + self._new)
+        if text.endswith(_INCOMPLETE) or len(text) <= len(self._context_text):
+            return ""
+        return self._give(text)
+
+    def rest(self) -> str:
+        return self._give(self._decode(self._context + self._new)) if self._new else ""
+
+    def _give(self, text: str) -> str:
+        piece = text[len(self._context_text) :]
+        alone = self._decode(self._new)
+        if alone:  # enough of a context by itself; special tokens alone are none
+            self._context, self._context_text = self._new, alone
+        else:
+            self._context, self._context_text = self._context + self._new, text
+        self._new = []
+        return piece
+
+    def _decode(self, tokens: Sequence[int]) -> str:
+        text: str = self._tokenizer.decode(list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return text

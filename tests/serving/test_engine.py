@@ -1,0 +1,186 @@
+"""Answers that share steps are those that `generate` gives to each alone."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from llava_npu import LlavaNpuForConditionalGeneration, LlavaNpuProcessor, UserError
+from llava_npu.models import load
+from llava_npu.models.stopping import stopping_arguments
+from llava_npu.serving.engine import Engine
+from llava_npu.serving.generation import Piece, Prompt, Sampling, Ticket
+from llava_npu.serving.prompts import prepare_prompt, with_images_first
+
+Loaded = tuple[LlavaNpuForConditionalGeneration, LlavaNpuProcessor]
+
+
+@pytest.fixture
+def on_device(model_folder: Path, device: torch.device) -> Loaded:
+    return load(model_folder, device)
+
+
+def _prompt(processor: LlavaNpuProcessor, question: str, pictures: list[Image.Image]) -> Prompt:
+    turns = [{"from": "human", "value": with_images_first(question, len(pictures))}]
+    return prepare_prompt(processor, turns, pictures)
+
+
+def _reference(loaded: Loaded, prompt: Prompt, max_new_tokens: int) -> str:
+    """transformers' generate on this prompt alone."""
+    model, processor = loaded
+    images = {} if prompt.pixel_values is None else {"pixel_values": prompt.pixel_values.to(model.device)}
+    output = model.generate(
+        input_ids=torch.tensor([prompt.input_ids], device=model.device),
+        attention_mask=torch.ones(1, len(prompt.input_ids), dtype=torch.long, device=model.device),
+        max_new_tokens=max_new_tokens,
+        do_sample=False,
+        **images,
+        **stopping_arguments(model, processor.tokenizer, processor.template),
+    )
+    new = output[0, len(prompt.input_ids) :]
+    return processor.tokenizer.decode(new, skip_special_tokens=True, clean_up_tokenization_spaces=False).strip()
+
+
+def _run(engine: Engine, tickets: list[Ticket], arrivals: list[int]) -> dict[Ticket, list[Piece]]:
+    """Submits each ticket at its step."""
+    pieces: dict[Ticket, list[Piece]] = {ticket: [] for ticket in tickets}
+    for step in range(10_000):
+        for ticket, arrival in zip(tickets, arrivals, strict=True):
+            if arrival == step:
+                engine.submit(ticket)
+        for ticket, piece in engine.step():
+            pieces[ticket].append(piece)
+        if step >= max(arrivals) and not engine.num_running and not engine.num_waiting:
+            return pieces
+    raise AssertionError("the engine does not come to an end")
+
+
+def _text(pieces: list[Piece]) -> str:
+    return "".join(piece.text for piece in pieces)
+
+
+def test_answers_that_join_and_leave_are_those_of_generate(on_device: Loaded, pictures: list[Image.Image]) -> None:
+    model, processor = on_device
+    chance = random.Random(0)
+    prompts = [
+        _prompt(processor, " ".join(["What is it?"] * chance.randint(1, 9)), pictures[: chance.randint(0, 3)])
+        for _ in range(12)
+    ]
+    lengths = [chance.randint(1, 24) for _ in prompts]
+    engine = Engine(model, processor, max_batch=4)
+    tickets = [Ticket(p, Sampling(max_new_tokens=n)) for p, n in zip(prompts, lengths, strict=True)]
+    pieces = _run(engine, tickets, [chance.randint(0, 12) for _ in tickets])
+    for ticket, prompt, length in zip(tickets, prompts, lengths, strict=True):
+        assert _text(pieces[ticket]) == _reference(on_device, prompt, length)
+        assert [piece.finish_reason for piece in pieces[ticket][:-1]] == [None] * (len(pieces[ticket]) - 1)
+        last = pieces[ticket][-1]
+        assert last.finish_reason == ("length" if last.num_tokens == length else "stop")
+
+
+def test_answers_share_steps(loaded: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, processor = loaded
+    calls = []
+    forward = model.model.language_model.forward
+    monkeypatch.setattr(
+        model.model.language_model,
+        "forward",
+        lambda *a, **k: calls.append(k["inputs_embeds"].shape) or forward(*a, **k),
+    )
+    engine = Engine(model, processor, max_batch=8)
+    tickets = [Ticket(_prompt(processor, f"What {n}?", []), Sampling(max_new_tokens=5)) for n in range(8)]
+    _run(engine, tickets, [0] * 8)
+    assert len(calls) == 5  # the prompts in one packed pass, then four steps of all
+    assert calls[0][0] == 1
+    assert {shape[0] for shape in calls[1:]} <= set(range(1, 9))
+
+
+def test_more_than_fit_wait(loaded: Loaded) -> None:
+    engine = Engine(*loaded, max_batch=2)
+    tickets = [Ticket(_prompt(loaded[1], "What?", []), Sampling(max_new_tokens=3)) for _ in range(5)]
+    for ticket in tickets:
+        engine.submit(ticket)
+    engine.step()
+    assert (engine.num_running, engine.num_waiting) == (2, 3)
+
+
+def test_cancelled_and_late_answers_leave_and_the_others_are_not_disturbed(loaded: Loaded) -> None:
+    prompt = _prompt(loaded[1], "What is it?", [])
+    engine = Engine(*loaded, max_batch=3)
+    first, second, third, waiting = (Ticket(prompt, Sampling(max_new_tokens=12)) for _ in range(4))
+    for ticket in (first, second, third, waiting):
+        engine.submit(ticket)
+    engine.step(), engine.step()
+    first.cancel(), waiting.cancel()
+    second.deadline = 0.0
+    ends = {ticket: piece.finish_reason for ticket, piece in engine.step() if piece.finish_reason}
+    assert ends == {first: "cancelled", second: "timeout", waiting: "cancelled"}
+    assert (engine.num_running, engine.num_waiting) == (1, 0)
+    rest: list[Piece] = []
+    while engine.num_running:
+        rest += [piece for _, piece in engine.step()]
+    assert rest[-1].num_tokens <= 12
+    assert _text(list(engine.generate(prompt, Sampling(max_new_tokens=12)))).endswith(_text(rest))
+
+
+def test_an_error_reaches_its_answers_and_the_engine_goes_on(loaded: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, processor = loaded
+    engine = Engine(model, processor, max_batch=2)
+    prompt = _prompt(processor, "What is it?", [])
+    expected = _text(list(engine.generate(prompt, Sampling(max_new_tokens=4))))
+
+    def fail(*arguments: object, **more: object) -> None:
+        raise MemoryError("no memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(model.model, "forward", fail)
+        with pytest.raises(MemoryError, match="no memory"):
+            list(engine.generate(prompt, Sampling(max_new_tokens=4)))
+    assert engine.num_running == 0
+    assert _text(list(engine.generate(prompt, Sampling(max_new_tokens=4)))) == expected
+
+
+def test_a_closed_stream_frees_its_row(loaded: Loaded) -> None:
+    engine = Engine(*loaded, max_batch=2)
+    stream: Iterator[Piece] = engine.generate(_prompt(loaded[1], "What?", []), Sampling(max_new_tokens=50))
+    next(stream)
+    assert engine.num_running == 1
+    stream.close()  # type: ignore[attr-defined]
+    assert engine.num_running == 0
+
+
+def test_draws_repeat_with_their_seed_whatever_runs_beside(loaded: Loaded) -> None:
+    prompt = _prompt(loaded[1], "What is it?", [])
+    drawn = Sampling(max_new_tokens=12, temperature=1.5, top_p=0.95, top_k=50, seed=7)
+    engine = Engine(*loaded, max_batch=4)
+    alone = _text(list(engine.generate(prompt, drawn)))
+    tickets = [Ticket(prompt, drawn), Ticket(prompt, Sampling(max_new_tokens=9)), Ticket(prompt, drawn)]
+    pieces = _run(engine, tickets, [2, 0, 3])
+    assert _text(pieces[tickets[0]]) == _text(pieces[tickets[2]]) == alone
+    assert alone != _text(list(engine.generate(prompt, Sampling(max_new_tokens=12))))
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"max_new_tokens": 0}, "max_new_tokens is 0"),
+        ({"temperature": -1.0}, "temperature is -1.0"),
+        ({"top_p": 0.0}, "top_p is 0.0"),
+        ({"temperature": float("nan")}, "temperature is nan"),
+    ],
+)
+def test_values_out_of_range_are_named(values: dict, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        Sampling(**values)
+
+
+def test_a_prompt_without_room_for_its_answer_is_refused(loaded: Loaded) -> None:
+    engine = Engine(*loaded, max_batch=1, max_length=40)
+    with pytest.raises(UserError, match="up to 64 are asked for, but prompt and answer together may have 40"):
+        list(engine.generate(_prompt(loaded[1], "What?", []), Sampling(max_new_tokens=64)))
+    with pytest.raises(UserError, match="max_length 100000: this model's language model reads 512"):
+        Engine(*loaded, max_length=100_000)
