@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 
@@ -81,3 +82,14 @@ def test_peak_figures_by_product_name() -> None:
     assert published_tflops("Ascend910B3", torch.bfloat16) == pytest.approx(20 * 8192 * 1.8e9 / 1e12, abs=0.1)
     assert published_tflops("an unknown product", torch.bfloat16) is None
     assert all(peak.source for peak in PEAKS)
+
+
+def test_a_cpu_gives_freed_memory_back() -> None:
+    device = devices.select("cpu")
+    blocks = [torch.ones(300_000) for _ in range(200)]  # 240 MB in blocks that glibc keeps when they are freed
+    keep = torch.ones(1000)  # behind them, so that the heap cannot shrink by itself
+    held = psutil.Process().memory_info().rss
+    del blocks
+    device.empty_cache()
+    assert psutil.Process().memory_info().rss < held - 200e6
+    assert keep.sum() == 1000

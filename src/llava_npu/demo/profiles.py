@@ -16,6 +16,7 @@ class StageRecipe:
         learning_rate: of the projector (`align`) or the language model (`finetune`).
         projector_learning_rate: in `finetune`.
         micro_batch_size: samples computed at once.
+        gradient_checkpointing: recompute activations, for memory.
     """
 
     steps: int
@@ -23,6 +24,7 @@ class StageRecipe:
     learning_rate: float
     projector_learning_rate: float | None = None
     micro_batch_size: int = 16
+    gradient_checkpointing: bool = False
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,12 @@ PROFILES = {
             image_tokens=4,
             align=StageRecipe(steps=120, batch_size=32, learning_rate=2e-3),
             finetune=StageRecipe(
-                steps=48, batch_size=16, learning_rate=1e-4, projector_learning_rate=5e-4, micro_batch_size=4
+                steps=48,
+                batch_size=16,
+                learning_rate=1e-4,
+                projector_learning_rate=5e-4,
+                micro_batch_size=4,
+                gradient_checkpointing=True,
             ),
             examples=24,
         ),

@@ -12,6 +12,7 @@ output/
 
 from __future__ import annotations
 
+import gc
 import json
 import math
 import resource
@@ -92,6 +93,8 @@ class _Run:
         finally:
             self.seconds[name] = round(self.seconds.get(name, 0.0) + time.perf_counter() - started, 1)
             _write_state(self)
+            gc.collect()  # a phase's model must not lie in memory beside the next one's
+            self.device.empty_cache()
 
 
 def run_demo(
@@ -145,7 +148,8 @@ def run_demo(
         said[state] = _once(folder / "said.json", lambda: describe(model, processor, asked, features, template))
 
     with run.step("measure untrained", "Measure the untrained projector"):
-        model, processor = build_model(align)
+        # In the type of the later states: all share the features of whichever state is measured first.
+        model, processor = build_model(align, run.device.autocast_dtype or torch.float32)
         model.eval().to(run.device.torch_device)
         look(UNTRAINED, model, processor, "plain")
         del model
@@ -299,6 +303,7 @@ def _config(run: _Run, stage: Any, recipe: StageRecipe, model: ModelConfig, data
         max_steps=recipe.steps,
         batch_size=recipe.batch_size,
         micro_batch_size=recipe.micro_batch_size,
+        gradient_checkpointing=recipe.gradient_checkpointing,
         device=run.device.kind,
         seed=run.seed,
         keep_checkpoints=1,

@@ -169,6 +169,8 @@ def train(config: RunConfig, *, fresh: bool = False, console: Console | None = N
 
     if accelerator.is_main_process:
         plot_loss(folder)
+        optimizer.state.clear()  # its moments are of no more use, and the export needs the room
+        device.empty_cache()
         final = model if compute_dtype is None else _with_frozen_parts_unrounded(model, config)
         write_folder(folder / MODEL_FOLDER, lambda target: _export(target, final, processor))
         prune(folder, keep=0)  # the final model replaces them
@@ -176,11 +178,13 @@ def train(config: RunConfig, *, fresh: bool = False, console: Console | None = N
     return folder / MODEL_FOLDER
 
 
-def build_model(config: RunConfig) -> tuple[LlavaNpuForConditionalGeneration, LlavaNpuProcessor]:
-    """The model that a run starts from, on the CPU, in float32."""
+def build_model(
+    config: RunConfig, dtype: torch.dtype = torch.float32
+) -> tuple[LlavaNpuForConditionalGeneration, LlavaNpuProcessor]:
+    """The model that a run starts from, on the CPU."""
     choice = config.model
     if choice.checkpoint is not None:
-        return load(choice.checkpoint, dtype=torch.float32)
+        return load(choice.checkpoint, dtype=dtype)
     assert choice.vision_tower is not None
     assert choice.language_model is not None
     return compose(
@@ -192,6 +196,7 @@ def build_model(config: RunConfig) -> tuple[LlavaNpuForConditionalGeneration, Ll
         keep_prefix_tokens=choice.vision_select_feature == "cls_patch",
         image_aspect_ratio=choice.image_aspect_ratio,
         seed=config.seed,
+        dtype=dtype,
     )
 
 
