@@ -1,6 +1,8 @@
 """The whole demo on packages and models small enough for a test: everything happens, nothing is learned."""
 
 import json
+import re
+import shlex
 import shutil
 from pathlib import Path
 
@@ -11,7 +13,9 @@ from PIL import Image
 from rich.console import Console
 from tests.tiny import tokenizer as tiny_tokenizer
 from transformers import LlamaConfig, LlamaForCausalLM, ResNetConfig, ResNetForImageClassification
+from typer.testing import CliRunner
 
+from llava_npu.cli import app
 from llava_npu.demo import assets, weights
 from llava_npu.demo.concepts import word_set
 from llava_npu.demo.data import Sizes
@@ -142,6 +146,12 @@ def test_whole_way_and_going_on(tmp_path):
 
     with pytest.raises(UserError, match=r"seed: 0 → 1"):
         _run(output, seed=1)
+
+    for command in re.findall(r"`llava-npu (.+)`", (output / "results.md").read_text().split("## What to try next")[1]):
+        command = command.replace("QUESTIONS.tsv", str(output / "data/benchmark.tsv"))
+        quick = " --print-config" if command.startswith("train") else ""
+        result = CliRunner().invoke(app, shlex.split(command + quick))
+        assert result.exit_code == 0, (command, result.output, result.exception)
 
 
 def test_same_seed_same_numbers_another_seed_another_split(tmp_path):

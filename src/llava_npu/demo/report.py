@@ -153,7 +153,7 @@ class Findings:
             ("talk to it", f'llava-npu chat --model {model} --image {picture} --prompt "What is in the picture?"'),
             (
                 "see what it was trained on, supervised tokens marked",
-                f"llava-npu data inspect {output}/data/finetune.json",
+                f"llava-npu data inspect {output}/data/finetune.json --tokenizer {model} --template tokenizer",
             ),
             (
                 "train longer, from the command line",
