@@ -22,7 +22,9 @@ def test_version() -> None:
     assert _run("--version").stdout == f"llava-npu {__version__}\n"
 
 
-@pytest.mark.parametrize("command", ["", "train", "eval", "chat", "demo", "doctor", "verify", "data", "data inspect"])
+@pytest.mark.parametrize(
+    "command", ["", "train", "eval", "chat", "merge", "demo", "doctor", "verify", "data", "data inspect"]
+)
 def test_help_loads_nothing_heavy(command: str) -> None:
     code = (
         "import sys; sys.argv = ['llava-npu', *sys.argv[1:], '--help']\n"
