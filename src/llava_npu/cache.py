@@ -31,7 +31,7 @@ def build_once(folder: Path, build: Callable[[Path], None]) -> Path:
         return folder
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(folder.parent / f".{folder.name}.lock"):
+        with locked(folder.parent / f".{folder.name}.lock"):
             if not folder.is_dir():
                 _build(folder, build)
     except OSError as error:
@@ -61,7 +61,19 @@ def _flush(path: Path) -> None:
 
 
 @contextmanager
-def _locked(path: Path) -> Iterator[None]:
+def locked(path: Path) -> Iterator[None]:
+    """Holds a file lock: one process at a time is inside, on this machine or on a shared disk that knows locks."""
     with path.open("a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield  # closing the file releases the lock
+
+
+@contextmanager
+def locked_or_busy(path: Path, busy: str) -> Iterator[None]:
+    """As `locked`, but where another process is inside, a `UserError` that says `busy`."""
+    with path.open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"{busy}. Wait for it, or stop it.") from None
+        yield

@@ -6,9 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from llava_npu.config import load_config
+from llava_npu.comparison.grid import expand
+from llava_npu.config import load_as, load_config
+from llava_npu.config.comparison import ComparisonConfig
+from llava_npu.evaluation.benchmarks import get
 
-RECIPES = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
+CONFIGS = Path(__file__).parents[2] / "configs"
+COMPARISONS = sorted(CONFIGS.glob("compare-*.yaml"))
+RECIPES = sorted(set(CONFIGS.glob("*.yaml")) - set(COMPARISONS))
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
@@ -16,3 +21,13 @@ def test_recipe_loads(recipe: Path) -> None:
     config = load_config(recipe)
     assert config.output == f"runs/{recipe.stem}"
     assert config.batch_size % config.micro_batch_size == 0
+
+
+@pytest.mark.parametrize("recipe", COMPARISONS, ids=lambda path: path.stem)
+def test_comparison_loads(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("llava_npu.comparison.grid.data_fingerprint", lambda data: data.path)  # it is not here
+    config = load_as(ComparisonConfig, recipe)
+    assert config.output == f"runs/{recipe.stem}"
+    cells = expand(config, recipe.name)
+    assert len(cells) == len(config.encoders) * len(config.projectors)
+    assert all(get(benchmark.name) for benchmark in config.benchmarks)

@@ -161,3 +161,18 @@ def test_a_large_set_is_not_read_at_start(damaged: Path, monkeypatch: pytest.Mon
         run_data.open_run_data(config)
     monkeypatch.setattr(run_data, "CHECKED_AT_START", 3)
     assert len(run_data.open_run_data(config)) > 3
+
+
+@pytest.mark.parametrize("cache_features", [True, "auto"])
+def test_features_that_do_not_fit_on_the_disk(
+    make_run: MakeRun, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, cache_features: bool | str
+) -> None:
+    """Asked for, they are an error before anything is computed; with 'auto' the run does without."""
+    monkeypatch.setattr("llava_npu.training.loop.space_left", lambda cache: 1000)
+    run = make_run(data={"cache_features": cache_features}, max_steps=1)
+    if cache_features == "auto":
+        assert train(run).is_dir()
+    else:
+        with pytest.raises(UserError, match=r"data.cache_features: vision features of 24 images need .* GiB more"):
+            train(run)
+    assert not list((tmp_path / "cache").rglob("*.safetensors"))

@@ -14,6 +14,9 @@ def demo(
     quick: Annotated[bool, typer.Option("--quick", help="A few minutes: smaller data, fewer steps, same way.")] = False,
     full: Annotated[bool, typer.Option("--full", help="All data and many more steps; for a GPU or an NPU.")] = False,
     output: Annotated[Path, typer.Option(help="The run folder; an interrupted demo goes on in it.")] = Path("demo-run"),
+    prepare: Annotated[
+        bool, typer.Option("--prepare", help="Only fetch weights and build the data, for `compare` or your own runs.")
+    ] = False,
     device: Annotated[str, typer.Option(help="auto, npu, cuda or cpu; with an index as in npu:1.")] = "auto",
     seed: Annotated[int, typer.Option(min=0, help="Of the data's split, the questions and the training.")] = 0,
 ) -> None:
@@ -22,4 +25,6 @@ def demo(
         raise UserError("--quick and --full: choose one of them, or neither.")
     from llava_npu.demo.run import run_demo
 
-    run_demo("quick" if quick else "full" if full else "default", output, device=device, seed=seed)
+    run_demo(
+        "quick" if quick else "full" if full else "default", output, device=device, seed=seed, prepare_only=prepare
+    )

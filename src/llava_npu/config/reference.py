@@ -8,6 +8,7 @@ import typing
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from llava_npu.config.comparison import ComparisonConfig
 from llava_npu.config.schema import RunConfig
 
 _HEAD = """# Configuration of a training run
@@ -17,10 +18,16 @@ sections (`optimizer.learning_rate=2e-5`). Unknown keys and wrong types are erro
 resolved run. This page is generated from the schema by `make docs`.
 """
 
+_COMPARISON = """# Configuration of a comparison
+
+`llava-npu compare CONFIG [key=value …]` reads a file of these keys; `configs/compare-*.yaml` are some. See
+[comparison.md](comparison.md).
+"""
+
 
 def reference() -> str:
     """The page, as Markdown."""
-    return "\n".join([_HEAD, *_section(RunConfig, "")])
+    return "\n".join([_HEAD, *_section(RunConfig, ""), _COMPARISON, *_section(ComparisonConfig, "")])
 
 
 def _section(section: type[BaseModel], prefix: str) -> list[str]:

@@ -2,6 +2,7 @@
 
 output/
   demo.json                what this demo is; an interrupted one goes on
+  models/                  links to the converted weights
   data/                    see `data`
   align.yaml, finetune.yaml    the two stages, as `llava-npu train` reads them
   align/, finetune/        their run folders, each with its `model/`
@@ -33,7 +34,7 @@ from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progres
 from llava_npu import devices
 from llava_npu.cache import cache_root
 from llava_npu.config import RunConfig, render_config
-from llava_npu.config.parts import PartsConfig, ProjectorPartConfig
+from llava_npu.config.parts import PartConfig, PartsConfig
 from llava_npu.config.schema import DataConfig, ModelConfig, OptimizerConfig
 from llava_npu.demo import assets
 from llava_npu.demo.data import DemoData, build_data
@@ -50,7 +51,7 @@ from llava_npu.evaluation.features import FeatureCache
 from llava_npu.evaluation.files import write_text
 from llava_npu.models import load
 from llava_npu.training import train
-from llava_npu.training.export import build_model
+from llava_npu.training.loop import build_model
 from llava_npu.version import __version__
 
 STATE_FILE = "demo.json"
@@ -98,7 +99,13 @@ class _Run:
 
 
 def run_demo(
-    profile: str, output: str | Path, *, device: str = "auto", seed: int = 0, console: Console | None = None
+    profile: str,
+    output: str | Path,
+    *,
+    device: str = "auto",
+    seed: int = 0,
+    prepare_only: bool = False,
+    console: Console | None = None,
 ) -> Path:
     """Runs the demo, or goes on with an interrupted one.
 
@@ -107,10 +114,11 @@ def run_demo(
         output: the run folder.
         device: as for `devices.select`.
         seed: of the split into training and held-out concepts, the questions, and the training.
+        prepare_only: stop once weights, data and configurations are there.
         console: where progress goes.
 
     Returns:
-        The report, an HTML file.
+        The report, an HTML file; or, prepared only, the folder.
 
     Raises:
         UserError: a package cannot be fetched, or `output` holds something else.
@@ -130,7 +138,11 @@ def run_demo(
         console.print(f"vision tower (ImageNet CNN, not CLIP): {tower}\nlanguage model: {decoder}")
     with run.step("data", "Build training data and a benchmark of held-out concepts"):
         data = _build_data(run, fetched.folders)
+    _link_models(run.output / "models", tower, decoder)
     align, finetune = _configs(run, data, tower, decoder)
+    if prepare_only:
+        console.print(f"Prepared {run.output}: data, models, align.yaml, finetune.yaml.")
+        return run.output
 
     questions = questions_of(data)
     asked = _spread(questions, run.profile.examples)
@@ -264,6 +276,17 @@ def _build_data(run: _Run, folders: dict[str, Path]) -> DemoData:
     return data
 
 
+def _link_models(folder: Path, tower: Path, decoder: Path) -> None:
+    """Gives the weights in the user's cache names that a configuration can hold on any machine."""
+    folder.mkdir(exist_ok=True)
+    for name, target in (("resnet-50", tower), ("smollm2-135m", decoder)):
+        link = folder / name
+        if link.is_symlink() and link.resolve() != target:
+            link.unlink()
+        if not link.is_symlink():
+            link.symlink_to(target)
+
+
 def _configs(run: _Run, data: DemoData, tower: Path, decoder: Path) -> tuple[RunConfig, RunConfig]:
     profile = run.profile
     align = _config(
@@ -298,7 +321,7 @@ def _config(run: _Run, stage: Any, recipe: StageRecipe, model: ModelConfig, data
             learning_rate=recipe.learning_rate,
             warmup_ratio=0.06,
         ),
-        parts=PartsConfig(projector=ProjectorPartConfig(learning_rate=recipe.projector_learning_rate)),
+        parts=PartsConfig(projector=PartConfig(learning_rate=recipe.projector_learning_rate)),
         epochs=math.ceil(recipe.steps * recipe.batch_size / records),
         max_steps=recipe.steps,
         batch_size=recipe.batch_size,

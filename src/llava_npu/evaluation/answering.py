@@ -184,8 +184,16 @@ def _asked(question: Question, prompt: str, candidate: str) -> _Asked:
     return tuple(image.key for image in question.images), prompt, candidate
 
 
-def build_answerer(mode: str, model: Any, processor: Any, *, max_new_tokens: int, device: str = "") -> ModelAnswerer:
-    """A model that answers by the method of that name, one of `ANSWER_MODES`."""
+def build_answerer(
+    mode: str,
+    model: Any,
+    processor: Any,
+    *,
+    max_new_tokens: int,
+    device: str = "",
+    features: FeatureCache | None = None,
+) -> ModelAnswerer:
+    """A model that answers by the method of that name, one of `ANSWER_MODES`; the rest as `ModelAnswerer` takes it."""
     methods: dict[str, Method] = {
         "generate": GenerateText(max_new_tokens),
         "likelihood": ChooseLikeliest("text"),
@@ -193,7 +201,7 @@ def build_answerer(mode: str, model: Any, processor: Any, *, max_new_tokens: int
     }
     if mode not in methods:
         raise UserError(f"answer: {mode!r} is unknown.{nearest(mode, methods)} Known: {', '.join(methods)}.")
-    return ModelAnswerer(model, processor, methods[mode], device)
+    return ModelAnswerer(model, processor, methods[mode], device, features)
 
 
 # --- prompts ----------------------------------------------------------------------------------------------------------

@@ -43,7 +43,7 @@ def new_session(device: str, processes: Processes, command: str | None) -> dict[
         "command": command or shlex.join(sys.argv),
         "device": device,
         "processes": processes.count,
-        "versions": _versions(),
+        "versions": versions(),
     }
 
 
@@ -181,7 +181,8 @@ def _read_whole(path: Path) -> tuple[list[Prediction], int]:
     return predictions, cut_torn_line(path, whole)
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Of this program and of what it computes with."""
     versions = {"llava-npu": __version__, "python": platform.python_version()}
     for package in _PACKAGES:
         try:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
@@ -17,12 +18,16 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from llava_npu.cache import cache_root
+from llava_npu.cache import cache_root, locked
 from llava_npu.data.image_roots import ImagePath
 from llava_npu.data.images import load_image
 from llava_npu.errors import UserError
 from llava_npu.models.modeling import LlavaNpuForConditionalGeneration
 from llava_npu.models.processing import LlavaNpuProcessor
+
+# What a library notes of itself or of where a model came from; the weights' own type is counted with them.
+_OF_NO_EFFECT = ("dtype", "transformers_version", "_name_or_path", "_attn_implementation")
+_LEFT_FREE = 2 * 2**30  # bytes of the disk that a cache leaves to others
 
 
 class FeatureCache:
@@ -66,7 +71,9 @@ def open_feature_cache(model: LlavaNpuForConditionalGeneration, processor: Llava
         "keep_prefix_tokens": model.config.keep_prefix_tokens,
         "image_aspect_ratio": processor.image_aspect_ratio,
         "image_processor": processor.image_processor.to_dict(),
-        "vision_config": model.config.vision_config.to_dict(),
+        "vision_config": {
+            key: value for key, value in model.config.vision_config.to_dict().items() if key not in _OF_NO_EFFECT
+        },
     }
     digest = hashlib.sha256(json.dumps(recipe, sort_keys=True, default=str).encode())
     for name, tensor in sorted(model.model.vision_tower.state_dict().items()):
@@ -86,8 +93,42 @@ def fill_feature_cache(
 ) -> None:
     """Computes the features of those images that the cache lacks; `report` is told how many more are done.
 
-    With `skip_bad`, images that cannot be read stay out of the cache.
+    With `skip_bad`, images that cannot be read stay out of the cache. One process fills a cache at a time: another that
+    needs the same features waits, and finds them.
     """
+    cache.folder.mkdir(parents=True, exist_ok=True)
+    with locked(cache.folder / ".lock"):
+        _fill(cache, model, processor, images, report, batch_size, skip_bad)
+
+
+def space_needed(
+    cache: FeatureCache,
+    model: LlavaNpuForConditionalGeneration,
+    images: Sequence[ImagePath],
+    skip_bad: bool = False,
+) -> int:
+    """Bytes on disk that filling the cache will take, for the images that it lacks."""
+    config, parameter = model.config, next(model.model.vision_tower.parameters())
+    tokens = config.tower.num_patches + (config.tower.num_prefix_tokens if config.keep_prefix_tokens else 0)
+    missing = sum(not _has(cache, image, skip_bad) for image in dict.fromkeys(images))
+    return missing * tokens * model.model.multi_modal_projector.input_channels * parameter.element_size()
+
+
+def space_left(cache: FeatureCache) -> int:
+    """Bytes that the cache may still take of its disk."""
+    folder = next(each for each in (cache.folder, *cache.folder.parents) if each.exists())
+    return shutil.disk_usage(folder).free - _LEFT_FREE
+
+
+def _fill(
+    cache: FeatureCache,
+    model: LlavaNpuForConditionalGeneration,
+    processor: LlavaNpuProcessor,
+    images: Sequence[ImagePath],
+    report: Callable[[int], None],
+    batch_size: int,
+    skip_bad: bool,
+) -> None:
     parameter = next(model.model.vision_tower.parameters())
     missing = [image for image in dict.fromkeys(images) if not _has(cache, image, skip_bad)]
     report(len(images) - len(missing))

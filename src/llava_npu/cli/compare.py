@@ -1,0 +1,76 @@
+"""`llava-npu compare`: a grid of models, trained and measured, side by side."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from llava_npu.errors import UserError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from llava_npu.comparison.table import Line
+
+
+def compare(
+    config: Annotated[list[str], typer.Argument(help="A YAML file, then key=value …; with --report, folders.")],
+    report: Annotated[
+        bool,
+        typer.Option(
+            "--report", help="Train nothing: a report of the folders given (comparisons, cells, runs, evaluations)."
+        ),
+    ] = False,
+    output: Annotated[
+        Path | None, typer.Option(help="Folder of the report with --report; by default the first folder given.")
+    ] = None,
+    device: Annotated[
+        list[str] | None, typer.Option(help="Such as npu:0 or cpu; give it again for more: cells run side by side.")
+    ] = None,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Try cells that failed once more; they are skipped otherwise.")
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List the cells and leave.")] = False,
+) -> None:
+    """Train and measure every encoder with every projector, and set them side by side. The same command goes on.
+
+    Exit status 1 if a cell failed.
+    """
+    from rich.console import Console
+
+    if report:
+        if device or retry_failed or dry_run:
+            raise UserError("--report runs nothing; --device, --retry-failed and --dry-run do not go with it.")
+        from llava_npu.comparison.existing import report_on
+
+        folders = [Path(folder).expanduser() for folder in config]
+        page, lines = report_on(folders, output or folders[0])
+        _show(Console(), lines, page)
+        return
+    if output is not None:
+        raise UserError("--output goes with --report; a comparison's folder is `output` in its file: output=DIR.")
+    from llava_npu.config import load_as
+    from llava_npu.config.comparison import ComparisonConfig
+
+    comparison = load_as(ComparisonConfig, config[0], config[1:])
+    if dry_run:
+        from llava_npu.comparison.grid import expand
+
+        for cell in expand(comparison, config[0]):
+            typer.echo(f"{cell.name}\n  {cell.folder}")
+        return
+    from llava_npu.comparison.run import compare as run_comparison
+
+    page, lines = run_comparison(comparison, config[0], devices=device or (), retry_failed=retry_failed)
+    _show(Console(), lines, page)
+    if any(line.failure and line.failure.kind == "failed" for line in lines):
+        raise typer.Exit(1)
+
+
+def _show(console: Console, lines: list[Line], page: Path) -> None:
+    from llava_npu.comparison.table import as_terminal
+
+    console.print(as_terminal(lines))
+    console.print(f"Tables, plot and page: {page}", soft_wrap=True, highlight=False)

@@ -1,0 +1,69 @@
+"""The pictures that a page shows with every model's answer, whatever was answered to them."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+
+from llava_npu.config.comparison import BenchmarkConfig
+from llava_npu.errors import UserError
+from llava_npu.evaluation.benchmarks import get
+from llava_npu.evaluation.images import UnreadableImageError
+from llava_npu.evaluation.questions import Question
+from llava_npu.evaluation.runner import read_dataset
+
+_SIDE = 320  # pixels; a page holds its pictures itself
+
+
+@dataclass(frozen=True)
+class Example:
+    """A question as the page shows it.
+
+    Attributes:
+        id: of the question.
+        picture: a data URL.
+        question, options: as asked.
+        right: the right option's letter, or the right answer.
+    """
+
+    id: str
+    picture: str
+    question: str
+    options: dict[str, str]
+    right: str | None
+
+
+def example_questions(benchmark: BenchmarkConfig, count: int) -> list[Question]:
+    """Questions with pictures at even distances through the benchmark."""
+    dataset = read_dataset(get(benchmark.name), Path(benchmark.data))
+    seen = [question for question in dataset.questions if question.images and not question.rotation]
+    count = min(count, len(seen))
+    return [seen[place * len(seen) // count] for place in range(count)]
+
+
+def load_examples(benchmark: BenchmarkConfig, count: int) -> list[Example]:
+    """The same with their pictures; nothing where the benchmark's data is no longer there."""
+    try:
+        questions: Sequence[Question] = example_questions(benchmark, count)
+    except UserError:
+        return []
+    examples = []
+    for question in questions:
+        try:
+            picture = _data_url(question.images[0].open())
+        except UnreadableImageError:
+            continue
+        examples.append(Example(question.id, picture, question.text, dict(question.options), question.answer))
+    return examples
+
+
+def _data_url(picture: Image.Image) -> str:
+    picture.thumbnail((_SIDE, _SIDE))
+    encoded = io.BytesIO()
+    picture.save(encoded, "JPEG", quality=82)
+    return f"data:image/jpeg;base64,{base64.b64encode(encoded.getvalue()).decode()}"

@@ -1,0 +1,163 @@
+"""A report from what is there already: comparisons, single cells, and runs of `llava-npu train` with their evaluations.
+
+A training run's benchmark scores are those of the `llava-npu eval` folders that are named beside it, or lie in it, and
+whose model is the run's: its weights' checksum is in every evaluation.
+"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from llava_npu.comparison import measures
+from llava_npu.comparison.cell import choose_score
+from llava_npu.comparison.examples import Example, load_examples
+from llava_npu.comparison.folder import CELL, read_cell, read_failure, read_json, read_result
+from llava_npu.comparison.grid import CELLS, expand
+from llava_npu.comparison.report import Comparison, write_report
+from llava_npu.comparison.results import BenchmarkResult, Result, Value
+from llava_npu.comparison.run import CONFIGURATION
+from llava_npu.comparison.table import Line
+from llava_npu.config import RunConfig, load_as
+from llava_npu.config.comparison import BenchmarkConfig, ComparisonConfig
+from llava_npu.errors import UserError
+from llava_npu.evaluation.accuracy import OVERALL, Score
+from llava_npu.evaluation.fingerprints import fingerprint_model
+from llava_npu.models import load
+from llava_npu.training.run_folder import RUN_FILE, is_finished
+
+_EVALUATION = "report.json"
+
+
+def report_on(folders: Sequence[Path], output: Path) -> tuple[Path, list[Line]]:
+    """Writes the report of everything in `folders`.
+
+    Args:
+        folders: comparisons, cells, finished training runs, evaluations of the latter.
+        output: where the report goes.
+
+    Returns:
+        the page, and the lines of its table.
+
+    Raises:
+        UserError: a folder is none of these, or a run is not finished.
+    """
+    lines: list[Line] = []
+    notes: list[str] = []
+    examples: list[Example] = []
+    runs: list[Path] = []
+    evaluations: list[Path] = []
+    for folder in folders:
+        if not folder.is_dir():
+            raise UserError(f"--report: {folder} is not a folder.")
+        if (folder / CONFIGURATION).is_file():
+            config = load_as(ComparisonConfig, folder / CONFIGURATION)
+            cells = _cells_of(folder, config)
+            notes += [config.note] if config.note else []
+        elif (folder / CELL).is_file():
+            cells = [folder]
+        elif (folder / RUN_FILE).is_file():
+            runs.append(folder)
+            cells = []
+        elif (folder / _EVALUATION).is_file():
+            evaluations.append(folder)
+            cells = []
+        else:
+            raise UserError(
+                f"--report: {folder} is no comparison ({CONFIGURATION}), cell ({CELL}), training run ({RUN_FILE}) or "
+                f"evaluation ({_EVALUATION})."
+            )
+        for cell in cells:
+            lines.append(_line_of(cell))
+            examples = examples or _examples_of(cell)
+    found = [read_json(folder / _EVALUATION) | {"folder": str(folder)} for folder in evaluations]
+    lines += [Line(r.encoder, r.projector, r.varied, r) for r in (_result_of(run, found) for run in runs)]
+    if not lines:
+        raise UserError("--report: these folders hold evaluations only; name the runs that they belong to as well.")
+    comparison = Comparison(
+        title=output.name if len(folders) > 1 else folders[0].name,
+        note="\n".join(dict.fromkeys(notes)),
+        lines=lines,
+        examples=examples,
+        configuration="",
+        command=shlex.join(["llava-npu", *sys.argv[1:]]),
+    )
+    return write_report(comparison, output), lines
+
+
+def _cells_of(folder: Path, config: ComparisonConfig) -> list[Path]:
+    """The comparison's cells in the order of its grid; where its data is gone, in that of their names."""
+    there = sorted(path.parent for path in (folder / CELLS).glob(f"*/{CELL}"))
+    try:
+        order = [cell.folder.name for cell in expand(config, str(folder / CONFIGURATION))]
+    except UserError:
+        return there
+    return sorted(
+        (path for path in there if path.name in order), key=lambda path: order.index(path.name)
+    )  # others belong to an earlier form of the grid
+
+
+def _line_of(folder: Path) -> Line:
+    cell, _ = read_cell(folder)
+    return Line(cell.encoder, cell.projector, cell.varied, read_result(folder), read_failure(folder))
+
+
+def _examples_of(folder: Path) -> list[Example]:
+    _, measured = read_cell(folder)
+    if not measured.benchmarks or read_result(folder) is None:
+        return []
+    return load_examples(measured.benchmarks[0][0], measured.examples)
+
+
+def _result_of(folder: Path, evaluations: Sequence[dict[str, Any]]) -> Result:
+    """A training run as a line of the table."""
+    if not is_finished(folder):
+        raise UserError(f"--report: {folder} is not finished: it has no model yet. Train it to its end first.")
+    run = RunConfig.model_validate(yaml.safe_load((folder / RUN_FILE).read_text(encoding="utf-8"))["config"])
+    inside = [read_json(path) | {"folder": str(path.parent)} for path in sorted(folder.rglob(_EVALUATION))]
+    model, _ = load(folder, dtype=torch.float32)
+    config = model.config
+    known: dict[str, str] = {}
+
+    def is_of_this_model(evaluation: dict[str, Any]) -> bool:
+        dtype = evaluation["provenance"].get("settings.dtype", "float32")
+        if dtype not in known:
+            known[dtype] = fingerprint_model(load(folder, dtype=getattr(torch, dtype))[0])
+        return evaluation["provenance"].get("model") == known[dtype]
+
+    options = ", ".join(f"{key}={value}" for key, value in config.projector_options.items())
+    tower = run.model.vision_tower
+    return Result(
+        encoder=Path(tower).name if tower else f"{config.tower.kind} {config.tower.image_size[0]}",
+        projector=f"{config.projector_type} ({options})" if options else config.projector_type,
+        varied={"run": folder.name},
+        seed=run.seed,
+        visual_tokens=config.num_image_tokens,
+        parameters=measures.parameters(model),
+        flops=measures.flops_per_image(model),
+        stages={run.stage: measures.stage_result(folder, None)},
+        held_out_loss=None,
+        benchmarks=tuple(_scores(each) for each in [*inside, *evaluations] if is_of_this_model(each)),
+        first_token=None,
+        inference_memory=None,
+        said=(),
+        device="",
+        dtype="",
+        versions={},
+        runs={run.stage: run.model_dump(mode="json")},
+    )
+
+
+def _scores(evaluation: dict[str, Any]) -> BenchmarkResult:
+    name, images = evaluation["benchmark"], evaluation["provenance"].get("images", "given")
+    score = choose_score([Score(**each) for each in evaluation["scores"]], BenchmarkConfig(name=name, data=""))
+    metric = ", ".join([score.metric, score.extraction, *([score.name] if score.level != OVERALL else [])])
+    value = Value(score.value, score.low, score.high, score.count)
+    label = name if images == "given" else f"{name}, images {images}"
+    return BenchmarkResult(label, metric, value, None, evaluation["folder"])

@@ -1,0 +1,56 @@
+"""Pictures of a benchmark, whose features all cells with one encoder share on disk, as those of training are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from llava_npu.data.image_roots import ImagePath
+from llava_npu.evaluation.features import FeatureCache
+from llava_npu.evaluation.images import EmbeddedImage, ImageFile, ImageSource
+from llava_npu.models.feature_cache import FeatureCache as Store
+from llava_npu.models.feature_cache import open_feature_cache, space_left
+
+
+class StoredFeatures(FeatureCache):
+    """Features in memory that come from disk where another cell has computed them, and go there where none has."""
+
+    def __init__(self, model: Any, processor: Any):
+        super().__init__(model, processor)
+        self._store: Store = open_feature_cache(model, processor)
+
+    def load(self, images: Sequence[ImageSource]) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+        """As `FeatureCache.load`."""
+        new = {image.key: file for image in images if image.key not in self._features and (file := _file(image))}
+        stored = {key for key, file in new.items() if file in self._store}
+        for key in stored:
+            self._features[key] = self._store[new[key]]
+        found, errors = super().load(images)
+        if space_left(self._store) > 0:
+            for key in new.keys() - stored - errors.keys():
+                self._store.put(new[key], found[key])
+        return found, errors
+
+
+@dataclass(frozen=True)
+class _InMemory:
+    """An encoded picture that reads like a file."""
+
+    key: str
+    data: bytes = field(repr=False, compare=False)
+
+    def read_bytes(self) -> bytes:
+        return self.data
+
+    def is_file(self) -> bool:
+        return True
+
+
+def _file(image: ImageSource) -> ImagePath | None:
+    """What the store knows the picture by; None for one that is not a file's content."""
+    if isinstance(image, EmbeddedImage):
+        return _InMemory(image.key, image.data)
+    return image.path if isinstance(image, ImageFile) and image.path.is_file() else None

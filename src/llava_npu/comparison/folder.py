@@ -1,0 +1,146 @@
+"""A cell's folder: what is to be run, what came out, or why nothing did.
+
+cells/NAME-DIGEST/
+  cell.json         the cell, with its whole resolved runs, and what is measured
+  align/, finetune/ the run folders of `llava-npu train`
+  evaluation/       a folder for each benchmark, as `llava-npu eval` writes it
+  parts/            what was measured beside, each piece once
+  result.json       everything that tables show; there once the cell is finished
+  failure.json      why it is not
+  cell.log          what its worker printed
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from llava_npu.comparison.grid import Cell
+from llava_npu.comparison.results import Result
+from llava_npu.config import RunConfig
+from llava_npu.config.comparison import BenchmarkConfig
+from llava_npu.errors import UserError
+from llava_npu.evaluation.files import write_text
+
+CELL, RESULT, FAILURE, LOG, PARTS = "cell.json", "result.json", "failure.json", "cell.log", "parts"
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What is measured of every cell.
+
+    Attributes:
+        benchmarks: with the checksum of each one's data.
+        held_out: file of captions, and its checksum; None if there is none.
+        examples: pictures of the first benchmark that every model describes.
+        share_features: whether the pictures' features are shared between cells.
+    """
+
+    benchmarks: tuple[tuple[BenchmarkConfig, str], ...]
+    held_out: tuple[str, str] | None
+    examples: int
+    share_features: bool
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "benchmarks": [[benchmark.model_dump(mode="json"), sha256] for benchmark, sha256 in self.benchmarks],
+            "held_out": list(self.held_out) if self.held_out else None,
+            "examples": self.examples,
+            "share_features": self.share_features,
+        }
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Measured:
+        held_out = values["held_out"]
+        return cls(
+            benchmarks=tuple((BenchmarkConfig.model_validate(each), sha256) for each, sha256 in values["benchmarks"]),
+            held_out=(held_out[0], held_out[1]) if held_out else None,
+            examples=values["examples"],
+            share_features=values["share_features"],
+        )
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a cell has no result: `impossible` parts that do not fit each other, or a run that `failed`."""
+
+    kind: Literal["impossible", "failed"]
+    reason: str
+
+
+def write_cell(cell: Cell, measured: Measured) -> None:
+    """Records the cell and what is measured of it, before anything runs."""
+    values = {
+        "encoder": cell.encoder,
+        "projector": cell.projector,
+        "varied": dict(cell.varied),
+        "seed": cell.align.seed,
+        "align": cell.align.model_dump(mode="json"),
+        "finetune": cell.finetune.model_dump(mode="json") if cell.finetune else None,
+        "measured": measured.as_json(),
+    }
+    write_text(cell.folder / CELL, _dump(values))
+
+
+def read_cell(folder: Path) -> tuple[Cell, Measured]:
+    """What `write_cell` wrote."""
+    values = read_json(folder / CELL)
+    finetune = values["finetune"]
+    cell = Cell(
+        encoder=values["encoder"],
+        projector=values["projector"],
+        varied=values["varied"],
+        align=RunConfig.model_validate(values["align"]),
+        finetune=RunConfig.model_validate(finetune) if finetune else None,
+        folder=folder,
+    )
+    return cell, Measured.from_json(values["measured"])
+
+
+def write_result(folder: Path, result: Result, measured: Measured) -> None:
+    """Finishes a cell."""
+    write_text(folder / RESULT, _dump({"measured": measured.as_json(), "result": result.as_json()}))
+    (folder / FAILURE).unlink(missing_ok=True)
+
+
+def read_result(folder: Path, measured: Measured | None = None) -> Result | None:
+    """The cell's result; None if it is not finished, or something else was measured than is wanted now."""
+    if not (folder / RESULT).is_file():
+        return None
+    values = read_json(folder / RESULT)
+    if measured is not None and values["measured"] != json.loads(json.dumps(measured.as_json())):
+        return None
+    return Result.from_json(values["result"])
+
+
+def write_failure(folder: Path, failure: Failure) -> None:
+    """Records why there is no result."""
+    write_text(folder / FAILURE, _dump({"kind": failure.kind, "reason": failure.reason}))
+
+
+def read_failure(folder: Path) -> Failure | None:
+    """Why the cell has no result, if it was tried."""
+    if not (folder / FAILURE).is_file():
+        return None
+    values = read_json(folder / FAILURE)
+    return Failure(values["kind"], values["reason"])
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object that this package wrote."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}.") from error
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise UserError(f"{path} is damaged: {error}. Delete it; what it held is made again.") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: should hold a JSON object, found {type(values).__name__}.")
+    return values
+
+
+def _dump(values: dict[str, Any]) -> str:
+    return json.dumps(values, indent=1, ensure_ascii=False) + "\n"

@@ -1,0 +1,95 @@
+"""What is measured of a model beside its answers: size, work, speed, memory."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from llava_npu.comparison.results import StageResult, Value
+from llava_npu.devices import Device
+from llava_npu.errors import UserError
+from llava_npu.models.modeling import LlavaNpuForConditionalGeneration
+from llava_npu.models.stopping import stopping_arguments
+from llava_npu.planning.flops import causal_pairs, flop_model
+from llava_npu.training.metrics import read_metrics
+
+PROMPT = "<image>\nWhat is in the picture?"
+_REPEATS = 9
+_WARM_UP = 2
+
+
+def parameters(model: LlavaNpuForConditionalGeneration) -> dict[str, int]:
+    """Parameters of each part; the language model's head, where it has its own weights, is counted with it."""
+    counts = {"vision_tower": 0, "projector": 0, "language_model": 0}
+    for name, parameter in model.named_parameters():
+        part = next((part for key, part in _PARTS.items() if name.startswith(key)), "language_model")
+        counts[part] += parameter.numel()
+    return counts
+
+
+_PARTS = {"model.vision_tower.": "vision_tower", "model.multi_modal_projector.": "projector"}
+
+
+def flops_per_image(model: LlavaNpuForConditionalGeneration) -> dict[str, int]:
+    """Floating-point operations of one image's forward pass, two per multiply-add; see `planning/flops.py`.
+
+    Returns:
+        of the vision tower, the projector, and the language model as it reads the image's tokens.
+    """
+    cost, tokens = flop_model(model).inference, model.config.num_image_tokens
+    return {
+        "vision_tower": cost.tower.total,
+        "projector": cost.projector.total,
+        "language_model": cost.count(tokens, causal_pairs([tokens]), supervised=0, images=0).total,
+    }
+
+
+def stage_result(folder: Path, peak_memory: int | None) -> StageResult:
+    """What a finished run's metrics say."""
+    lines = read_metrics(folder)
+    if not lines:
+        raise UserError(f"{folder} holds no metrics of a run; was it trained?")
+    last = lines[-max(1, len(lines) // 10) :]
+    # Speed: the median over steps, so that the first one (compilation, caches) and pauses of the machine do not count.
+    timed = lines[1:] or lines
+    return StageResult(
+        steps=lines[-1]["step"],
+        loss=statistics.fmean(line["loss"] for line in last),
+        tokens_per_second=statistics.median(line["tokens_per_second"] for line in timed),
+        samples_per_second=statistics.median(line["samples_per_second"] for line in timed),
+        peak_memory=peak_memory,
+    )
+
+
+def first_token(model: LlavaNpuForConditionalGeneration, processor: Any, device: Device) -> Value:
+    """Milliseconds from a prepared picture and a short question to the answer's first token, one at a time.
+
+    Vision tower, projector, the whole prompt through the language model, one token chosen. The picture is blank: what
+    it shows makes no difference.
+
+    Returns:
+        the median, and the range of the middle half.
+    """
+    height, width = model.config.tower.image_size
+    pixels = processor.preprocess_images([Image.new("RGB", (width, height), "white")])
+    prompt = processor.pad_left([processor.encode_prompt([{"from": "human", "value": PROMPT}], 1, "latency")])
+    seconds = []
+    for _ in range(_WARM_UP + _REPEATS):
+        device.synchronize()
+        started = time.perf_counter()
+        model.generate(
+            input_ids=prompt["input_ids"].to(model.device),
+            attention_mask=prompt["attention_mask"].to(model.device),
+            pixel_values=pixels.to(model.device, model.dtype),
+            max_new_tokens=1,
+            do_sample=False,
+            **stopping_arguments(model, processor.tokenizer, processor.template),
+        )
+        device.synchronize()
+        seconds.append(1000 * (time.perf_counter() - started))
+    low, middle, high = statistics.quantiles(seconds[_WARM_UP:], n=4)
+    return Value(middle, low, high, _REPEATS)

@@ -1,0 +1,172 @@
+"""Which models are worth their price: those that no other beats in both score and cost, and the plot of all."""
+
+from __future__ import annotations
+
+import io
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from llava_npu.comparison.results import Result
+
+# Okabe and Ito's palette and more in its manner: tells hues apart on white and on black, and for the colour-blind.
+PALETTE = (
+    "#0072b2", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "#56b4e9", "#8f6bb8", "#b0a100", "#7f7f7f", "#a8563a",
+    "#4c6b1f", "#e0567f",
+)  # fmt: skip
+MARKERS = "osD^vP*X"
+_GREY = "#8a8a8a"
+_SIDE_BY_SIDE = 1.09  # factor between points of equally many tokens
+
+
+@dataclass(frozen=True)
+class Axis:
+    """A cost: what it is called, and how it is read of a result."""
+
+    title: str
+    cost: Callable[[Result], float | None]
+    logarithmic: bool
+
+
+AXES = (
+    Axis("visual tokens per image", lambda result: result.visual_tokens, logarithmic=True),
+    Axis("time to first token, ms", lambda r: r.first_token.value if r.first_token else None, logarithmic=False),
+)
+
+
+def frontier(results: Sequence[Result], label: str, cost: Callable[[Result], float | None]) -> list[Result]:
+    """Results whose score on benchmark `label` no other reaches at the same cost or less, the cheapest first."""
+    priced = [
+        (price, -benchmark.score.value, number)
+        for number, result in enumerate(results)
+        if (price := cost(result)) is not None and (benchmark := result.benchmark(label)) is not None
+    ]
+    best = 0.0
+    kept: list[Result] = []
+    for _, negative, number in sorted(priced):
+        if not kept or -negative > best:
+            best = -negative
+            kept.append(results[number])
+    return kept
+
+
+def colours(results: Sequence[Result]) -> dict[str, str]:
+    """A colour for each projector."""
+    names = list(dict.fromkeys(result.projector for result in results))
+    return {name: PALETTE[place % len(PALETTE)] for place, name in enumerate(names)}
+
+
+def draw(results: Sequence[Result], label: str) -> Any:
+    """A matplotlib figure of benchmark `label` against each cost.
+
+    Each point has the id "point-N-AXIS", N being its place in `results`.
+    """
+    from matplotlib.figure import Figure
+
+    axes_shown = [axis for axis in AXES if any(axis.cost(result) is not None for result in results)]
+    figure = Figure(figsize=(5.6 * len(axes_shown) + 1.2, 4.6), layout="constrained")
+    panels = figure.subplots(1, len(axes_shown), squeeze=False, sharey=True)[0]
+    hues = colours(results)
+    encoders = list(dict.fromkeys(result.encoder for result in results))
+    for number, (axis, panel) in enumerate(zip(axes_shown, panels, strict=True)):
+        _draw_panel(panel, axis, number, results, label, hues, encoders)
+    panels[0].set_ylabel(f"{label}, %", fontsize=11)
+    _legend(figure, hues, encoders)
+    return figure
+
+
+def as_svg(figure: Any) -> str:
+    """The figure as an SVG element for a page, text as text."""
+    import matplotlib
+
+    text = io.StringIO()
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "llava-npu"}):
+        figure.savefig(text, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    svg = text.getvalue()
+    return svg[svg.index("<svg") :]
+
+
+def as_png(figure: Any) -> bytes:
+    """The figure as a picture on white."""
+    data = io.BytesIO()
+    figure.savefig(data, format="png", dpi=130, facecolor="white")
+    return data.getvalue()
+
+
+def _draw_panel(
+    panel: Any,
+    axis: Axis,
+    number: int,
+    results: Sequence[Result],
+    label: str,
+    hues: dict[str, str],
+    encoders: Sequence[str],
+) -> None:
+    places = _places(results, label, axis)
+    best = frontier(results, label, axis.cost)
+    for index, (x, y, low, high) in places.items():
+        result = results[index]
+        hue, marker = hues[result.projector], MARKERS[encoders.index(result.encoder) % len(MARKERS)]
+        panel.plot([x, x], [low, high], color=hue, alpha=0.35, linewidth=2.2, solid_capstyle="round", zorder=2)
+        size = 11 if marker == "*" else 8
+        edge = "black" if result in best else "white"
+        (point,) = panel.plot(
+            x, y, marker, color=hue, markersize=size, markeredgecolor=edge, markeredgewidth=1.1, zorder=4
+        )
+        point.set_gid(f"point-{index}-{number}")
+    if len(best) > 1:
+        corners = [places[results.index(result)][:2] for result in best]
+        panel.step(*zip(*corners, strict=True), where="post", color=_GREY, linewidth=1.4, linestyle="--", zorder=1)
+    chance = next((b.chance for r in results if (b := r.benchmark(label)) and b.chance is not None), None)
+    if chance is not None:
+        panel.axhline(100 * chance, color=_GREY, linewidth=1, linestyle=":", zorder=0)
+        panel.annotate(
+            "guessing", (1, 100 * chance), xycoords=("axes fraction", "data"), xytext=(-4, 3),
+            textcoords="offset points", ha="right", fontsize=8.5, color=_GREY,
+        )  # fmt: skip
+    if axis.logarithmic:
+        tokens = sorted({int(axis.cost(result) or 0) for result in results})
+        panel.set_xscale("log", base=2)
+        panel.set_xticks(tokens, [str(count) for count in tokens])
+        panel.set_xticks([], minor=True)
+        panel.set_xlim(tokens[0] / 1.6, tokens[-1] * 1.6)
+    panel.set_xlabel(axis.title, fontsize=11)
+    panel.grid(color=_GREY, alpha=0.18)
+    panel.tick_params(colors=_GREY, labelcolor="black", labelsize=9.5)
+    for side in ("top", "right"):
+        panel.spines[side].set_visible(False)
+    for side in ("left", "bottom"):
+        panel.spines[side].set_color(_GREY)
+
+
+def _places(results: Sequence[Result], label: str, axis: Axis) -> dict[int, tuple[float, float, float, float]]:
+    """Index of a result → x, and score and interval in percent; points of equally many tokens stand side by side."""
+    at: dict[float, list[int]] = defaultdict(list)
+    for index, result in enumerate(results):
+        if (cost := axis.cost(result)) is not None and result.benchmark(label) is not None:
+            at[cost].append(index)
+    places = {}
+    for cost, indices in at.items():
+        for rank, index in enumerate(indices):
+            shift = _SIDE_BY_SIDE ** (rank - (len(indices) - 1) / 2) if axis.logarithmic else 1.0
+            benchmark = results[index].benchmark(label)
+            assert benchmark is not None
+            score = benchmark.score
+            places[index] = (cost * shift, 100 * score.value, 100 * score.low, 100 * score.high)
+    return places
+
+
+def _legend(figure: Any, hues: dict[str, str], encoders: Sequence[str]) -> None:
+    from matplotlib.lines import Line2D
+
+    handles = [
+        Line2D([], [], marker="o", linestyle="", color=hue, markersize=7, label=name) for name, hue in hues.items()
+    ]
+    if len(encoders) > 1:
+        handles += [
+            Line2D([], [], marker=MARKERS[place % len(MARKERS)], linestyle="", color=_GREY, markersize=7, label=name)
+            for place, name in enumerate(encoders)
+        ]
+    handles.append(Line2D([], [], linestyle="--", color=_GREY, label="no model is better and cheaper"))
+    figure.legend(handles=handles, loc="outside right upper", frameon=False, fontsize=9.5)

@@ -1,0 +1,184 @@
+"""What a comparison found, on disk: tables for people and programs, the plot, and a page that needs nothing else.
+
+comparison.md, comparison.csv, comparison.json    the table
+pareto.png, pareto.svg                            the first benchmark against what the models cost
+index.html                                        all of it, with pictures and every model's answers
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from llava_npu.comparison import pareto, table
+from llava_npu.comparison.examples import Example
+from llava_npu.comparison.results import Result
+from llava_npu.comparison.table import Line
+from llava_npu.evaluation.files import write_bytes, write_text
+from llava_npu.version import __version__
+
+PAGE = "index.html"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Everything that a report shows.
+
+    Attributes:
+        title: of the page.
+        note: what readers must know of data and scale; "" if there is nothing.
+        lines: the cells, in the grid's order.
+        examples: pictures of the first benchmark.
+        configuration: of the comparison, as YAML; "" where it is made of single runs.
+        command: that made it.
+    """
+
+    title: str
+    note: str
+    lines: Sequence[Line]
+    examples: Sequence[Example]
+    configuration: str
+    command: str
+
+    @property
+    def results(self) -> list[Result]:
+        return [line.result for line in self.lines if line.result is not None]
+
+
+@dataclass(frozen=True)
+class Highlight:
+    """A number that the page shows large."""
+
+    what: str
+    number: str
+    who: str
+
+
+def write_report(comparison: Comparison, output: Path) -> Path:
+    """Writes all files, each atomically; returns the page."""
+    write_text(output / "comparison.csv", table.as_csv(comparison.lines))
+    write_text(output / "comparison.md", as_markdown(comparison))
+    write_text(output / "comparison.json", json.dumps(as_json(comparison), indent=1, ensure_ascii=False) + "\n")
+    figures = {label: pareto.draw(comparison.results, label) for label in table.labels(comparison.results)}
+    if figures:
+        first = next(iter(figures.values()))
+        write_text(output / "pareto.svg", pareto.as_svg(first))
+        write_bytes(output / "pareto.png", pareto.as_png(first))
+    write_text(output / PAGE, _render(comparison, {label: pareto.as_svg(figure) for label, figure in figures.items()}))
+    return output / PAGE
+
+
+def as_markdown(comparison: Comparison) -> str:
+    """The table with what it means and how it was made."""
+    shown = table.columns(comparison.results)
+    notes = [f"- *{column.title}{f', {column.unit}' if column.unit else ''}*: {column.about}." for column in shown]
+    parts = [f"# {comparison.title}", comparison.note, table.as_markdown(comparison.lines), "\n".join(notes)]
+    parts += [f"{_made_with(comparison)}\n\n    {comparison.command}" if comparison.command else _made_with(comparison)]
+    return "\n\n".join(part.strip("\n") for part in parts if part.strip()) + "\n"
+
+
+def as_json(comparison: Comparison) -> dict[str, Any]:
+    """Everything but pictures."""
+    best = {
+        label: {axis.title: [each.name for each in pareto.frontier(comparison.results, label, axis.cost)]
+                for axis in pareto.AXES}
+        for label in table.labels(comparison.results)
+    }  # fmt: skip
+    return {
+        "title": comparison.title,
+        "note": comparison.note,
+        "version": __version__,
+        "command": comparison.command,
+        "configuration": yaml.safe_load(comparison.configuration) if comparison.configuration else None,
+        "not_beaten": best,
+        "cells": [
+            {
+                "name": line.name,
+                "encoder": line.encoder,
+                "projector": line.projector,
+                "varied": dict(line.varied),
+                "outcome": "finished" if line.result else table.outcome(line),
+                "result": line.result.as_json() if line.result else None,
+            }
+            for line in comparison.lines
+        ],
+        "examples": [{**asdict(example), "picture": None} for example in comparison.examples],
+    }
+
+
+def highlights(results: Sequence[Result]) -> list[Highlight]:
+    """The best of the first benchmark, what the cheapest of the unbeaten gives up, and the quickest."""
+    labels = table.labels(results)
+    if not labels:
+        return []
+    best_at = pareto.frontier(results, labels[0], pareto.AXES[0].cost)
+    if not best_at:
+        return []
+    best, fewest = best_at[-1], best_at[0]
+    found = [Highlight(f"best on {labels[0]}", _percent(best, labels[0]), _who(best))]
+    if fewest is not best:
+        found.append(Highlight("fewest visual tokens", _percent(fewest, labels[0]), _who(fewest)))
+    quick = min((r for r in results if r.first_token), key=lambda r: r.first_token.value, default=None)  # type: ignore[union-attr]
+    if quick is not None and quick.first_token is not None:
+        found.append(Highlight("quickest first token", f"{quick.first_token.value:.0f} ms", _who(quick)))
+    return found
+
+
+def _percent(result: Result, label: str) -> str:
+    benchmark = result.benchmark(label)
+    return "" if benchmark is None else f"{100 * benchmark.score.value:.1f} %"
+
+
+def _who(result: Result) -> str:
+    return f"{result.name}, {result.visual_tokens} tokens"
+
+
+def _made_with(comparison: Comparison) -> str:
+    devices = ", ".join(dict.fromkeys(f"{result.device} ({result.dtype})" for result in comparison.results))
+    return f"Made with llava-npu {__version__}" + (f" on {devices}." if devices else ".")
+
+
+def _render(comparison: Comparison, plots: dict[str, str]) -> str:
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader("llava_npu.comparison", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    results = comparison.results
+    return environment.get_template("page.html").render(
+        comparison=comparison,
+        results=results,
+        columns=table.columns(results),
+        varied=table.varied_keys(comparison.lines),
+        several_encoders=len({result.encoder for result in results}) > 1,
+        others=[(line, table.outcome(line)) for line in comparison.lines if line.result is None],
+        colours=pareto.colours(results),
+        unbeaten={
+            result.name
+            for label in table.labels(results)[:1]
+            for axis in pareto.AXES
+            for result in pareto.frontier(results, label, axis.cost)
+        },
+        highlights=highlights(results),
+        plots=plots,
+        intervals={label: _scale(results, label) for label in table.labels(results)},
+        made_with=_made_with(comparison),
+        today=f"{datetime.now(UTC):%Y-%m-%d}",
+    )
+
+
+def _scale(results: Sequence[Result], label: str) -> tuple[float, float]:
+    """The least and greatest end of an interval on a benchmark: where the page's small interval bars begin and end."""
+    scores = [benchmark.score for result in results if (benchmark := result.benchmark(label))]
+    low, high = min(score.low for score in scores), max(score.high for score in scores)
+    return low, max(high, low + 1e-6)

@@ -1,0 +1,132 @@
+"""What came out of a cell: the numbers that tables, plots and pages show."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Value:
+    """A number with its 95 % interval, of `count` questions, records or repetitions."""
+
+    value: float
+    low: float
+    high: float
+    count: int
+
+
+@dataclass(frozen=True)
+class StageResult:
+    """One stage of training.
+
+    Attributes:
+        steps: optimizer steps.
+        loss: nats per supervised token, the mean over the last tenth of the steps.
+        tokens_per_second, samples_per_second: over all steps but the first; images count as the tokens they take.
+        peak_memory: bytes, of the device (on a CPU: of the process); None if the stage was not watched to its end.
+    """
+
+    steps: int
+    loss: float
+    tokens_per_second: float
+    samples_per_second: float
+    peak_memory: int | None
+
+
+@dataclass(frozen=True)
+class BenchmarkResult:
+    """One benchmark's score.
+
+    Attributes:
+        label: as tables call it.
+        metric: which of its metrics, by which rule of extraction, of which part.
+        score: in 0 … 1 (some metrics go beyond), with its interval.
+        chance: what guessing would score, where the metric lets one say.
+        folder: of the predictions.
+    """
+
+    label: str
+    metric: str
+    score: Value
+    chance: float | None
+    folder: str
+
+
+@dataclass(frozen=True)
+class Said:
+    """What the model made of one picture: its answer to the benchmark's question, and its own words."""
+
+    question: str
+    answer: str
+    right: bool | None
+    words: str
+
+
+@dataclass(frozen=True)
+class Result:
+    """A finished cell.
+
+    Attributes:
+        encoder, projector, varied, seed: which cell.
+        visual_tokens: tokens that an image takes in the text.
+        parameters: of "vision_tower", "projector" and "language_model".
+        flops: of one image through each of these (the language model reads its visual tokens), forward.
+        stages: "align" and, if there was one, "finetune".
+        held_out_loss: nats per token on held-out captions.
+        benchmarks: scores, in the configuration's order.
+        first_token: milliseconds from a prepared picture and a short question to the first token of the answer:
+            median, and the range of the middle half.
+        inference_memory: peak bytes while it was measured.
+        said: of the example pictures.
+        device, dtype, versions: where and with what it was measured.
+        runs: the resolved configuration of each stage.
+    """
+
+    encoder: str
+    projector: str
+    varied: Mapping[str, Any]
+    seed: int
+    visual_tokens: int
+    parameters: Mapping[str, int]
+    flops: Mapping[str, int]
+    stages: Mapping[str, StageResult]
+    held_out_loss: Value | None
+    benchmarks: tuple[BenchmarkResult, ...]
+    first_token: Value | None
+    inference_memory: int | None
+    said: tuple[Said, ...]
+    device: str
+    dtype: str
+    versions: Mapping[str, str]
+    runs: Mapping[str, Any] = field(repr=False)
+
+    @property
+    def name(self) -> str:
+        return " · ".join([self.encoder, self.projector, *(f"{key}={value}" for key, value in self.varied.items())])
+
+    def benchmark(self, label: str) -> BenchmarkResult | None:
+        return next((each for each in self.benchmarks if each.label == label), None)
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Result:
+        return cls(
+            **{
+                **values,
+                "stages": {name: StageResult(**stage) for name, stage in values["stages"].items()},
+                "held_out_loss": _value(values["held_out_loss"]),
+                "benchmarks": tuple(
+                    BenchmarkResult(**{**each, "score": Value(**each["score"])}) for each in values["benchmarks"]
+                ),
+                "first_token": _value(values["first_token"]),
+                "said": tuple(Said(**each) for each in values["said"]),
+            }
+        )
+
+
+def _value(values: Mapping[str, Any] | None) -> Value | None:
+    return Value(**values) if values else None

@@ -1,0 +1,163 @@
+"""Which device runs which cell, and when: one worker process a cell, one cell a device at a time."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from llava_npu import devices
+from llava_npu.comparison.folder import FAILURE, LOG, Failure, read_failure, write_failure
+from llava_npu.comparison.grid import Cell
+from llava_npu.errors import UserError
+
+WORKER = (sys.executable, "-m", "llava_npu.comparison.cell")
+_POLL_SECONDS = 0.2
+_GRACE_SECONDS = 20  # for a worker that was told to stop
+_LONGEST_LINE = 160
+
+
+@dataclass(frozen=True)
+class Event:
+    """What happened to a cell.
+
+    Attributes:
+        cell, device: which, and where.
+        kind: "started", "line" (it said something), "finished" or "failed".
+        text: the line, or the reason.
+        seconds: since its start.
+    """
+
+    cell: Cell
+    device: str
+    kind: str
+    text: str = ""
+    seconds: float = 0.0
+
+
+@dataclass
+class _Worker:
+    cell: Cell
+    device: str
+    process: subprocess.Popen[bytes]
+    log: IO[bytes]
+    started: float
+    last_line: str = ""
+
+
+def all_devices(names: Sequence[str]) -> list[str]:
+    """The devices that cells are spread over, in names that `devices.select` takes.
+
+    `auto` stands for all devices of the best kind that this machine has, a kind alone for all of that kind.
+
+    Raises:
+        UserError: there is no such device.
+    """
+    found: list[str] = []
+    for name in names:
+        kind, _, index = name.partition(":")
+        if kind == "auto":
+            kind = next(each for each in devices.kinds() if devices.of_kind(each).is_available())
+        elif kind not in devices.kinds():
+            devices.select(name)  # raises, and says what there is
+        device = devices.of_kind(kind)
+        if not device.is_available():
+            raise UserError(f"device {name!r} is not available: {device.why_unavailable()}")
+        if index and not (index.isdigit() and int(index) < device.count):
+            raise UserError(f"device {name!r}: this machine has {device.count} of kind {kind}, counted from 0.")
+        found += [name] if index or device.count == 1 else [f"{kind}:{number}" for number in range(device.count)]
+    return found
+
+
+def run_cells(cells: Sequence[Cell], device_names: Sequence[str], report: Callable[[Event], None]) -> None:
+    """Runs every cell once; a failed one is recorded in its folder, and the others go on.
+
+    Interrupted, it stops the workers; what they have done so far is kept, and calling it again goes on.
+    """
+    waiting = deque(_encoders_first(cells))
+    running: list[_Worker] = []
+    free = list(device_names)
+    try:
+        while waiting or running:
+            while waiting and free:
+                running.append(_start(waiting.popleft(), free.pop(0), _environment(device_names)))
+                report(Event(running[-1].cell, running[-1].device, "started"))
+            time.sleep(_POLL_SECONDS)
+            for worker in list(running):
+                line = _last_line(worker.cell.folder / LOG)
+                if line != worker.last_line:
+                    worker.last_line = line
+                    report(Event(worker.cell, worker.device, "line", line, time.monotonic() - worker.started))
+                if worker.process.poll() is not None:
+                    running.remove(worker)
+                    free.append(worker.device)
+                    report(_finish(worker))
+    finally:
+        _stop(running)
+
+
+def _encoders_first(cells: Sequence[Cell]) -> list[Cell]:
+    """One cell of each encoder before the second of any: devices side by side compute different features."""
+    seen: Counter[str] = Counter()
+    rounds = []
+    for cell in cells:
+        rounds.append((seen[cell.encoder], cell))
+        seen[cell.encoder] += 1
+    return [cell for _, cell in sorted(rounds, key=lambda pair: pair[0])]
+
+
+def _start(cell: Cell, device: str, environment: dict[str, str]) -> _Worker:
+    (cell.folder / FAILURE).unlink(missing_ok=True)
+    log = (cell.folder / LOG).open("ab")
+    command = [*WORKER, str(cell.folder), "--device", device]
+    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, env=environment)
+    return _Worker(cell, device, process, log, time.monotonic())
+
+
+def _environment(device_names: Sequence[str]) -> dict[str, str]:
+    """The workers' environment: where several share the host's cores, each takes its part of them."""
+    environment = dict(os.environ)
+    if len(device_names) > 1 and "OMP_NUM_THREADS" not in environment:
+        environment["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // len(device_names)))
+    return environment
+
+
+def _finish(worker: _Worker) -> Event:
+    worker.log.close()
+    seconds, status = time.monotonic() - worker.started, worker.process.returncode
+    if status == 0:
+        return Event(worker.cell, worker.device, "finished", seconds=seconds)
+    failure = read_failure(worker.cell.folder)
+    if failure is None:  # it died before it could say why
+        killed = f"was ended by signal {-status}" if status < 0 else f"left with status {status}"
+        memory = " (out of memory?)" if status == -9 else ""
+        failure = Failure("failed", f"its process {killed}{memory}; see {worker.cell.folder / LOG}")
+        write_failure(worker.cell.folder, failure)
+    return Event(worker.cell, worker.device, "failed", failure.reason, seconds)
+
+
+def _stop(workers: Sequence[_Worker]) -> None:
+    for worker in workers:
+        worker.process.terminate()
+    for worker in workers:
+        try:
+            worker.process.wait(_GRACE_SECONDS)
+        except subprocess.TimeoutExpired:
+            worker.process.kill()
+            worker.process.wait()
+        worker.log.close()
+
+
+def _last_line(log: Path) -> str:
+    """The last line that a worker printed."""
+    with log.open("rb") as file:
+        file.seek(0, os.SEEK_END)
+        file.seek(max(0, file.tell() - 4096))
+        lines = file.read().decode("utf-8", errors="replace").splitlines()
+    return next((line.strip()[:_LONGEST_LINE] for line in reversed(lines) if line.strip()), "")

@@ -1,0 +1,242 @@
+"""The comparison as a table: for people (Markdown, terminal, page) and for programs (CSV, JSON)."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from llava_npu.comparison.folder import Failure
+from llava_npu.comparison.results import Result, Value
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+NO_VALUE = "–"
+_NOT_ON_A_TERMINAL = ("work", "memory", "align memory", "finetune memory", "align speed", "finetune speed")
+
+
+@dataclass(frozen=True)
+class Line:
+    """A cell in the table: its result, or why there is none (neither: it has not been run)."""
+
+    encoder: str
+    projector: str
+    varied: Mapping[str, Any]
+    result: Result | None
+    failure: Failure | None = None
+
+    @property
+    def name(self) -> str:
+        return " · ".join([self.encoder, self.projector, *(f"{key}={value}" for key, value in self.varied.items())])
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of numbers.
+
+    Attributes:
+        title, unit: its head; the unit may be "".
+        about: what the number is.
+        text: result → what people read.
+        number: result → what it sorts by.
+        higher_is_better: None where neither is.
+    """
+
+    title: str
+    unit: str
+    about: str
+    text: Callable[[Result], str]
+    number: Callable[[Result], float | None]
+    higher_is_better: bool | None = None
+
+
+def columns(results: Sequence[Result]) -> list[Column]:
+    """The columns that these results fill: what a model is worth, then what it costs."""
+    found = [
+        Column(
+            "visual tokens", "", "tokens that an image takes in the text", lambda r: f"{r.visual_tokens}",
+            lambda r: r.visual_tokens, higher_is_better=False,
+        ),
+        *(_benchmark_column(label, results) for label in labels(results)),
+        Column(
+            "held-out loss", "nats per token", "of captions that were not trained on; 95 % interval",
+            lambda r: _interval(r.held_out_loss, 1, 2), lambda r: r.held_out_loss.value if r.held_out_loss else None,
+            higher_is_better=False,
+        ),
+        Column(
+            "first token", "ms", "from a prepared picture and a short question to the answer's first token, one at a "
+            "time; median and the range of the middle half",
+            lambda r: _interval(r.first_token, 1, 0), lambda r: r.first_token.value if r.first_token else None,
+            higher_is_better=False,
+        ),
+        Column(
+            "projector", "M parameters", "trained in stage 1", lambda r: f"{r.parameters['projector'] / 1e6:.2f}",
+            lambda r: r.parameters["projector"],
+        ),
+        Column(
+            "work", "GFLOP per image",
+            "vision tower, projector, and the language model reading the image's tokens; forward",
+            lambda r: f"{sum(r.flops.values()) / 1e9:.1f}", lambda r: sum(r.flops.values()), higher_is_better=False,
+        ),
+        *(column for stage in ("align", "finetune") for column in _stage_columns(stage)),
+        Column(
+            "memory", "GB", "peak while it answered", lambda r: _bytes(r.inference_memory),
+            lambda r: r.inference_memory, higher_is_better=False,
+        ),
+    ]  # fmt: skip
+    return [column for column in found if any(column.number(result) is not None for result in results)]
+
+
+def labels(results: Sequence[Result]) -> list[str]:
+    """The benchmarks, in their order."""
+    return list(dict.fromkeys(benchmark.label for result in results for benchmark in result.benchmarks))
+
+
+def varied_keys(lines: Sequence[Line]) -> list[str]:
+    """What varies beside encoder and projector."""
+    return list(dict.fromkeys(key for line in lines for key in line.varied))
+
+
+def as_markdown(lines: Sequence[Line]) -> str:
+    """The finished cells as a table, and the others as a list."""
+    results = [line.result for line in lines if line.result]
+    shown, keys = columns(results), varied_keys(lines)
+    heads = [f"{column.title}, {column.unit}" if column.unit else column.title for column in shown]
+    rows = [["encoder", "projector", *keys, *heads], ["---"] * (2 + len(keys)) + ["---:"] * len(shown)]
+    for line in lines:
+        if line.result:
+            cells = [column.text(line.result) for column in shown]
+            rows.append([line.encoder, line.projector, *(str(line.varied.get(key, "")) for key in keys), *cells])
+    text = (
+        "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows) if results else ""
+    )
+    others = [f"- {line.name}: {outcome(line)}" for line in lines if line.result is None]
+    return "\n".join([*([text, ""] if text else []), *([*others, ""] if others else [])])
+
+
+def as_terminal(lines: Sequence[Line]) -> RenderableType:
+    """The numbers that fit a terminal, and why the others are missing."""
+    from rich.console import Group
+    from rich.markup import escape
+    from rich.table import Table
+    from rich.text import Text
+
+    results = [line.result for line in lines if line.result]
+    shown = [column for column in columns(results) if column.title not in _NOT_ON_A_TERMINAL] if results else []
+    several_encoders = len({line.encoder for line in lines}) > 1
+    keys = varied_keys(lines)
+    grid = Table("projector", *(["encoder"] if several_encoders else []), *map(escape, keys))
+    for column in shown:
+        grid.add_column(escape(f"{column.title}\n{column.unit}"), justify="right")
+    for line in lines:
+        if line.result:
+            names = [line.projector, *([line.encoder] if several_encoders else [])]
+            names += [str(line.varied.get(key, "")) for key in keys]
+            grid.add_row(*map(escape, names), *(column.text(line.result).replace(" ", "\n") for column in shown))
+    others = [Text(f"{line.name}: {outcome(line)}", style="yellow") for line in lines if line.result is None]
+    return Group(*([grid] if results else []), *others)
+
+
+def outcome(line: Line) -> str:
+    """Why a line has no numbers."""
+    if line.failure is None:
+        return "not run yet"
+    return f"{line.failure.kind}: {line.failure.reason}"
+
+
+def as_csv(lines: Sequence[Line]) -> str:
+    """One row a cell, in plain units: parameters, FLOP, nats, milliseconds, bytes; scores as in 0 … 1."""
+    keys = varied_keys(lines)
+    records = [_record(line, keys) for line in lines]
+    heads = list(dict.fromkeys(key for record in records for key in record))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, heads, restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(records)
+    return text.getvalue()
+
+
+def _record(line: Line, keys: Sequence[str]) -> dict[str, Any]:
+    record: dict[str, Any] = {"encoder": line.encoder, "projector": line.projector}
+    record |= {key: line.varied.get(key, "") for key in keys}
+    record["outcome"] = "finished" if line.result else outcome(line)
+    if line.result is None:
+        return record
+    result = line.result
+    record |= {"seed": result.seed, "visual_tokens": result.visual_tokens}
+    record |= {f"{part}_parameters": count for part, count in result.parameters.items()}
+    record |= {f"{part}_flops_per_image": count for part, count in result.flops.items()}
+    for name, stage in result.stages.items():
+        record |= {f"{name}_{key}": value for key, value in vars(stage).items()}
+    record |= _columns_of("held_out_loss", result.held_out_loss)
+    for benchmark in result.benchmarks:
+        record |= {**_columns_of(benchmark.label, benchmark.score), f"{benchmark.label}_metric": benchmark.metric}
+    record |= _columns_of("first_token_ms", result.first_token)
+    return record | {"inference_memory": result.inference_memory, "device": result.device, "dtype": result.dtype}
+
+
+def _columns_of(name: str, value: Value | None) -> dict[str, Any]:
+    if value is None:
+        return {}
+    return {name: value.value, f"{name}_low": value.low, f"{name}_high": value.high, f"{name}_count": value.count}
+
+
+def _stage_columns(stage: str) -> list[Column]:
+    def of(result: Result, attribute: str) -> float | None:
+        found = result.stages.get(stage)
+        value: float | None = getattr(found, attribute) if found else None
+        return value
+
+    return [
+        Column(
+            f"{stage} speed", "tokens/s", "median over the steps; images count as the tokens they take",
+            lambda r: _number(of(r, "tokens_per_second"), 0), lambda r: of(r, "tokens_per_second"),
+            higher_is_better=True,
+        ),
+        Column(
+            f"{stage} speed", "samples/s", "the same in conversations",
+            lambda r: _number(of(r, "samples_per_second"), 1), lambda r: of(r, "samples_per_second"),
+            higher_is_better=True,
+        ),
+        Column(
+            f"{stage} loss", "nats per token", "mean over the last tenth of the steps",
+            lambda r: _number(of(r, "loss"), 2), lambda r: of(r, "loss"), higher_is_better=False,
+        ),
+        Column(
+            f"{stage} memory", "GB", "peak while training", lambda r: _bytes(of(r, "peak_memory")),
+            lambda r: of(r, "peak_memory"), higher_is_better=False,
+        ),
+    ]  # fmt: skip
+
+
+def _benchmark_column(label: str, results: Sequence[Result]) -> Column:
+    def score(result: Result) -> Value | None:
+        benchmark = result.benchmark(label)
+        return benchmark.score if benchmark else None
+
+    metrics = dict.fromkeys(b.metric for r in results if (b := r.benchmark(label)))
+    chances = {b.chance for r in results if (b := r.benchmark(label)) and b.chance is not None}
+    guess = f"; guessing: {100 * min(chances):.1f} %" if chances else ""
+    return Column(
+        label, "%", f"{' / '.join(metrics)}; 95 % interval{guess}",
+        lambda r: _interval(score(r), 100, 1), lambda r: value.value if (value := score(r)) else None,
+        higher_is_better=True,
+    )  # fmt: skip
+
+
+def _interval(value: Value | None, scale: float, digits: int) -> str:
+    if value is None:
+        return NO_VALUE
+    low, middle, high = (f"{scale * number:.{digits}f}" for number in (value.low, value.value, value.high))
+    return f"{middle} ({low}–{high})"
+
+
+def _number(value: float | None, digits: int) -> str:
+    return NO_VALUE if value is None else f"{value:,.{digits}f}"
+
+
+def _bytes(value: float | None) -> str:
+    return NO_VALUE if value is None else f"{value / 1e9:.1f}"

@@ -1,0 +1,179 @@
+"""`llava-npu compare` end to end, on tiny models: configs/compare-debug.yaml with other weights and data."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from comparison_samples import QUESTIONS
+
+from llava_npu.comparison.folder import Failure, read_failure, read_result
+from llava_npu.evaluation.predictions import read_predictions
+
+DEBUG = Path(__file__).parents[2] / "configs/compare-debug.yaml"
+
+
+class Command:
+    """`llava-npu compare` on the debug configuration, with a cache of its own."""
+
+    def __init__(self, material: Path, folder: Path, device: torch.device):
+        self.output = folder / "out"
+        self._environment = {**os.environ, "LLAVA_NPU_CACHE": str(folder / "cache"), "COLUMNS": "200"}
+        self.cache = folder / "cache"
+        questions = f"{{name: multiple_choice, data: {material}/questions.tsv, answer: likelihood, batch_size: 6}}"
+        self.arguments = [
+            str(DEBUG),
+            f"output={self.output}",
+            f"language_model={material}/lm",
+            f"encoders=[{{name: CLIP, vision_tower: {material}/clip}}]",
+            f"align.data.path={material}/captions.json",
+            f"benchmarks=[{questions}]",
+            f"held_out={material}/captions.json",
+            "examples=2",
+        ]
+        kind = device.type
+        self.devices = [f"--device={kind}:0", f"--device={kind}:1"] if kind == "npu" else [f"--device={kind}"]
+
+    def start(self, *arguments: str) -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", "llava_npu", "compare", *arguments]
+        return subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=self._environment
+        )
+
+    def run(self, *arguments: str) -> tuple[int, str]:
+        process = self.start(*(arguments or (*self.arguments, *self.devices)))
+        output, errors = process.communicate(timeout=400)
+        assert "Traceback" not in errors, errors
+        return process.returncode, output + errors
+
+
+@pytest.mark.slow
+def test_a_comparison_runs_goes_on_and_is_reported(material: Path, tmp_path: Path, device: torch.device) -> None:
+    command = Command(material, tmp_path, device)
+    status, said = command.run()
+    assert status == 0, said  # an impossible cell is no failure
+    assert "3 cells: 0 finished, 3 to run" in said
+    cells = {path.name.rpartition("-")[0]: path for path in (command.output / "cells").iterdir()}
+    assert sorted(cells) == ["clip-adaptive-pool-num-queries-4", "clip-mlp2x-gelu", "clip-tokenpacker"]
+
+    # What could not be built says why; the others are trained, and measured on every question.
+    failure = read_failure(cells["clip-tokenpacker"])
+    assert failure is not None
+    assert failure.kind == "impossible"
+    assert "3 layers" in failure.reason
+    mlp, pool = read_result(cells["clip-mlp2x-gelu"]), read_result(cells["clip-adaptive-pool-num-queries-4"])
+    assert mlp is not None
+    assert pool is not None
+    assert (mlp.visual_tokens, pool.visual_tokens) == (16, 4)
+    assert mlp.parameters["projector"] == 32 * 48 + 48 + 48 * 48 + 48
+    assert mlp.flops["projector"] == 2 * 16 * (32 * 48 + 48 * 48)
+    assert pool.flops["language_model"] < mlp.flops["language_model"] / 3.9
+    assert mlp.stages["align"].steps == 2
+    assert mlp.held_out_loss is not None
+    assert mlp.held_out_loss.count == 24
+    for result in (mlp, pool):
+        (score,) = result.benchmarks
+        predictions, _ = read_predictions(Path(score.folder) / "predictions.jsonl")
+        assert len(predictions) == score.score.count == QUESTIONS
+        right = sum(prediction.parsed["strict"] == prediction.truth for prediction in predictions)
+        assert score.score.value == pytest.approx(right / QUESTIONS)
+        assert score.chance == pytest.approx(1 / 3)
+        assert len(result.said) == 2
+        assert result.first_token is not None
+        assert result.first_token.value > 0
+        assert (result.stages["align"].peak_memory or 0) > 0
+
+    # One tower's features are shared by both: each picture was encoded once, those of the benchmark included.
+    (features,) = (command.cache / "features").iterdir()
+    assert len(list(features.rglob("*.safetensors"))) == 24
+
+    page = (command.output / "index.html").read_text(encoding="utf-8")
+    assert "adaptive_pool (num_queries=4)" in page
+    assert "3 layers" in page
+    assert page.count("data:image/jpeg;base64,") == 2
+    assert "| CLIP | mlp2x_gelu | 16 |" in (command.output / "comparison.md").read_text(encoding="utf-8")
+
+    # Again: nothing is done over. Another projector: only that one is run.
+    written = {
+        path: (path / "result.json").stat().st_mtime_ns for path in cells.values() if (path / "result.json").exists()
+    }
+    status, said = command.run(*command.arguments, "projectors=[mlp2x_gelu, {type: adaptive_pool, num_queries: 4}]")
+    assert status == 0, said
+    assert "2 cells: 2 finished, 0 to run" in said
+    assert written == {path: (path / "result.json").stat().st_mtime_ns for path in written}
+
+    # A report of what is there, of single cells too.
+    report = tmp_path / "report"
+    status, said = command.run("--report", *(str(path) for path in written), "--output", str(report))
+    assert status == 0, said
+    assert [cell["projector"] for cell in json.loads((report / "comparison.json").read_text())["cells"]] == [
+        json.loads((path / "cell.json").read_text())["projector"] for path in written
+    ]
+
+
+@pytest.mark.slow
+def test_a_cell_that_fails_is_reported_and_skipped(material: Path, tmp_path: Path) -> None:
+    command = Command(material, tmp_path, torch.device("cpu"))
+    arguments = [*command.arguments, "projectors=[linear]", "vary={align.data.template: [absent, plain]}"]
+    status, said = command.run(*arguments, *command.devices)
+    assert status == 1
+    assert "template=absent: not finished" in said
+    assert "'absent'" in said
+    outcomes = {path: read_failure(path) for path in (command.output / "cells").iterdir()}
+    assert [failure.kind for failure in outcomes.values() if failure] == ["failed"]
+    assert sum(read_result(path) is not None for path in outcomes) == 1
+
+    status, said = command.run(*arguments, *command.devices)
+    assert "1 finished, 0 to run on cpu, 1 that failed before" in said
+    assert status == 1
+
+
+@pytest.mark.slow
+def test_stopped_in_the_middle_it_leaves_nothing_running_and_goes_on(material: Path, tmp_path: Path) -> None:
+    command = Command(material, tmp_path, torch.device("cpu"))
+    arguments = [
+        *command.arguments,
+        "projectors=[linear]",
+        "align.max_steps=400",
+        "align.epochs=200",
+        "align.save_every=1",
+    ]
+    process = command.start(*arguments, *command.devices)
+    try:
+        deadline = time.monotonic() + 200
+        while not list(command.output.glob("cells/*/align/checkpoint-*")):
+            assert time.monotonic() < deadline
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.05)
+        process.send_signal(signal.SIGTERM)
+        _, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 130, errors
+    (cell,) = command.output.glob("cells/*")
+    assert read_failure(cell) is None
+    assert not [line for line in _processes() if str(cell) in line]
+    assert list(cell.glob("align/checkpoint-*"))
+
+
+def _processes() -> list[str]:
+    return [
+        path.read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        for path in Path("/proc").glob("[0-9]*/cmdline")
+        if path.exists()
+    ]
+
+
+def test_failures_are_read_as_they_were_written(tmp_path: Path) -> None:
+    from llava_npu.comparison.folder import write_failure
+
+    assert read_failure(tmp_path) is None
+    write_failure(tmp_path, Failure("failed", "because"))
+    assert read_failure(tmp_path) == Failure("failed", "because")

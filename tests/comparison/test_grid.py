@@ -1,0 +1,107 @@
+"""A grid's cells: which there are, by what they are known, and what is wrong with a configuration."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from comparison_samples import values
+
+from llava_npu.comparison.grid import Cell, expand
+from llava_npu.config import validate
+from llava_npu.config.comparison import ComparisonConfig
+from llava_npu.errors import UserError
+
+
+def cells(material: Path, output: Path, **changes: Any) -> list[Cell]:
+    return expand(validate(ComparisonConfig, values(material, output, **changes), "grid.yaml"), "grid.yaml")
+
+
+def test_every_encoder_meets_every_projector_for_every_value(material: Path, tmp_path: Path) -> None:
+    found = cells(
+        material,
+        tmp_path,
+        encoders=[
+            str(material / "clip"),
+            {"name": "again", "vision_tower": str(material / "clip"), "image_aspect_ratio": "square"},
+        ],
+        projectors=["linear", {"type": "resampler", "num_queries": 4}],
+        vary={"align.optimizer.learning_rate": [1e-3, 2e-3], "seed": [0, 1]},
+    )
+    assert len(found) == len({cell.folder for cell in found}) == 2 * 2 * 4
+    assert found[0].name == "clip · linear · learning_rate=0.001 · seed=0"
+    assert found[-1].name == "again · resampler (num_queries=4) · learning_rate=0.002 · seed=1"
+    last = found[-1].align
+    assert (last.seed, last.optimizer.learning_rate, last.stage) == (1, 2e-3, "align")
+    assert last.model.projector_options == {"num_queries": 4}
+    assert last.model.image_aspect_ratio == "square"
+    assert last.data.cache_features == "auto"
+
+
+def test_the_second_stage_goes_on_from_the_cell_s_own_first(material: Path, tmp_path: Path) -> None:
+    finetune = {"data": {"path": str(material / "train.json")}, "batch_size": 4}
+    (cell,) = cells(material, tmp_path, finetune=finetune)
+    assert cell.finetune is not None
+    assert cell.finetune.model.checkpoint == cell.align.output
+    assert Path(cell.finetune.output).parent == cell.folder
+    assert cell.last is cell.finetune
+
+
+def test_a_cell_is_known_by_what_its_model_depends_on(material: Path, tmp_path: Path) -> None:
+    """Names, folders, devices and speed change nothing; data, options and seeds do."""
+    data = tmp_path / "captions.json"
+    data.write_text((material / "captions.json").read_text())
+    align = values(material, tmp_path)["align"]
+
+    def folder(**changes: Any) -> str:
+        (cell,) = cells(material, tmp_path / "out", **{"align": {**align, "data": {"path": str(data)}}, **changes})
+        return cell.folder.name[-8:]
+
+    same = folder()
+    assert folder(projectors=[{"type": "mlp2x_gelu", "name": "baseline"}], title="another", devices=["cpu"]) == same
+    assert folder(align={**align, "data": {"path": str(data), "workers": 3}, "log_every": 5}) == same
+    assert folder(vary={"seed": [0]}) == same
+    assert folder(seed=1) != same
+    assert folder(align={**align, "data": {"path": str(data)}, "max_steps": 3}) != same
+    records = json.loads(data.read_text())
+    data.write_text(json.dumps(records[:-1]))
+    assert folder() != same
+
+
+def test_a_renamed_cell_keeps_its_folder(material: Path, tmp_path: Path) -> None:
+    (before,) = cells(material, tmp_path)
+    before.folder.mkdir(parents=True)
+    (after,) = cells(material, tmp_path, projectors=[{"type": "mlp2x_gelu", "name": "baseline"}])
+    assert after.folder == before.folder
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"projectors": ["mlp2x_gelu", "resampller"]},
+            r"grid.yaml: projectors\[1\]: Unknown .* Did you mean 'resampler'\? Ava",
+        ),
+        ({"projectors": [{"type": "resampler", "queries": 4}]}, "no option 'queries'. Did you mean 'num_queries'"),
+        ({"projectors": [{"num_queries": 4}]}, r"projectors\[0\]: `type` is missing"),
+        ({"projectors": ["linear", "linear"]}, "'linear' is there twice. Tell them apart with `name`"),
+        ({"projectors": [{"type": "linear", "name": "a"}, {"type": "linear", "name": "b"}]}, "one and the same run"),
+        ({"projectors": []}, "at least 1 item"),
+        ({"encoders": [{"vision_towers": "x"}]}, r"encoders\[0\]: `vision_tower` is missing"),
+        ({"encoders": [{"vision_tower": "x", "projector": "linear"}]}, "`projector` is no property of an encoder"),
+        ({"encoders": [{"vision_tower": "x", "vision_feature_layers": -1}]}, "Did you mean 'vision_feature_layer'"),
+        ({"vary": {"align.optimizer.learning_rat": [1]}}, "Did you mean 'learning_rate'"),
+        ({"vary": {"projectors": [["linear"]]}}, "projectors cannot vary"),
+        ({"vary": {"seed": []}}, "seed has no values"),
+        ({"vary": {"seeds": [1]}}, "unknown key `seeds`"),
+        ({"align": {"data": {"path": "absent.json"}}}, "absent.json"),
+        ({"align": {"output": "x"}}, "`align.output` is for the comparison to say"),
+        ({"align": {"model": {"projector": "linear"}}}, "`align.model.projector` is for the grid to say"),
+        ({"projektors": []}, "unknown key `projektors`. Did you mean 'projectors'"),
+    ],
+)
+def test_mistakes_are_named(material: Path, tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        cells(material, tmp_path, **changes)

@@ -1,0 +1,59 @@
+"""Which devices cells are spread over, in which order, and what becomes of a worker that dies."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+from comparison_samples import values
+
+from llava_npu.comparison import schedule
+from llava_npu.comparison.folder import read_failure
+from llava_npu.comparison.grid import Cell, expand
+from llava_npu.config import validate
+from llava_npu.config.comparison import ComparisonConfig
+from llava_npu.errors import UserError
+
+
+def grid(material: Path, output: Path) -> list[Cell]:
+    encoders = [
+        {"name": name, "vision_tower": str(material / "clip"), "image_aspect_ratio": ratio}
+        for name, ratio in (("a", "pad"), ("b", "square"))
+    ]
+    changes = values(material, output, encoders=encoders, projectors=["linear", "mlp2x_gelu"])
+    cells = expand(validate(ComparisonConfig, changes, "grid"), "grid")
+    for cell in cells:
+        cell.folder.mkdir(parents=True)
+    return cells
+
+
+def test_devices_by_name() -> None:
+    assert schedule.all_devices(["cpu", "cpu"]) == ["cpu", "cpu"]
+    with pytest.raises(UserError, match="allowed are auto"):
+        schedule.all_devices(["gpu"])
+    with pytest.raises(UserError, match="this machine has 1 of kind cpu"):
+        schedule.all_devices(["cpu:3"])
+
+
+def test_different_encoders_come_first_and_a_dying_worker_takes_no_other_with_it(
+    material: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = tmp_path / "worker.py"  # kills itself in one cell, and succeeds in the others
+    worker.write_text(
+        "import os, signal, sys\nprint('at work', flush=True)\n"
+        "if 'a-mlp2x' in sys.argv[1]: os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    monkeypatch.setattr(schedule, "WORKER", (sys.executable, str(worker)))
+    cells = grid(material, tmp_path / "out")
+    events: list[schedule.Event] = []
+    schedule.run_cells(cells, ["cpu", "cpu"], events.append)
+    started = [event.cell.encoder for event in events if event.kind == "started"]
+    assert started == ["a", "b", "a", "b"]
+    ended = {event.cell.folder: event.kind for event in events if event.kind in ("finished", "failed")}
+    assert sorted(ended.values()) == ["failed", "finished", "finished", "finished"]
+    (failed,) = (folder for folder, kind in ended.items() if kind == "failed")
+    failure = read_failure(failed)
+    assert failure is not None
+    assert "ended by signal 9 (out of memory?)" in failure.reason
+    assert "at work" in [event.text for event in events if event.kind == "line"]

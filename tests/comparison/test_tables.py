@@ -1,0 +1,93 @@
+"""Tables, the frontier and the page, of results with known numbers."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from pathlib import Path
+
+from comparison_samples import result
+
+from llava_npu.comparison import pareto, table
+from llava_npu.comparison.examples import Example
+from llava_npu.comparison.folder import Failure
+from llava_npu.comparison.report import Comparison, write_report
+from llava_npu.comparison.results import Result
+from llava_npu.comparison.table import Line
+
+RESULTS = [
+    result("mlp2x_gelu", 576, 0.64, 300),
+    result("resampler", 144, 0.60, 120),
+    result("ldpv2", 144, 0.62, 130),
+    result("worse | dearer", 576, 0.50, 310),
+    result("adaptive_pool", 36, 0.62, 100),
+]
+LINES = [
+    *(Line(each.encoder, each.projector, each.varied, each) for each in RESULTS),
+    Line("SigLIP", "tokenpacker", {}, None, Failure("impossible", "27 is not divisible by 2")),
+    Line("SigLIP", "linear", {}, None),
+]
+
+
+def test_the_frontier_holds_what_nothing_beats_at_the_same_price_or_less() -> None:
+    found = pareto.frontier(RESULTS, "MMBench", pareto.AXES[0].cost)
+    # ldpv2 scores no more than adaptive_pool does with a quarter of the tokens.
+    assert [each.projector for each in found] == ["adaptive_pool", "mlp2x_gelu"]
+    assert pareto.frontier(RESULTS, "absent", pareto.AXES[0].cost) == []
+
+
+def test_markdown_has_every_number_and_every_reason() -> None:
+    text = table.as_markdown(LINES)
+    head, _, first, *_ = text.splitlines()
+    assert "| MMBench, % |" in head
+    for cell in (
+        "mlp2x_gelu",
+        "576",
+        "21.00",
+        "64.0 (59.0–69.0)",
+        "2.25",
+        "5,000",
+        "2.50 (2.40–2.60)",
+        "300 (295–305)",
+    ):
+        assert cell in first
+    assert f"{(350 + 24 + 576 * 13):.1f}" in first  # GFLOP
+    assert r"worse \| dearer" in text
+    assert "- SigLIP · tokenpacker: impossible: 27 is not divisible by 2" in text
+    assert "- SigLIP · linear: not run yet" in text
+
+
+def test_csv_has_plain_units() -> None:
+    rows = list(csv.DictReader(io.StringIO(table.as_csv(LINES))))
+    assert len(rows) == len(LINES)
+    assert float(rows[0]["MMBench"]) == 0.64
+    assert rows[0]["projector_parameters"] == "21000000"
+    assert rows[0]["first_token_ms_low"] == "295"
+    assert rows[-2]["outcome"] == "impossible: 27 is not divisible by 2"
+
+
+def test_a_result_survives_its_file() -> None:
+    assert Result.from_json(json.loads(json.dumps(RESULTS[0].as_json()))) == RESULTS[0]
+
+
+def test_the_report_is_complete_and_needs_nothing_else(tmp_path: Path) -> None:
+    examples = [Example("1", "data:image/jpeg;base64,AAAA", "What <b>is</b> it?", {"A": "a cat", "B": "a dog"}, "A")]
+    page = write_report(
+        Comparison("T & T", "Tiny <data>.", LINES, examples, "seed: 0\n", "llava-npu compare x"), tmp_path
+    )
+    text = page.read_text(encoding="utf-8")
+    assert "What &lt;b&gt;is&lt;/b&gt; it?" in text
+    assert "a cat &lt;on&gt; a sofa" in text
+    assert "27 is not divisible by 2" in text
+    assert text.count('id="point-0-') == len(pareto.AXES)  # in each panel
+    assert not any(mark in text for mark in ('src="http', 'href="http', "@import", "url(http"))
+    assert (tmp_path / "pareto.png").read_bytes().startswith(b"\x89PNG")
+    cells = json.loads((tmp_path / "comparison.json").read_text())["cells"]
+    assert [cell["outcome"] for cell in cells[-2:]] == ["impossible: 27 is not divisible by 2", "not run yet"]
+
+
+def test_a_report_without_any_result_is_still_one(tmp_path: Path) -> None:
+    page = write_report(Comparison("nothing yet", "", LINES[-2:], [], "", ""), tmp_path)
+    assert "not run yet" in page.read_text(encoding="utf-8")
+    assert not (tmp_path / "pareto.png").exists()
