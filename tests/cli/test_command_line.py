@@ -23,7 +23,7 @@ def test_version() -> None:
 
 
 @pytest.mark.parametrize(
-    "command", ["", "train", "compare", "eval", "chat", "demo", "doctor", "verify", "data", "data inspect"]
+    "command", ["", "train", "compare", "eval", "chat", "merge", "demo", "doctor", "verify", "data", "data inspect"]
 )
 def test_help_loads_nothing_heavy(command: str) -> None:
     code = (

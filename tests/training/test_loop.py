@@ -58,7 +58,7 @@ def test_align_then_finetune_learns(make_run: MakeRun) -> None:
 )
 def test_only_what_the_stage_names_is_trained(make_run: MakeRun, stage: str, learning: set[str]) -> None:
     run = make_run(stage=stage, max_steps=3)
-    from llava_npu.training.loop import build_model
+    from llava_npu.training.export import build_model
 
     before = build_model(run)[0].state_dict()
     train(run)
@@ -144,7 +144,7 @@ def test_the_loss_is_that_of_transformers_on_the_same_batch(make_run: MakeRun) -
     from llava_npu.data.dataset import ConversationDataset, collate
     from llava_npu.data.plan import Plan
     from llava_npu.data.records import load_records
-    from llava_npu.training.loop import build_model
+    from llava_npu.training.export import build_model
 
     run = make_run(max_steps=1)
     model, processor = build_model(run)

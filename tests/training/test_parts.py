@@ -12,12 +12,11 @@ from llava_npu import UserError
 from llava_npu.config import RunConfig
 from llava_npu.config.loading import validate
 from llava_npu.data.dataset import ConversationDataset
-from llava_npu.data.plan import Plan
 from llava_npu.data.records import load_records
 from llava_npu.models import load
 from llava_npu.training import train
-from llava_npu.training.batches import steps
-from llava_npu.training.loop import build_model
+from llava_npu.training.batches import micro_batch
+from llava_npu.training.export import build_model
 from llava_npu.training.metrics import read_metrics
 from llava_npu.training.objective import SupervisedLoss
 from llava_npu.training.parts import part_of, prepare_parts, trained_parameters, unused_tower_parameters
@@ -68,7 +67,12 @@ def test_each_part_has_its_own_rate(make_run: MakeRun) -> None:
     ("changes", "message"),
     [
         ({"parts": {"projector": {"train": "frozen"}}, "stage": "align"}, "freezes everything"),
-        ({"parts": {"projector": {"train": "frosen"}}}, "parts.projector.train` is 'frosen'"),
+        ({"parts": {"projector": {"train": "lora"}}}, "parts.projector.train` is 'lora'"),
+        (
+            {"parts": {"language_model": {"train": "lora"}}, "lora": {"use_dora": True, "base_bits": 8}},
+            "no DoRA beside 8-bit weights; set `base_bits` to 4",
+        ),
+        ({"lora": {"base_bits": 4}}, "is for a part with `train: lora`, and there is none"),
         ({"parts": {"projektor": {}}}, "Did you mean 'projector'"),
         (
             {"parts": {"vision_tower": {"train": "full"}}, "data": {"path": "x.json", "cache_features": True}},
@@ -88,19 +92,9 @@ def _work(run: RunConfig, device: torch.device) -> tuple[int, int]:
     prepare_parts(model, run.resolved_parts, None, checkpointing=False)
     model.to(device)
     dataset = ConversationDataset(load_records(run.data.path), processor)
-    first = next(
-        steps(
-            dataset,
-            Plan(24, 4),
-            first_step=0,
-            last_step=1,
-            rank=0,
-            world_size=1,
-            micro_batch_size=4,
-            workers=0,
-            pin_memory=False,
-        )
-    )[0]
+    first = micro_batch(
+        [dataset[index] for index in range(4)], None, processor.tokenizer.pad_token_id, processor.image_token_id
+    )
     objective = SupervisedLoss(model)
     with FlopCounterMode(display=False) as forward:
         loss = objective(first.to(device), first.sequence_lengths)

@@ -17,6 +17,7 @@ from llava_npu.cli.data import app as data_app
 from llava_npu.cli.demo import demo
 from llava_npu.cli.doctor import doctor
 from llava_npu.cli.eval import eval_
+from llava_npu.cli.merge import merge
 from llava_npu.cli.train import train
 from llava_npu.cli.verify import verify
 from llava_npu.errors import UserError
@@ -33,6 +34,7 @@ app.command("train")(train)
 app.command("compare")(compare)
 app.command("eval")(eval_)
 app.command("chat")(chat)
+app.command("merge")(merge)
 app.add_typer(data_app, name="data")
 app.command("demo")(demo)
 app.command("doctor")(doctor)

@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from llava_npu.config.section import Section
 
 StageName = Literal["align", "finetune"]
 PartName = Literal["vision_tower", "projector", "language_model"]
-Training = Literal["frozen", "full"]
+Training = Literal["frozen", "full", "lora"]
 PARTS: tuple[PartName, ...] = get_args(PartName)
 
 _STAGES: dict[StageName, dict[PartName, Training]] = {
@@ -20,10 +20,7 @@ _STAGES: dict[StageName, dict[PartName, Training]] = {
 }
 
 
-class PartConfig(Section):
-    """How this part is trained."""
-
-    train: Training | None = Field(None, description="`frozen` or `full`; by default what `stage` says.")
+class _PartConfig(Section):
     learning_rate: float | None = Field(
         None, gt=0, description="Its own peak learning rate; by default `optimizer.learning_rate`."
     )
@@ -32,12 +29,58 @@ class PartConfig(Section):
     )
 
 
+class AdaptablePartConfig(_PartConfig):
+    """How this part is trained."""
+
+    train: Training | None = Field(
+        None,
+        description="`frozen`, `full` (all its weights), or `lora` (adapters beside its frozen linear layers, see "
+        "`lora`); by default what `stage` says.",
+    )
+
+
+class ProjectorPartConfig(_PartConfig):
+    """How the projector is trained. It is small and starts from fresh weights: there are no adapters for it."""
+
+    train: Literal["frozen", "full"] | None = Field(
+        None, description="`frozen` or `full`; by default what `stage` says: `full`."
+    )
+
+
 class PartsConfig(Section):
     """What is trained, part by part, where it differs from what `stage` says."""
 
-    vision_tower: PartConfig = PartConfig()
-    projector: PartConfig = PartConfig()
-    language_model: PartConfig = PartConfig()
+    vision_tower: AdaptablePartConfig = AdaptablePartConfig()
+    projector: ProjectorPartConfig = ProjectorPartConfig()
+    language_model: AdaptablePartConfig = AdaptablePartConfig()
+
+
+class LoraConfig(Section):
+    """The adapters of the parts with `train: lora`. The defaults are those of LLaVA-1.5's LoRA recipe."""
+
+    rank: int = Field(128, ge=1, description="Inner dimension of an adapter: what it can express, and what it costs.")
+    alpha: float = Field(256, gt=0, description="An adapter counts alpha ÷ rank times.", strict=False)
+    dropout: float = Field(0.05, ge=0, lt=1, description="On an adapter's input, in training.")
+    use_dora: bool = Field(
+        False, description="DoRA: each row's length is learned apart from its direction. Slower, and often better."
+    )
+    use_rslora: bool = Field(False, description="rsLoRA: alpha ÷ √rank, so that high ranks learn as fast as low ones.")
+    targets: list[str] | None = Field(
+        None,
+        description="Names of the linear layers that get an adapter, as [q_proj, v_proj], in the parts with `train: "
+        "lora`; by default all that these parts have (the language model's head is not among them).",
+    )
+    base_bits: Literal[4, 8] | None = Field(
+        None,
+        description="QLoRA: keep the adapted layers' own weights in 4 bits (NF4) or 8, by bitsandbytes: on CUDA, and 4 "
+        "bits on a CPU, slowly; not on an NPU.",
+    )
+
+    @model_validator(mode="after")
+    def _supported_together(self) -> LoraConfig:
+        if self.use_dora and self.base_bits == 8:
+            raise ValueError("peft has no DoRA beside 8-bit weights; set `base_bits` to 4, or `use_dora` to false")
+        return self
 
 
 @dataclass(frozen=True)
@@ -45,7 +88,7 @@ class Part:
     """One part, with nothing left open.
 
     Attributes:
-        train: "frozen" or "full".
+        train: "frozen", "full" or "lora".
         learning_rate: at the peak of its schedule.
         weight_decay: of its matrices; norms and biases have none.
     """
@@ -61,7 +104,7 @@ def resolve_parts(
     """Every part's settings, from the stage's and the optimizer's where it has none of its own."""
     resolved: dict[PartName, Part] = {}
     for name in PARTS:
-        own: PartConfig = getattr(parts, name)
+        own: AdaptablePartConfig | ProjectorPartConfig = getattr(parts, name)
         resolved[name] = Part(
             train=own.train or _STAGES[stage][name],
             learning_rate=learning_rate if own.learning_rate is None else own.learning_rate,

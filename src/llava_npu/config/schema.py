@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from llava_npu.config.parts import Part, PartName, PartsConfig, StageName, resolve_parts
+from llava_npu.config.parts import LoraConfig, Part, PartName, PartsConfig, StageName, resolve_parts
 from llava_npu.config.section import Section
 
 
@@ -131,6 +131,7 @@ class RunConfig(Section):
     model: ModelConfig
     data: DataConfig
     parts: PartsConfig = PartsConfig()
+    lora: LoraConfig = LoraConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     epochs: int = Field(1, ge=1, description="Passes over the data.")
     max_steps: int | None = Field(None, ge=1, description="Stop after this many optimizer steps, if that comes first.")
@@ -168,12 +169,19 @@ class RunConfig(Section):
         trained = {name for name, part in self.resolved_parts.items() if part.train != "frozen"}
         if not trained:
             raise ValueError("`parts` freezes everything; set `train` of a part to `full` or `lora`")
+        if self.lora.base_bits is not None and not self.has_adapters:
+            raise ValueError("`lora.base_bits` is for a part with `train: lora`, and there is none; see `parts`")
         if self.data.cache_features and "vision_tower" in trained:
             raise ValueError(
                 "`data.cache_features` keeps what a frozen vision tower gives, but `parts.vision_tower.train` is "
                 f"`{self.resolved_parts['vision_tower'].train}`; set one to false or the other to `frozen`"
             )
         return self
+
+    @property
+    def has_adapters(self) -> bool:
+        """Whether a part is trained by adapters."""
+        return any(part.train == "lora" for part in self.resolved_parts.values())
 
     @property
     def resolved_parts(self) -> dict[PartName, Part]:

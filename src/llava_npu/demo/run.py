@@ -34,7 +34,7 @@ from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progres
 from llava_npu import devices
 from llava_npu.cache import cache_root
 from llava_npu.config import RunConfig, render_config
-from llava_npu.config.parts import PartConfig, PartsConfig
+from llava_npu.config.parts import PartsConfig, ProjectorPartConfig
 from llava_npu.config.schema import DataConfig, ModelConfig, OptimizerConfig
 from llava_npu.demo import assets
 from llava_npu.demo.data import DemoData, build_data
@@ -51,7 +51,7 @@ from llava_npu.evaluation.features import FeatureCache
 from llava_npu.evaluation.files import write_text
 from llava_npu.models import load
 from llava_npu.training import train
-from llava_npu.training.loop import build_model
+from llava_npu.training.export import build_model
 from llava_npu.version import __version__
 
 STATE_FILE = "demo.json"
@@ -321,7 +321,7 @@ def _config(run: _Run, stage: Any, recipe: StageRecipe, model: ModelConfig, data
             learning_rate=recipe.learning_rate,
             warmup_ratio=0.06,
         ),
-        parts=PartsConfig(projector=PartConfig(learning_rate=recipe.projector_learning_rate)),
+        parts=PartsConfig(projector=ProjectorPartConfig(learning_rate=recipe.projector_learning_rate)),
         epochs=math.ceil(recipe.steps * recipe.batch_size / records),
         max_steps=recipe.steps,
         batch_size=recipe.batch_size,

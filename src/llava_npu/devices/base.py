@@ -36,7 +36,7 @@ class Device(ABC):
         kind: "cpu", "cuda" or "npu".
         distributed_backend: torch.distributed's backend between such devices.
         index: which one of several; 0 where there is one.
-        quantized_bits: bits per weight that models can be loaded in here (`models/quantization.py`).
+        quantized_bits: bits per weight that models can be held in here, by bitsandbytes.
     """
 
     kind: ClassVar[str]

@@ -10,9 +10,12 @@ import torch
 from transformers import AutoImageProcessor, AutoTokenizer
 
 from llava_npu.errors import UserError
+from llava_npu.models.adapters import BASE, is_adapter_folder, load_adapters, merge_adapters
+from llava_npu.models.composing import compose
 from llava_npu.models.folders import check_loaded, check_model_folder, is_local, open_part
 from llava_npu.models.modeling import LlavaNpuForConditionalGeneration
 from llava_npu.models.processing import IMAGE_TOKEN, LlavaNpuProcessor
+from llava_npu.models.sources import ModelSource, read_source
 from llava_npu.ops.install import install_kernels
 
 MODEL_FOLDER = "model"  # where a run folder keeps its final model
@@ -27,7 +30,8 @@ def load(
     """Loads a model, ready for inference, and its processor.
 
     Args:
-        source: a model folder (ours or plain Hugging Face LLaVA), a run folder, or a hub id.
+        source: a model folder (ours, plain Hugging Face LLaVA, or one with adapters, which are merged into the base
+            that it names), a run folder, or a hub id.
         device: where to put it, with the operations that this device has; None leaves it as transformers loads it.
         dtype: of the weights; None keeps what the file has.
         quantization: what `llava_npu.models.quantization.quantization_config` gives, to load the language model's
@@ -37,7 +41,45 @@ def load(
         UserError: a file is missing or damaged, weights do not fit the configuration, or the tokenizer has no image
             token.
     """
-    source = _resolve(str(source))
+    source = resolve(str(source))
+    if is_adapter_folder(Path(source)):
+        if quantization is not None:
+            raise UserError(
+                f"model: {source} has adapters, which are merged into its base: weights in fewer bits are made while "
+                f"loading a plain model. Make one: llava-npu merge {source} FOLDER"
+            )
+        model = load_with_adapters(Path(source), dtype)
+        merge_adapters(model)
+    else:
+        model = _load_whole(source, device, dtype, quantization)
+    processor = load_processor(source, model)
+    model.eval()
+    if device is not None:
+        if quantization is None:
+            model.to(device)
+        install_kernels(model, torch.device(device))
+    return model, processor
+
+
+def load_with_adapters(folder: Path, dtype: torch.dtype | None = None) -> LlavaNpuForConditionalGeneration:
+    """The base that a folder with adapters names, with these adapters beside its layers, not merged."""
+    model, _ = open_source(read_source(folder / BASE), dtype)
+    load_adapters(folder, model)
+    return model
+
+
+def open_source(
+    source: ModelSource, dtype: torch.dtype | None = None
+) -> tuple[LlavaNpuForConditionalGeneration, LlavaNpuProcessor]:
+    """Loads or composes what `source` describes, on the CPU; `dtype` None keeps a checkpoint's."""
+    if source.checkpoint is not None:
+        return load(source.checkpoint, dtype=dtype)
+    return compose(**source.parts, dtype=dtype or torch.float32)
+
+
+def _load_whole(
+    source: str, device: torch.device | str | None, dtype: torch.dtype | None, quantization: Any | None
+) -> LlavaNpuForConditionalGeneration:
     check_model_folder(source, "model")
     # Quantised weights are made where they stay: they cannot be moved afterwards.
     placed = {} if quantization is None else {"quantization_config": quantization, "device_map": {"": device or "cpu"}}
@@ -49,13 +91,7 @@ def load(
         source,
     )
     check_loaded(info, "model", source)
-    processor = load_processor(source, model)
-    model.eval()
-    if device is not None:
-        if quantization is None:
-            model.to(device)
-        install_kernels(model, torch.device(device))
-    return model, processor
+    return model
 
 
 def load_processor(source: str, model: LlavaNpuForConditionalGeneration) -> LlavaNpuProcessor:
@@ -77,15 +113,19 @@ def load_processor(source: str, model: LlavaNpuForConditionalGeneration) -> Llav
     )
 
 
-def _resolve(source: str) -> str:
+def resolve(source: str) -> str:
+    """The model folder that `source`, a model or run folder, means; a hub id stays what it is."""
     if not is_local(source):
         return source
     folder = Path(source).expanduser()
     if not folder.exists():
         raise UserError(f"model: {source} does not exist. Give a model folder, a run folder or a hub id.")
-    if not (folder / "config.json").is_file() and (folder / MODEL_FOLDER / "config.json").is_file():
-        return str(folder / MODEL_FOLDER)
-    return str(folder)
+    inner = folder / MODEL_FOLDER
+    return str(inner if _is_model_folder(inner) and not _is_model_folder(folder) else folder)
+
+
+def _is_model_folder(folder: Path) -> bool:
+    return (folder / "config.json").is_file() or is_adapter_folder(folder)
 
 
 def _processor_settings(source: str) -> dict[str, str]:

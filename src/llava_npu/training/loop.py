@@ -22,7 +22,6 @@ from llava_npu.data.parsing import Record
 from llava_npu.data.plan import Plan
 from llava_npu.devices import Device
 from llava_npu.errors import UserError
-from llava_npu.models.composing import compose
 from llava_npu.models.feature_cache import (
     FeatureCache,
     fill_feature_cache,
@@ -30,19 +29,21 @@ from llava_npu.models.feature_cache import (
     space_left,
     space_needed,
 )
-from llava_npu.models.loading import MODEL_FOLDER, load
+from llava_npu.models.loading import MODEL_FOLDER
 from llava_npu.models.modeling import LlavaNpuForConditionalGeneration
 from llava_npu.models.processing import LlavaNpuProcessor
 from llava_npu.ops.install import install_kernels
 from llava_npu.training.bad_samples import note_bad_samples, refuse_too_many, rewind_bad_samples
 from llava_npu.training.batches import MicroBatch, steps
 from llava_npu.training.checkpoints import checkpoint_path, newest, prune, write_folder
+from llava_npu.training.export import build_model, export_adapters, export_whole, with_pristine_frozen_parts
 from llava_npu.training.layouts import choose_layout, describe_layout
 from llava_npu.training.metrics import StepMetrics, append_metrics, plot_loss, rewind_metrics
 from llava_npu.training.objective import SupervisedLoss
 from llava_npu.training.optimizer import build_optimizer, schedule, set_learning_rate
 from llava_npu.training.parts import STAGE_TEMPLATES, prepare_parts, trained_parameters
 from llava_npu.training.progress import training_progress
+from llava_npu.training.quantization import check_quantization
 from llava_npu.training.run_data import data_fingerprint, images_of, open_run_data
 from llava_npu.training.run_folder import check_disk_space, is_finished, open_run
 from llava_npu.training.state import load_state, random_state, random_state_file, restore_random_state, save_state
@@ -64,6 +65,7 @@ def train(config: RunConfig, *, fresh: bool = False, console: Console | None = N
     """
     console = console or Console(stderr=True)
     device = devices.select(config.device)
+    check_quantization(config, device)
     devices.apply_environment(device, console.print)
     accelerator = Accelerator(cpu=device.kind == "cpu")
     parts = config.resolved_parts
@@ -83,7 +85,7 @@ def train(config: RunConfig, *, fresh: bool = False, console: Console | None = N
     set_seed(config.seed)
     compute_dtype = _compute_dtype(config, device)
     model, processor = build_model(config)
-    prepare_parts(model, parts, compute_dtype, config.gradient_checkpointing)
+    prepare_parts(model, parts, compute_dtype, config.gradient_checkpointing, config.lora)
     model.to(accelerator.device)
     install_kernels(model, accelerator.device)
     optimizer = build_optimizer(model, config.optimizer, parts)
@@ -177,33 +179,15 @@ def train(config: RunConfig, *, fresh: bool = False, console: Console | None = N
         plot_loss(folder)
         optimizer.state.clear()  # its moments are of no more use, and the export needs the room
         device.empty_cache()
-        final = model if compute_dtype is None else _with_frozen_parts_unrounded(model, config)
-        write_folder(folder / MODEL_FOLDER, lambda target: _export(target, final, processor))
+        trained = dict(trained_parameters(model))
+        if config.has_adapters:
+            write_folder(folder / MODEL_FOLDER, lambda target: export_adapters(target, config, trained, processor))
+        else:
+            final = model if compute_dtype is None else with_pristine_frozen_parts(config, trained)
+            write_folder(folder / MODEL_FOLDER, lambda target: export_whole(target, final, processor))
         prune(folder, keep=0)  # the final model replaces them
     accelerator.wait_for_everyone()
     return folder / MODEL_FOLDER
-
-
-def build_model(
-    config: RunConfig, dtype: torch.dtype = torch.float32
-) -> tuple[LlavaNpuForConditionalGeneration, LlavaNpuProcessor]:
-    """The model that a run starts from, on the CPU."""
-    choice = config.model
-    if choice.checkpoint is not None:
-        return load(choice.checkpoint, dtype=dtype)
-    assert choice.vision_tower is not None
-    assert choice.language_model is not None
-    return compose(
-        choice.vision_tower,
-        choice.language_model,
-        choice.projector,
-        choice.projector_options,
-        vision_feature_layer=choice.vision_feature_layer,
-        keep_prefix_tokens=choice.vision_select_feature == "cls_patch",
-        image_aspect_ratio=choice.image_aspect_ratio,
-        seed=config.seed,
-        dtype=dtype,
-    )
 
 
 def _accumulate(
@@ -331,28 +315,11 @@ def _save_checkpoint(
     accelerator.wait_for_everyone()
 
 
-def _with_frozen_parts_unrounded(
-    model: LlavaNpuForConditionalGeneration, config: RunConfig
-) -> LlavaNpuForConditionalGeneration:
-    """What was trained, beside the frozen parts as they came: in training those may be rounded to 16 bits."""
-    pristine, _ = build_model(config)
-    weights = pristine.state_dict()
-    with torch.no_grad():
-        for name, parameter in trained_parameters(model):
-            weights[name].copy_(parameter)
-    return pristine
-
-
-def _export(target: Path, model: LlavaNpuForConditionalGeneration, processor: LlavaNpuProcessor) -> None:
-    model.save_pretrained(target)
-    processor.save_pretrained(target)
-
-
 def _disk_needed(model: torch.nn.Module, config: RunConfig) -> int:
     """Bytes: checkpoints (weights and two moments of what is trained; one more while saving), and the final model."""
     trained = sum(parameter.numel() * 4 for _, parameter in trained_parameters(model))
     whole = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
-    return 3 * trained * (config.keep_checkpoints + 1) + whole
+    return 3 * trained * (config.keep_checkpoints + 1) + (trained if config.has_adapters else whole)
 
 
 def _introduction(

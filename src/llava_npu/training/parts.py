@@ -8,13 +8,25 @@ import torch
 from torch import nn
 from transformers import AutoModel
 
-from llava_npu.config.parts import Part, PartName, StageName
+from llava_npu.config.parts import LoraConfig, Part, PartName, StageName
+from llava_npu.models.adapters import (
+    AdapterSettings,
+    add_adapters,
+    choose_layers,
+    is_adapter_parameter,
+    linear_layers,
+)
 from llava_npu.models.configuration import LlavaNpuConfig
 from llava_npu.models.modeling import LlavaNpuForConditionalGeneration
 from llava_npu.models.towers import select_features
+from llava_npu.training.quantization import quantize_base
 
-PROJECTOR = "model.multi_modal_projector."
-VISION_TOWER = "model.vision_tower."
+# Where the modules of each part are; all else, the head, is the language model's.
+PREFIXES: dict[PartName, str] = {
+    "vision_tower": "model.vision_tower.",
+    "projector": "model.multi_modal_projector.",
+    "language_model": "model.language_model.",
+}
 
 # The conversation template of a stage where the configuration names none; None: the model's own.
 STAGE_TEMPLATES: dict[StageName, str | None] = {"align": "plain", "finetune": None}
@@ -22,9 +34,14 @@ STAGE_TEMPLATES: dict[StageName, str | None] = {"align": "plain", "finetune": No
 
 def part_of(name: str) -> PartName:
     """The part that a parameter or module of the model belongs to, by its name; the head is the language model's."""
-    if f"{name}.".startswith(VISION_TOWER):
-        return "vision_tower"
-    return "projector" if f"{name}.".startswith(PROJECTOR) else "language_model"
+    for part in ("vision_tower", "projector"):
+        if f"{name}.".startswith(PREFIXES[part]):
+            return part
+    return "language_model"
+
+
+def adapter_settings(lora: LoraConfig) -> AdapterSettings:
+    return AdapterSettings(lora.rank, lora.alpha, lora.dropout, lora.use_dora, lora.use_rslora)
 
 
 def prepare_parts(
@@ -32,17 +49,30 @@ def prepare_parts(
     parts: Mapping[PartName, Part],
     compute_dtype: torch.dtype | None,
     checkpointing: bool,
+    lora: LoraConfig | None = None,
 ) -> None:
-    """Sets what is trained, in which type each part is kept, and each part's mode.
+    """Sets what is trained, adds adapters, and sets in which type each part is kept, and each part's mode.
 
     Trained weights are float32 (small updates vanish in 16 bits). Frozen ones are kept in `compute_dtype`, if given:
     half the memory, and the same products as under autocast. Batch normalisation stays float32 as a whole: its
     statistics are buffers, and weights in another type than they are refused.
+
+    Args:
+        lora: the adapters of parts with `train: lora`; None: the default ones.
     """
     unrounded = {id(parameter) for parameter in _batch_norm_parameters(model)}
     unused = unused_tower_parameters(model.config) if parts["vision_tower"].train != "frozen" else set()
+    adapted = [name for name, part in parts.items() if part.train == "lora"]
+    if adapted:
+        lora = lora or LoraConfig()
+        layers = [layer for part in adapted for layer in linear_layers(model, PREFIXES[part], unused)]
+        layers = choose_layers(layers, lora.targets)
+        add_adapters(model, layers, adapter_settings(lora))
+        if lora.base_bits is not None:
+            quantize_base(model, lora.base_bits, compute_dtype)
     for name, parameter in model.named_parameters():
-        trained = parts[part_of(name)].train == "full" and name not in unused
+        in_full = parts[part_of(name)].train == "full" and name not in unused
+        trained = in_full or is_adapter_parameter(name)
         parameter.requires_grad_(trained)
         if trained:
             parameter.data = parameter.data.float()
@@ -66,7 +96,9 @@ def unused_tower_parameters(config: LlavaNpuConfig) -> set[str]:
         outputs = tower(torch.zeros(1, 3, *config.tower.image_size), output_hidden_states=True)
     features = select_features(outputs, config.tower, config.feature_layers, config.keep_prefix_tokens)
     used = _leaves(features)
-    return {f"{VISION_TOWER}{name}" for name, parameter in tower.named_parameters() if id(parameter) not in used}
+    return {
+        f"{PREFIXES['vision_tower']}{name}" for name, parameter in tower.named_parameters() if id(parameter) not in used
+    }
 
 
 def _leaves(tensor: torch.Tensor) -> set[int]:

@@ -1,0 +1,99 @@
+"""Where a model's weights come from, as a description that can be written down and followed later."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from llava_npu.errors import UserError
+from llava_npu.models.folders import is_local
+
+_PARTS = ("vision_tower", "language_model")
+_WHOLE = 64 * 2**20  # bytes of a file that are read as a whole; of a larger one, samples
+_SAMPLE, _STRIDE = 4096, 2**20
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """A whole checkpoint, or the parts of a model that is composed.
+
+    Attributes:
+        checkpoint: a model folder, a run folder or a hub id.
+        parts: the arguments of `compose`, without its `dtype`.
+    """
+
+    checkpoint: str | None = None
+    parts: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def locations(self) -> dict[str, str]:
+        """The folders and hub ids, each by the name of its key."""
+        if self.checkpoint is not None:
+            return {"checkpoint": self.checkpoint}
+        return {name: self.parts[name] for name in _PARTS}
+
+    def absolute(self) -> ModelSource:
+        """The same from any working folder."""
+        if self.checkpoint is not None:
+            return replace(self, checkpoint=_absolute(self.checkpoint))
+        return replace(self, parts={**self.parts, **{name: _absolute(self.parts[name]) for name in _PARTS}})
+
+
+def write_source(path: Path, source: ModelSource) -> None:
+    """Writes a description, with fingerprints of local weights, so that others in their place are noticed."""
+    source = source.absolute()
+    fingerprints = {key: weights_fingerprint(folder) for key, folder in source.locations.items() if is_local(folder)}
+    values = {"checkpoint": source.checkpoint} if source.checkpoint is not None else {"parts": dict(source.parts)}
+    path.write_text(json.dumps({**values, "fingerprints": fingerprints}, indent=1) + "\n", encoding="utf-8")
+
+
+def read_source(path: Path) -> ModelSource:
+    """Reads what `write_source` wrote.
+
+    Raises:
+        UserError: the file is not of that form, or the weights that it names are gone or are others by now.
+    """
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        source = ModelSource(values.get("checkpoint"), values.get("parts", {}))
+        locations, fingerprints = source.locations, dict(values.get("fingerprints", {}))
+    except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: cannot be read as the description of a base model ({error}).") from error
+    for key, location in locations.items():
+        if is_local(location) and not Path(location).is_dir():
+            raise UserError(
+                f"{path}: the adapters beside it belong to {location}, which is not there. Put it back, or write its "
+                f"new place into `{key}` of {path.name}."
+            )
+        if key in fingerprints and is_local(location) and weights_fingerprint(location) != fingerprints[key]:
+            raise UserError(
+                f"{path}: the weights in {location} are not those that the adapters beside it were trained on. Put "
+                f"the old ones back, or write their place into `{key}` of {path.name}."
+            )
+    return source
+
+
+def weights_fingerprint(folder: str) -> str:
+    """Of the weight files in a model or run folder: names, sizes, and content (of large files 4 KiB of every MiB)."""
+    root = Path(folder)
+    root = root / "model" if (root / "model").is_dir() else root
+    digest = hashlib.sha256()
+    for file in sorted([*root.glob("*.safetensors"), *root.glob("*.bin")]):
+        size = file.stat().st_size
+        digest.update(f"{file.name} {size}\n".encode())
+        with file.open("rb") as stream:
+            if size <= _WHOLE:
+                digest.update(stream.read())
+                continue
+            for start in range(0, size, _STRIDE):
+                stream.seek(start)
+                digest.update(stream.read(_SAMPLE))
+    return f"sha256:{digest.hexdigest()}"
+
+
+def _absolute(location: str) -> str:
+    return str(Path(location).expanduser().resolve()) if is_local(location) else location
