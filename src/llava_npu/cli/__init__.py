@@ -13,6 +13,7 @@ import typer
 
 from llava_npu.cli.chat import chat
 from llava_npu.cli.compare import compare
+from llava_npu.cli.convert import convert
 from llava_npu.cli.data import app as data_app
 from llava_npu.cli.demo import demo
 from llava_npu.cli.doctor import doctor
@@ -35,6 +36,7 @@ app.command("compare")(compare)
 app.command("eval")(eval_)
 app.command("chat")(chat)
 app.command("merge")(merge)
+app.command("convert")(convert)
 app.add_typer(data_app, name="data")
 app.command("demo")(demo)
 app.command("doctor")(doctor)

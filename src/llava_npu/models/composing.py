@@ -56,13 +56,13 @@ def compose(
     tokenizer = open_part(
         lambda: AutoTokenizer.from_pretrained(language_model), "model.language_model (tokenizer)", language_model
     )
-    tower = open_part(lambda: _load_tower(vision_tower, dtype), "model.vision_tower", vision_tower)
+    tower = open_part(lambda: load_tower(vision_tower, dtype), "model.vision_tower", vision_tower)
     decoder = open_part(lambda: _load_language_model(language_model, dtype), "model.language_model", language_model)
     if not hasattr(tower.config, "image_size"):  # a convolutional tower takes any size: the image processor decides
         tower.config.image_size = list(image_size(image_processor))
 
     torch.manual_seed(seed)
-    image_token_id = _add_special_tokens(tokenizer)
+    image_token_id = add_special_tokens(tokenizer)
     if len(tokenizer) > decoder.get_input_embeddings().weight.shape[0]:  # never shrink a padded vocabulary
         decoder.resize_token_embeddings(len(tokenizer), pad_to_multiple_of=EMBEDDING_MULTIPLE)
 
@@ -98,7 +98,7 @@ def compose(
     return model, processor
 
 
-def _load_tower(source: str, dtype: torch.dtype) -> Any:
+def load_tower(source: str, dtype: torch.dtype) -> Any:
     config = AutoConfig.from_pretrained(source)
     config = getattr(config, "vision_config", config)  # a whole CLIP or SigLIP: its vision half
     tower, info = AutoModel.from_pretrained(source, config=config, dtype=dtype, output_loading_info=True)
@@ -123,7 +123,7 @@ def _load_language_model(source: str, dtype: torch.dtype) -> Any:
     return model
 
 
-def _add_special_tokens(tokenizer: Any) -> int:
+def add_special_tokens(tokenizer: Any) -> int:
     """Adds the image token, and a padding token where there is none; returns the image token's id."""
     tokenizer.add_special_tokens({"additional_special_tokens": [IMAGE_TOKEN]}, replace_extra_special_tokens=False)
     if tokenizer.pad_token_id is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from transformers import AutoImageProcessor, AutoTokenizer
 from llava_npu.errors import UserError
 from llava_npu.models.adapters import BASE, is_adapter_folder, load_adapters, merge_adapters
 from llava_npu.models.composing import compose
+from llava_npu.models.configuration import LlavaNpuConfig
 from llava_npu.models.folders import check_loaded, check_model_folder, is_local, open_part
 from llava_npu.models.modeling import LlavaNpuForConditionalGeneration
 from llava_npu.models.processing import IMAGE_TOKEN, LlavaNpuProcessor
@@ -52,7 +54,7 @@ def load(
         merge_adapters(model)
     else:
         model = _load_whole(source, device, dtype, quantization)
-    processor = load_processor(source, model)
+    processor = load_processor(source, model.config)
     model.eval()
     if device is not None:
         if quantization is None:
@@ -94,18 +96,18 @@ def _load_whole(
     return model
 
 
-def load_processor(source: str, model: LlavaNpuForConditionalGeneration) -> LlavaNpuProcessor:
-    """Loads the processor that belongs to `model` from its folder."""
+def load_processor(source: str, config: LlavaNpuConfig) -> LlavaNpuProcessor:
+    """Loads the processor that belongs to a model of this configuration from its folder."""
     tokenizer = open_part(lambda: AutoTokenizer.from_pretrained(source), "model (tokenizer)", source)
     image_processor = open_part(lambda: AutoImageProcessor.from_pretrained(source), "model (image processor)", source)
-    if tokenizer.convert_tokens_to_ids(IMAGE_TOKEN) != model.config.image_token_id:
+    if tokenizer.convert_tokens_to_ids(IMAGE_TOKEN) != config.image_token_id:
         raise UserError(
-            f"model: the tokenizer in {source} has no {IMAGE_TOKEN} token with id {model.config.image_token_id}, which "
+            f"model: the tokenizer in {source} has no {IMAGE_TOKEN} token with id {config.image_token_id}, which "
             "config.json names as image_token_index. Use the tokenizer saved with this model."
         )
     settings = _processor_settings(source)
     return LlavaNpuProcessor.for_config(
-        model.config,
+        config,
         image_processor,
         tokenizer,
         template=settings.get("template"),
@@ -121,7 +123,10 @@ def resolve(source: str) -> str:
     if not folder.exists():
         raise UserError(f"model: {source} does not exist. Give a model folder, a run folder or a hub id.")
     inner = folder / MODEL_FOLDER
-    return str(inner if _is_model_folder(inner) and not _is_model_folder(folder) else folder)
+    folder = inner if _is_model_folder(inner) and not _is_model_folder(folder) else folder
+    from llava_npu.conversion.convert import as_hugging_face  # it loads models too
+
+    return str(as_hugging_face(folder, lambda message: print(message, file=sys.stderr)))
 
 
 def _is_model_folder(folder: Path) -> bool:

@@ -50,6 +50,9 @@ def write_folder(path: Path, fill: Callable[[Path], None]) -> None:
             shutil.rmtree(path)
         partial.rename(path)
         _sync(path.parent)
+    except UserError:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
     except OSError as error:
         shutil.rmtree(partial, ignore_errors=True)
         if error.errno in (errno.ENOSPC, errno.EDQUOT):

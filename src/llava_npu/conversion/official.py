@@ -1,0 +1,323 @@
+"""Official LLaVA's checkpoints (haotian-liu/LLaVA), and those of this project's predecessor, which share their layout.
+
+Three kinds, told apart by what the folder holds:
+
+- a whole model: config.json with `mm_*` keys, and weights (`.bin` or safetensors, in shards or not);
+- a projector alone, as stage 1 leaves it: config.json and mm_projector.bin, beside a base language model;
+- LoRA weights: adapter_config.json, adapter_model and non_lora_trainables.bin, beside a base language model.
+
+Their config says only the vision tower's name; the tower's own folder gives its architecture, its image processor and,
+where the checkpoint lacks them, its weights.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, LlamaTokenizer, PretrainedConfig
+
+from llava_npu.conversion.adapters import merged, read_adapter
+from llava_npu.conversion.checkpoint import Checkpoint, Weights
+from llava_npu.conversion.json_objects import read_json
+from llava_npu.conversion.projectors import from_original, infer_options, type_from_original
+from llava_npu.conversion.weight_files import WeightFiles, find_weights, read_weights
+from llava_npu.conversion.weight_names import (
+    EMBEDDING,
+    LM_HEAD,
+    PROJECTOR,
+    VISION_TOWER,
+    from_official,
+    tower_weight,
+)
+from llava_npu.errors import UserError
+from llava_npu.models.composing import EMBEDDING_MULTIPLE, add_special_tokens, load_tower
+from llava_npu.models.configuration import LlavaNpuConfig
+from llava_npu.models.folders import check_model_folder, is_local, open_part
+from llava_npu.models.processing import LlavaNpuProcessor
+
+PROJECTOR_FILE = "mm_projector.bin"
+ADAPTER_CONFIG = "adapter_config.json"
+TRAINABLES_FILE = "non_lora_trainables.bin"
+COMPANIONS = ("tokenizer.model", "generation_config.json")
+# Official model types, and transformers' of the language model inside. The released v1.5 files say "llava".
+LANGUAGE_MODELS = {"llava": "llama", "llava_llama": "llama", "llava_mistral": "mistral", "llava_qwen": "qwen2"}
+_PREDECESSOR_ONLY = ("ldp", "resampler", "tokenpacker", "abs")
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Where the parts of an official model lie.
+
+    Attributes:
+        folder: what was given.
+        values: its config.json.
+        base: the folder of the language model's weights and tokenizer: `folder` itself, or the base model's.
+        tower: folder or hub id of the vision tower.
+    """
+
+    folder: Path
+    values: dict[str, Any]
+    base: Path
+    tower: str
+
+
+def is_official(folder: Path, values: dict[str, Any]) -> bool:
+    """Whether a folder's content is official LLaVA's, whatever the folder is called."""
+    return "mm_vision_tower" in values or (folder / PROJECTOR_FILE).is_file() or (folder / TRAINABLES_FILE).is_file()
+
+
+def read_official(
+    folder: Path, base: str | None = None, vision_tower: str | None = None, template: str | None = None
+) -> Checkpoint:
+    """Reads a checkpoint of official LLaVA.
+
+    Args:
+        base: folder of the language model, where the checkpoint is a projector or LoRA weights; by default the one that
+            its config names.
+        vision_tower: folder or hub id of the vision tower, in place of the one that the config names.
+        template: conversation template that it was trained with; by default Vicuna's (`v1`), or Mistral's.
+
+    Raises:
+        UserError: a part is missing or damaged, or of a kind that is not known.
+    """
+    values = read_json(folder / "config.json")
+    parts = _locate(folder, values, base, vision_tower)
+    tower_config = _tower_config(parts.tower)
+    projector = _projector(parts)
+    tokenizer = open_part(lambda: _tokenizer(parts.base), "model (tokenizer)", str(parts.base))
+    image_token_id = add_special_tokens(tokenizer)
+    text_config = _text_config(parts, values)
+    rows = text_config.vocab_size
+    wanted = max(rows, len(tokenizer))
+    text_config.vocab_size = -(-wanted // EMBEDDING_MULTIPLE) * EMBEDDING_MULTIPLE if wanted > rows else rows
+    config = _config(parts, tower_config, text_config, projector, image_token_id)
+    image_processor = open_part(lambda: AutoImageProcessor.from_pretrained(parts.tower), "vision tower", parts.tower)
+    model_type = str(values.get("model_type", "llava"))
+    template = template or ("mistral" if model_type == "llava_mistral" else "v1")
+    aspect_ratio = str(values.get("image_aspect_ratio") or "square")
+    processor = LlavaNpuProcessor.for_config(
+        config,
+        image_processor,
+        tokenizer,
+        template=template,
+        image_aspect_ratio=aspect_ratio,
+    )
+
+    def weights() -> Weights:
+        kind = config.tower.kind
+        tower_seen = False
+        for name, tensor in _language_weights(parts):
+            renamed = from_official(name, kind)
+            if renamed is None or renamed.startswith(PROJECTOR):
+                continue  # the projector was read as a whole
+            tower_seen = tower_seen or renamed.startswith(VISION_TOWER)
+            if renamed in (EMBEDDING, LM_HEAD):
+                tensor = _with_rows(tensor, text_config.vocab_size)
+            yield renamed, tensor
+        for name, tensor in projector.weights.items():
+            yield f"{PROJECTOR}{name}", tensor
+        if not tower_seen:
+            yield from _tower_weights(parts.tower, kind)
+
+    files = _files(parts)
+    return Checkpoint(
+        source=str(folder),
+        layout="official",
+        config=config,
+        processor=processor,
+        weights=weights,
+        num_bytes=sum(each.num_bytes for each in files),
+        companions=tuple(parts.base / name for name in COMPANIONS if (parts.base / name).is_file()),
+    )
+
+
+# ---- parts ----
+
+
+def _locate(folder: Path, values: dict[str, Any], base: str | None, vision_tower: str | None) -> Parts:
+    needs_base = (folder / ADAPTER_CONFIG).is_file() or (
+        find_weights(folder) is None and (folder / PROJECTOR_FILE).is_file()
+    )
+    if find_weights(folder) is None and not needs_base:
+        raise UserError(f"{folder}: has neither weights, nor {PROJECTOR_FILE}, nor {ADAPTER_CONFIG}.")
+    home = folder
+    if needs_base:
+        named = base or _named_base(folder, values)
+        if named is None or not is_local(named) or not Path(named).expanduser().is_dir():
+            what = "LoRA weights" if (folder / ADAPTER_CONFIG).is_file() else "a projector alone"
+            said = f" Its config names {named!r}, which is no folder here." if named and not base else ""
+            raise UserError(f"{folder}: holds {what}.{said} Give the folder of its language model with --base.")
+        home = Path(named).expanduser()
+    elif base is not None:
+        raise UserError(f"--base {base}: {folder} is a whole model and needs no base.")
+    tower = vision_tower or values.get("mm_vision_tower")
+    if not tower:
+        raise UserError(f"{folder}/config.json: names no vision tower (mm_vision_tower). Give it with --vision-tower.")
+    if vision_tower is None and not Path(str(tower)).is_dir():  # the folder has moved since it was written
+        beside = folder / Path(str(tower)).name
+        tower = str(beside) if beside.is_dir() else tower
+    return Parts(folder, values, home, str(tower))
+
+
+def _named_base(folder: Path, values: dict[str, Any]) -> str | None:
+    adapter = folder / ADAPTER_CONFIG
+    named = read_json(adapter).get("base_model_name_or_path") if adapter.is_file() else values.get("_name_or_path")
+    return str(named) if named else None
+
+
+def _files(parts: Parts) -> list[WeightFiles]:
+    single = [parts.folder / name for name in (PROJECTOR_FILE, TRAINABLES_FILE) if (parts.folder / name).is_file()]
+    whole = find_weights(parts.base)
+    if whole is None:
+        raise UserError(f"--base {parts.base}: has no weights.")
+    return [whole, WeightFiles(tuple(single))]
+
+
+def _language_weights(parts: Parts) -> Iterator[tuple[str, torch.Tensor]]:
+    """All weights that official LLaVA would hold, under its names; LoRA weights are added to those they change."""
+    whole, single = _files(parts)
+    changed = {_official(name): tensor for name, tensor in single} if parts.base != parts.folder else {}
+    base: Weights = ((name, tensor) for name, tensor in whole if name not in changed)
+    settings = parts.folder / ADAPTER_CONFIG
+    if settings.is_file():
+        base = merged(base, read_adapter(parts.folder, read_json(settings)), str(parts.folder))
+    return itertools.chain(base, changed.items())
+
+
+def _official(name: str) -> str:
+    """The plain name of a weight in mm_projector.bin or non_lora_trainables.bin."""
+    return name.removeprefix("base_model.model.")
+
+
+# ---- projector ----
+
+
+@dataclass(frozen=True)
+class ProjectorWeights:
+    """A projector in this package's terms."""
+
+    type: str
+    options: dict[str, Any]
+    weights: dict[str, torch.Tensor]
+
+
+def _projector(parts: Parts) -> ProjectorWeights:
+    named = str(parts.values.get("mm_projector_type") or "linear")
+    weights = {
+        name.removeprefix("model.mm_projector."): tensor.clone()
+        for name, tensor in _projector_weights(parts)
+        if name.startswith("model.mm_projector.")
+    }
+    if not weights and named != "identity":
+        raise UserError(f"{parts.folder}: holds no projector (no weight named model.mm_projector.*).")
+    layout = "llava_npu_2024" if any(each in named for each in _PREDECESSOR_ONLY) else "llava"
+    # MobileVLM's first projector and the predecessor's are both called `ldp`; their weights tell.
+    first = named == "ldp" and any(name.startswith("model.") for name in weights)
+    kind = "ldp" if first else type_from_original(layout, named)
+    converted = from_original(kind, layout, weights)
+    options = {} if kind == "identity" else infer_options(kind, converted)
+    for key, option in (("scale_factor", "scale_factor"), ("num_input_tokens", "num_input_tokens")):
+        if key in parts.values and kind in ("tokenpacker", "c_abstractor"):
+            options.setdefault(option, parts.values[key])
+    return ProjectorWeights(kind, _without_defaults(kind, options), converted)
+
+
+def _projector_weights(parts: Parts) -> Iterator[tuple[str, torch.Tensor]]:
+    for name in (PROJECTOR_FILE, TRAINABLES_FILE):
+        if (parts.folder / name).is_file():
+            return ((_with_model(_official(key)), tensor) for key, tensor in read_weights(parts.folder / name))
+    whole = find_weights(parts.folder)
+    assert whole is not None
+    return iter(whole)
+
+
+def _with_model(name: str) -> str:
+    return f"model.{name}" if name.startswith("mm_projector.") else name
+
+
+def _without_defaults(kind: str, options: dict[str, Any]) -> dict[str, Any]:
+    """Only what differs from the projector's defaults, so that a plain MLP stays one that transformers knows."""
+    from llava_npu.models.projectors import make_options
+
+    implied = make_options(kind)
+    known = {field.name for field in dataclasses.fields(implied)}
+    return {name: value for name, value in options.items() if name in known and value != getattr(implied, name)}
+
+
+# ---- configuration ----
+
+
+def _tower_config(tower: str) -> Any:
+    check_model_folder(tower, "--vision-tower")
+    config = open_part(lambda: AutoConfig.from_pretrained(tower), "--vision-tower", tower)
+    return getattr(config, "vision_config", config)
+
+
+def _tower_weights(tower: str, kind: str) -> Weights:
+    if is_local(tower):
+        files = find_weights(Path(tower).expanduser())
+        assert files is not None  # `check_model_folder` has seen to it
+        for name, tensor in files:
+            name = name.removeprefix("vision_tower.")
+            if not name.startswith(("text_model.", "text_projection", "visual_projection", "logit_")) and not (
+                name.endswith("position_ids")
+            ):
+                yield tower_weight(name, kind), tensor
+        return
+    model = open_part(lambda: load_tower(tower, torch.float32), "--vision-tower", tower)
+    for name, tensor in model.state_dict().items():
+        yield tower_weight(name, kind), tensor
+
+
+def _tokenizer(folder: Path) -> Any:
+    # Beside a config.json that says "llava", transformers 5 reads a sentencepiece model as something that it is not: no
+    # token for a space before a piece of text, which LLaVA was trained with.
+    sentencepiece = (folder / "tokenizer.model").is_file() and not (folder / "tokenizer.json").is_file()
+    return (LlamaTokenizer if sentencepiece else AutoTokenizer).from_pretrained(folder)
+
+
+def _text_config(parts: Parts, values: dict[str, Any]) -> PretrainedConfig:
+    model_type = str(values.get("model_type", "llava"))
+    if parts.base != parts.folder:  # the base describes itself
+        config: PretrainedConfig = open_part(lambda: AutoConfig.from_pretrained(parts.base), "--base", str(parts.base))
+        return config
+    if model_type not in LANGUAGE_MODELS:
+        raise UserError(
+            f"{parts.folder}/config.json: model_type {model_type!r} is not known. Known: {', '.join(LANGUAGE_MODELS)}."
+        )
+    inner = AutoConfig.for_model(LANGUAGE_MODELS[model_type])
+    known = {*inner.to_dict(), "rope_theta", "rope_scaling", "head_dim"} - {"model_type", "architectures"}
+    given = {key: value for key, value in values.items() if key in known and value is not None}
+    return type(inner)(**given)
+
+
+def _config(
+    parts: Parts, tower: Any, text: PretrainedConfig, projector: ProjectorWeights, image_token_id: int
+) -> LlavaNpuConfig:
+    values = parts.values
+    selected = values.get("mm_vision_select_feature", "patch")
+    return LlavaNpuConfig(
+        vision_config=tower,
+        text_config=text,
+        image_token_index=image_token_id,
+        vision_feature_layer=values.get("mm_vision_select_layer", -2),
+        vision_feature_select_strategy="full" if selected == "cls_patch" else None,
+        projector_type=projector.type,
+        projector_options=projector.options,
+        tie_word_embeddings=bool(text.tie_word_embeddings),
+    )
+
+
+def _with_rows(tensor: torch.Tensor, rows: int) -> torch.Tensor:
+    """An embedding with rows for added tokens, each the mean of the others: no token's logit stands out."""
+    added = rows - tensor.shape[0]
+    if added <= 0:
+        return tensor
+    mean = tensor.float().mean(0, keepdim=True).to(tensor.dtype)
+    return torch.cat([tensor, mean.expand(added, -1)])

@@ -1,0 +1,125 @@
+"""Weights in files, one shard in memory at a time: read as safetensors or pickles, written as safetensors."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from llava_npu.errors import UserError
+
+SHARD_BYTES = 2 * 2**30
+# In this order: where a folder has both, safetensors cannot run code and load faster.
+_STEMS = (("model", ".safetensors"), ("pytorch_model", ".bin"))
+
+
+@dataclass(frozen=True)
+class WeightFiles:
+    """The weight files of one folder, in a fixed order; iterating gives (name, tensor) without loading them all."""
+
+    files: tuple[Path, ...]
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(file.stat().st_size for file in self.files)
+
+    def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
+        for file in self.files:
+            yield from read_weights(file)
+
+
+def find_weights(folder: Path) -> WeightFiles | None:
+    """The model's weight files in a folder, or None if it has none.
+
+    Raises:
+        UserError: an index cannot be read, or names files that are not there.
+    """
+    for stem, suffix in _STEMS:
+        index, single = folder / f"{stem}{suffix}.index.json", folder / f"{stem}{suffix}"
+        if index.is_file():
+            return WeightFiles(tuple(folder / name for name in _shards(index)))
+        if single.is_file():
+            return WeightFiles((single,))
+    return None
+
+
+def read_weights(file: Path) -> Iterator[tuple[str, torch.Tensor]]:
+    """(name, tensor) of one file; memory-mapped, so that what is not kept is not held.
+
+    Raises:
+        UserError: the file is damaged, or a pickle that holds more than tensors (which could run code).
+    """
+    try:
+        if file.suffix == ".safetensors":
+            with safe_open(file, framework="pt") as weights:
+                for name in weights.keys():  # noqa: SIM118  (no mapping)
+                    yield name, weights.get_tensor(name)
+        else:
+            yield from _unpickled(file).items()
+    except (OSError, EOFError, SafetensorError, RuntimeError, pickle.UnpicklingError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{file}: cannot be read as weights: {reason}") from error
+
+
+def _unpickled(file: Path) -> dict[str, torch.Tensor]:
+    try:
+        values = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    except RuntimeError:  # the format of before torch 1.6 cannot be mapped
+        values = torch.load(file, map_location="cpu", weights_only=True)
+    if not isinstance(values, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in values.values()):
+        raise UserError(f"{file}: holds something else than named tensors.")
+    return values
+
+
+def write_weights(folder: Path, weights: Iterable[tuple[str, torch.Tensor]], shard_bytes: int = SHARD_BYTES) -> None:
+    """Writes `model.safetensors`, or shards of at most `shard_bytes` and an index, as transformers does."""
+    shards: list[list[str]] = []
+    pending: dict[str, torch.Tensor] = {}
+    held = total = 0
+
+    def flush() -> None:
+        nonlocal pending, held
+        shards.append(list(pending))
+        save_file(pending, _numbered(folder, len(shards)), metadata={"format": "pt"})
+        pending, held = {}, 0
+
+    for name, tensor in weights:
+        size = tensor.numel() * tensor.element_size()
+        if pending and held + size > shard_bytes:
+            flush()
+        # A copy of its own: a view would be refused, or write what it is a view of.
+        pending[name] = tensor.clone(memory_format=torch.contiguous_format)
+        held, total = held + size, total + size
+    flush()
+
+    if len(shards) == 1:
+        _numbered(folder, 1).rename(folder / "model.safetensors")
+        return
+    weight_map = {}
+    for number, names in enumerate(shards, start=1):
+        final = folder / f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        _numbered(folder, number).rename(final)
+        weight_map.update(dict.fromkeys(names, final.name))
+    index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
+def _numbered(folder: Path, number: int) -> Path:
+    return folder / f"model-{number:05d}.safetensors"
+
+
+def _shards(index: Path) -> list[str]:
+    try:
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise UserError(f"{index}: is not an index of weights: {error}") from error
+    missing = [name for name in names if not (index.parent / name).is_file()]
+    if missing:
+        raise UserError(f"{index}: names files that are missing: {', '.join(missing)}.")
+    return names
