@@ -129,12 +129,12 @@ def test_an_interrupted_run_with_adapters_goes_on_bit_for_bit(make_run: MakeRun)
 
 
 def _stop_after(run: RunConfig, step: int) -> None:
-    from llava_npu.training import loop
+    from llava_npu.training import reporting
 
     class CrashError(Exception):
         pass
 
-    append = loop.append_metrics
+    append = reporting.append_metrics
 
     def crash(folder: Path, metrics: Any) -> None:
         append(folder, metrics)
@@ -142,7 +142,7 @@ def _stop_after(run: RunConfig, step: int) -> None:
             raise CrashError
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "append_metrics", crash)
+        patch.setattr(reporting, "append_metrics", crash)
         with pytest.raises(CrashError):
             train(run)
 

@@ -40,6 +40,7 @@ def test_align_then_finetune_learns(make_run: MakeRun) -> None:
     model = train(align)
     assert _losses(align)[-1] < _losses(align)[0] - 0.3
     assert (align.output_path / "loss.png").stat().st_size > 1000
+    assert "<svg" in (align.output_path / "loss.html").read_text()
 
     finetune = make_run(
         "finetune",
@@ -207,12 +208,12 @@ def test_a_finished_run_is_left_alone(make_run: MakeRun) -> None:
 
 def _interrupt(run: RunConfig, after_step: int) -> None:
     """Runs until `after_step` steps are reported, then stops as a crash would."""
-    from llava_npu.training import loop
+    from llava_npu.training import reporting
 
     class CrashError(Exception):
         pass
 
-    append = loop.append_metrics
+    append = reporting.append_metrics
 
     def crash(folder: Path, metrics: Any) -> None:
         append(folder, metrics)
@@ -220,7 +221,7 @@ def _interrupt(run: RunConfig, after_step: int) -> None:
             raise CrashError
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "append_metrics", crash)
+        patch.setattr(reporting, "append_metrics", crash)
         with pytest.raises(CrashError):
             train(run)
 

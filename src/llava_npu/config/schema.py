@@ -158,6 +158,10 @@ class RunConfig(Section):
     )
     device: str = Field("auto", description="`auto` (NPU, then CUDA, then CPU), `npu`, `cuda`, `cpu`, or as `npu:1`.")
     seed: int = Field(0, ge=0, description="Of the projector's weights, the order of the data and everything random.")
+    trackers: list[Literal["tensorboard", "wandb", "swanlab", "mlflow"]] = Field(
+        default_factory=list,
+        description="Experiment trackers that get what metrics.jsonl gets; each needs its package installed.",
+    )
     log_every: int = Field(1, ge=1, description="Steps between lines of metrics.jsonl.")
     save_every: int = Field(
         500, ge=1, description="Steps between checkpoints; at the end the final model takes their place."

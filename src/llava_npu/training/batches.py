@@ -22,16 +22,21 @@ class MicroBatch:
     Attributes:
         tensors: what `SupervisedLoss` takes.
         sequence_lengths: tokens of each sample, row after row, the padding behind them counted as another.
+        sample_lengths: the same without the padding.
         supervised_tokens: how many tokens are learned from.
-        tokens: how many there are, padding not counted.
         replaced: what was wrong with the samples that others stand in for.
     """
 
     tensors: dict[str, torch.Tensor]
     sequence_lengths: tuple[int, ...]
+    sample_lengths: tuple[int, ...]
     supervised_tokens: int
-    tokens: int
     replaced: tuple[str, ...] = ()
+
+    @property
+    def tokens(self) -> int:
+        """How many there are, padding not counted."""
+        return sum(self.sample_lengths)
 
     @property
     def images(self) -> int:
@@ -139,7 +144,7 @@ def micro_batch(
     return MicroBatch(
         tensors,
         sequence_lengths=tuple(sequences),
+        sample_lengths=tuple(lengths),
         supervised_tokens=len(tensors["supervised_positions"]),
-        tokens=sum(lengths),
         replaced=tuple(sample.replaced for sample in samples if sample.replaced is not None),
     )

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 import shutil
-import time
 from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -33,20 +33,25 @@ from llava_npu.models.loading import MODEL_FOLDER
 from llava_npu.models.modeling import LlavaNpuForConditionalGeneration
 from llava_npu.models.processing import LlavaNpuProcessor
 from llava_npu.ops.install import install_kernels
+from llava_npu.planning.flops import flop_model
 from llava_npu.training.bad_samples import note_bad_samples, refuse_too_many, rewind_bad_samples
 from llava_npu.training.batches import MicroBatch, steps
 from llava_npu.training.checkpoints import checkpoint_path, newest, prune, write_folder
 from llava_npu.training.export import build_model, export_adapters, export_whole, with_pristine_frozen_parts
 from llava_npu.training.layouts import choose_layout, describe_layout
-from llava_npu.training.metrics import StepMetrics, append_metrics, plot_loss, rewind_metrics
+from llava_npu.training.metrics import StepMetrics, rewind_metrics
 from llava_npu.training.objective import SupervisedLoss
 from llava_npu.training.optimizer import build_optimizer, schedule, set_learning_rate
 from llava_npu.training.parts import STAGE_TEMPLATES, prepare_parts, trained_parameters
+from llava_npu.training.plots import draw_plots
 from llava_npu.training.progress import training_progress
 from llava_npu.training.quantization import check_quantization
+from llava_npu.training.reporting import open_report
 from llava_npu.training.run_data import data_fingerprint, images_of, open_run_data
 from llava_npu.training.run_folder import check_disk_space, is_finished, open_run
 from llava_npu.training.state import load_state, random_state, random_state_file, restore_random_state, save_state
+from llava_npu.training.throughput import ThroughputMeter, find_peak
+from llava_npu.training.trackers import check_trackers
 
 
 def train(config: RunConfig, *, fresh: bool = False, console: Console | None = None) -> Path:
@@ -67,6 +72,7 @@ def train(config: RunConfig, *, fresh: bool = False, console: Console | None = N
     device = devices.select(config.device)
     check_quantization(config, device)
     devices.apply_environment(device, console.print)
+    check_trackers(config.trackers)
     accelerator = Accelerator(cpu=device.kind == "cpu")
     parts = config.resolved_parts
     records = open_run_data(config.data)
@@ -89,6 +95,7 @@ def train(config: RunConfig, *, fresh: bool = False, console: Console | None = N
     model.to(accelerator.device)
     install_kernels(model, accelerator.device)
     optimizer = build_optimizer(model, config.optimizer, parts)
+    flops = flop_model(model)
     if accelerator.is_main_process:
         check_disk_space(folder, _disk_needed(model, config))
         console.print(_introduction(config, device, model, accelerator.num_processes, num_steps, compute_dtype))
@@ -128,9 +135,14 @@ def train(config: RunConfig, *, fresh: bool = False, console: Console | None = N
         if state_file.is_file():
             restore_random_state(torch.load(state_file, weights_only=True), device)
 
-    started = reported = time.perf_counter()
-    tokens_since = samples_since = 0
-    with training_progress(console, config.stage, num_steps, done, accelerator.is_main_process) as progress:
+    peak = find_peak(device, compute_dtype)
+    if accelerator.is_main_process and peak is not None:
+        console.print(f"MFU is against {peak.tflops:.4g} TFLOP/s ({peak.source})")
+    meter = ThroughputMeter(flops, device, peak, cached_features=features is not None)
+    with (
+        training_progress(console, config.stage, num_steps, done, accelerator.is_main_process) as progress,
+        open_report(config, folder, progress, console) if accelerator.is_main_process else nullcontext() as report,
+    ):
         for step, micro_batches in enumerate(batches, start=done):
             factor = schedule(step, num_steps, config.optimizer.warmup_ratio)
             set_learning_rate(optimizer, factor)
@@ -142,7 +154,7 @@ def train(config: RunConfig, *, fresh: bool = False, console: Console | None = N
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
 
-            tokens_since, samples_since = tokens_since + counts[1], samples_since + config.batch_size
+            meter.add(micro_batches, tokens=counts[1], samples=config.batch_size)
             finished = step + 1
             if finished % config.log_every == 0 or finished == num_steps:
                 total_loss = float(accelerator.reduce(loss))
@@ -151,7 +163,6 @@ def train(config: RunConfig, *, fresh: bool = False, console: Console | None = N
                         f"step {finished}: the loss is {total_loss}. The last complete checkpoint is kept. Lower "
                         "optimizer.learning_rate, or look at the data of this step with `llava-npu data inspect`."
                     )
-                now = time.perf_counter()
                 metrics = StepMetrics(
                     step=finished,
                     epoch=finished * config.batch_size / len(records),
@@ -164,19 +175,15 @@ def train(config: RunConfig, *, fresh: bool = False, console: Console | None = N
                     supervised_tokens=counts[0],
                     tokens=counts[1],
                     samples=config.batch_size,
-                    tokens_per_second=tokens_since / (now - reported),
-                    samples_per_second=samples_since / (now - reported),
-                    seconds=now - started,
+                    **asdict(meter.report(num_steps - finished)),
                 )
-                reported, tokens_since, samples_since = now, 0, 0
-                if accelerator.is_main_process:
-                    append_metrics(folder, metrics)
-                    progress.show(metrics)
+                if report is not None:
+                    report(metrics)
             if finished % config.save_every == 0 and finished < num_steps:
                 _save_checkpoint(folder, finished, config.keep_checkpoints, model, optimizer, accelerator, device)
 
     if accelerator.is_main_process:
-        plot_loss(folder)
+        draw_plots(folder)
         optimizer.state.clear()  # its moments are of no more use, and the export needs the room
         device.empty_cache()
         trained = dict(trained_parameters(model))
@@ -311,7 +318,7 @@ def _save_checkpoint(
 
         write_folder(checkpoint_path(folder, step), fill)
         prune(folder, keep)
-        plot_loss(folder)
+        draw_plots(folder)
     accelerator.wait_for_everyone()
 
 

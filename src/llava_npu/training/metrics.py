@@ -1,4 +1,4 @@
-"""What a run reports: metrics.jsonl, a loss plot, a line in the terminal."""
+"""What a run reports of a step, and metrics.jsonl, where all of it goes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 METRICS = "metrics.jsonl"
-PLOT = "loss.png"
 
 
 @dataclass(frozen=True)
@@ -23,8 +22,7 @@ class StepMetrics:
         learning_rate: of this step; `learning_rates` has each trained part's own.
         grad_norm: before clipping.
         supervised_tokens, tokens, samples: in this step, over all devices.
-        tokens_per_second, samples_per_second: since the last report.
-        seconds: since the run's start or continuation.
+        tokens_per_second, …: see `throughput.Throughput`.
     """
 
     step: int
@@ -38,7 +36,11 @@ class StepMetrics:
     samples: int
     tokens_per_second: float
     samples_per_second: float
+    tflops_per_device: float
+    mfu: float | None
+    peak_memory_gib: float
     seconds: float
+    seconds_left: float
 
 
 def append_metrics(folder: Path, metrics: StepMetrics) -> None:
@@ -58,38 +60,6 @@ def rewind_metrics(folder: Path, step: int) -> None:
     """Drops the lines after `step`: a continued run reports them again."""
     kept = [line for line in read_metrics(folder) if line["step"] <= step]
     _write(folder / METRICS, kept)
-
-
-def plot_loss(folder: Path) -> None:
-    """Draws loss and learning rate over the steps into loss.png; without matplotlib there is no plot."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        return
-    lines = read_metrics(folder)
-    if not lines:
-        return
-    steps = [line["step"] for line in lines]
-    figure = Figure(figsize=(8, 4.5), layout="constrained")
-    loss_axes = figure.add_subplot()
-    loss_axes.plot(steps, [line["loss"] for line in lines], color="tab:blue", alpha=0.35, linewidth=1)
-    loss_axes.plot(steps, _smooth([line["loss"] for line in lines]), color="tab:blue", linewidth=2)
-    loss_axes.set(xlabel="step", ylabel="loss (nats per supervised token)")
-    rate_axes = loss_axes.twinx()
-    rate_axes.plot(steps, [line["learning_rate"] for line in lines], color="tab:orange", linewidth=1)
-    rate_axes.set_ylabel("learning rate")
-    partial = folder / f".{PLOT}"
-    figure.savefig(partial, format="png", dpi=120)
-    partial.replace(folder / PLOT)
-
-
-def _smooth(values: list[float], weight: float = 0.9) -> list[float]:
-    smoothed: list[float] = []
-    total = norm = 0.0
-    for value in values:
-        total, norm = weight * total + value, weight * norm + 1
-        smoothed.append(total / norm)
-    return smoothed
 
 
 def _write(path: Path, lines: Iterable[dict[str, Any]]) -> None:

@@ -1,9 +1,10 @@
-"""The progress line of a run: step, loss, learning rate, speed, time left."""
+"""The progress line of a run: step, loss, learning rate, speed, memory, time left."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -25,12 +26,14 @@ class TrainingProgress:
         report = (
             f"loss {metrics.loss:.4f} · lr {metrics.learning_rate:.2e} · "
             f"{metrics.tokens_per_second:,.0f} tokens/s · {metrics.samples_per_second:.1f} samples/s"
+            f"{'' if metrics.mfu is None else f' · MFU {metrics.mfu:.0%}'} · {metrics.peak_memory_gib:.1f} GiB"
         )
         self._progress.update(self._task, completed=metrics.step, report=report)
         if not self._console.is_terminal and (
             metrics.step % self._line_every == 0 or metrics.step in (1, self._num_steps)
         ):
-            self._console.print(f"step {metrics.step}/{self._num_steps} · {report}")
+            left = timedelta(seconds=round(metrics.seconds_left))
+            self._console.print(f"step {metrics.step}/{self._num_steps} · {report} · {left} left")
 
 
 @contextmanager

@@ -3,7 +3,8 @@
 run.yaml              the resolved configuration and the data's fingerprint
 metrics.jsonl         one line per logged step
 bad_samples.jsonl     one line per sample that was replaced, if any
-loss.png
+loss.png, loss.html   loss, learning rate and throughput, drawn as the run goes
+trackers.json         what experiment trackers call this run, if any are chosen
 checkpoint-000500/    see `checkpoints`
 model/                the final model, in Hugging Face layout, once the run is finished
 """
@@ -20,11 +21,13 @@ from llava_npu.config import RunConfig
 from llava_npu.errors import UserError
 from llava_npu.models.loading import MODEL_FOLDER
 from llava_npu.training.bad_samples import BAD_SAMPLES
-from llava_npu.training.metrics import METRICS, PLOT
+from llava_npu.training.metrics import METRICS
+from llava_npu.training.plots import PAGE, PICTURE
+from llava_npu.training.trackers import IDENTITIES
 
 RUN_FILE = "run.yaml"
 # These change where and how fast a run goes, not what it computes.
-_FREE = ("output", "device", "data.workers", "log_every", "save_every", "keep_checkpoints")
+_FREE = ("output", "device", "data.workers", "trackers", "log_every", "save_every", "keep_checkpoints")
 
 
 def open_run(config: RunConfig, data_fingerprint: str, fresh: bool) -> Path:
@@ -94,7 +97,7 @@ def _clear(folder: Path) -> None:
     # Only what runs write; run.yaml last, so that an interrupted clearing is still recognised as a run.
     for path in (*folder.glob("checkpoint-*"), *folder.glob(".*.partial"), folder / MODEL_FOLDER):
         shutil.rmtree(path, ignore_errors=True)
-    for name in (METRICS, PLOT, BAD_SAMPLES, RUN_FILE):
+    for name in (METRICS, PICTURE, PAGE, IDENTITIES, BAD_SAMPLES, RUN_FILE):
         (folder / name).unlink(missing_ok=True)
 
 

@@ -1,0 +1,47 @@
+"""The run's picture and page, drawn from its metrics."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from PIL import Image
+
+from llava_npu.training.plots import MOST_POINTS, Plotter, draw_plots
+
+
+def _write_metrics(folder: Path, steps: int) -> None:
+    lines = (
+        {"step": n, "loss": 5.0 / n if n != 3 else float("nan"), "learning_rate": 1e-3, "tokens_per_second": 1e4}
+        | {"mfu": None, "learning_rates": {"projector": 1e-3}}
+        for n in range(1, steps + 1)
+    )
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def test_picture_and_page(tmp_path: Path) -> None:
+    folder = tmp_path / "a <run> & more"
+    folder.mkdir()
+    _write_metrics(folder, 2 * MOST_POINTS + 7)
+    draw_plots(folder)
+    with Image.open(folder / "loss.png") as picture:
+        assert picture.width > 500
+    page = (folder / "loss.html").read_text()
+    assert "<h1>a &lt;run&gt; &amp; more</h1><svg" in page
+    assert f"<tr><td>step<td>{2 * MOST_POINTS + 7:,}" in page
+    assert len(page) < 500_000  # not a point for each step
+    assert not list(folder.glob(".*"))
+
+
+def test_nothing_is_drawn_of_nothing(tmp_path: Path) -> None:
+    draw_plots(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_drawing_is_seldom(tmp_path: Path) -> None:
+    _write_metrics(tmp_path, 3)
+    plotter = Plotter(tmp_path)
+    plotter.draw_if_due()
+    (tmp_path / "loss.png").unlink()
+    plotter.draw_if_due()
+    assert not (tmp_path / "loss.png").exists()

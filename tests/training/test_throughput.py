@@ -1,0 +1,63 @@
+"""Speed and MFU, from counts and a clock."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from llava_npu import devices
+from llava_npu.config import RunConfig
+from llava_npu.planning.flops import FlopModel, Flops
+from llava_npu.training import train
+from llava_npu.training.batches import MicroBatch
+from llava_npu.training.metrics import read_metrics
+from llava_npu.training.throughput import Peak, ThroughputMeter, find_peak
+
+COSTS = FlopModel(
+    token=Flops(10**9), pair=Flops(10**6), supervised=Flops(10**8), tower=Flops(10**10), projector=Flops(10**9)
+)
+
+
+def _micro_batch() -> MicroBatch:
+    tensors = {"input_ids": torch.zeros(1, 16, dtype=torch.long), "pixel_values": torch.zeros(2, 3, 4, 4)}
+    return MicroBatch(tensors, sequence_lengths=(4, 6, 6), sample_lengths=(4, 6), supervised_tokens=3)
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_useful_work_per_second(cached: bool) -> None:
+    now = iter([0.0, 2.0, 4.0])
+    peak = Peak(1.0, "published")
+    meter = ThroughputMeter(COSTS, devices.select("cpu"), peak, cached_features=cached, clock=lambda: next(now))
+    for _ in range(2):
+        meter.add([_micro_batch()], tokens=20, samples=4)
+    report = meter.report(steps_left=5)
+    # Per step 10 tokens, 10 + 21 pairs (not those of the padding), 3 supervised positions, 2 images.
+    work = 10 * 10**9 + 31 * 10**6 + 3 * 10**8 + 2 * (10**9 if cached else 11 * 10**9)
+    assert report.tflops_per_device == pytest.approx(2 * work / 2.0 / 1e12)
+    assert report.mfu == pytest.approx(report.tflops_per_device)
+    assert (report.tokens_per_second, report.samples_per_second) == (20, 4)
+    assert report.seconds_left == 5.0  # two steps took two seconds
+    meter.add([_micro_batch()], tokens=20, samples=4)
+    assert meter.report(steps_left=0).tokens_per_second == 10  # since the last report only
+
+
+def test_a_run_reports_its_speed(make_run: Callable[..., RunConfig], device: torch.device) -> None:
+    run = make_run(max_steps=2, pack_tokens=512)
+    train(run)
+    for line in read_metrics(run.output_path):
+        assert line["tflops_per_device"] > 0
+        assert line["peak_memory_gib"] > 0
+        if device.type == "npu":
+            assert line["mfu"] is None  # a simulation has no peak
+        else:
+            assert 0 < line["mfu"] < 1
+    assert line["seconds_left"] == 0
+
+
+def test_where_no_peak_is_published_it_is_measured() -> None:
+    peak = find_peak(devices.select("cpu"), None)
+    assert peak is not None
+    assert peak.source == "measured"
+    assert peak.tflops > 0
