@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from llava_npu.conversion.checkpoint import Checkpoint, Weights, checked
+from llava_npu.conversion.remote_code import write_remote_code
 from llava_npu.conversion.weight_files import find_weights, write_weights
 from llava_npu.conversion.weight_names import hub_name
 from llava_npu.errors import UserError
@@ -47,10 +48,15 @@ def read_hugging_face(folder: Path) -> Checkpoint:
 
 
 def write_hugging_face(checkpoint: Checkpoint, folder: Path, shard_bytes: int) -> None:
-    """Writes a folder that transformers opens (as plain LLaVA where it is one), with the names that vLLM reads."""
+    """Writes a folder that transformers opens (as plain LLaVA where it is one), with the names that vLLM reads.
+
+    A model that transformers has no code for gets it beside the weights (`remote_code`).
+    """
     write_weights(folder, checked(checkpoint), shard_bytes)
     checkpoint.processor.save_pretrained(folder)
     checkpoint.config.save_pretrained(folder)
+    if not checkpoint.config.is_plain_llava:
+        write_remote_code(folder)
     for path in checkpoint.companions:
         (folder / path.name).write_bytes(path.read_bytes())
 
