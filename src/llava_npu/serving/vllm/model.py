@@ -1,0 +1,66 @@
+"""vLLM's LLaVA with one of this project's projectors.
+
+Source: vLLM's `model_executor/models/llava.py`, whose classes this extends by what differs: the projector, and how many
+tokens it gives for an image.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+from vllm.model_executor.models.llava import (
+    LlavaDummyInputsBuilder,
+    LlavaForConditionalGeneration,
+    LlavaMultiModalProcessor,
+    LlavaProcessingInfo,
+)
+from vllm.multimodal import MULTIMODAL_REGISTRY
+
+from llava_npu.errors import UserError
+from llava_npu.models.configuration import LlavaNpuConfig
+from llava_npu.models.processing import LlavaNpuProcessor
+from llava_npu.models.projectors import build_projector
+
+
+class LlavaNpuProcessingInfo(LlavaProcessingInfo):
+    """How many tokens an image takes: the projector's answer, whatever its size, since all are brought to one."""
+
+    def get_hf_config(self) -> LlavaNpuConfig:
+        return self.ctx.get_hf_config(LlavaNpuConfig)
+
+    def get_hf_processor(self, **kwargs: object) -> LlavaNpuProcessor:
+        return self.ctx.get_hf_processor(LlavaNpuProcessor, **kwargs)
+
+    def get_num_image_tokens(self, *, image_width: int, image_height: int) -> int:
+        return self.get_hf_config().num_image_tokens
+
+
+@MULTIMODAL_REGISTRY.register_processor(
+    LlavaMultiModalProcessor, info=LlavaNpuProcessingInfo, dummy_inputs=LlavaDummyInputsBuilder
+)
+class LlavaNpuForConditionalGeneration(LlavaForConditionalGeneration):
+    """vLLM's LLaVA; everything but the projector is its own."""
+
+    def __init__(self, *, vllm_config: Any, prefix: str = "") -> None:
+        config: LlavaNpuConfig = vllm_config.model_config.hf_config
+        if len(config.feature_layers) > 1:
+            raise UserError(
+                f"projector {config.projector_type!r} takes {len(config.feature_layers)} layers of the vision tower; "
+                "vLLM gives one. Serve this model with `llava-npu serve`."
+            )
+        super().__init__(vllm_config=vllm_config, prefix=prefix)
+        self.multi_modal_projector = _projector(config)
+
+
+def _projector(config: LlavaNpuConfig) -> nn.Module:
+    """The model's projector, which is told the tower's grid at every call: vLLM does not pass it on."""
+    projector = build_projector(
+        config.projector_type,
+        vision_hidden_size=config.projector_input_size,
+        text_hidden_size=config.text_config.hidden_size,
+        **config.projector_options,
+    )
+    grid = config.tower.grid
+    projector.register_forward_pre_hook(lambda module, args, kwargs: (args, {**kwargs, "grid": grid}), with_kwargs=True)
+    return projector
