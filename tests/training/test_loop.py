@@ -247,6 +247,14 @@ def test_another_configuration_in_the_same_folder_is_refused(make_run: MakeRun) 
     train(make_run(max_steps=1, log_every=3))  # changes nothing that is computed
 
 
+def test_a_mistake_in_a_run_that_never_began_can_be_mended_in_place(make_run: MakeRun) -> None:
+    with pytest.raises(UserError, match="Did you mean 'resampler'"):
+        train(make_run(max_steps=1, model={"projector": "resampller", "projector_options": {"num_queries": 4}}))
+    assert train(
+        make_run(max_steps=1, model={"projector": "resampler", "projector_options": {"num_queries": 4}})
+    ).is_dir()
+
+
 def test_other_data_in_the_same_folder_is_refused(make_run: MakeRun, material: Path, tmp_path: Path) -> None:
     shutil.copytree(material, tmp_path / "own")
     run = make_run(max_steps=1, data={"path": str(tmp_path / "own/train.json")})

@@ -42,10 +42,11 @@ def open_run(config: RunConfig, data_fingerprint: str, fresh: bool) -> Path:
         raise UserError(f"output: {folder} is a file; give a folder.")
     if fresh and (folder / RUN_FILE).is_file():
         _clear(folder)
-    if (folder / RUN_FILE).is_file():
+    claimed = (folder / RUN_FILE).is_file()
+    if claimed and _has_begun(folder):
         _check_same(folder, description)
         return folder
-    if folder.is_dir() and any(folder.iterdir()):
+    if not claimed and folder.is_dir() and any(folder.iterdir()):
         names = sorted(path.name for path in folder.iterdir())
         shown = ", ".join(names[:4]) + (" …" if len(names) > 4 else "")
         raise UserError(
@@ -60,6 +61,16 @@ def open_run(config: RunConfig, data_fingerprint: str, fresh: bool) -> Path:
     partial.write_text(yaml.safe_dump(description, sort_keys=False), encoding="utf-8")
     partial.replace(folder / RUN_FILE)
     return folder
+
+
+def _has_begun(folder: Path) -> bool:
+    """Whether a step was taken. A run that ended before, by a mistake in its configuration, is no run to go on with."""
+    metrics = folder / METRICS
+    return (
+        is_finished(folder)
+        or next(folder.glob("checkpoint-*"), None) is not None
+        or (metrics.is_file() and metrics.stat().st_size > 0)
+    )
 
 
 def is_finished(folder: Path) -> bool:
