@@ -15,7 +15,7 @@ Loaded = tuple[LlavaNpuForConditionalGeneration, LlavaNpuProcessor]
 @pytest.fixture(scope="session")
 def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny model, to be read only. Its weights are large enough that every question has another answer."""
-    folder = tmp_path_factory.mktemp("serving")
+    folder = tmp_path_factory.mktemp("parts") / "serving"
     words = tiny.write_language_model(folder / "lm", tie_word_embeddings=False, initializer_range=0.3)
     model, processor = compose(str(tiny.write_clip(folder / "clip")), str(words))
     model.save_pretrained(folder / "model")

@@ -19,6 +19,7 @@ from llava_npu.cli.demo import demo
 from llava_npu.cli.doctor import doctor
 from llava_npu.cli.eval import eval_
 from llava_npu.cli.merge import merge
+from llava_npu.cli.serve import serve
 from llava_npu.cli.train import train
 from llava_npu.cli.verify import verify
 from llava_npu.errors import UserError
@@ -37,6 +38,7 @@ app.command("eval")(eval_)
 app.command("chat")(chat)
 app.command("merge")(merge)
 app.command("convert")(convert)
+app.command("serve")(serve)
 app.add_typer(data_app, name="data")
 app.command("demo")(demo)
 app.command("doctor")(doctor)

@@ -42,14 +42,15 @@ _DECODER_ERRORS = (
 )
 
 
-def load_image(source: str | ImagePath | bytes, origin: str = "image") -> Image.Image:
+def load_image(source: str | ImagePath | bytes, origin: str = "image", *, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Opens a file, a member of an archive, or the bytes of one, as an upright RGB image.
 
     Args:
         origin: the record it belongs to, the opening of error messages.
+        max_pixels: larger pictures are refused before they are unpacked.
 
     Raises:
-        UserError: missing, empty, damaged, of no supported format, or of more than `MAX_PIXELS` pixels.
+        UserError: missing, empty, damaged, of no supported format, or of more than `max_pixels` pixels.
     """
     what = f"{origin}: image of {len(source)} bytes" if isinstance(source, bytes) else f"{origin}: image {source}"
     data = source if isinstance(source, bytes) else _read(Path(source) if isinstance(source, str) else source, what)
@@ -60,7 +61,7 @@ def load_image(source: str | ImagePath | bytes, origin: str = "image") -> Image.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # refused just below
             picture = Image.open(io.BytesIO(data), formats=[f for f in FORMATS if f in _known_formats()])
         width, height = picture.size
-        if width * height > MAX_PIXELS:
+        if width * height > max_pixels:
             raise Image.DecompressionBombError(f"{width}×{height} pixels")
         picture.load()
         upright = ImageOps.exif_transpose(picture)
@@ -68,7 +69,7 @@ def load_image(source: str | ImagePath | bytes, origin: str = "image") -> Image.
     except Image.UnidentifiedImageError as error:
         raise UserError(f"{what}: not a picture in a supported format ({', '.join(FORMATS)})") from error
     except Image.DecompressionBombError as error:
-        raise UserError(f"{what}: more than {MAX_PIXELS:,} pixels ({error}); scale it down") from error
+        raise UserError(f"{what}: more than {max_pixels:,} pixels ({error}); scale it down") from error
     except _DECODER_ERRORS as error:
         raise UserError(f"{what}: damaged or unsupported: {error}; copy or convert it again") from error
 

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import torch
+from PIL import Image
 
 from llava_npu.errors import UserError
 from llava_npu.models.modeling import LlavaNpuForConditionalGeneration
@@ -27,6 +28,7 @@ from llava_npu.ops.install import install_kernels
 from llava_npu.serving.answer_text import AnswerText
 from llava_npu.serving.generation import FinishReason, Piece, Prompt, Sampling, Ticket
 from llava_npu.serving.key_value_cache import RowCache
+from llava_npu.serving.prompts import prepare_prompt
 from llava_npu.serving.sampling import TokenChooser, choose_tokens
 
 News = list[tuple[Ticket, Piece]]
@@ -102,6 +104,15 @@ class Engine:
         heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
         size = self.model.get_input_embeddings().weight.dtype.itemsize
         return 2 * text.num_hidden_layers * heads * head_dim * size * self.max_batch * self.max_length
+
+    def warm_up(self) -> None:
+        """Answers one question about a grey picture: memory is taken, and what cannot work is found out, before it is
+        needed.
+        """
+        picture = Image.new("RGB", (64, 64), "grey")
+        prompt = prepare_prompt(self.processor, [{"from": "human", "value": "<image>\nWhat?"}], [picture])
+        for _ in self.generate(prompt, Sampling(max_new_tokens=2)):
+            pass
 
     def check(self, prompt: Prompt, sampling: Sampling) -> None:
         """Raises `UserError` for a prompt that leaves no room for its answer."""

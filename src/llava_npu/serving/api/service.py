@@ -1,0 +1,163 @@
+"""One model that answers requests: limits checked, prompts prepared beside the engine, answers timed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+
+from anyio import CapacityLimiter, to_thread
+
+from llava_npu.data.images import load_image
+from llava_npu.errors import UserError
+from llava_npu.models.processing import LlavaNpuProcessor
+from llava_npu.serving.api.errors import ApiError
+from llava_npu.serving.api.fetching import ImageFetcher
+from llava_npu.serving.api.images import read_image
+from llava_npu.serving.api.limits import Limits
+from llava_npu.serving.api.messages import Asked
+from llava_npu.serving.api.metrics import Metrics
+from llava_npu.serving.background import BackgroundEngine, EngineStoppedError
+from llava_npu.serving.engine import Engine
+from llava_npu.serving.generation import Piece, Prompt, Sampling, Ticket
+from llava_npu.serving.prompts import prepare_prompt, prepare_rendered_prompt
+
+_UNPACKED_AT_ONCE = 2  # requests whose pictures are in memory as pixels
+_LONGEST_TOKEN = 64  # characters; a text that is longer than so many for each token of room is not even encoded
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A whole answer."""
+
+    text: str
+    num_tokens: int
+    finish_reason: str
+
+
+class Service:
+    """
+    Attributes:
+        name: of the model, as clients know it.
+        created: when the service began, in seconds of Unix time.
+    """
+
+    def __init__(self, engine: Engine, name: str, limits: Limits, fetcher: ImageFetcher | None = None):
+        """`fetcher`: None where pictures are taken from requests only."""
+        self.name = name
+        self.limits = limits
+        self.created = int(time.time())
+        self.metrics = Metrics()
+        self.max_length = engine.max_length
+        self.max_admitted = engine.max_batch + limits.max_waiting
+        self._engine = engine
+        self._background = BackgroundEngine(engine, self.metrics.observe_step)
+        self._fetcher = fetcher
+        self._preparing = CapacityLimiter(_UNPACKED_AT_ONCE)
+
+    @property
+    def processor(self) -> LlavaNpuProcessor:
+        return self._engine.processor
+
+    @property
+    def num_unfinished(self) -> int:
+        return self._engine.num_running + self._engine.num_waiting
+
+    @property
+    def is_alive(self) -> bool:
+        return self._background.is_alive
+
+    def start(self) -> None:
+        self._background.start()
+
+    def stop(self) -> None:
+        self._background.stop()
+
+    async def prepare_conversation(self, asked: Asked) -> Prompt:
+        """Fetches, unpacks and encodes.
+
+        Raises:
+            UserError: pictures or turns that the model cannot read.
+        """
+        if len(asked.image_urls) > self.limits.max_images:
+            raise UserError(
+                f"{len(asked.image_urls)} pictures; this server takes {self.limits.max_images} (--max-images)"
+            )
+        self._check_length("".join(turn["value"] for turn in asked.turns) + (asked.system or ""))
+        data = [
+            await read_image(url, f"picture {number}", self._fetcher) for number, url in enumerate(asked.image_urls, 1)
+        ]
+        return await self._beside(
+            lambda: prepare_prompt(self.processor, asked.turns, self._open(data), system=asked.system, name="messages")
+        )
+
+    async def prepare_text(self, text: str, pictures: list[bytes]) -> Prompt:
+        """As `prepare_conversation`, of a prompt with its markup."""
+        self._check_length(text)
+        return await self._beside(lambda: prepare_rendered_prompt(self.processor, text, self._open(pictures)))
+
+    def room(self, prompt: Prompt) -> int:
+        """Tokens that an answer may have behind this prompt; none or fewer if it is too long itself."""
+        return self.max_length - len(prompt.input_ids)
+
+    async def stream(self, prompt: Prompt, sampling: Sampling, arrival: float) -> AsyncIterator[Piece]:
+        """The answer as it grows; the last piece has its finish reason, "stop" or "length".
+
+        Args:
+            arrival: of the request, on `time.monotonic`'s clock.
+
+        Raises:
+            UserError: no room for such an answer.
+            ApiError: it took too long, or failed.
+        """
+        self._engine.check(prompt, sampling)
+        ticket = Ticket(prompt, sampling, deadline=arrival + self.limits.request_timeout)
+        reason, tokens = "cancelled", 0
+        try:
+            async for piece in self._background.stream(ticket):
+                if piece.num_tokens == 1:
+                    self.metrics.observe_first_token(time.monotonic() - arrival)
+                tokens = piece.num_tokens
+                if piece.finish_reason:
+                    reason = piece.finish_reason
+                self._raise_failure(piece)
+                yield piece
+        except EngineStoppedError as error:
+            raise ApiError(503, "the server is going down or its engine has failed", "not_serving") from error
+        finally:
+            seconds = time.monotonic() - arrival
+            self.metrics.observe_answer(reason, len(prompt.input_ids), tokens, seconds)
+
+    async def answer(self, prompt: Prompt, sampling: Sampling, arrival: float) -> Answer:
+        """As `stream`, at once."""
+        texts = []
+        async for piece in self.stream(prompt, sampling, arrival):
+            texts.append(piece.text)
+            if piece.finish_reason:
+                return Answer("".join(texts), piece.num_tokens, piece.finish_reason)
+        raise AssertionError("an answer ends with its finish reason")
+
+    def _raise_failure(self, piece: Piece) -> None:
+        if piece.finish_reason == "timeout":
+            seconds = self.limits.request_timeout
+            raise ApiError(504, f"not done within {seconds:g} s (--request-timeout); ask for fewer tokens", "timeout")
+        if piece.finish_reason == "error":
+            what = f"{type(piece.error).__name__}: {piece.error}".splitlines()[0][:200]
+            raise ApiError(500, f"generating failed: {what}", "generation_failed") from piece.error
+        if piece.finish_reason == "cancelled":
+            raise ApiError(503, "the server is going down", "not_serving")
+
+    def _check_length(self, text: str) -> None:
+        if len(text) > _LONGEST_TOKEN * self.max_length:
+            raise UserError(
+                f"a text of {len(text):,} characters; prompt and answer together may have {self.max_length} tokens"
+            )
+
+    def _open(self, pictures: list[bytes]) -> list:
+        return [
+            load_image(data, f"picture {number}", max_pixels=self.limits.max_image_pixels)
+            for number, data in enumerate(pictures, 1)
+        ]
+
+    async def _beside(self, work: Callable[[], Prompt]) -> Prompt:
+        return await to_thread.run_sync(work, limiter=self._preparing)
