@@ -92,3 +92,52 @@ def test_all_mistakes_are_listed_at_once(file: Path) -> None:
 def test_no_such_file(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no such configuration file"):
         load_config(tmp_path / "absent.yaml")
+
+
+# ---- files that begin with another ----
+
+
+def _write(folder: Path, **files: str) -> None:
+    for name, text in files.items():
+        (folder / f"{name}.yaml").write_text(text)
+
+
+def test_a_base_gives_what_the_file_leaves_open(file: Path, tmp_path: Path) -> None:
+    options = "model: {projector: resampler, projector_options: {num_queries: 36, num_heads: 2}}"
+    _write(
+        tmp_path,
+        middle=f"base: run.yaml\n{options}\nseed: 3\n",
+        other="optimizer: {weight_decay: 0.1}\n",
+        top="base: [middle.yaml, other.yaml]\nseed: 4\nmodel: {projector_options: {num_queries: 16}}\n",
+    )
+    config = load_config(tmp_path / "top.yaml", ["epochs=2"])
+    assert (config.seed, config.epochs, config.stage) == (4, 2, "align")
+    assert config.optimizer.learning_rate == 2e-5
+    assert config.optimizer.weight_decay == 0.1
+    assert config.model.vision_tower == "a/b"
+    assert config.model.projector == "resampler"
+    assert config.model.projector_options == {"num_queries": 16}, "options are replaced as a whole"
+
+
+def test_a_mistake_is_named_with_the_file_that_holds_it(file: Path, tmp_path: Path) -> None:
+    _write(tmp_path, top="base: middle.yaml\nseed: 4\n", middle="base: run.yaml\nbatch_sise: 3\nepochs: 0\n")
+    with pytest.raises(UserError) as raised:
+        load_config(tmp_path / "top.yaml", ["log_every=0"])
+    message = str(raised.value)
+    assert "command line: log_every=0: `log_every`" in message
+    assert "middle.yaml: `epochs`" in message
+    assert "middle.yaml: unknown key `batch_sise`" in message
+
+
+@pytest.mark.parametrize(
+    ("base", "message"),
+    [
+        ("base: top.yaml", r"top\.yaml: `base` leads back to .*top\.yaml"),
+        ("base: absent.yaml", r"absent\.yaml: there is no such configuration file"),
+        ("base: 3", r"`base` is 3; it names a configuration file, or a list of them"),
+    ],
+)
+def test_a_base_that_cannot_be(tmp_path: Path, base: str, message: str) -> None:
+    _write(tmp_path, top=base)
+    with pytest.raises(UserError, match=message):
+        load_config(tmp_path / "top.yaml")

@@ -17,28 +17,38 @@ from llava_npu.errors import UserError, nearest
 _Schema = TypeVar("_Schema", bound=BaseModel)
 
 
-def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
+def load_config(path: str | Path, overrides: Sequence[str] = (), *, debug_size: bool = False) -> RunConfig:
     """Reads a run's configuration.
 
     Args:
-        path: a YAML file.
+        path: a YAML file. Its key `base` may name another file, or several, whose values hold where it has none.
         overrides: such as `optimizer.learning_rate=2e-5`; values are YAML, later ones win.
+        debug_size: the same run on tiny models and data, which `llava_npu.debug_size.assets.prepare` makes.
 
     Raises:
         UserError: the file or an override is wrong; all mistakes are listed, each with its key.
     """
-    return load_as(RunConfig, path, overrides)
+    if not debug_size:
+        return load_as(RunConfig, path, overrides)
+    from llava_npu.debug_size.config import at_debug_size
+
+    return _with_overrides(RunConfig, at_debug_size(load_as(RunConfig, path)), overrides, f"{path} at debug size", {})
 
 
 def load_as(schema: type[_Schema], path: str | Path, overrides: Sequence[str] = ()) -> _Schema:
     """As `load_config`, for any schema."""
-    values = _read_yaml(Path(path))
-    origin: dict[str, str] = {}
+    values, origin = _read_with_bases(schema, Path(path))
+    return _with_overrides(schema, values, overrides, str(path), origin)
+
+
+def _with_overrides(
+    schema: type[_Schema], values: dict[str, Any], overrides: Sequence[str], path: str, origin: dict[str, str]
+) -> _Schema:
     for override in overrides:
         key, value = _parse_override(override)
         set_key(values, key, value, "command line")
         origin[key] = f"command line: {override}"
-    return validate(schema, values, str(path), origin)
+    return validate(schema, values, path, origin)
 
 
 def validate(
@@ -117,6 +127,43 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return values
 
 
+def _read_with_bases(
+    schema: type[BaseModel], path: Path, above: tuple[Path, ...] = ()
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """A file's values over those of the files that its `base` names, and in which file each key is written."""
+    if path.resolve() in above:
+        raise UserError(f"{above[-1]}: `base` leads back to {path}.")
+    own = _read_yaml(path)
+    bases = own.pop("base", [])
+    bases = [bases] if isinstance(bases, str) else bases
+    if not (isinstance(bases, list) and all(isinstance(base, str) for base in bases)):
+        raise UserError(f"{path}: `base` is {bases!r}; it names a configuration file, or a list of them.")
+    values: dict[str, Any] = {}
+    origin: dict[str, str] = {}
+    for base in bases:
+        below, written = _read_with_bases(schema, path.parent / base, (*above, path.resolve()))
+        values = _overlay(schema, values, below)
+        origin |= written
+    return _overlay(schema, values, own), origin | dict.fromkeys(_keys(own), str(path))
+
+
+def _overlay(schema: type[BaseModel] | None, below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    """`above` over `below`: sections key by key; all else (a list, a projector's options) as a whole."""
+    merged = dict(below)
+    for key, value in above.items():
+        section = _section(schema, [key]) if schema is not None and isinstance(value, dict) else None
+        both = section is not None and isinstance(below.get(key), dict)
+        merged[key] = _overlay(section, below[key], value) if both else value
+    return merged
+
+
+def _keys(values: Mapping[str, Any], prefix: str = "") -> list[str]:
+    keys = []
+    for name, value in values.items():
+        keys += _keys(value, f"{prefix}{name}.") if isinstance(value, dict) else [f"{prefix}{name}"]
+    return keys
+
+
 def _parse_override(override: str) -> tuple[str, Any]:
     key, equals, text = override.partition("=")
     if not equals or not key:
@@ -130,7 +177,9 @@ def _parse_override(override: str) -> tuple[str, Any]:
 def _explain(schema: type[BaseModel], problem: Any, path: str, origin: Mapping[str, str]) -> str:
     location = [str(part) for part in problem["loc"] if not str(part).startswith(("function-", "tuple["))]
     key = ".".join(location)
-    where = next((text for name, text in origin.items() if key == name or key.startswith(name + ".")), path)
+    where = next(
+        (text for name, text in reversed(list(origin.items())) if key == name or key.startswith(name + ".")), path
+    )
     if problem["type"] == "extra_forbidden":
         section = _section(schema, location[:-1])
         allowed = list(section.model_fields) if section else []

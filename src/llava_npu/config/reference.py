@@ -16,6 +16,13 @@ _HEAD = """# Configuration of a training run
 `llava-npu train CONFIG [key=value …]` reads a YAML file; `key=value` on the command line overrides it, with dots for
 sections (`optimizer.learning_rate=2e-5`). Unknown keys and wrong types are errors. `--print-config` shows the whole
 resolved run. This page is generated from the schema by `make docs`.
+
+CONFIG is a file, or the name of a recipe in `configs/`. A file may begin with `base: other.yaml` (or a list of files,
+later ones winning; paths from its own folder): then it says only what differs. Sections are merged key by key; lists
+and `model.projector_options` are replaced as a whole.
+
+`--debug-size` runs the same configuration in seconds, on any machine and offline: on models and data that are tiny and
+made on the spot (in `runs/debug-size/`), with the stage, projector, template and other settings of the real run.
 """
 
 _COMPARISON = """# Configuration of a comparison

@@ -1,0 +1,43 @@
+"""What a run becomes at debug size."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from llava_npu.config.schema import RunConfig
+
+FOLDER = Path("runs/debug-size")
+ASSETS = FOLDER / "assets"
+
+_WIDTH = 64  # of projectors that have a width of their own
+_RANK = 8
+
+
+def at_debug_size(config: RunConfig) -> dict[str, Any]:
+    """The values of the same run on tiny models and a few pictures; what they hold is in `assets`.
+
+    A run that starts from another's checkpoint starts from what that run left at debug size.
+    """
+    values = config.model_dump(mode="json")
+    values["output"] = str(FOLDER / config.output_path.name)
+    if config.model.checkpoint is not None:
+        values["model"]["checkpoint"] = str(FOLDER / Path(config.model.checkpoint).name)
+    else:
+        values["model"] |= {"vision_tower": str(ASSETS / "clip"), "language_model": str(ASSETS / "llama")}
+        values["model"]["projector_options"] |= _small_options(config.model.projector)
+    captions = config.stage == "align"
+    values["data"] |= {
+        "path": str(ASSETS / ("captions.json" if captions else "conversations.json")),
+        "sources": [],
+        "image_root": None,
+        "workers": 0,
+    }
+    values["lora"]["rank"] = min(config.lora.rank, _RANK)
+    return values | {"epochs": 1, "max_steps": None, "batch_size": 8, "micro_batch_size": 4}
+
+
+def _small_options(projector: str) -> dict[str, int]:
+    from llava_npu.models.projectors.registry import make_options
+
+    return {"hidden_size": _WIDTH} if hasattr(make_options(projector), "hidden_size") else {}
