@@ -9,6 +9,7 @@ import torch
 
 import tiny
 from llava_npu.config import RunConfig
+from small_run import small_run
 
 
 @pytest.fixture(scope="session")
@@ -32,22 +33,6 @@ def make_run(material: Path, tmp_path: Path, device: torch.device) -> Callable[.
     """Builds a small run on each device of this machine; keyword arguments change it, sections as dictionaries."""
 
     def make(name: str = "run", **changes: Any) -> RunConfig:
-        finetune = changes.get("stage", "finetune") == "finetune"
-        values: dict[str, Any] = {
-            "output": str(tmp_path / name),
-            "stage": "finetune",
-            "model": {"vision_tower": str(material / "clip"), "language_model": str(material / "lm")},
-            "data": {"path": str(material / ("train.json" if finetune else "captions.json")), "workers": 0},
-            "optimizer": {"learning_rate": 2e-3},
-            "batch_size": 8,
-            "micro_batch_size": 8,
-            "max_steps": 6,
-            "epochs": 4,
-            "device": device.type,
-            "precision": "fp32",
-        }
-        for key, value in changes.items():
-            values[key] = {**values[key], **value} if isinstance(value, dict) and key in values else value
-        return RunConfig.model_validate(values)
+        return small_run(material, tmp_path / name, device.type, **changes)
 
     return make

@@ -189,10 +189,10 @@ def test_a_damaged_checkpoint_is_passed_over(make_run: MakeRun, capsys: pytest.C
     train(whole)
     run = make_run("run", save_every=2)
     _interrupt(run, after_step=5)
-    (run.output_path / "checkpoint-000004/trained.safetensors").write_bytes(b"damaged")
+    (run.output_path / "checkpoint-000004/trained-00001.safetensors").write_bytes(b"damaged")
     (run.output_path / ".checkpoint-000006.partial").mkdir()
     train(run)
-    assert "checkpoint-000004: trained.safetensors is damaged" in capsys.readouterr().err.replace("\n", "")
+    assert "checkpoint-000004: trained-00001.safetensors is damaged" in capsys.readouterr().err.replace("\n", "")
     assert _losses(run) == _losses(whole)
 
 
@@ -275,13 +275,13 @@ def test_too_little_disk_space_is_said_before_training(make_run: MakeRun, monkey
 def test_a_full_disk_while_saving_leaves_nothing_half_written(
     make_run: MakeRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from llava_npu.training import loop
+    from llava_npu.training import state
 
     def full(*arguments: Any) -> None:
         raise OSError(28, "No space left on device")
 
     run = make_run(save_every=2)
-    monkeypatch.setattr(loop, "save_state", full)
+    monkeypatch.setattr(state, "write_tensors", full)
     with pytest.raises(UserError, match="no space left on the disk"):
         train(run)
     assert not list(run.output_path.glob("*checkpoint*"))

@@ -23,6 +23,7 @@ from llava_npu.cli.serve import serve
 from llava_npu.cli.train import train
 from llava_npu.cli.verify import verify
 from llava_npu.errors import UserError
+from llava_npu.training.interruption import EXIT_STATUS, RunStopped
 from llava_npu.version import __version__
 
 app = typer.Typer(
@@ -60,16 +61,23 @@ def _options(
     """Train, evaluate and use LLaVA-style vision-language models on Ascend NPUs, CUDA GPUs and CPUs."""
 
 
-def main() -> None:
-    """Runs the command line; what a user got wrong is one message on stderr and exit status 2."""
-    # Ours are the progress lines and messages that matter; both variables stay as the user has set them.
+def set_environment() -> None:
+    """Silences libraries: ours are the progress lines and messages that matter. What the user has set stays."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+
+
+def main() -> None:
+    """Runs the command line; what a user got wrong is one message on stderr and exit status 2."""
+    set_environment()
     try:
         app()
     except UserError as error:
         typer.secho(f"error: {error}", fg="red", err=True)
         sys.exit(2)
+    except RunStopped as stopped:
+        typer.secho(str(stopped), fg="yellow", err=True)
+        sys.exit(EXIT_STATUS)
     except KeyboardInterrupt:
         typer.secho("interrupted", fg="yellow", err=True)
         sys.exit(130)

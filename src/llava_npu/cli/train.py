@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from typing import Annotated
 
 import typer
+
+from llava_npu.training.interruption import EXIT_STATUS
 
 
 def train(
@@ -21,11 +24,21 @@ def train(
     debug_size: Annotated[
         bool, typer.Option("--debug-size", help="Try the run in seconds: on tiny models and data, made on the spot.")
     ] = False,
+    devices: Annotated[
+        int, typer.Option(min=1, help="How many devices of this machine to train on, a process each.")
+    ] = 1,
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Delete what this run left in its folder; start over.")
     ] = False,
+    accept_changes: Annotated[
+        bool, typer.Option("--accept-changes", help="Continue though configuration or data changed since the start.")
+    ] = False,
 ) -> None:
-    """Train a stage: align (projector) or finetune (projector and language model). The same command continues a run."""
+    """Train a stage: align (projector) or finetune (projector and language model). The same command continues a run.
+
+    Exit status: 0 the model is there; 2 something you can mend; 75 stopped by SIGTERM or Ctrl-C with all saved, so that
+    the same command continues.
+    """
     from llava_npu.config import load_config, render_config
     from llava_npu.config.recipes import find_recipe
 
@@ -39,7 +52,29 @@ def train(
         from llava_npu.debug_size.assets import prepare
 
         prepare(run)
+    if devices > 1:
+        flags = _flags(device, fresh=fresh, accept_changes=accept_changes, debug_size=debug_size)
+        _launch(devices, [config, *(overrides or []), *flags])
+        return
     from llava_npu.training import train as run_training
 
-    model = run_training(run, fresh=fresh)
-    typer.echo(f"The model is in {model}")
+    model = run_training(run, fresh=fresh, accept_changes=accept_changes)
+    if os.environ.get("RANK", "0") == "0":
+        typer.echo(f"The model is in {model}")
+
+
+def _flags(device: str | None, **switches: bool) -> list[str]:
+    """The options of this command, for the processes that do its work."""
+    return [
+        *(["--device", device] if device else []),
+        *(f"--{name.replace('_', '-')}" for name, on in switches.items() if on),
+    ]
+
+
+def _launch(devices: int, arguments: list[str]) -> None:
+    from llava_npu.training.launching import launch
+
+    outcome = launch(["train", *arguments], devices)
+    if outcome.message:
+        typer.secho(outcome.message, fg="red" if outcome.status not in (0, EXIT_STATUS) else "yellow", err=True)
+    raise typer.Exit(outcome.status)

@@ -120,6 +120,36 @@ class OptimizerConfig(Section):
     max_grad_norm: float = Field(1.0, ge=0, description="Gradients are scaled down to this norm; 0 leaves them alone.")
 
 
+class Fsdp2Config(Section):
+    """Options of `engine: fsdp2`; see docs/training.md."""
+
+    shard_group: int | None = Field(
+        None,
+        ge=1,
+        description="How many devices hold one copy of the weights together; null: all. The number of devices of a "
+        "node is hybrid sharding: gathering stays within a node, and gradients alone are sent between nodes.",
+    )
+    reshard_after_forward: bool = Field(
+        True,
+        description="Give a layer's gathered weights up after the forward pass, and gather them again for the backward "
+        "one: less memory, half as much sent again.",
+    )
+    offload: bool = Field(
+        False, description="Keep shards, gradients and optimizer state in the host's memory, and step there."
+    )
+
+
+class ZeroConfig(Section):
+    """Options of `engine: zero2` and `zero3`; see docs/training.md."""
+
+    offload_optimizer: bool = Field(
+        False, description="Keep optimizer state and float32 weights in the host's memory, and step there."
+    )
+    offload_parameters: bool = Field(
+        False, description="With `zero3`: keep the weights in the host's memory too; with both, ZeRO-3 offload."
+    )
+
+
 class RunConfig(Section):
     """One training run."""
 
@@ -156,6 +186,13 @@ class RunConfig(Section):
     gradient_checkpointing: bool = Field(
         False, description="Recompute activations in the backward pass: less memory, about a third more time."
     )
+    engine: Literal["ddp", "fsdp2", "zero2", "zero3"] = Field(
+        "ddp",
+        description="How several devices share the work: each with the whole model (`ddp`), or with a shard of weights "
+        "and optimizer (`fsdp2`, `zero3`) or of the optimizer alone (`zero2`). `zero2` and `zero3` need DeepSpeed.",
+    )
+    fsdp2: Fsdp2Config = Fsdp2Config()
+    zero: ZeroConfig = ZeroConfig()
     device: str = Field("auto", description="`auto` (NPU, then CUDA, then CPU), `npu`, `cuda`, `cpu`, or as `npu:1`.")
     seed: int = Field(0, ge=0, description="Of the projector's weights, the order of the data and everything random.")
     trackers: list[Literal["tensorboard", "wandb", "swanlab", "mlflow"]] = Field(
@@ -167,6 +204,21 @@ class RunConfig(Section):
         500, ge=1, description="Steps between checkpoints; at the end the final model takes their place."
     )
     keep_checkpoints: int = Field(2, ge=1, description="How many checkpoints stay; older ones are deleted.")
+    async_checkpoints: bool = Field(
+        False,
+        description="Go on training while a checkpoint is written. Its whole content, 12 bytes per trained parameter, "
+        "is first copied to the memory of the first host.",
+    )
+
+    @model_validator(mode="after")
+    def _options_of_the_engine(self) -> RunConfig:
+        if self.fsdp2 != Fsdp2Config() and self.engine != "fsdp2":
+            raise ValueError(f"the section `fsdp2` is for engine: fsdp2, and this run's is {self.engine}")
+        if self.zero != ZeroConfig() and not self.engine.startswith("zero"):
+            raise ValueError(f"the section `zero` is for engine: zero2 or zero3, and this run's is {self.engine}")
+        if self.zero.offload_parameters and self.engine != "zero3":
+            raise ValueError("zero.offload_parameters needs engine: zero3; zero2 does not shard the weights")
+        return self
 
     @model_validator(mode="after")
     def _something_is_trained(self) -> RunConfig:

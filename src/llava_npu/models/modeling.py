@@ -84,14 +84,23 @@ class LlavaNpuModel(LlavaNpuPreTrainedModel, LlavaModel):
         dtype = next(self.multi_modal_projector.parameters(), vision_features).dtype
         return self.multi_modal_projector(vision_features.to(dtype), grid=self.config.tower.grid)
 
-    def project_nothing(self) -> torch.Tensor:
-        """Runs the projector, and a trained tower, on a blank image: a batch without any has them in its graph."""
-        tower, projector = self.config.tower, self.multi_modal_projector
-        parameter = next(self.language_model.parameters())
-        if any(weight.requires_grad for weight in self.vision_tower.parameters()):
-            return self.project(self.encode_images(parameter.new_zeros(1, 3, *tower.image_size)))
-        tokens = tower.num_patches + (tower.num_prefix_tokens if self.config.keep_prefix_tokens else 0)
-        return self.project(parameter.new_zeros(1, tokens, projector.input_channels))
+    def image_nowhere(self, device: torch.device, *, encode: bool) -> dict[str, torch.Tensor]:
+        """Inputs for a batch of text alone: one blank image, no place for it in the text.
+
+        It changes no number, but the projector is in the graph, before the language model as ever, and gets a gradient
+        of zeros. Distributed engines need that: what one process runs, all must run, in the same order.
+
+        Args:
+            encode: have the vision tower run too.
+        """
+        tower = self.config.tower
+        if encode:
+            image = {"pixel_values": torch.zeros(1, 3, *tower.image_size, device=device)}
+        else:
+            tokens = tower.num_patches + (tower.num_prefix_tokens if self.config.keep_prefix_tokens else 0)
+            channels = self.multi_modal_projector.input_channels
+            image = {"vision_features": torch.zeros(1, tokens, channels, device=device)}
+        return {**image, "image_positions": torch.empty(0, dtype=torch.long, device=device)}
 
     def get_image_features(
         self, pixel_values: torch.Tensor | None = None, vision_features: torch.Tensor | None = None, **kwargs: Any
@@ -133,6 +142,7 @@ class LlavaNpuModel(LlavaNpuPreTrainedModel, LlavaModel):
             vision_features: (images, tokens, channels), in place of `pixel_values`.
             image_positions: (image tokens,), where they stand in the flattened `input_ids`. Whoever built the batch
                 knows it; without it the image tokens are searched for, which on an accelerator makes the host wait.
+                Empty: the images stand nowhere (see `image_nowhere`).
         """
         if vision_features is not None and pixel_values is not None:
             raise ValueError("give pixel_values or vision_features, not both")
@@ -144,6 +154,8 @@ class LlavaNpuModel(LlavaNpuPreTrainedModel, LlavaModel):
             return super().forward(input_ids=input_ids, **kwargs)
         words = self.get_input_embeddings()(input_ids)  # (batch, length, hidden)
         tokens = torch.cat(images.pooler_output).to(words.dtype)  # (image tokens, hidden)
+        if not len(image_positions):
+            tokens = tokens[:0]
         spliced = words.flatten(0, 1).index_copy(0, image_positions, tokens).view_as(words)
         return super().forward(inputs_embeds=spliced, **kwargs)
 

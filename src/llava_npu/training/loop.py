@@ -1,12 +1,11 @@
-"""The training loop, over accelerate: one process or many, any device, readable in one sitting."""
+"""The training loop: one process or many, any engine, any device, readable in one sitting."""
 
 from __future__ import annotations
 
 import math
-import shutil
-from collections.abc import Sequence
-from contextlib import nullcontext
-from dataclasses import asdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -34,10 +33,13 @@ from llava_npu.models.modeling import LlavaNpuForConditionalGeneration
 from llava_npu.models.processing import LlavaNpuProcessor
 from llava_npu.ops.install import install_kernels
 from llava_npu.planning.flops import flop_model
+from llava_npu.training import processes, saving
 from llava_npu.training.bad_samples import note_bad_samples, refuse_too_many, rewind_bad_samples
 from llava_npu.training.batches import MicroBatch, steps
-from llava_npu.training.checkpoints import checkpoint_path, newest, prune, write_folder
+from llava_npu.training.checkpoints import prune, write_folder
+from llava_npu.training.engines import Engine, open_engine
 from llava_npu.training.export import build_model, export_adapters, export_whole, with_pristine_frozen_parts
+from llava_npu.training.interruption import RunStopped, StopRequest, stop_on_signal
 from llava_npu.training.layouts import choose_layout, describe_layout
 from llava_npu.training.metrics import StepMetrics, rewind_metrics
 from llava_npu.training.objective import SupervisedLoss
@@ -48,18 +50,22 @@ from llava_npu.training.progress import training_progress
 from llava_npu.training.quantization import check_quantization
 from llava_npu.training.reporting import open_report
 from llava_npu.training.run_data import data_fingerprint, images_of, open_run_data
-from llava_npu.training.run_folder import check_disk_space, is_finished, open_run
-from llava_npu.training.state import load_state, random_state, random_state_file, restore_random_state, save_state
+from llava_npu.training.run_folder import check_disk_space, is_finished, only_process, open_run
 from llava_npu.training.throughput import ThroughputMeter, find_peak
 from llava_npu.training.trackers import check_trackers
 
 
-def train(config: RunConfig, *, fresh: bool = False, console: Console | None = None) -> Path:
+def train(
+    config: RunConfig, *, fresh: bool = False, accept_changes: bool = False, console: Console | None = None
+) -> Path:
     """Trains one stage, going on from the newest checkpoint in the run folder if there is one.
+
+    Every process of a launch calls it.
 
     Args:
         config: the run.
         fresh: delete what a run with this output folder left, and start over.
+        accept_changes: go on although the configuration or the data changed since the run began.
         console: where progress goes; by default the terminal.
 
     Returns:
@@ -67,34 +73,63 @@ def train(config: RunConfig, *, fresh: bool = False, console: Console | None = N
 
     Raises:
         UserError: something in the configuration, the data or the machine is wrong; nothing half-written is left.
+        RunStopped: SIGTERM or SIGINT came; all is saved.
     """
     console = console or Console(stderr=True)
     device = devices.select(config.device)
     check_quantization(config, device)
     devices.apply_environment(device, console.print)
     check_trackers(config.trackers)
-    accelerator = Accelerator(cpu=device.kind == "cpu")
-    parts = config.resolved_parts
-    records = open_run_data(config.data)
-    fingerprint = data_fingerprint(config.data)
+    with processes.join(device, needs_group=config.engine != "ddp") as accelerator:
+        if not accelerator.is_main_process:
+            console = Console(quiet=True)
+        records = open_run_data(config.data)
+        fingerprint = data_fingerprint(config.data)
+        with (
+            _run_folder(config, fingerprint, accelerator, fresh, accept_changes) as folder,
+            stop_on_signal(console.print) as stop,
+        ):
+            if is_finished(folder):
+                console.print(f"{folder} is finished; --fresh starts over.")
+                return folder / MODEL_FOLDER
+            return _train(config, folder, records, fingerprint, device, accelerator, stop, console)
+
+
+@contextmanager
+def _run_folder(
+    config: RunConfig, fingerprint: str, accelerator: Accelerator, fresh: bool, accept_changes: bool
+) -> Iterator[Path]:
+    """The run folder, opened by the main process for all, and for nobody else as long as this lasts."""
+    folder = config.output_path
+    if accelerator.is_main_process:
+        with only_process(folder) if folder.is_dir() else nullcontext():
+            open_run(config, fingerprint, fresh=fresh, accept_changes=accept_changes)
+    with only_process(folder) if accelerator.is_main_process else nullcontext():
+        accelerator.wait_for_everyone()
+        yield folder
+
+
+def _train(
+    config: RunConfig,
+    folder: Path,
+    records: Sequence[Record],
+    fingerprint: str,
+    device: Device,
+    accelerator: Accelerator,
+    stop: StopRequest,
+    console: Console,
+) -> Path:
     plan = Plan(len(records), config.batch_size, config.epochs, config.seed)
     num_steps = min(plan.num_steps, config.max_steps or plan.num_steps)
-    if accelerator.is_main_process:
-        folder = open_run(config, fingerprint, fresh)
-    accelerator.wait_for_everyone()
-    folder = config.output_path
-    if is_finished(folder):
-        console.print(f"{folder} is finished; --fresh starts over.")
-        return folder / MODEL_FOLDER
+    parts = config.resolved_parts
 
     # What is trained, and in which numbers.
     set_seed(config.seed)
     compute_dtype = _compute_dtype(config, device)
+    engine = open_engine(config, accelerator, compute_dtype)
     model, processor = build_model(config)
     prepare_parts(model, parts, compute_dtype, config.gradient_checkpointing, config.lora)
-    model.to(accelerator.device)
     install_kernels(model, accelerator.device)
-    optimizer = build_optimizer(model, config.optimizer, parts)
     flops = flop_model(model)
     if accelerator.is_main_process:
         check_disk_space(folder, _disk_needed(model, config))
@@ -110,17 +145,30 @@ def train(config: RunConfig, *, fresh: bool = False, console: Console | None = N
         console.print(description)
 
     # Go on where an interrupted run stopped.
-    done = 0
-    checkpoint = newest(folder, report=lambda problem: console.print(f"[yellow]{problem}[/]"))
+    checkpoint = saving.newest_for_all(folder, accelerator, lambda problem: console.print(f"[yellow]{problem}[/]"))
+    done = checkpoint.step if checkpoint else 0
     if checkpoint is not None:
-        load_state(checkpoint.path, model, optimizer)
-        done = checkpoint.step
+        weights = saving.load_weights(checkpoint.path, model)
         console.print(f"continuing after step {done} from {checkpoint.path}")
+    engine.prepare(
+        SupervisedLoss(
+            model, always_encode=parts["vision_tower"].train != "frozen" or (engine.shards_weights and features is None)
+        ),
+        lambda: build_optimizer(model, config.optimizer, parts),
+    )
+    if checkpoint is not None:
+        saving.load_optimizer(checkpoint.path, engine, weights)
     if accelerator.is_main_process:
         rewind_metrics(folder, done)
         rewind_bad_samples(folder, done)
 
-    objective = accelerator.prepare_model(SupervisedLoss(model))
+    saver = saving.Saver(
+        folder,
+        engine,
+        device,
+        keep=config.keep_checkpoints,
+        in_background=config.async_checkpoints,
+    )
     batches = steps(
         dataset,
         layout,
@@ -131,9 +179,7 @@ def train(config: RunConfig, *, fresh: bool = False, console: Console | None = N
         pin_memory=device.kind != "cpu",
     )
     if checkpoint is not None:  # last, so that nothing above draws from the generators again
-        state_file = random_state_file(checkpoint.path, accelerator.process_index)
-        if state_file.is_file():
-            restore_random_state(torch.load(state_file, weights_only=True), device)
+        saving.load_random_state(checkpoint.path, accelerator, device)
 
     peak = find_peak(device, compute_dtype)
     if accelerator.is_main_process and peak is not None:
@@ -144,17 +190,18 @@ def train(config: RunConfig, *, fresh: bool = False, console: Console | None = N
         open_report(config, folder, progress, console) if accelerator.is_main_process else nullcontext() as report,
     ):
         for step, micro_batches in enumerate(batches, start=done):
-            factor = schedule(step, num_steps, config.optimizer.warmup_ratio)
-            set_learning_rate(optimizer, factor)
-            counts = _counts(micro_batches, accelerator)
-            if counts[2]:
+            saver.check()
+            counts = _counts(micro_batches, stop, accelerator)
+            if counts.stops:
+                _save_and_stop(step, done, saver, config, accelerator)
+            if counts.replaced:
                 _report_bad_samples(folder, step + 1, micro_batches, config, accelerator, console)
-            loss = _accumulate(objective, micro_batches, counts[0], accelerator, compute_dtype)
-            grad_norm = _clip(model, config.optimizer.max_grad_norm)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+            factor = schedule(step, num_steps, config.optimizer.warmup_ratio)
+            set_learning_rate(engine.optimizer, factor)
+            loss = _accumulate(engine, micro_batches, counts.supervised_tokens)
+            grad_norm = engine.step(config.optimizer.max_grad_norm)
 
-            meter.add(micro_batches, tokens=counts[1], samples=config.batch_size)
+            meter.add(micro_batches, tokens=counts.tokens, samples=config.batch_size)
             finished = step + 1
             if finished % config.log_every == 0 or finished == num_steps:
                 total_loss = float(accelerator.reduce(loss))
@@ -172,64 +219,84 @@ def train(config: RunConfig, *, fresh: bool = False, console: Console | None = N
                         name: part.learning_rate * factor for name, part in parts.items() if part.train != "frozen"
                     },
                     grad_norm=float(grad_norm),
-                    supervised_tokens=counts[0],
-                    tokens=counts[1],
+                    supervised_tokens=counts.supervised_tokens,
+                    tokens=counts.tokens,
                     samples=config.batch_size,
                     **asdict(meter.report(num_steps - finished)),
                 )
                 if report is not None:
                     report(metrics)
             if finished % config.save_every == 0 and finished < num_steps:
-                _save_checkpoint(folder, finished, config.keep_checkpoints, model, optimizer, accelerator, device)
+                saver.save(finished, _place(config))
 
+    saver.finish()
+    engine.optimizer.state.clear()  # its moments are of no more use, and the export needs the room
+    device.empty_cache()
+    # Frozen weights leave as they came, in a shard or rounded to 16 bits as they may be here.
+    anew = config.has_adapters or engine.shards_weights or compute_dtype is not None
+    trained = dict(engine.weights()) if anew else {}
     if accelerator.is_main_process:
         draw_plots(folder)
-        optimizer.state.clear()  # its moments are of no more use, and the export needs the room
-        device.empty_cache()
-        trained = dict(trained_parameters(model))
         if config.has_adapters:
             write_folder(folder / MODEL_FOLDER, lambda target: export_adapters(target, config, trained, processor))
         else:
-            final = model if compute_dtype is None else with_pristine_frozen_parts(config, trained)
+            final = with_pristine_frozen_parts(config, trained) if anew else model
             write_folder(folder / MODEL_FOLDER, lambda target: export_whole(target, final, processor))
         prune(folder, keep=0)  # the final model replaces them
     accelerator.wait_for_everyone()
     return folder / MODEL_FOLDER
 
 
-def _accumulate(
-    objective: torch.nn.Module,
-    micro_batches: list[MicroBatch],
-    supervised_tokens: int,
-    accelerator: Accelerator,
-    compute_dtype: torch.dtype | None,
-) -> torch.Tensor:
+def _accumulate(engine: Engine, micro_batches: Sequence[MicroBatch], supervised_tokens: int) -> torch.Tensor:
     """Forward and backward over one step's micro-batches; returns this process's part of the step's mean loss."""
-    loss = torch.zeros((), device=accelerator.device)
+    device = engine.accelerator.device
+    loss = torch.zeros((), device=device)
     for number, micro_batch in enumerate(micro_batches, start=1):
-        last = number == len(micro_batches)
-        with (
-            accelerator.no_sync(objective) if not last else nullcontext(),
-            torch.autocast(accelerator.device.type, dtype=compute_dtype, enabled=compute_dtype is not None),
-        ):
-            summed = objective(micro_batch.to(accelerator.device), micro_batch.sequence_lengths)
+        with engine.micro_step(last=number == len(micro_batches)):
+            summed = engine.objective(micro_batch.to(device), micro_batch.sequence_lengths)
             # The mean over all supervised tokens of the step, so that 1 × N and N × 1 give the same gradient.
-            # Engines average gradients over processes: times their number makes that the sum.
             part = summed / supervised_tokens
-            accelerator.backward(part * accelerator.num_processes)
+            engine.backward(part)
         loss += part.detach()
     return loss
 
 
-def _counts(micro_batches: list[MicroBatch], accelerator: Accelerator) -> tuple[int, int, int]:
-    """(supervised tokens, tokens, replaced samples) of a step, over micro-batches and processes."""
-    supervised = sum(micro_batch.supervised_tokens for micro_batch in micro_batches)
-    tokens = sum(micro_batch.tokens for micro_batch in micro_batches)
-    replaced = sum(len(micro_batch.replaced) for micro_batch in micro_batches)
-    if accelerator.num_processes > 1:
-        total = accelerator.reduce(torch.tensor([supervised, tokens, replaced], device=accelerator.device))
-        supervised, tokens, replaced = total.tolist()
-    return supervised, tokens, replaced
+@dataclass(frozen=True)
+class _Counts:
+    """Of a step, over micro-batches and processes; `stops`: how many processes have been asked to stop."""
+
+    supervised_tokens: int
+    tokens: int
+    replaced: int
+    stops: int
+
+
+def _counts(micro_batches: Sequence[MicroBatch], stop: StopRequest, accelerator: Accelerator) -> _Counts:
+    counts = [
+        sum(micro_batch.supervised_tokens for micro_batch in micro_batches),
+        sum(micro_batch.tokens for micro_batch in micro_batches),
+        sum(len(micro_batch.replaced) for micro_batch in micro_batches),
+        int(stop.made),
+    ]
+    if accelerator.num_processes > 1:  # on the host: the device need not be waited for
+        counts = accelerator.reduce(torch.tensor(counts)).tolist()
+    return _Counts(*counts)
+
+
+def _save_and_stop(
+    step: int, first_step: int, saver: saving.Saver, config: RunConfig, accelerator: Accelerator
+) -> None:
+    """Saves what is not saved yet, after `step` steps, and leaves."""
+    if step not in (first_step, saver.last_step):
+        saver.save(step, _place(config))
+    saver.finish()
+    accelerator.wait_for_everyone()  # a launcher may end the others once one has left
+    raise RunStopped(f"stopped after step {step}, all saved; the same command continues.")
+
+
+def _place(config: RunConfig) -> dict[str, object]:
+    """What a checkpoint says of the run beside its step, from which all else follows: the plan, the schedule."""
+    return {"samples_per_step": config.batch_size, "seed": config.seed, "engine": config.engine}
 
 
 def _report_bad_samples(
@@ -246,11 +313,6 @@ def _report_bad_samples(
         note_bad_samples(folder, step, problems, console)
     accelerator.wait_for_everyone()
     refuse_too_many(folder, config.data.max_bad_samples)
-
-
-def _clip(model: torch.nn.Module, max_norm: float) -> torch.Tensor:
-    parameters = [parameter for _, parameter in trained_parameters(model)]
-    return torch.nn.utils.clip_grad_norm_(parameters, max_norm or float("inf"))
 
 
 def _compute_dtype(config: RunConfig, device: Device) -> torch.dtype | None:
@@ -280,6 +342,7 @@ def _features(
             console.print(f"{problem}: they are computed in every pass.")
             return None
         raise UserError(f"data.cache_features: {problem}. Free some space, move the cache, or set it to false.")
+    model.model.vision_tower.to(accelerator.device)
     with accelerator.main_process_first(), Progress(console=console) as progress:
         task = progress.add_task("vision features", total=len(images))
         fill_feature_cache(
@@ -291,35 +354,6 @@ def _features(
             skip_bad=config.data.bad_samples == "skip",
         )
     return cache
-
-
-def _save_checkpoint(
-    folder: Path,
-    step: int,
-    keep: int,
-    model: LlavaNpuForConditionalGeneration,
-    optimizer: torch.optim.Optimizer,
-    accelerator: Accelerator,
-    device: Device,
-) -> None:
-    """Writes a complete checkpoint; every process adds its random state before the folder gets its name."""
-    states = folder / ".random.partial"
-    if accelerator.is_main_process:
-        shutil.rmtree(states, ignore_errors=True)
-        states.mkdir()
-    accelerator.wait_for_everyone()
-    torch.save(random_state(device), random_state_file(states, accelerator.process_index))
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-
-        def fill(target: Path) -> None:
-            save_state(target, model, optimizer)
-            shutil.copytree(states, target, dirs_exist_ok=True)
-
-        write_folder(checkpoint_path(folder, step), fill)
-        prune(folder, keep)
-        draw_plots(folder)
-    accelerator.wait_for_everyone()
 
 
 def _disk_needed(model: torch.nn.Module, config: RunConfig) -> int:

@@ -21,11 +21,17 @@ _MODEL_INPUTS = (
 
 
 class SupervisedLoss(nn.Module):
-    """A model whose forward pass gives its loss, which is the form that distributed engines wrap."""
+    """A model whose forward pass gives its loss, which is the form that distributed engines wrap.
 
-    def __init__(self, model: LlavaNpuForConditionalGeneration):
+    Args:
+        always_encode: run the vision tower in batches of text alone too. Needed where processes gather its weights from
+            each other, or its gradients: one that leaves it out would keep the others waiting for ever.
+    """
+
+    def __init__(self, model: LlavaNpuForConditionalGeneration, always_encode: bool = False):
         super().__init__()
         self.model = model
+        self._always_encode = always_encode
 
     def forward(self, batch: Mapping[str, torch.Tensor], sequence_lengths: tuple[int, ...]) -> torch.Tensor:
         """Sum, not mean: the caller divides by the supervised tokens of the whole step, over devices and micro-batches.
@@ -38,13 +44,12 @@ class SupervisedLoss(nn.Module):
                 integers, so that no layer asks the device.
         """
         inputs = {name: batch[name] for name in _MODEL_INPUTS if name in batch}
+        if "pixel_values" not in batch and "vision_features" not in batch:
+            # Engines that wait for every parameter's gradient, or gather weights, would wait for this process for ever.
+            inputs |= self.model.model.image_nowhere(batch["input_ids"].device, encode=self._always_encode)
         hidden = self.model.model(
             **inputs, sequence_lengths=sequence_lengths, use_cache=False
         ).last_hidden_state  # (batch, length, hidden)
-        loss = linear_cross_entropy(
+        return linear_cross_entropy(
             hidden[:, :-1], self.model.lm_head.weight, batch["labels"][:, 1:], positions=batch["supervised_positions"]
         )
-        if "pixel_values" in batch or "vision_features" in batch:
-            return loss
-        # A batch of text alone leaves the projector out; engines that wait for every parameter's gradient would hang.
-        return loss + 0.0 * self.model.model.project_nothing().sum()

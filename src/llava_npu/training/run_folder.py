@@ -11,7 +11,12 @@ model/                the final model, in Hugging Face layout, once the run is f
 
 from __future__ import annotations
 
+import fcntl
+import os
 import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +31,32 @@ from llava_npu.training.plots import PAGE, PICTURE
 from llava_npu.training.trackers import IDENTITIES
 
 RUN_FILE = "run.yaml"
-# These change where and how fast a run goes, not what it computes.
-_FREE = ("output", "device", "data.workers", "trackers", "log_every", "save_every", "keep_checkpoints")
+ACCEPTED = "accepted_changes"
+# These, keys or whole sections, change where and how fast a run goes, not what it computes (beyond rounding).
+_FREE = (
+    "output",
+    "device",
+    "engine",
+    "fsdp2",
+    "zero",
+    "micro_batch_size",
+    "gradient_checkpointing",
+    "data.workers",
+    "trackers",
+    "log_every",
+    "save_every",
+    "keep_checkpoints",
+    "async_checkpoints",
+)
+_LOCK_PATIENCE_SECONDS = 5.0
 
 
-def open_run(config: RunConfig, data_fingerprint: str, fresh: bool) -> Path:
+def open_run(config: RunConfig, data_fingerprint: str, *, fresh: bool = False, accept_changes: bool = False) -> Path:
     """Creates the run folder, or checks that it belongs to this very run, to go on with it.
+
+    Args:
+        fresh: delete what a run left there.
+        accept_changes: go on although configuration or data changed; run.yaml then holds the new ones and the changes.
 
     Raises:
         UserError: the folder holds something else, or a run with another configuration or other data.
@@ -44,7 +69,17 @@ def open_run(config: RunConfig, data_fingerprint: str, fresh: bool) -> Path:
         _clear(folder)
     claimed = (folder / RUN_FILE).is_file()
     if claimed and _has_begun(folder):
-        _check_same(folder, description)
+        before = yaml.safe_load((folder / RUN_FILE).read_text(encoding="utf-8"))
+        changed = _changes(before, description)
+        if changed and not accept_changes:
+            raise UserError(
+                f"output: {folder} holds a run that differs from this one:\n" + "\n".join(changed) + "\n"
+                "Give another `output`, undo the change to continue that run, use --accept-changes to continue it with "
+                "what is new from here on, or --fresh to delete it and start over."
+            )
+        if changed:
+            accepted = [*before.get(ACCEPTED, []), *(line.strip() for line in changed)]
+            _write(folder / RUN_FILE, {**description, ACCEPTED: accepted})
         return folder
     if not claimed and folder.is_dir() and any(folder.iterdir()):
         names = sorted(path.name for path in folder.iterdir())
@@ -57,9 +92,7 @@ def open_run(config: RunConfig, data_fingerprint: str, fresh: bool) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"output: cannot create {folder}: {error.strerror}.") from error
-    partial = folder / f".{RUN_FILE}"
-    partial.write_text(yaml.safe_dump(description, sort_keys=False), encoding="utf-8")
-    partial.replace(folder / RUN_FILE)
+    _write(folder / RUN_FILE, description)
     return folder
 
 
@@ -71,6 +104,37 @@ def _has_begun(folder: Path) -> bool:
         or next(folder.glob("checkpoint-*"), None) is not None
         or (metrics.is_file() and metrics.stat().st_size > 0)
     )
+
+
+@contextmanager
+def only_process(folder: Path) -> Iterator[None]:
+    """Holds a run folder's lock, so that no two runs write into it; the system frees it when this process ends.
+
+    Raises:
+        UserError: another process holds it.
+    """
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        deadline = time.monotonic() + _LOCK_PATIENCE_SECONDS  # a run just killed may take a moment to be gone
+        while not _lock(descriptor):
+            if time.monotonic() > deadline:
+                raise UserError(
+                    f"output: another process is training in {folder}. Wait for it or end it, or give another `output`."
+                )
+            time.sleep(0.1)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _lock(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # a file system without locks
+        return True
+    return True
 
 
 def is_finished(folder: Path) -> bool:
@@ -89,19 +153,24 @@ def check_disk_space(folder: Path, needed: int) -> None:
         )
 
 
-def _check_same(folder: Path, description: dict[str, Any]) -> None:
-    before = _flatten(yaml.safe_load((folder / RUN_FILE).read_text(encoding="utf-8")))
-    now = _flatten(description)
-    changed = [
-        f"  {key.removeprefix('config.')}: {before.get(key)!r} → {now.get(key)!r}"
-        for key in sorted(before.keys() | now.keys())
-        if before.get(key) != now.get(key) and key.removeprefix("config.") not in _FREE
+def _changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """What differs between two descriptions of a run and matters, a line each."""
+    old, new = (_flatten({key: value for key, value in each.items() if key != ACCEPTED}) for each in (before, now))
+    return [
+        f"  {key.removeprefix('config.')}: {old.get(key)!r} → {new.get(key)!r}"
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key) != new.get(key) and not _is_free(key.removeprefix("config."))
     ]
-    if changed:
-        raise UserError(
-            f"output: {folder} holds a run that differs from this one:\n" + "\n".join(changed) + "\n"
-            "Give another `output`, undo the change to continue that run, or use --fresh to delete it and start over."
-        )
+
+
+def _is_free(key: str) -> bool:
+    return any(key == free or key.startswith(f"{free}.") for free in _FREE)
+
+
+def _write(path: Path, description: dict[str, Any]) -> None:
+    partial = path.with_name(f".{path.name}")
+    partial.write_text(yaml.safe_dump(description, sort_keys=False), encoding="utf-8")
+    partial.replace(path)
 
 
 def _clear(folder: Path) -> None:

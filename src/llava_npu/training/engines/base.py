@@ -1,0 +1,107 @@
+"""What every engine does, and the parts that do not depend on how weights are kept."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from llava_npu.training.objective import SupervisedLoss
+from llava_npu.training.parts import trained_parameters
+
+
+class Engine(ABC):
+    """Trains one model in all processes of a run. Every method is called by all of them, in the same order.
+
+    Attributes:
+        shards_weights: whether a process holds only a part of the weights. All processes must then run the same
+            modules, whatever their batches hold.
+        objective: the module to call, once `prepare` has run; returns the summed loss.
+        optimizer: whose groups carry the learning rates.
+    """
+
+    shards_weights: bool
+    objective: nn.Module
+    optimizer: torch.optim.Optimizer
+    _model: nn.Module  # inside the objective
+
+    def __init__(self, accelerator: Accelerator, compute_dtype: torch.dtype | None):
+        self.accelerator = accelerator
+        self.compute_dtype = compute_dtype
+
+    @abstractmethod
+    def prepare(self, objective: SupervisedLoss, make_optimizer: Callable[[], torch.optim.Optimizer]) -> None:
+        """Puts a model, until now whole and on the CPU, on the devices.
+
+        Args:
+            objective: the model inside a module whose forward pass gives its loss.
+            make_optimizer: builds the optimizer over what the model's trained parameters are by then.
+        """
+
+    @abstractmethod
+    def micro_step(self, last: bool) -> AbstractContextManager[object]:
+        """The context of one forward and backward pass; `last` is the step's last one, before `step`."""
+
+    @abstractmethod
+    def backward(self, part: torch.Tensor) -> None:
+        """Adds the gradients of a part of the step's loss; over passes and processes the parts add up."""
+
+    @abstractmethod
+    def step(self, max_grad_norm: float) -> torch.Tensor:
+        """Moves the weights by what has been accumulated, and forgets it.
+
+        Args:
+            max_grad_norm: gradients are scaled down to this norm; 0 leaves them alone.
+
+        Returns:
+            The norm of the whole gradient, before scaling.
+        """
+
+    def weights(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """(name, weight) of everything that is trained: whole, float32 where it is kept so, on the main process's host.
+
+        Lazily, one after the other. Other processes take part, and get empty tensors.
+        """
+        for name, parameter in trained_parameters(self._model):
+            yield name, self._whole(parameter.detach())
+
+    def optimizer_state(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """(`exp_avg/NAME`, moment) and so on, for everything that is trained; as `weights`."""
+        for name, parameter in trained_parameters(self._model):
+            for key, value in self.optimizer.state[parameter].items():
+                yield f"{key}/{name}", self._whole(value)
+
+    def load_optimizer_state(self, saved: Mapping[str, torch.Tensor], weights: Mapping[str, torch.Tensor]) -> None:
+        """Puts back what `optimizer_state` gave, of any engine.
+
+        Args:
+            weights: the weights that the model had before `prepare`, for engines that keep another copy of them.
+        """
+        groups = self.optimizer.param_groups
+        index = {id(each): number for number, each in enumerate(p for group in groups for p in group["params"])}
+        packed = self.optimizer.state_dict()
+        for name, parameter in trained_parameters(self._model):
+            packed["state"][index[id(parameter)]] = {
+                key: self._part(saved[f"{key}/{name}"], parameter) for key in state_keys(saved, name)
+            }
+        self.optimizer.load_state_dict(packed)
+
+    def _whole(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The tensor of which each process may hold a part: a copy on the host of the main process."""
+        return tensor.cpu().clone() if self.accelerator.is_main_process else torch.empty(0)
+
+    def _part(self, whole: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
+        """This process's part of a whole tensor that belongs to `parameter`."""
+        return whole
+
+
+def state_keys(saved: Mapping[str, torch.Tensor], name: str) -> list[str]:
+    """What an optimizer's saved state holds for the parameter called `name`, as in ["exp_avg", "exp_avg_sq"]."""
+    return [key for key in _KEYS if f"{key}/{name}" in saved]
+
+
+_KEYS = ("step", "exp_avg", "exp_avg_sq")  # of AdamW

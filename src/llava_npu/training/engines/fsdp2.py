@@ -1,0 +1,128 @@
+"""Weights, gradients and optimizer state in shards, one per process (PyTorch's fully_shard, known as FSDP2).
+
+Built on torch's own function: accelerate's wrapper for it leaves out CPUs, on which this project is tested.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Callable, Iterator
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import (
+    CPUOffloadPolicy,
+    FSDPModule,
+    MixedPrecisionPolicy,
+    OffloadPolicy,
+    fully_shard,
+)
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from llava_npu.config import Fsdp2Config
+from llava_npu.errors import UserError
+from llava_npu.models.projectors import Projector
+from llava_npu.training.engines.base import Engine
+from llava_npu.training.objective import SupervisedLoss
+
+
+class Fsdp2Engine(Engine):
+    """Shards the layers of tower and language model one by one, the projector as one, and the rest together."""
+
+    shards_weights = True
+
+    def __init__(self, accelerator: Accelerator, compute_dtype: torch.dtype | None, options: Fsdp2Config):
+        super().__init__(accelerator, compute_dtype)
+        self._options = options
+        if not hasattr(FSDPModule, "set_force_sum_reduction_for_comms"):
+            raise UserError(f"engine: fsdp2 needs torch 2.8 or newer; this is {torch.__version__}. Use ddp, or zero3.")
+
+    def prepare(self, objective: SupervisedLoss, make_optimizer: Callable[[], torch.optim.Optimizer]) -> None:
+        mesh = _mesh(self.accelerator.device.type, self.accelerator.num_processes, self._options.shard_group)
+        precision = MixedPrecisionPolicy(
+            param_dtype=self.compute_dtype,
+            reduce_dtype=torch.float32 if self.compute_dtype else None,
+            cast_forward_inputs=False,  # autocast does it where it is needed
+        )
+        offload = CPUOffloadPolicy(pin_memory=mesh.device_type != "cpu") if self._options.offload else OffloadPolicy()
+        # True, and harmless: nothing changes a projector's output in place.
+        warnings.filterwarnings("ignore", message=r"FSDP2-wrapped module \(FSDP\w*Projector\) returned a view")
+        # Each call moves what it shards to the device: never more than one layer is there as a whole.
+        for module in [*_units(objective), objective]:
+            fully_shard(
+                module,
+                mesh=mesh,
+                mp_policy=precision,
+                offload_policy=offload,
+                reshard_after_forward=self._options.reshard_after_forward if module is not objective else False,
+            )
+        for module in objective.modules():
+            if isinstance(module, FSDPModule):
+                # Sums, not averages: HCCL is not known to have the latter, and the loss is divided already.
+                module.set_force_sum_reduction_for_comms(True)
+                module.set_gradient_divide_factor(1.0)
+        for name, buffer in objective.named_buffers():
+            owner, _, own_name = name.rpartition(".")
+            objective.get_submodule(owner)._buffers[own_name] = buffer.to(self.accelerator.device)
+        self.objective, self._model = objective, objective.model
+        self.optimizer = make_optimizer()
+        self._trained = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+
+    @contextlib.contextmanager
+    def micro_step(self, last: bool) -> Iterator[None]:
+        # Gradients are reduced in every pass: holding them whole until the last one is what sharding is to avoid.
+        device_type, dtype = self.accelerator.device.type, self.compute_dtype
+        with torch.autocast(device_type, dtype=dtype, enabled=dtype is not None):
+            yield
+
+    def backward(self, part: torch.Tensor) -> None:
+        part.backward()
+
+    def step(self, max_grad_norm: float) -> torch.Tensor:
+        norm = nn.utils.clip_grad_norm_(self._trained, max_grad_norm or float("inf"))
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return norm.full_tensor() if isinstance(norm, DTensor) else norm
+
+    def _whole(self, tensor: torch.Tensor) -> torch.Tensor:
+        return super()._whole(tensor.full_tensor() if isinstance(tensor, DTensor) else tensor)
+
+    def _part(self, whole: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
+        if whole.ndim == 0:  # the optimizer's count of steps
+            return whole
+        assert isinstance(parameter, DTensor)
+        mesh = parameter.device_mesh
+        # Every process has read the whole tensor: each cuts out its part, nothing is sent.
+        part = distribute_tensor(whole.to(mesh.device_type), mesh, parameter.placements, src_data_rank=None)
+        return part.to(parameter.device)
+
+
+def _mesh(device_type: str, num_processes: int, shard_group: int | None) -> DeviceMesh:
+    """One dimension: all hold one copy; two: copies between groups, shards within."""
+    if shard_group is None or shard_group == num_processes:
+        return init_device_mesh(device_type, (num_processes,))
+    if num_processes % shard_group:
+        raise UserError(
+            f"fsdp2.shard_group: {shard_group} does not divide the number of processes, {num_processes}. Give the "
+            "number of devices of one node, or null for one group of all."
+        )
+    shape = (num_processes // shard_group, shard_group)
+    return init_device_mesh(device_type, shape, mesh_dim_names=("replicate", "shard"))
+
+
+def _units(objective: nn.Module) -> list[nn.Module]:
+    """What is gathered at once: a transformer layer, the projector. Inner modules come before outer ones."""
+    layers = {name for module in objective.modules() for name in getattr(module, "_no_split_modules", None) or ()}
+    found = [
+        module for module in objective.modules() if isinstance(module, Projector) or type(module).__name__ in layers
+    ]
+    outermost: list[nn.Module] = []
+    seen: set[int] = set()
+    for module in found:  # parents come first
+        if id(module) not in seen and any(True for _ in module.parameters()):
+            outermost.append(module)
+        seen.update(id(inner) for inner in module.modules())
+    return outermost

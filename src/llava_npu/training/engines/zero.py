@@ -1,0 +1,215 @@
+"""ZeRO: optimizer state and gradients (stage 2), and weights too (stage 3), in shards; DeepSpeed does it.
+
+Called directly: accelerate's wrapper for DeepSpeed leaves out CPUs, on which this project is tested. The optimizer is
+torch's AdamW also where its state is offloaded to the host: DeepSpeed's own would have to be compiled first.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+from torch.nn import functional as F
+
+from llava_npu.config import ZeroConfig
+from llava_npu.errors import UserError
+from llava_npu.models.projectors import Projector
+from llava_npu.training.engines.base import Engine, state_keys
+from llava_npu.training.objective import SupervisedLoss
+from llava_npu.training.parts import trained_parameters
+
+_BUCKET = 200_000_000  # elements sent at once
+
+
+class ZeroEngine(Engine):
+    """DeepSpeed's engine in this project's terms.
+
+    In 16 bits DeepSpeed keeps all weights in that type, and float32 copies of the trained ones in the shards.
+    """
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        compute_dtype: torch.dtype | None,
+        stage: int,
+        options: ZeroConfig,
+        max_grad_norm: float,
+    ):
+        super().__init__(accelerator, compute_dtype)
+        self.shards_weights = stage == 3
+        self._stage = stage
+        self._options = options
+        self._max_grad_norm = max_grad_norm
+        self._deepspeed = _import_deepspeed(accelerator.device.type)
+        self._engine: Any = None  # DeepSpeed's, once prepared
+
+    def prepare(self, objective: SupervisedLoss, make_optimizer: Callable[[], torch.optim.Optimizer]) -> None:
+        trained = sum(parameter.numel() for _, parameter in trained_parameters(objective))
+        # DeepSpeed calls collectives by names that newer torch will drop, and warns of it at every step.
+        warnings.filterwarnings("ignore", message=r"`torch\.distributed\.\w+` is deprecated", category=FutureWarning)
+        config = self._config(bucket=min(_BUCKET, trained))
+        self._model = objective.model
+        with _local_rank(self.accelerator.local_process_index):
+            if self._stage == 3:
+                self._shard(objective, config)
+            self.optimizer = make_optimizer()
+            self._engine, *_ = self._deepspeed.initialize(model=objective, optimizer=self.optimizer, config=config)
+        self.objective = self._engine
+
+    def _shard(self, objective: SupervisedLoss, config: dict[str, Any]) -> None:
+        """Moves weights to the devices one by one, each only as its shard; otherwise all would be there at first."""
+        zero = self._deepspeed.zero
+        if self.compute_dtype is not None:
+            for parameter in objective.parameters():
+                parameter.data = parameter.data.to(self.compute_dtype)
+        for module in objective.modules():
+            if isinstance(module, Projector):
+                # It uses weights of layers that it does not call (a query, an attention's matrices): gathered as one.
+                self._deepspeed.utils.set_z3_leaf_module(module, True)
+                module.register_forward_pre_hook(_with_gradients)
+        zero.Init(module=objective, config_dict_or_path=config, dtype=self.compute_dtype or torch.float32)
+        for name, buffer in objective.named_buffers():
+            owner, _, own_name = name.rpartition(".")
+            objective.get_submodule(owner)._buffers[own_name] = buffer.to(self.accelerator.device)
+        # The loss multiplies by the head's weight without calling the head.
+        zero.register_external_parameter(objective, objective.model.get_output_embeddings().weight)
+
+    def _config(self, bucket: int) -> dict[str, Any]:
+        pinned = self.accelerator.device.type != "cpu"
+        offload = {"device": "cpu", "pin_memory": pinned}
+        zero: dict[str, Any] = {
+            "stage": self._stage,
+            "contiguous_gradients": True,
+            "overlap_comm": pinned,
+            "reduce_bucket_size": bucket,
+            "allgather_bucket_size": bucket,
+        }
+        if self._stage == 3:
+            zero |= {"stage3_prefetch_bucket_size": bucket, "stage3_param_persistence_threshold": min(100_000, bucket)}
+        if self._options.offload_optimizer:
+            zero["offload_optimizer"] = offload
+        if self._options.offload_parameters:
+            zero["offload_param"] = offload
+        return {
+            "train_micro_batch_size_per_gpu": 1,  # not used: batches are this project's
+            "gradient_accumulation_steps": 1,  # neither: `micro_step` says when a step ends
+            "gradient_clipping": self._max_grad_norm,
+            "zero_allow_untested_optimizer": True,
+            "zero_force_ds_cpu_optimizer": False,
+            "zero_optimization": zero,
+            "bf16": {"enabled": self.compute_dtype is torch.bfloat16},
+            "fp16": {"enabled": self.compute_dtype is torch.float16},
+            "data_types": {"grad_accum_dtype": "fp32"},
+        }
+
+    @contextmanager
+    def micro_step(self, last: bool) -> Iterator[None]:
+        self._engine.set_gradient_accumulation_boundary(last)
+        yield
+
+    def backward(self, part: torch.Tensor) -> None:
+        # Gradients are averaged over processes: times their number makes that the sum.
+        self._engine.backward(part * self.accelerator.num_processes)
+
+    def step(self, max_grad_norm: float) -> torch.Tensor:
+        assert max_grad_norm == self._max_grad_norm
+        self._engine.step()
+        return torch.as_tensor(self._engine.get_global_grad_norm())
+
+    def weights(self) -> Iterator[tuple[str, torch.Tensor]]:
+        for name, parameter in trained_parameters(self._model):
+            yield name, self._whole(self._deepspeed.utils.safe_get_full_fp32_param(parameter))
+
+    def optimizer_state(self) -> Iterator[tuple[str, torch.Tensor]]:
+        flat = next(iter(self.optimizer.state.values()))
+        for name, parameter in trained_parameters(self._model):
+            for key, value in flat.items():
+                if value.ndim:
+                    value = self._deepspeed.utils.safe_get_full_optimizer_state(parameter, key)
+                yield f"{key}/{name}", self._whole(value)
+
+    def load_optimizer_state(self, saved: Mapping[str, torch.Tensor], weights: Mapping[str, torch.Tensor]) -> None:
+        zero = self._engine.optimizer
+        flats = zero.fp32_partitioned_groups_flat if self._stage == 3 else zero.single_partition_of_fp32_groups
+        trained = list(trained_parameters(self._model))
+        keys = state_keys(saved, trained[0][0])
+        for flat in flats:  # one per group of parameters; DeepSpeed makes them at the first step
+            self.optimizer.state[flat] = {
+                key: saved[f"{key}/{trained[0][0]}"].clone() if key == "step" else torch.zeros_like(flat)
+                for key in keys
+            }
+        if self._stage == 2:
+            zero._lazy_init_hp_params_optimizer_state()
+        for name, parameter in trained:
+            self._set(parameter, weights[name], None)
+            for key in keys:
+                if key != "step":
+                    self._set(parameter, saved[f"{key}/{name}"], key)
+
+    def _set(self, parameter: nn.Parameter, whole: torch.Tensor, key: str | None) -> None:
+        """Puts this process's part of a whole float32 tensor into its shard; no key: the weight itself."""
+        utils = self._deepspeed.utils
+        if self._stage == 2:
+            set_weight, set_state = utils.safe_set_full_fp32_param, utils.safe_set_full_optimizer_state
+        else:
+            set_weight, set_state = utils.safe_set_local_fp32_param, utils.safe_set_local_optimizer_state
+            size = parameter.ds_tensor.numel()  # type: ignore[attr-defined]
+            padded = F.pad(whole.flatten(), (0, size * self.accelerator.num_processes - whole.numel()))
+            whole = padded.narrow(0, size * self.accelerator.process_index, size)
+        if key is None:
+            set_weight(parameter, whole)
+        else:
+            set_state(parameter, whole, key)
+
+
+def _with_gradients(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Lets gradients flow to a module's inputs: DeepSpeed takes a leaf's backward pass to be over when they are there,
+    and without any gives its weights up before they are used.
+    """
+    if not torch.is_grad_enabled():
+        return inputs
+    return tuple(
+        each.requires_grad_() if isinstance(each, torch.Tensor) and each.is_leaf and each.is_floating_point() else each
+        for each in inputs
+    )
+
+
+def _import_deepspeed(device_type: str) -> Any:
+    os.environ.setdefault("DS_ACCELERATOR", device_type)
+    try:
+        import deepspeed
+        import deepspeed.ops
+    except ImportError as error:
+        raise UserError(
+            f"engine: zero2 and zero3 need DeepSpeed, which cannot be imported ({error}). "
+            "Install it with `pip install llava-npu[deepspeed]`, or use engine=fsdp2."
+        ) from error
+    except KeyError as error:
+        raise UserError(
+            f"engine: DeepSpeed needs the environment variable {error}, which is not set; on an NPU, source CANN's "
+            "set_env.sh first. Or use engine=fsdp2."
+        ) from error
+    if device_type == "cpu":
+        # A helper for tensor-parallel inference, which DeepSpeed would compile for a minute before the first run.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    return deepspeed
+
+
+@contextmanager
+def _local_rank(index: int) -> Iterator[None]:
+    """DeepSpeed reads which device is this process's from LOCAL_RANK, which only launchers set."""
+    before = os.environ.get("LOCAL_RANK")
+    os.environ["LOCAL_RANK"] = str(index)
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["LOCAL_RANK"]
+        else:
+            os.environ["LOCAL_RANK"] = before

@@ -1,0 +1,154 @@
+"""`llava-npu train --devices N`: starts N processes on this machine, as torchrun does, and ends them as one.
+
+The processes get torchrun's environment variables, so that a run does not know who started it. Of what goes wrong in
+them one error is shown, once: the first that a user can do something about.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+from llava_npu.errors import UserError
+from llava_npu.training.interruption import EXIT_STATUS
+from llava_npu.training.launched import REPORTS, Report
+
+_POLL_SECONDS = 0.05
+_GRACE_SECONDS = 1.0  # for other processes to report what made the first one fail
+_TAIL_BYTES = 4000
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a launch ended: the status to exit with, and what to say, if anything."""
+
+    status: int
+    message: str
+
+
+def launch(arguments: Sequence[str], devices: int) -> Outcome:
+    """Runs `llava-npu ARGUMENTS` in `devices` processes, to the end of all of them.
+
+    SIGTERM and SIGINT are passed on, a second one kills. If this process is killed, so are they.
+
+    Raises:
+        UserError: this process has itself been started by a launcher.
+    """
+    if "WORLD_SIZE" in os.environ and "RANK" in os.environ:
+        raise UserError(
+            "--devices starts processes of its own, but a launcher such as torchrun started this one (RANK and "
+            "WORLD_SIZE are set). Leave --devices out there."
+        )
+    with tempfile.TemporaryDirectory(prefix="llava-npu-") as folder, _signals() as received:
+        processes = _start(arguments, devices, Path(folder))
+        try:
+            while any(process.poll() is None for process in processes):
+                _pass_on(received, processes)
+                if any(process.poll() not in (None, 0, EXIT_STATUS) for process in processes):
+                    time.sleep(_GRACE_SECONDS)
+                    break
+                time.sleep(_POLL_SECONDS)
+        finally:
+            for process in processes:
+                if process.poll() is None:
+                    process.kill()
+                process.wait()
+        return _outcome(processes, Path(folder))
+
+
+def _start(arguments: Sequence[str], devices: int, folder: Path) -> list[subprocess.Popen[bytes]]:
+    environment = {
+        **os.environ,
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(_free_port()),
+        "WORLD_SIZE": str(devices),
+        "LOCAL_WORLD_SIZE": str(devices),
+        REPORTS: str(folder),
+    }
+    environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // devices)))
+    processes = []
+    for rank in range(devices):
+        with (folder / f"output-{rank}").open("wb") as output:
+            processes.append(
+                subprocess.Popen(
+                    [sys.executable, "-m", "llava_npu.training.launched", *arguments],
+                    env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+                    stdin=subprocess.DEVNULL,
+                    stdout=None if rank == 0 else output,
+                    stderr=None if rank == 0 else output,
+                    start_new_session=True,  # Ctrl-C reaches this process alone, which passes it on
+                )
+            )
+    return processes
+
+
+@contextmanager
+def _signals() -> Iterator[list[int]]:
+    """Collects SIGTERM and SIGINT, in the order in which they come."""
+    received: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _pass_on(received: list[int], processes: Sequence[subprocess.Popen[bytes]]) -> None:
+    """Hands new signals to all processes; each process takes its second one as the order to leave at once."""
+    while received:
+        number = received.pop(0)
+        for process in processes:
+            if process.poll() is None:
+                process.send_signal(number)
+
+
+def _outcome(processes: Sequence[subprocess.Popen[bytes]], folder: Path) -> Outcome:
+    reports = [report for rank in range(len(processes)) if (report := _read(folder, rank))]
+    # An error in one process makes others fail, in ways that tell less: a user's error comes first, then the earliest.
+    if reports:
+        first = min(reports, key=lambda report: (report.status != 2, report.time))
+        return Outcome(first.status, first.message)
+    for rank, process in enumerate(processes):
+        if process.returncode < 0 and process.returncode != -signal.SIGKILL:
+            return _unexplained(rank, process.returncode, folder)
+    for rank, process in enumerate(processes):
+        if process.returncode not in (0, EXIT_STATUS):
+            return _unexplained(rank, process.returncode, folder)
+    return Outcome(max(process.returncode for process in processes), "")
+
+
+def _unexplained(rank: int, status: int, folder: Path) -> Outcome:
+    """A process that ended without saying why."""
+    output = (folder / f"output-{rank}").read_bytes()[-_TAIL_BYTES:].decode(errors="replace").strip()
+    how = f"ended by {signal.Signals(-status).name}" if status < 0 else f"left with status {status}"
+    hint = " (the system does this when memory runs out)" if status == -signal.SIGKILL else ""
+    shown = f"; its last output:\n{output}" if output else ""
+    return Outcome(128 - status if status < 0 else status, f"process {rank} {how}{hint}{shown}")
+
+
+def _read(folder: Path, rank: int) -> Report | None:
+    path = folder / f"report-{rank}.json"
+    return Report(**json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    return port

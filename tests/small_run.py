@@ -1,0 +1,118 @@
+"""Small training runs on the tiny models and data, and two processes in which many of them go one after the other."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import traceback
+from pathlib import Path
+from typing import Any
+
+from llava_npu.config import RunConfig
+
+
+def small_run(material: Path, output: Path, device_type: str, **changes: Any) -> RunConfig:
+    """A small run; keyword arguments change it, sections as dictionaries."""
+    finetune = changes.get("stage", "finetune") == "finetune"
+    values: dict[str, Any] = {
+        "output": str(output),
+        "stage": "finetune",
+        "model": {"vision_tower": str(material / "clip"), "language_model": str(material / "lm")},
+        "data": {"path": str(material / ("train.json" if finetune else "captions.json")), "workers": 0},
+        "optimizer": {"learning_rate": 2e-3},
+        "batch_size": 8,
+        "micro_batch_size": 8,
+        "max_steps": 6,
+        "epochs": 4,
+        "device": device_type,
+        "precision": "fp32",
+    }
+    for key, value in changes.items():
+        values[key] = {**values[key], **value} if isinstance(value, dict) and key in values else value
+    return RunConfig.model_validate(values)
+
+
+def in_two_processes(
+    folder: Path, runs: dict[str, RunConfig], stop_after: dict[str, int] | None = None, timeout: float = 900
+) -> dict[str, str]:
+    """Trains each of `runs` in two processes, one run after the other; starting processes costs more than a small run.
+
+    Args:
+        stop_after: runs in which the first process gets SIGTERM after so many steps.
+
+    Returns:
+        What each run raised, if anything, on the process that raised it first.
+    """
+    folder.mkdir(parents=True)
+    jobs = {
+        name: {"config": run.model_dump(mode="json"), "stop_after": (stop_after or {}).get(name)}
+        for name, run in runs.items()
+    }
+    (folder / "jobs.json").write_text(json.dumps(jobs))
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "WORLD_SIZE": "2",
+        "LOCAL_WORLD_SIZE": "2",
+    }
+    environment.setdefault("ASCEND_HOME_PATH", str(folder))  # what CANN's set_env.sh sets, and DeepSpeed asks for
+    command = [sys.executable, __file__, str(folder)]
+    started = [
+        subprocess.Popen(
+            command,
+            env={**environment, "RANK": rank, "LOCAL_RANK": rank},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in "01"
+    ]
+    try:
+        said = [process.communicate(timeout=timeout)[0] for process in started]
+    finally:
+        for process in started:
+            process.kill()
+    assert [process.returncode for process in started] == [0, 0], "\n".join(said)
+    raised = [json.loads((folder / f"raised-{rank}.json").read_text()) for rank in "01"]
+    return {name: raised[0].get(name) or raised[1][name] for name in {**raised[0], **raised[1]}}
+
+
+def _one_process(folder: Path) -> None:
+    from rich.console import Console
+
+    from llava_npu import devices
+    from llava_npu.training import loop, processes, reporting
+
+    rank = os.environ["RANK"]
+    jobs = json.loads((folder / "jobs.json").read_text())
+    raised: dict[str, str] = {}
+    append = reporting.append_metrics
+    device = devices.select(next(iter(jobs.values()))["config"]["device"])
+    with processes.join(device, needs_group=True):
+        for name, job in jobs.items():
+
+            def noted(folder: Path, metrics: Any, last: int | None = job["stop_after"]) -> None:
+                append(folder, metrics)
+                if metrics.step == last:
+                    os.kill(os.getpid(), signal.SIGTERM)
+
+            reporting.append_metrics = noted
+            try:
+                loop.train(RunConfig.model_validate(job["config"]), console=Console(quiet=True))
+            except Exception as error:  # noqa: BLE001  for the test to look at
+                raised[name] = f"{type(error).__name__}: {error}"
+                traceback.print_exc()
+    (folder / f"raised-{rank}.json").write_text(json.dumps(raised))
+
+
+if __name__ == "__main__":
+    _one_process(Path(sys.argv[1]))
