@@ -126,6 +126,33 @@ def test_what_prompts_share_is_computed_once(tiny: Tiny, questions: list[Questio
     assert beginning > rest  # the system text, the picture, the question
 
 
+def test_generation_sees_the_positions_of_the_whole_prompt(tiny: Tiny) -> None:
+    """Scores, not only the tokens that win: a few padded columns counted as positions change those slightly."""
+    model, processor = tiny
+    images = PICTURES[:2]
+    asked = [("Is it red?", 0), ("Is it blue, or is it rather green than blue?", 0), ("Why", 0), ("What?", 1)]
+    turns = [[{"from": "human", "value": f"<image>\n{text}"}] for text, _ in asked]
+    prompts = [
+        Prompt(tuple(processor.encode_prompt(each, 1, "a prompt")), (images[number],))
+        for each, (_, number) in zip(turns, asked, strict=True)
+    ]
+    encoded = model.encode_images(processor.preprocess_images([image.open() for image in images]))
+    features = {image.key: feature for image, feature in zip(images, encoded.detach(), strict=True)}
+    lengths = shared_lengths(prompts, processor.image_token_id)
+    assert lengths is not None
+    wanted: dict[str, Any] = {"do_sample": False, "max_new_tokens": 3, "min_new_tokens": 3, "output_scores": True}
+    wanted["return_dict_in_generate"] = True
+    with torch.no_grad():
+        begun = begin(model, processor, prompts, lengths, features)
+        together = model.generate(
+            input_ids=begun.input_ids, attention_mask=begun.attention_mask, past_key_values=begun.cache, **wanted
+        )
+    for row, (each, (_, number)) in enumerate(zip(turns, asked, strict=True)):
+        alone = model.generate(**processor.encode_prompts([each], [[images[number].open()]]), **wanted)
+        for one, other in zip(together.scores, alone.scores, strict=True):
+            torch.testing.assert_close(one[row], other[0], atol=1e-3, rtol=1e-4)
+
+
 def test_states_behind_a_beginning_are_those_of_the_whole_prompt(tiny: Tiny, device: torch.device) -> None:
     import copy
 
