@@ -19,6 +19,7 @@ from llava_npu.cli.demo import demo
 from llava_npu.cli.doctor import doctor
 from llava_npu.cli.eval import eval_
 from llava_npu.cli.merge import merge
+from llava_npu.cli.report import report
 from llava_npu.cli.serve import serve
 from llava_npu.cli.train import train
 from llava_npu.cli.verify import verify
@@ -36,6 +37,7 @@ app = typer.Typer(
 app.command("train")(train)
 app.command("compare")(compare)
 app.command("eval")(eval_)
+app.command("report")(report)
 app.command("chat")(chat)
 app.command("merge")(merge)
 app.command("convert")(convert)

@@ -67,9 +67,9 @@ def eval_(
 
     from llava_npu.evaluation.ablations import IMAGE_MODES
     from llava_npu.evaluation.answering import ANSWER_MODES
+    from llava_npu.evaluation.datasets import read_dataset
     from llava_npu.evaluation.judge_client import JudgeClient, judge_settings
     from llava_npu.evaluation.processes import joined, launch, launched
-    from llava_npu.evaluation.runner import read_dataset
 
     chosen = _choose(benchmark)
     _check_choice("--answer", answer, ANSWER_MODES)

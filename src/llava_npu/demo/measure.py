@@ -91,6 +91,7 @@ def measure(
             output / f"{measure}-{images}",
             images=images,
             batch_size=_BATCH,
+            page=False,  # the demo has a report of its own
             on_progress=lambda progress: on_progress(name, progress.done, progress.total),
         )
         return _by_part(report.scores)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -20,6 +20,19 @@ from llava_npu.evaluation.questions import Question
 
 CIRCULAR, VANILLA, EVERY_ROTATION = "circular", "vanilla", "every rotation"
 OVERALL, L2_CATEGORY, CATEGORY = LEVELS = "overall", "l2-category", "category"
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What a score was computed from, so that it can be set against another model's.
+
+    Attributes:
+        statistic: how sums become the value, one of `STATISTICS`.
+        groups: (stratum, group) → amounts.
+    """
+
+    statistic: str
+    groups: Mapping[tuple[str, str], tuple[float, ...]]
 
 
 @dataclass(frozen=True)
@@ -33,6 +46,7 @@ class Score:
         level: "overall", "l2-category" or "category"; `name` is which.
         value, low, high: in 0 … 1 (sums of such, in MME, go beyond 1), with the 95 % bootstrap interval.
         count: how many units (groups, or rows for "every rotation") were scored.
+        sample: where it came from, for comparisons; it is no part of a report.
     """
 
     metric: str
@@ -44,6 +58,14 @@ class Score:
     low: float
     high: float
     count: int
+    sample: Sample | None = field(default=None, compare=False, repr=False)
+
+    def facts(self) -> dict[str, str | float | int]:
+        """All but the sample, by name."""
+        return {name: getattr(self, name) for name in SCORE_COLUMNS}
+
+
+SCORE_COLUMNS = tuple(name for name in Score.__dataclass_fields__ if name != "sample")
 
 
 @dataclass(frozen=True)
@@ -63,8 +85,19 @@ class Unit:
 
 Statistic = Callable[[Array], Array]  # sums (n, amounts) → values (n,)
 Label = tuple[str, str]  # a level and a name
+STATISTICS: dict[str, Statistic] = {}
 
 
+def statistic(function: Statistic) -> Statistic:
+    """Makes a statistic known by its name, under which samples on the disk remember it."""
+    name = function.__name__.removeprefix("_")
+    if name in STATISTICS:
+        raise ValueError(f"statistic {name!r} is there twice")
+    STATISTICS[name] = function
+    return function
+
+
+@statistic
 def ratio(sums: Array) -> Array:
     """The first amount over the second; 0 where that is 0."""
     return np.divide(sums[:, 0], sums[:, 1], out=np.zeros(len(sums)), where=sums[:, 1] != 0)
@@ -85,11 +118,11 @@ def tabulate(
     units: Iterable[Unit],
     metric: str,
     extraction: str,
-    statistic: Statistic = ratio,
+    of_sums: Statistic = ratio,
     labels: Callable[[Question], Iterable[Label]] = own_labels,
     stratum: Callable[[Question], str] = lambda question: "",
 ) -> list[Score]:
-    """One score for each split and label.
+    """One score for each split and label: a statistic (one of `STATISTICS`) of summed units.
 
     For the intervals, units of one group are resampled together, and the number of groups in each stratum is kept.
     """
@@ -98,7 +131,7 @@ def tabulate(
         for level, name in labels(unit.question):
             cells[unit.question.split, level, name].append(unit)
     order = sorted(cells, key=lambda cell: (cell[0], LEVELS.index(cell[1]), cell[2]))
-    return [_score(cells[cell], metric, extraction, cell, statistic, stratum) for cell in order]
+    return [_score(cells[cell], metric, extraction, cell, of_sums, stratum) for cell in order]
 
 
 def extraction_rules(parsed: Mapping[str, Mapping[str, str | None]]) -> list[str]:
@@ -153,7 +186,7 @@ def _score(
     metric: str,
     extraction: str,
     cell: tuple[str, str, str],
-    statistic: Statistic,
+    of_sums: Statistic,
     stratum: Callable[[Question], str],
 ) -> Score:
     groups: dict[tuple[str, str], Array] = {}
@@ -165,6 +198,8 @@ def _score(
         strata[name].append(groups[name, group])
     total = np.sum(list(groups.values()), axis=0, keepdims=True)  # (1, amounts)
     sums = sum(resample(np.stack(of_one), SEED + number) for number, of_one in enumerate(strata.values()))
-    low, high = limits(statistic(np.asarray(sums)))
-    value = float(statistic(total)[0])
-    return Score(metric, extraction, *cell, value, low, high, sum(unit.trials for unit in units))
+    low, high = limits(of_sums(np.asarray(sums)))
+    value = float(of_sums(total)[0])
+    name = next(name for name, function in STATISTICS.items() if function is of_sums)
+    sample = Sample(name, {key: tuple(map(float, amounts)) for key, amounts in groups.items()})
+    return Score(metric, extraction, *cell, value, low, high, sum(unit.trials for unit in units), sample)

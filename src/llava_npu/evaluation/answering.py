@@ -4,12 +4,12 @@
 instruction.
 
 `ChooseLikeliest` asks for no obedience to "answer with the letter", which small or barely tuned models lack. It
-scores each option as the assistant's answer and takes the likeliest, by the mean log-probability of its tokens (end
-token included), so that long options are not at a disadvantage. It has two forms (Robinson et al. 2023,
+scores each option as the assistant's answer and takes the likeliest, by the mean log-probability of its tokens, so that
+long options are not at a disadvantage. It has two forms (Robinson et al. 2023,
 arXiv:2210.12353, compare them):
-    "text"    the options' texts, under the question alone. The options are not shown, so their order cannot matter:
-              circular and vanilla accuracy agree, up to ties.
-    "letter"  the letters, under the whole prompt.
+    "text"    the options' texts, end token included, under the question alone. The options are not shown, so their
+              order cannot matter: circular and vanilla accuracy agree, up to ties.
+    "letter"  the letters alone, under the whole prompt.
 Its answer is the letter, which every extraction rule reads alike.
 """
 
@@ -156,7 +156,7 @@ class ChooseLikeliest:
 
     @property
     def settings(self) -> Settings:
-        return {"answer": "likelihood", "candidates": self.candidates}
+        return {"answer": "likelihood", "candidates": self.candidates, "end_token": self.candidates == "text"}
 
     def answer(self, model: Any, processor: Any, questions: Sequence[Question], features: Features) -> list[Answer]:
         """Scores the options of each question."""
@@ -168,7 +168,8 @@ class ChooseLikeliest:
                 name = f"question {question.id}, option {letter}"
                 item = AnsweredPrompt(_turns(prompt, candidate), question.images, name)
                 items.setdefault(_asked(question, prompt, candidate), item)
-        found = answer_log_probabilities(model, processor, list(items.values()), features)
+        ends = self.candidates == "text"  # behind a letter the end says nothing
+        found = answer_log_probabilities(model, processor, list(items.values()), features, ends=ends)
         means = {asked: score.mean for asked, score in zip(items, found, strict=True)}
         answers = []
         for question, (prompt, candidates) in zip(questions, forms, strict=True):

@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from llava_npu.errors import UserError
 from llava_npu.evaluation.files import write_text
 from llava_npu.evaluation.judge_client import JudgeClient, JudgeError, Message, Reply
 from llava_npu.evaluation.predictions import Prediction
@@ -105,6 +106,26 @@ def write_judgements(judgements: Sequence[Judgement], folder: Path) -> None:
     """Writes judgements.jsonl, atomically."""
     lines = (json.dumps(asdict(judgement), ensure_ascii=False) + "\n" for judgement in judgements)
     write_text(folder / JUDGEMENTS_FILE, "".join(lines))
+
+
+def with_judgements(rule: JudgeRule, predictions: Sequence[Prediction], folder: Path) -> list[Prediction]:
+    """Predictions as `judge_predictions` left them, from what `write_judgements` wrote; unchanged if it wrote nothing.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    path = folder / JUDGEMENTS_FILE
+    if not path.is_file():
+        return list(predictions)
+    try:
+        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        judged = {str(line["id"]): line["reading"] for line in lines}
+    except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is damaged ({error}). Run the evaluation again: it only judges anew.") from error
+    return [
+        replace(each, parsed={**each.parsed, rule.rule: judged.get(each.id, each.parsed.get(rule.base or ""))})
+        for each in predictions
+    ]
 
 
 def judge_notes(rule: JudgeRule, judgements: Sequence[Judgement], client: JudgeClient) -> list[str]:

@@ -45,6 +45,8 @@ def answer_log_probabilities(
     processor: Any,
     items: Sequence[AnsweredPrompt],
     features: Mapping[str, torch.Tensor],
+    *,
+    ends: bool = True,
 ) -> list[LogProbability]:
     """Scores the supervised tokens of each conversation, exactly those that training would supervise.
 
@@ -56,8 +58,12 @@ def answer_log_probabilities(
         model, processor: as `llava_npu.models.load` gives them.
         items: conversations with their answers.
         features: image key → (tokens, channels), of every image in `items`.
+        ends: whether what all answers end with alike, the end token, is scored. Without it answers of one token, as an
+            option's letter, are scored behind their question, in one pass.
     """
     scored = [_encode(processor, item) for item in items]
+    if not ends:
+        scored = _without_end(scored)
     questions = [Prompt(each.prefix, item.images) for each, item in zip(scored, items, strict=True)]
     rows = {question: row for row, question in enumerate(dict.fromkeys(questions))}
     mask, last, cache = _run_questions(model, processor, list(rows), features)
@@ -103,6 +109,17 @@ def _encode(processor: Any, item: AnsweredPrompt) -> _Scored:
     start = next(place for place, label in enumerate(expanded.labels) if label != IGNORE_INDEX)
     ids, labels = expanded.input_ids, expanded.labels
     return _Scored(tuple(ids[:start]), tuple(ids[start:]), tuple(labels[start:]))
+
+
+def _without_end(scored: Sequence[_Scored]) -> list[_Scored]:
+    """Without the tokens that all answers end with; each keeps one at least."""
+    longest = min(len(each.answer) for each in scored) - 1
+    alike = (len({each.answer[-place] for each in scored}) == 1 for place in range(1, longest + 1))
+    end = next((place for place, same in enumerate(alike) if not same), longest)
+    return [
+        _Scored(each.prefix, each.answer[: len(each.answer) - end], each.labels[: len(each.labels) - end])
+        for each in scored
+    ]
 
 
 def _run_questions(

@@ -73,9 +73,19 @@ def score_soft(questions: Sequence[Question], parsed: Mapping[str, Parsed]) -> l
     return score_answers(questions, parsed, "VQA accuracy", soft_score)
 
 
+def soft_credit(question: Question, rule: str, reading: str | None) -> float | None:
+    """An answer's agreement with annotators."""
+    return _credit(question, rule, reading, soft_score)
+
+
+def exact_credit(question: Question, rule: str, reading: str | None) -> float | None:
+    """Whether an answer equals any reference."""
+    return _credit(question, rule, reading, _equals_any)
+
+
 def score_exact(questions: Sequence[Question], parsed: Mapping[str, Parsed]) -> list[Score]:
     """Share of answers that equal any reference."""
-    return score_answers(questions, parsed, "exact match", lambda answer, references: float(answer in references))
+    return score_answers(questions, parsed, "exact match", _equals_any)
 
 
 def score_answers(
@@ -91,14 +101,27 @@ def score_answers(
     known = [question for question in questions if question.references]
     scores = []
     for rule in extraction_rules(parsed):
-        units = []
-        for question in known:
-            references = [NORMALISERS[rule](reference) for reference in question.references]
-            answer = parsed.get(question.id, {}).get(rule)
-            answered = answer is not None and (answer != "" or rule != "strict")
-            units.append(hit(question, compare(answer or "", references) if answered else 0.0))
+        readings = [parsed.get(question.id, {}).get(rule) for question in known]
+        units = [
+            hit(question, _credit(question, rule, reading, compare) or 0.0)
+            for question, reading in zip(known, readings, strict=True)
+        ]
         scores += tabulate(units, metric, rule)
     return scores
+
+
+def _credit(
+    question: Question, rule: str, reading: str | None, compare: Callable[[str, Sequence[str]], float]
+) -> float | None:
+    if not question.references:
+        return None
+    if reading is None or (reading == "" and rule == "strict"):
+        return 0.0
+    return compare(reading, [NORMALISERS[rule](reference) for reference in question.references])
+
+
+def _equals_any(answer: str, references: Sequence[str]) -> float:
+    return float(answer in references)
 
 
 def review_secret(questions: Sequence[Question], parsed: Mapping[str, Parsed]) -> list[str]:

@@ -24,8 +24,20 @@ Pictures that cannot be read count as wrong answers and are reported. Intervals 
 (rotations of a question, questions about one picture).
 
 `--output` gets `predictions.jsonl` (prompt, answer, readings, time of every question), `report.json`, `report.md`,
-`scores.csv`, `differences.csv` (answers that the rules read differently) and, where a benchmark has a server or a tool
-of its own, its files under `submission/`.
+`scores.csv`, `differences.csv` (answers that the rules read differently), `report.html` (every question with its
+picture, options and answer, to be filtered by category, right and wrong, and words; one file that loads nothing),
+`samples.json` (what the scores were computed from) and, where a benchmark has a server or a tool of its own, its files
+under `submission/`.
+
+## Comparing models
+
+    llava-npu report RUN RUN… [--output DIR]
+
+puts finished runs side by side, several benchmarks at once if the folders hold several, and tests each against the
+first on the same questions: the difference with its 95 % interval and p value by a paired bootstrap over groups, and
+McNemar's exact test where a score is a share of right answers. `--output` gets the same as `comparison.md`, `.csv`,
+`.json`, and as `comparison.html`, in which one can look at what one model got right and another wrong. That page alone
+needs the benchmark's data; all else is in the runs' folders.
 
 ## Speed
 

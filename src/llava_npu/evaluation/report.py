@@ -6,15 +6,16 @@ import csv
 import io
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llava_npu.evaluation.accuracy import LEVELS, OVERALL, Score, group_questions
+from llava_npu.evaluation.accuracy import LEVELS, OVERALL, SCORE_COLUMNS, Score, group_questions
 from llava_npu.evaluation.benchmarks import Benchmark
 from llava_npu.evaluation.files import write_text
 from llava_npu.evaluation.predictions import Prediction
 from llava_npu.evaluation.questions import Dataset, Question
+from llava_npu.evaluation.samples import write_samples
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -119,8 +120,10 @@ def _error_notes(predictions: Sequence[Prediction]) -> list[str]:
 
 
 def write_report(report: Report, folder: Path) -> None:
-    """Writes report.json, report.md, scores.csv and differences.csv, each atomically."""
-    write_text(folder / "report.json", json.dumps(asdict(report), indent=2, ensure_ascii=False) + "\n")
+    """Writes report.json, report.md, scores.csv, differences.csv and samples.json, each atomically."""
+    facts = {**asdict(replace(report, scores=())), "scores": [score.facts() for score in report.scores]}
+    write_text(folder / "report.json", json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
+    write_samples(report.scores, folder)
     write_text(folder / "report.md", as_markdown(report))
     write_text(folder / "scores.csv", scores_as_csv(report))
     write_text(folder / "differences.csv", differences_as_csv(report))
@@ -128,7 +131,7 @@ def write_report(report: Report, folder: Path) -> None:
 
 def scores_as_csv(report: Report) -> str:
     """One line a score."""
-    return _csv(tuple(Score.__dataclass_fields__), (asdict(score).values() for score in report.scores))
+    return _csv(SCORE_COLUMNS, (score.facts().values() for score in report.scores))
 
 
 def differences_as_csv(report: Report) -> str:
@@ -148,7 +151,7 @@ def as_markdown(report: Report) -> str:
             lines += [f"## Split {split}", ""]
         columns, rows = _columns_and_rows(report, split)
         labelled = [[name if level == OVERALL else f"{level}: {name}", *cells] for level, name, *cells in rows]
-        lines += [*_markdown_table(columns, labelled), ""]
+        lines += [*markdown_table(columns, labelled), ""]
     lines += [*_explanation(report), ""]
     if report.notes:
         lines += ["## Notes", "", *(f"- {note}" for note in report.notes), ""]
@@ -219,11 +222,18 @@ def _columns_and_rows(report: Report, split: str, most: int | None = None) -> tu
     for level, name in names:
         # A category may lack a metric (no unrotated question, say).
         row = [cells.get((level, name, *measure)) for measure in columns]
-        rows.append([level, name, *map(_percent, row), str(max((score.count for score in row if score), default=0))])
+        rows.append([level, name, *map(percent, row), str(max((score.count for score in row if score), default=0))])
     return ["", *(f"{metric}, {extraction}" for metric, extraction in columns), "n"], rows
 
 
-def _percent(score: Score | None) -> str:
+def score_title(metric: str, extraction: str, split: str, name: str = OVERALL) -> str:
+    """What a score is called where it stands alone."""
+    where = [part for part in (split, name if name != OVERALL else "") if part]
+    return ", ".join([*where, metric, extraction])
+
+
+def percent(score: Score | None) -> str:
+    """A score and its interval; "" for none."""
     return "" if score is None else f"{100 * score.value:.1f} ({100 * score.low:.1f}–{100 * score.high:.1f})"
 
 
@@ -237,7 +247,9 @@ def _origin(report: Report) -> list[tuple[str, Any]]:
     return facts
 
 
-def _markdown_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """A table's lines; all columns but the first are numbers."""
+
     def line(cells: Iterable[str]) -> str:
         return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 

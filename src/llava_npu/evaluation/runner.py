@@ -5,7 +5,7 @@ output/
   predictions.jsonl   one line a question, appended batch by batch
   submission/         files for the benchmark's server or tool, in its form, where it has one
   judgements.jsonl    what a judge model said, where one was asked
-  report.json, report.md, scores.csv, differences.csv    written when all questions are answered
+  report.json, report.md, scores.csv, differences.csv, samples.json, report.html    written when all are answered
 """
 
 from __future__ import annotations
@@ -21,15 +21,17 @@ from typing import Any
 
 from llava_npu.errors import UserError
 from llava_npu.evaluation.ablations import GIVEN, with_images
+from llava_npu.evaluation.accuracy import OVERALL
 from llava_npu.evaluation.benchmarks import Benchmark, get
 from llava_npu.evaluation.checksums import checksum_note, md5_of
+from llava_npu.evaluation.datasets import read_dataset
 from llava_npu.evaluation.judge_client import JudgeClient
 from llava_npu.evaluation.judging import judge_notes, judge_predictions, write_judgements
-from llava_npu.evaluation.locating import check_pictures, find_data
+from llava_npu.evaluation.page import PageRun, write_page
 from llava_npu.evaluation.predictions import Prediction, append_predictions
 from llava_npu.evaluation.processes import ALONE, Processes
 from llava_npu.evaluation.questions import Answerer, Dataset, Question
-from llava_npu.evaluation.report import Report, build_report, write_report
+from llava_npu.evaluation.report import Report, build_report, percent, score_title, write_report
 from llava_npu.evaluation.run_folder import (
     PREDICTIONS_FILE,
     Session,
@@ -42,6 +44,8 @@ from llava_npu.evaluation.run_folder import (
 from llava_npu.evaluation.submissions import write_submission
 
 __all__ = ["PREDICTIONS_FILE", "Progress", "evaluate", "order_questions", "read_dataset"]
+
+PAGE_FILE = "report.html"
 
 
 @dataclass(frozen=True)
@@ -72,6 +76,7 @@ def evaluate(
     command: str | None = None,
     judge: JudgeClient | None = None,
     processes: Processes = ALONE,
+    page: bool = True,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> Report:
     """Puts every question of a benchmark to a model, scores the answers and writes a report.
@@ -90,6 +95,7 @@ def evaluate(
         command: recorded in the report; by default this process's command line.
         judge: asked where the benchmark wants a judge's reading. Without one, only what needs none is scored.
         processes: those that share the work (see `processes.joined`); each calls this with the same arguments.
+        page: write report.html too, the page of all questions and answers.
         on_progress: called after every batch.
 
     Raises:
@@ -126,27 +132,10 @@ def evaluate(
             predictions, _ = collect_predictions(output, names)
             notes = [*image_notes, *resume_notes, *session_notes(sessions)]
             provenance = {**identity, "sessions": sessions}
-            report = _report(benchmark, dataset, questions, predictions, notes, provenance, images, judge, output)
+            report = _report(benchmark, dataset, questions, predictions, notes, provenance, images, judge, output, page)
         report = processes.from_first(report)
         assert report is not None
         return report
-
-
-def read_dataset(benchmark: Benchmark, data: Path) -> Dataset:
-    """Finds and reads a benchmark's data.
-
-    Args:
-        benchmark: the benchmark.
-        data: its file, or a folder that holds it under a name of `Benchmark.files`.
-
-    Raises:
-        UserError: not found, bad data, no question in it, or none of its pictures is there.
-    """
-    dataset = benchmark.read(find_data(benchmark.name, benchmark.files, data))
-    if not dataset.questions:
-        raise UserError(f"{dataset.path} holds no question of {benchmark.title}.")
-    check_pictures(dataset)
-    return dataset
 
 
 def _report(
@@ -159,6 +148,7 @@ def _report(
     images: str,
     judge: JudgeClient | None,
     output: Path,
+    page: bool,
 ) -> Report:
     """Has answers judged where a benchmark wants that, and writes the report and what servers and tools take."""
     notes = [*dataset.notes, *_checksum_notes(benchmark, dataset.path), *notes]
@@ -175,7 +165,28 @@ def _report(
         provenance={**provenance, "judge": judge and judge.settings.model},
     )
     write_report(report, output)
+    if page:
+        _write_page(benchmark, questions, predictions, report, output / PAGE_FILE)
     return report
+
+
+def _write_page(
+    benchmark: Benchmark, questions: Sequence[Question], predictions: Sequence[Prediction], report: Report, path: Path
+) -> None:
+    rows = [
+        [score_title(score.metric, score.extraction, score.split, score.name), percent(score), str(score.count)]
+        for score in report.scores
+        if score.level == OVERALL
+    ]
+    write_page(
+        path,
+        title=report.title,
+        notes=report.notes,
+        scores=(["", "score", "n"], rows),
+        benchmark=benchmark,
+        questions=questions,
+        runs=[PageRun("answer", {prediction.id: prediction for prediction in predictions})],
+    )
 
 
 def _checksum_notes(benchmark: Benchmark, data: Path) -> list[str]:

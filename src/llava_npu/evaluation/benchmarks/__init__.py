@@ -45,6 +45,11 @@ class Description:
     scored: tuple[str, ...]
 
 
+def right_or_wrong(question: Question, rule: str, reading: str | None) -> float | None:
+    """Credit of most benchmarks: 1 if the answer was read as the right one, else 0; None where that is secret."""
+    return None if question.answer is None else float(reading == question.answer)
+
+
 @dataclass(frozen=True)
 class Benchmark:
     """A benchmark.
@@ -57,6 +62,7 @@ class Benchmark:
         read: file → questions.
         parse: a question and a model's answer → what each extraction rule reads from it.
         score: questions and, by question id, their parsed answers → scores.
+        credit: a question, a rule and its reading of an answer → what that is worth, 0 … 1; None where it is secret.
         review: the same → what a reader of the scores should know.
         max_new_tokens: for generated answers.
         rules: extraction rule → what it is, in a few words.
@@ -78,6 +84,7 @@ class Benchmark:
     checksums: Mapping[str, str] = field(default_factory=dict)
     submission: Submission | None = None
     judging: JudgeRule | None = None
+    credit: Callable[[Question, str, str | None], float | None] = right_or_wrong
 
 
 _REGISTRY: dict[str, Benchmark] = {}

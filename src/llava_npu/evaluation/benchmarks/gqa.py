@@ -81,14 +81,19 @@ def _parse(question: Question, answer: str) -> Parsed:
     return {rule: form(answer) for rule, form in _FORMS.items()}
 
 
-def _score(questions: Sequence[Question], parsed: Mapping[str, Parsed]) -> list[Score]:
+def _credit(question: Question, rule: str, reading: str | None) -> float | None:
     # GQA's eval.py compares with the answer as it stands (it is lower case).
+    truth = question.answer
+    return None if truth is None else float(reading == (truth if rule == "llava" else _strict(truth)))
+
+
+def _score(questions: Sequence[Question], parsed: Mapping[str, Parsed]) -> list[Score]:
     scores = []
     for rule in extraction_rules(parsed):
         units = [
-            hit(question, parsed.get(question.id, {}).get(rule) == (truth if rule == "llava" else _strict(truth)))
+            hit(question, right)
             for question in questions
-            if (truth := question.answer) is not None
+            if (right := _credit(question, rule, parsed.get(question.id, {}).get(rule))) is not None
         ]
         scores += tabulate(units, "accuracy", rule)
     return scores
@@ -120,6 +125,7 @@ register(
         read=_read,
         parse=_parse,
         score=_score,
+        credit=_credit,
         review=review_secret,
         max_new_tokens=128,
         rules={

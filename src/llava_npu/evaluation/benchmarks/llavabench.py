@@ -141,6 +141,10 @@ def _score(questions: Sequence[Question], parsed: Mapping[str, Parsed]) -> list[
     return [score for metric, of_metric in metrics.items() for score in tabulate(of_metric, metric, _RULE)]
 
 
+def _credit(question: Question, rule: str, reading: str | None) -> float | None:
+    return float(reading.split()[1]) / _HIGHEST if reading else None  # its own grade
+
+
 def _review(questions: Sequence[Question], parsed: Mapping[str, Parsed]) -> list[str]:
     judged = [readings[_RULE] for readings in parsed.values() if _RULE in readings]
     failed = sum(reading is None for reading in judged)
@@ -171,6 +175,7 @@ register(
         read=_read,
         parse=_parse,
         score=_score,
+        credit=_credit,
         review=_review,
         max_new_tokens=1024,
         rules={_RULE: "a judge model's grades of both answers"},

@@ -25,6 +25,7 @@ from llava_npu.evaluation.accuracy import (
     hit,
     own_labels,
     ratio,
+    statistic,
     tabulate,
 )
 from llava_npu.evaluation.benchmarks import LOCALLY, Benchmark, Description, Parsed, register
@@ -160,6 +161,7 @@ def _unit(group: Sequence[Question], right: int, both: bool) -> Unit:
     return Unit(group[0], tuple(amounts.ravel()), len(group))
 
 
+@statistic
 def _sum_of_tasks(sums: Array) -> Array:
     tasks = sums.reshape(len(sums), len(TASKS), 2, 2)  # (n, tasks, accuracy and accuracy+, right and all)
     return ratio(tasks.reshape(-1, 2)).reshape(len(sums), -1).sum(axis=1)

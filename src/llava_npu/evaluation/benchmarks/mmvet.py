@@ -93,6 +93,10 @@ def _score(questions: Sequence[Question], parsed: Mapping[str, Parsed]) -> list[
     return tabulate(units, "score", _RULE, labels=_abilities)
 
 
+def _credit(question: Question, rule: str, reading: str | None) -> float | None:
+    return float(reading or 0) if rule == _RULE else None
+
+
 def _abilities(question: Question) -> list[Label]:
     # A question counts in each of its abilities, and in their combination.
     combination = [(L2_CATEGORY, question.category)] if question.category else []
@@ -129,6 +133,7 @@ register(
         read=_read,
         parse=_parse,
         score=_score,
+        credit=_credit,
         review=_review,
         max_new_tokens=1024,
         rules={_RULE: "a judge model's grade"},

@@ -22,6 +22,7 @@ from llava_npu.evaluation.accuracy import (
     extraction_rules,
     hit,
     ratio,
+    statistic,
     tabulate,
 )
 from llava_npu.evaluation.benchmarks import LOCALLY, Benchmark, Description, Parsed, register
@@ -131,14 +132,17 @@ def _confusion(question: Question, said: str | None) -> tuple[float, float, floa
     return float(positive and truth), float(positive and not truth), float(truth and not positive)
 
 
+@statistic
 def _f1(sums: Array) -> Array:
     return ratio(np.stack([2 * sums[:, 0], 2 * sums[:, 0] + sums[:, 1] + sums[:, 2]], axis=1))
 
 
+@statistic
 def _precision(sums: Array) -> Array:
     return ratio(np.stack([sums[:, 0], sums[:, 0] + sums[:, 1]], axis=1))
 
 
+@statistic
 def _recall(sums: Array) -> Array:
     return ratio(np.stack([sums[:, 0], sums[:, 0] + sums[:, 2]], axis=1))
 
@@ -150,6 +154,7 @@ def _in_place(unit: Unit, categories: Sequence[str]) -> Unit:
     return replace(unit, amounts=tuple(amounts.ravel()))
 
 
+@statistic
 def _mean_f1(sums: Array) -> Array:
     parts = np.split(sums, sums.shape[1] // 3, axis=1)
     return np.mean([_f1(part) for part in parts], axis=0)

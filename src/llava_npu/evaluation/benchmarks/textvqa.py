@@ -22,6 +22,7 @@ from llava_npu.evaluation.open_answers import (
     read_open_table,
     review_secret,
     score_soft,
+    soft_credit,
 )
 from llava_npu.evaluation.questions import Dataset, Question
 
@@ -95,6 +96,7 @@ register(
         read=_read,
         parse=normal_forms,
         score=score_soft,
+        credit=soft_credit,
         review=review_secret,
         max_new_tokens=128,
         rules=ABOUT,

@@ -16,6 +16,7 @@ from llava_npu.evaluation.open_answers import (
     read_open_table,
     review_secret,
     score_soft,
+    soft_credit,
 )
 from llava_npu.evaluation.questions import Dataset
 from llava_npu.evaluation.submissions import Submission, as_json
@@ -66,6 +67,7 @@ register(
         read=_read,
         parse=normal_forms,
         score=score_soft,
+        credit=soft_credit,
         review=review_secret,
         max_new_tokens=128,
         rules=ABOUT,

@@ -13,11 +13,13 @@ from llava_npu.evaluation.llava_files import SHORT, check_unique, checked, with_
 from llava_npu.evaluation.locating import PictureFolder
 from llava_npu.evaluation.open_answers import (
     ABOUT,
+    exact_credit,
     most_frequent,
     normal_forms,
     review_secret,
     score_exact,
     score_soft,
+    soft_credit,
 )
 from llava_npu.evaluation.questions import Dataset, Question
 
@@ -56,6 +58,11 @@ def _score(questions: Sequence[Question], parsed: Mapping[str, Parsed]) -> list[
     return [*score_exact(questions, parsed), *score_soft(annotated, parsed)]
 
 
+def _credit(question: Question, rule: str, reading: str | None) -> float | None:
+    credit = soft_credit if len(question.references) >= _ANNOTATORS else exact_credit
+    return credit(question, rule, reading)
+
+
 register(
     Benchmark(
         name="vqa_jsonl",
@@ -73,6 +80,7 @@ register(
         read=_read,
         parse=normal_forms,
         score=_score,
+        credit=_credit,
         review=review_secret,
         max_new_tokens=128,
         rules=ABOUT,

@@ -9,7 +9,7 @@ from llava_npu.evaluation.benchmarks import LOCALLY, SERVER, Benchmark, Descript
 from llava_npu.evaluation.json_files import read_jsonl
 from llava_npu.evaluation.llava_files import SHORT, check_unique, llava_question
 from llava_npu.evaluation.locating import PictureFolder, beside
-from llava_npu.evaluation.open_answers import ABOUT, most_frequent, normal_forms, review_secret, score_soft
+from llava_npu.evaluation.open_answers import ABOUT, most_frequent, normal_forms, review_secret, score_soft, soft_credit
 from llava_npu.evaluation.questions import Dataset
 from llava_npu.evaluation.submissions import Submission, as_json, number_or_text
 from llava_npu.evaluation.vqa import normalise_as_original
@@ -63,6 +63,7 @@ register(
         read=_read,
         parse=normal_forms,
         score=score_soft,
+        credit=soft_credit,
         review=review_secret,
         max_new_tokens=128,
         rules=ABOUT,

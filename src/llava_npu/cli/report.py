@@ -1,0 +1,37 @@
+"""`llava-npu report`: finished evaluations side by side."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def report(
+    runs: Annotated[
+        list[Path], typer.Argument(help="Folders of finished evaluations; the others are compared with the first.")
+    ],
+    output: Annotated[
+        Path | None, typer.Option(help="Folder for comparison.md, .csv, .json and a page of all answers (.html).")
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="The benchmark's data, for the page, if it is not where the runs found it.")
+    ] = None,
+) -> None:
+    """Compare evaluations: scores side by side, differences with their intervals and paired tests."""
+    from rich.console import Console
+    from rich.text import Text
+
+    from llava_npu.evaluation.comparison import compare_runs, read_runs
+    from llava_npu.evaluation.comparison_report import as_terminal, write_comparison
+
+    console = Console()
+    comparisons = compare_runs(read_runs(runs))
+    for comparison in comparisons:
+        console.print(as_terminal(comparison))
+        if output is not None:
+            folder = output / comparison.benchmark if len(comparisons) > 1 else output
+            for note in write_comparison(comparison, folder, data):
+                console.print(Text(f"! {note}", style="yellow"))
+            console.print(f"Comparison: {folder}")

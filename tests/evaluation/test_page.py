@@ -1,0 +1,136 @@
+"""The page of questions and answers: safe in any browser, and its filters work in a real one."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import re
+import shutil
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from benchmark_samples import textvqa
+from evaluation_samples import FakeAnswerer, circular_rows, question_row, write_tsv
+
+from llava_npu.evaluation import page
+from llava_npu.evaluation.questions import Question
+from llava_npu.evaluation.runner import evaluate
+
+ATTACK = '</script><script>document.title = "taken"</script><img src=x onerror="document.title = 1">'
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+def data_of(text: str) -> dict[str, Any]:
+    found = re.search(r'<script type="application/json" id="data">(.*?)</script>', text, re.DOTALL)
+    assert found is not None
+    parsed: dict[str, Any] = json.loads(found[1])
+    return parsed
+
+
+def respond(question: Question) -> str:
+    """Right about odd groups; in the others B, or (the last group) something that hurts."""
+    if question.group == "6":
+        return ATTACK
+    return question.answer or "" if int(question.group) % 2 else "B"
+
+
+@pytest.fixture
+def written(tmp_path: Path) -> str:
+    rows = circular_rows(groups=6)
+    damaged = base64.b64encode(b"not a picture, and long enough not to be a reference to one, is it").decode()
+    rows.append(question_row(7, ["a", "b"], 0, image=damaged, hint=ATTACK))
+    evaluate("mmbench", write_tsv(tmp_path / "b.tsv", rows), FakeAnswerer(respond), tmp_path / "out", batch_size=30)
+    return (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+
+
+def test_everything_is_in_the_page(written: str) -> None:
+    data = data_of(written)
+    assert len(data["cases"]) == 25
+    assert len(data["pictures"]) == 6  # rotations share theirs; one cannot be read
+    assert all(picture.startswith("data:image/jpeg;base64,") for picture in data["pictures"])
+    first, last = data["cases"][0], data["cases"][-1]
+    assert (first["truth"], first["options"]["A"], first["category"]) == ("A", "thing 1", "kind 1")
+    assert first["answers"][0]["credit"] == {"strict": 1.0, "vlmevalkit": 1.0}
+    assert first["answers"][0]["prompt"].startswith("What is in picture 1?")
+    assert last["images"] == [None]
+    assert "not a picture" in last["answers"][0]["error"]
+    assert last["answers"][0]["credit"] == {"strict": 0.0, "vlmevalkit": 0.0}
+    assert data["scores"]["rows"][0][0] == "circular, strict"
+    assert not re.search(r"""(src|href)=["'](?!data:)""", written)  # loads nothing
+
+
+def test_answers_cannot_break_out_of_the_page(written: str) -> None:
+    assert ATTACK in data_of(written)["cases"][-1]["text"]
+    assert ATTACK not in written
+    assert written.count("</script>") == 2
+    script = re.findall(r"<script>(.*?)</script>", written, re.DOTALL)[0]
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert f"script-src 'sha256-{digest}'" in written  # only this script may run
+    assert "innerHTML" not in script
+
+
+def test_partly_right_answers(tmp_path: Path) -> None:
+    answerer = FakeAnswerer(lambda question: "cola" if "brand" in question.text else "blue")
+    evaluate("textvqa", textvqa(tmp_path), answerer, tmp_path / "out")  # three of ten annotators said cola
+    data = data_of((tmp_path / "out" / "report.html").read_text(encoding="utf-8"))
+    assert [case["answers"][0]["credit"]["strict"] for case in data["cases"]] == [pytest.approx(0.9), 0.0]
+
+
+def test_a_page_has_its_limits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(page, "MOST_QUESTIONS", 5)
+    monkeypatch.setattr(page, "MOST_PICTURE_BYTES", 1)
+    path = write_tsv(tmp_path / "b.tsv", circular_rows(groups=6))
+    evaluate("mmbench", path, FakeAnswerer(respond), tmp_path / "out")
+    data = data_of((tmp_path / "out" / "report.html").read_text(encoding="utf-8"))
+    assert len(data["cases"]) == 5
+    assert len(data["pictures"]) == 1
+    assert "report.html shows 5 of 24 questions, evenly spread." in data["notes"]
+    assert any("leaves out 4 pictures" in note for note in data["notes"])
+
+
+# --- in a browser -----------------------------------------------------------------------------------------------------
+
+
+def in_browser(folder: Path, written: str, *actions: str) -> str:
+    """The page after some JavaScript, as Chromium has it."""
+    # What acts on the page is no script of the page: its policy would rightly refuse it.
+    free = re.sub(r'<meta http-equiv="Content-Security-Policy".*?>', "", written)
+    path = folder / "acted.html"
+    path.write_text(free.replace("</body>", f"<script>{';'.join(actions)}</script></body>"), encoding="utf-8")
+    assert CHROMIUM is not None
+    command = [
+        CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
+        "--disable-component-update", "--disable-sync", f"--user-data-dir={folder / 'browser'}", "--dump-dom",
+        path.as_uri(),
+    ]  # fmt: skip
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+
+
+def choose(name: str, value: str) -> str:
+    return f"document.querySelector('[name={name}]').value = {json.dumps(value)}"
+
+
+APPLY = "document.getElementById('filters').dispatchEvent(new Event('input'))"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed (Debian: apt-get install chromium)")
+@pytest.mark.parametrize(
+    ("actions", "count", "articles"),
+    [
+        ([], "25 of 25 questions, right: 14", 25),
+        ([choose("run0", "wrong"), APPLY], "11 of 25 questions, right: 0", 11),
+        ([choose("run0", "right"), choose("category", "kind 0"), APPLY], "2 of 25 questions, right: 2", 2),
+        ([choose("text", "THING 3"), APPLY], "4 of 25 questions, right: 4", 4),
+        ([choose("only", "error"), APPLY], "1 of 25 questions, right: 0", 1),
+    ],
+)
+def test_filters(tmp_path: Path, written: str, actions: Sequence[str], count: str, articles: int) -> None:
+    shown = in_browser(tmp_path, written, *actions)
+    assert count in shown
+    assert shown.count("<article") == articles
+    assert "<title>MMBench (English)</title>" in shown  # nothing that an answer holds was run
