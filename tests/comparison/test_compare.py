@@ -109,7 +109,19 @@ def test_a_comparison_runs_goes_on_and_is_reported(material: Path, tmp_path: Pat
     assert "2 cells: 2 finished, 0 to run" in said
     assert written == {path: (path / "result.json").stat().st_mtime_ns for path in written}
 
-    # A report of what is there, of single cells too.
+    # A report of what is there: of a training run and an evaluation, which are told to belong together;
+    cell = cells["clip-mlp2x-gelu"]
+    report = tmp_path / "runs"
+    status, said = command.run(
+        "--report", str(cell / "align"), str(cell / "evaluation/0-multiple_choice"), "--output", str(report)
+    )
+    assert status == 0, said
+    (found,) = json.loads((report / "comparison.json").read_text())["cells"]
+    assert found["projector"] == "mlp2x_gelu"
+    assert found["result"]["visual_tokens"] == 16
+    assert found["result"]["benchmarks"][0]["score"] == vars(mlp.benchmarks[0].score)
+
+    # and of single cells.
     report = tmp_path / "report"
     status, said = command.run("--report", *(str(path) for path in written), "--output", str(report))
     assert status == 0, said
@@ -133,6 +145,19 @@ def test_a_cell_that_fails_is_reported_and_skipped(material: Path, tmp_path: Pat
     status, said = command.run(*arguments, *command.devices)
     assert "1 finished, 0 to run on cpu, 1 that failed before" in said
     assert status == 1
+
+
+@pytest.mark.slow
+def test_two_processes_train_a_cell_together(material: Path, tmp_path: Path) -> None:
+    command = Command(material, tmp_path, torch.device("cpu"))
+    status, said = command.run(*command.arguments, "projectors=[linear]", "devices_per_cell=2", "--device=cpu")
+    assert status == 0, said
+    assert "1 to run on 2 × cpu" in said
+    (cell,) = (command.output / "cells").iterdir()
+    assert "on 2 × " in (cell / "cell.log").read_text()
+    result = read_result(cell)
+    assert result is not None
+    assert result.benchmarks[0].score.count == QUESTIONS
 
 
 @pytest.mark.slow

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +12,7 @@ from llava_npu.comparison.folder import read_failure
 from llava_npu.comparison.grid import Cell, expand
 from llava_npu.config import validate
 from llava_npu.config.comparison import ComparisonConfig
+from llava_npu.devices.cuda import CudaDevice
 from llava_npu.errors import UserError
 
 
@@ -36,6 +36,22 @@ def test_devices_by_name() -> None:
         schedule.all_devices(["cpu:3"])
 
 
+def test_devices_that_train_a_cell_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(CudaDevice, "count", 4)
+    four = [f"cuda:{index}" for index in range(4)]
+    assert schedule.share_out(four, 1) == [schedule.Slot(name) for name in four]
+    assert [slot.environment for slot in schedule.share_out(four, 2)] == [
+        {"CUDA_VISIBLE_DEVICES": "0,1"},
+        {"CUDA_VISIBLE_DEVICES": "2,3"},
+    ]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5,7,9")  # the user's choice is what is divided
+    assert schedule.share_out(four, 3) == [schedule.Slot("cuda", 3, {"CUDA_VISIBLE_DEVICES": "3,5,7"})]
+    assert schedule.share_out(["cpu"], 2) == [schedule.Slot("cpu", 2)]
+    with pytest.raises(UserError, match="devices_per_cell: 8, but there are 4 devices"):
+        schedule.share_out(four, 8)
+
+
 def test_different_encoders_come_first_and_a_dying_worker_takes_no_other_with_it(
     material: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -44,10 +60,10 @@ def test_different_encoders_come_first_and_a_dying_worker_takes_no_other_with_it
         "import os, signal, sys\nprint('at work', flush=True)\n"
         "if 'a-mlp2x' in sys.argv[1]: os.kill(os.getpid(), signal.SIGKILL)\n"
     )
-    monkeypatch.setattr(schedule, "WORKER", (sys.executable, str(worker)))
+    monkeypatch.setattr(schedule, "WORKER", (str(worker),))
     cells = grid(material, tmp_path / "out")
     events: list[schedule.Event] = []
-    schedule.run_cells(cells, ["cpu", "cpu"], events.append)
+    schedule.run_cells(cells, [schedule.Slot("cpu"), schedule.Slot("cpu")], events.append)
     started = [event.cell.encoder for event in events if event.kind == "started"]
     assert started == ["a", "b", "a", "b"]
     ended = {event.cell.folder: event.kind for event in events if event.kind in ("finished", "failed")}

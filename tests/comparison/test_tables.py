@@ -80,7 +80,7 @@ def test_the_report_is_complete_and_needs_nothing_else(tmp_path: Path) -> None:
     assert "What &lt;b&gt;is&lt;/b&gt; it?" in text
     assert "a cat &lt;on&gt; a sofa" in text
     assert "27 is not divisible by 2" in text
-    assert text.count('id="point-0-') == len(pareto.AXES)  # in each panel
+    assert text.count('id="point-0-') == 2 * len(pareto.AXES)  # with its interval, in each panel
     assert not any(mark in text for mark in ('src="http', 'href="http', "@import", "url(http"))
     assert (tmp_path / "pareto.png").read_bytes().startswith(b"\x89PNG")
     cells = json.loads((tmp_path / "comparison.json").read_text())["cells"]

@@ -10,6 +10,7 @@ import copy
 import json
 import os
 import sys
+import time
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -22,7 +23,7 @@ from llava_npu import devices
 from llava_npu.comparison import measures
 from llava_npu.comparison.examples import example_questions
 from llava_npu.comparison.features import StoredFeatures
-from llava_npu.comparison.folder import PARTS, Failure, Measured, read_cell, write_failure, write_result
+from llava_npu.comparison.folder import PARTS, Failure, Measured, read_cell, read_result, write_failure, write_result
 from llava_npu.comparison.grid import Cell
 from llava_npu.comparison.results import BenchmarkResult, Result, Said, Value
 from llava_npu.config import RunConfig
@@ -72,12 +73,22 @@ def main() -> int:
     return 0
 
 
-def run_cell(folder: Path, device_name: str) -> Result:
-    """Trains and measures the cell in `folder`; what is there already is not done again."""
+def run_cell(folder: Path, device_name: str) -> Result | None:
+    """Trains and measures the cell in `folder`; what is there already is not done again.
+
+    Of several processes that train it together, the first one measures it, alone; the others return None.
+    """
     cell, measured = read_cell(folder)
     device = devices.select(device_name)
     console = Console(file=sys.stderr, width=160)
     peaks = {run.stage: _train(run, device_name, device, cell.folder, console) for run in _runs(cell)}
+
+    if not _is_first():
+        # A process that left now would close connections that others may still be reading from. If the first one fails,
+        # the launcher ends this one.
+        while read_result(folder, measured) is None:
+            time.sleep(1)
+        return None
 
     dtype = device.autocast_dtype or torch.float32
     device.reset_peak_memory()
@@ -130,6 +141,11 @@ def run_cell(folder: Path, device_name: str) -> Result:
     return result
 
 
+def _is_first() -> bool:
+    """Whether this is the first of the processes that a launcher started together, or the only one."""
+    return int(os.environ.get("RANK", 0)) == 0
+
+
 def _is_impossible(folder: Path) -> bool:
     """Whether the cell's parts do not fit each other, so that there is no model to train: asked once it has failed."""
     try:
@@ -143,15 +159,17 @@ def _runs(cell: Cell) -> list[RunConfig]:
     return [run for run in (cell.align, cell.finetune) if run is not None]
 
 
-def _train(run: RunConfig, device_name: str, device: Device, folder: Path, console: Console) -> int | None:
-    """Trains one stage; returns the peak memory, where this process or an earlier one saw the stage's end."""
+def _train(run: RunConfig, device_name: str, device: Device, folder: Path, console: Console) -> int:
+    """Trains one stage; returns its peak memory."""
     part = folder / PARTS / f"{run.stage}.json"
-    if not part.is_file():
-        device.reset_peak_memory()
-        train(run.model_copy(update={"device": device_name}), console=console)
-        write_text(part, json.dumps({"peak_memory": device.memory().peak}) + "\n")
-        device.empty_cache()
-    peak: int | None = json.loads(part.read_text(encoding="utf-8"))["peak_memory"]
+    if part.is_file():
+        return int(json.loads(part.read_text(encoding="utf-8"))["peak_memory"])
+    device.reset_peak_memory()
+    train(run.model_copy(update={"device": device_name}), console=console)
+    peak = device.memory().peak
+    device.empty_cache()
+    if _is_first():
+        write_text(part, json.dumps({"peak_memory": peak}) + "\n")
     return peak
 
 

@@ -60,7 +60,7 @@ def colours(results: Sequence[Result]) -> dict[str, str]:
 def draw(results: Sequence[Result], label: str) -> Any:
     """A matplotlib figure of benchmark `label` against each cost.
 
-    Each point has the id "point-N-AXIS", N being its place in `results`.
+    Each point has the id "point-N-AXIS", N being its place in `results`; its interval has the same and "-interval".
     """
     from matplotlib.figure import Figure
 
@@ -108,7 +108,10 @@ def _draw_panel(
     for index, (x, y, low, high) in places.items():
         result = results[index]
         hue, marker = hues[result.projector], MARKERS[encoders.index(result.encoder) % len(MARKERS)]
-        panel.plot([x, x], [low, high], color=hue, alpha=0.35, linewidth=2.2, solid_capstyle="round", zorder=2)
+        (interval,) = panel.plot(
+            [x, x], [low, high], color=hue, alpha=0.35, linewidth=2.2, solid_capstyle="round", zorder=2
+        )
+        interval.set_gid(f"point-{index}-{number}-interval")
         size = 11 if marker == "*" else 8
         edge = "black" if result in best else "white"
         (point,) = panel.plot(

@@ -26,7 +26,7 @@ from llava_npu.comparison.examples import load_examples
 from llava_npu.comparison.folder import Measured, read_failure, read_result, write_cell
 from llava_npu.comparison.grid import Cell, expand
 from llava_npu.comparison.report import Comparison, write_report
-from llava_npu.comparison.schedule import Event, all_devices, run_cells
+from llava_npu.comparison.schedule import Event, Slot, all_devices, run_cells, share_out
 from llava_npu.comparison.table import Line
 from llava_npu.config import render_config
 from llava_npu.config.comparison import ComparisonConfig
@@ -65,12 +65,12 @@ def compare(
     console = console or Console(stderr=True)
     cells = expand(config, where)
     measured = what_is_measured(config, where)
-    names = all_devices(devices or config.devices)
+    slots = share_out(all_devices(devices or config.devices), config.devices_per_cell)
     output = _claim(config)
     with locked_or_busy(output / ".lock", f"another comparison is running in {output}"):
         write_text(output / CONFIGURATION, render_config(config))
         waiting = _to_run(cells, measured, retry_failed)
-        _introduce(console, cells, waiting, measured, names)
+        _introduce(console, cells, waiting, measured, slots)
         for cell in waiting:
             write_cell(cell, measured)
         report = _Report(config, cells, measured)
@@ -81,7 +81,7 @@ def compare(
                 if event.kind in ("finished", "failed"):
                     report.write()
 
-            run_cells(waiting, names, tell)
+            run_cells(waiting, slots, tell)
         return report.write(), report.lines()
 
 
@@ -150,15 +150,19 @@ def _to_run(cells: Sequence[Cell], measured: Measured, retry_failed: bool) -> li
 
 
 def _introduce(
-    console: Console, cells: Sequence[Cell], waiting: Sequence[Cell], measured: Measured, names: Sequence[str]
+    console: Console, cells: Sequence[Cell], waiting: Sequence[Cell], measured: Measured, slots: Sequence[Slot]
 ) -> None:
     finished = sum(read_result(cell.folder, measured) is not None for cell in cells)
     skipped = [cell for cell in cells if cell not in waiting and read_result(cell.folder, measured) is None]
     console.print(
-        f"{len(cells)} cells: {finished} finished, {len(waiting)} to run on {', '.join(names)}"
+        f"{len(cells)} cells: {finished} finished, {len(waiting)} to run on {', '.join(map(_place, slots))}"
         + (f", {len(skipped)} that failed before (--retry-failed tries them again)" if skipped else ""),
         highlight=False,
     )
+
+
+def _place(slot: Slot) -> str:
+    return slot.device if slot.processes == 1 else f"{slot.processes} × {slot.device}"
 
 
 class _Display:
@@ -182,9 +186,9 @@ class _Display:
 
         key, name = str(event.cell.folder), escape(event.cell.name)
         if event.kind == "started":
-            self._tasks[key] = self._progress.add_task(f"[bold]{name}[/] on {event.device}")
+            self._tasks[key] = self._progress.add_task(f"[bold]{name}[/] on {_place(event.slot)}")
         elif event.kind == "line":
-            text = f"[bold]{name}[/] on {event.device}: [dim]{escape(event.text)}[/]"
+            text = f"[bold]{name}[/] on {_place(event.slot)}: [dim]{escape(event.text)}[/]"
             self._progress.update(self._tasks[key], description=text)
         else:
             self._progress.remove_task(self._tasks.pop(key))

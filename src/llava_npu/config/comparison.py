@@ -82,14 +82,18 @@ class ComparisonConfig(Section):
         description="Cells run side by side on these, as in `[npu:0, npu:1]`; `auto`: on all devices of the best kind.",
     )
 
+    devices_per_cell: int = Field(
+        1, ge=1, description="How many devices train a cell together: for models that one does not hold."
+    )
+
     @field_validator("vary")
     @classmethod
     def _something_varies(cls, vary: dict[str, list[Any]]) -> dict[str, list[Any]]:
         for key, values in vary.items():
             if not values:
                 raise ValueError(f"{key} has no values")
-            if key.split(".")[0] in _FIXED:
-                raise ValueError(f"{key} cannot vary ({', '.join(_FIXED)} cannot)")
+            if key.split(".")[0] not in _VARIABLE:
+                raise ValueError(f"`{key}` cannot vary; what can is in {', '.join(_VARIABLE)}")
         return vary
 
     @property
@@ -97,4 +101,4 @@ class ComparisonConfig(Section):
         return Path(self.output).expanduser()
 
 
-_FIXED = ("output", "title", "note", "encoders", "projectors", "vary", "benchmarks", "held_out", "examples", "devices")
+_VARIABLE = ("language_model", "align", "finetune", "seed")

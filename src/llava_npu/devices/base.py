@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import ClassVar
@@ -35,12 +36,14 @@ class Device(ABC):
     Attributes:
         kind: "cpu", "cuda" or "npu".
         distributed_backend: torch.distributed's backend between such devices.
+        visibility_variable: the environment variable that says which of them a process sees; None: it sees all.
         index: which one of several; 0 where there is one.
         quantized_bits: bits per weight that models can be held in here, by bitsandbytes.
     """
 
     kind: ClassVar[str]
     distributed_backend: ClassVar[str]
+    visibility_variable: ClassVar[str | None] = None
     quantized_bits: ClassVar[tuple[int, ...]] = ()
 
     def __init__(self) -> None:
@@ -125,6 +128,14 @@ class Device(ABC):
     def environment(self) -> list[Variable]:
         """What to set before the first work on the device, for variables that the user has not set."""
         return []
+
+    def visible_only(self, indices: Sequence[int]) -> dict[str, str]:
+        """The environment of a process that is to see these devices alone, and counts them from 0."""
+        if self.visibility_variable is None:
+            return {}
+        seen = os.environ.get(self.visibility_variable)
+        names = seen.split(",") if seen else [str(index) for index in range(self.count)]
+        return {self.visibility_variable: ",".join(names[index] for index in indices)}
 
     def use_exact_float32(self) -> list[str]:
         """Stops the device from rounding float32 matrix products and convolutions to 10 bits (TF32, HF32).

@@ -14,6 +14,7 @@ from llava_npu.devices.peaks import measured_tflops, published_tflops
 class CudaDevice(Device):
     kind = "cuda"
     distributed_backend = "nccl"
+    visibility_variable = "CUDA_VISIBLE_DEVICES"
     quantized_bits = (4, 8)
 
     def is_available(self) -> bool:

@@ -26,6 +26,7 @@ _HCCL_PORTS = 32  # HCCL takes 16 or 32 ports from its base port on, by release
 class NpuDevice(Device):
     kind = "npu"
     distributed_backend = "hccl"
+    visibility_variable = "ASCEND_RT_VISIBLE_DEVICES"
 
     def is_available(self) -> bool:
         module, _ = _torch_npu()
