@@ -31,10 +31,12 @@ LINES = [
 
 
 def test_the_frontier_holds_what_nothing_beats_at_the_same_price_or_less() -> None:
-    found = pareto.frontier(RESULTS, "MMBench", pareto.AXES[0].cost)
+    benchmark, loss = pareto.measures(RESULTS)
+    found = pareto.frontier(RESULTS, benchmark, pareto.AXES[0].cost)
     # ldpv2 scores no more than adaptive_pool does with a quarter of the tokens.
     assert [each.projector for each in found] == ["adaptive_pool", "mlp2x_gelu"]
-    assert pareto.frontier(RESULTS, "absent", pareto.AXES[0].cost) == []
+    # Of a loss, less is better; all have the same, so the cheapest wins.
+    assert [each.projector for each in pareto.frontier(RESULTS, loss, pareto.AXES[0].cost)] == ["adaptive_pool"]
 
 
 def test_markdown_has_every_number_and_every_reason() -> None:
@@ -80,7 +82,9 @@ def test_the_report_is_complete_and_needs_nothing_else(tmp_path: Path) -> None:
     assert "What &lt;b&gt;is&lt;/b&gt; it?" in text
     assert "a cat &lt;on&gt; a sofa" in text
     assert "27 is not divisible by 2" in text
-    assert text.count('id="point-0-') == 2 * len(pareto.AXES)  # with its interval, in each panel
+    assert text.count('id="point-0-') == 2 * 2 * len(
+        pareto.AXES
+    )  # with its interval; of two measures against two prices
     assert not any(mark in text for mark in ('src="http', 'href="http', "@import", "url(http"))
     assert (tmp_path / "pareto.png").read_bytes().startswith(b"\x89PNG")
     cells = json.loads((tmp_path / "comparison.json").read_text())["cells"]

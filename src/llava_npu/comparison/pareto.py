@@ -8,7 +8,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from llava_npu.comparison.results import Result
+from llava_npu.comparison.results import Result, Value
+from llava_npu.comparison.table import labels
 
 # Okabe and Ito's palette and more in its manner: tells hues apart on white and on black, and for the colour-blind.
 PALETTE = (
@@ -29,24 +30,64 @@ class Axis:
     logarithmic: bool
 
 
+@dataclass(frozen=True)
+class Measure:
+    """What a model is worth: how it is called, and how it is read of a result.
+
+    Attributes:
+        title, unit: as the plot says them.
+        value: of a result; None where it was not measured.
+        scale: from the value to the unit.
+        higher_is_better: or lower.
+        chance: what guessing gives, where one can say.
+    """
+
+    title: str
+    unit: str
+    value: Callable[[Result], Value | None]
+    scale: float
+    higher_is_better: bool
+    chance: float | None = None
+
+
 AXES = (
     Axis("visual tokens per image", lambda result: result.visual_tokens, logarithmic=True),
     Axis("time to first token, ms", lambda r: r.first_token.value if r.first_token else None, logarithmic=False),
 )
 
 
-def frontier(results: Sequence[Result], label: str, cost: Callable[[Result], float | None]) -> list[Result]:
-    """Results whose score on benchmark `label` no other reaches at the same cost or less, the cheapest first."""
+def measures(results: Sequence[Result]) -> list[Measure]:
+    """The benchmarks in their order, then the held-out loss."""
+    found = [_of_benchmark(results, label) for label in labels(results)]
+    if any(result.held_out_loss for result in results):
+        found.append(
+            Measure("held-out loss", "nats per token", lambda r: r.held_out_loss, scale=1, higher_is_better=False)
+        )
+    return found
+
+
+def _of_benchmark(results: Sequence[Result], label: str) -> Measure:
+    def value(result: Result) -> Value | None:
+        benchmark = result.benchmark(label)
+        return benchmark.score if benchmark else None
+
+    chance = next((b.chance for r in results if (b := r.benchmark(label)) and b.chance is not None), None)
+    return Measure(label, "%", value, scale=100, higher_is_better=True, chance=chance)
+
+
+def frontier(results: Sequence[Result], measure: Measure, cost: Callable[[Result], float | None]) -> list[Result]:
+    """Results that no other equals or beats at the same cost or less, the cheapest first."""
+    sign = -1 if measure.higher_is_better else 1
     priced = [
-        (price, -benchmark.score.value, number)
+        (price, sign * value.value, number)
         for number, result in enumerate(results)
-        if (price := cost(result)) is not None and (benchmark := result.benchmark(label)) is not None
+        if (price := cost(result)) is not None and (value := measure.value(result)) is not None
     ]
-    best = 0.0
+    best = float("inf")
     kept: list[Result] = []
-    for _, negative, number in sorted(priced):
-        if not kept or -negative > best:
-            best = -negative
+    for _, badness, number in sorted(priced):
+        if badness < best:
+            best = badness
             kept.append(results[number])
     return kept
 
@@ -57,8 +98,8 @@ def colours(results: Sequence[Result]) -> dict[str, str]:
     return {name: PALETTE[place % len(PALETTE)] for place, name in enumerate(names)}
 
 
-def draw(results: Sequence[Result], label: str) -> Any:
-    """A matplotlib figure of benchmark `label` against each cost.
+def draw(results: Sequence[Result], measure: Measure) -> Any:
+    """A matplotlib figure of a measure against each cost; upwards and to the left is better.
 
     Each point has the id "point-N-AXIS", N being its place in `results`; its interval has the same and "-interval".
     """
@@ -70,8 +111,10 @@ def draw(results: Sequence[Result], label: str) -> Any:
     hues = colours(results)
     encoders = list(dict.fromkeys(result.encoder for result in results))
     for number, (axis, panel) in enumerate(zip(axes_shown, panels, strict=True)):
-        _draw_panel(panel, axis, number, results, label, hues, encoders)
-    panels[0].set_ylabel(f"{label}, %", fontsize=11)
+        _draw_panel(panel, axis, number, results, measure, hues, encoders)
+    panels[0].set_ylabel(f"{measure.title}, {measure.unit}", fontsize=11)
+    if not measure.higher_is_better:
+        panels[0].invert_yaxis()
     _legend(figure, hues, encoders)
     return figure
 
@@ -99,12 +142,12 @@ def _draw_panel(
     axis: Axis,
     number: int,
     results: Sequence[Result],
-    label: str,
+    measure: Measure,
     hues: dict[str, str],
     encoders: Sequence[str],
 ) -> None:
-    places = _places(results, label, axis)
-    best = frontier(results, label, axis.cost)
+    places = _places(results, measure, axis)
+    best = frontier(results, measure, axis.cost)
     for index, (x, y, low, high) in places.items():
         result = results[index]
         hue, marker = hues[result.projector], MARKERS[encoders.index(result.encoder) % len(MARKERS)]
@@ -121,11 +164,11 @@ def _draw_panel(
     if len(best) > 1:
         corners = [places[results.index(result)][:2] for result in best]
         panel.step(*zip(*corners, strict=True), where="post", color=_GREY, linewidth=1.4, linestyle="--", zorder=1)
-    chance = next((b.chance for r in results if (b := r.benchmark(label)) and b.chance is not None), None)
-    if chance is not None:
-        panel.axhline(100 * chance, color=_GREY, linewidth=1, linestyle=":", zorder=0)
+    if measure.chance is not None:
+        chance = measure.scale * measure.chance
+        panel.axhline(chance, color=_GREY, linewidth=1, linestyle=":", zorder=0)
         panel.annotate(
-            "guessing", (1, 100 * chance), xycoords=("axes fraction", "data"), xytext=(-4, 3),
+            "guessing", (1, chance), xycoords=("axes fraction", "data"), xytext=(-4, 3),
             textcoords="offset points", ha="right", fontsize=8.5, color=_GREY,
         )  # fmt: skip
     if axis.logarithmic:
@@ -143,20 +186,20 @@ def _draw_panel(
         panel.spines[side].set_color(_GREY)
 
 
-def _places(results: Sequence[Result], label: str, axis: Axis) -> dict[int, tuple[float, float, float, float]]:
-    """Index of a result → x, and score and interval in percent; points of equally many tokens stand side by side."""
+def _places(results: Sequence[Result], measure: Measure, axis: Axis) -> dict[int, tuple[float, float, float, float]]:
+    """Index of a result → x, value and interval; points of equally many tokens stand side by side."""
     at: dict[float, list[int]] = defaultdict(list)
     for index, result in enumerate(results):
-        if (cost := axis.cost(result)) is not None and result.benchmark(label) is not None:
+        if (cost := axis.cost(result)) is not None and measure.value(result) is not None:
             at[cost].append(index)
     places = {}
     for cost, indices in at.items():
         for rank, index in enumerate(indices):
             shift = _SIDE_BY_SIDE ** (rank - (len(indices) - 1) / 2) if axis.logarithmic else 1.0
-            benchmark = results[index].benchmark(label)
-            assert benchmark is not None
-            score = benchmark.score
-            places[index] = (cost * shift, 100 * score.value, 100 * score.low, 100 * score.high)
+            found = measure.value(results[index])
+            assert found is not None
+            value, low, high = (measure.scale * number for number in (found.value, found.low, found.high))
+            places[index] = (cost * shift, value, low, high)
     return places
 
 

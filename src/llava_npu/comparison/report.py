@@ -1,7 +1,7 @@
 """What a comparison found, on disk: tables for people and programs, the plot, and a page that needs nothing else.
 
 comparison.md, comparison.csv, comparison.json    the table
-pareto.png, pareto.svg                            the first benchmark against what the models cost
+pareto.png, pareto.svg                            the first measure against what the models cost
 index.html                                        all of it, with pictures and every model's answers
 """
 
@@ -24,6 +24,7 @@ from llava_npu.evaluation.files import write_bytes, write_text
 from llava_npu.version import __version__
 
 PAGE = "index.html"
+FEWEST = "fewest visual tokens"
 
 
 @dataclass(frozen=True)
@@ -65,12 +66,12 @@ def write_report(comparison: Comparison, output: Path) -> Path:
     write_text(output / "comparison.csv", table.as_csv(comparison.lines))
     write_text(output / "comparison.md", as_markdown(comparison))
     write_text(output / "comparison.json", json.dumps(as_json(comparison), indent=1, ensure_ascii=False) + "\n")
-    figures = {label: pareto.draw(comparison.results, label) for label in table.labels(comparison.results)}
+    figures = [pareto.draw(comparison.results, measure) for measure in pareto.measures(comparison.results)]
+    plots = [pareto.as_svg(figure) for figure in figures]
     if figures:
-        first = next(iter(figures.values()))
-        write_text(output / "pareto.svg", pareto.as_svg(first))
-        write_bytes(output / "pareto.png", pareto.as_png(first))
-    write_text(output / PAGE, _render(comparison, {label: pareto.as_svg(figure) for label, figure in figures.items()}))
+        write_text(output / "pareto.svg", plots[0])
+        write_bytes(output / "pareto.png", pareto.as_png(figures[0]))
+    write_text(output / PAGE, _render(comparison, plots))
     return output / PAGE
 
 
@@ -86,10 +87,12 @@ def as_markdown(comparison: Comparison) -> str:
 def as_json(comparison: Comparison) -> dict[str, Any]:
     """Everything but pictures."""
     best = {
-        label: {axis.title: [each.name for each in pareto.frontier(comparison.results, label, axis.cost)]
-                for axis in pareto.AXES}
-        for label in table.labels(comparison.results)
-    }  # fmt: skip
+        measure.title: {
+            axis.title: [each.name for each in pareto.frontier(comparison.results, measure, axis.cost)]
+            for axis in pareto.AXES
+        }
+        for measure in pareto.measures(comparison.results)
+    }
     return {
         "title": comparison.title,
         "note": comparison.note,
@@ -113,26 +116,24 @@ def as_json(comparison: Comparison) -> dict[str, Any]:
 
 
 def highlights(results: Sequence[Result]) -> list[Highlight]:
-    """The best of the first benchmark, what the cheapest of the unbeaten gives up, and the quickest."""
-    labels = table.labels(results)
-    if not labels:
-        return []
-    best_at = pareto.frontier(results, labels[0], pareto.AXES[0].cost)
-    if not best_at:
-        return []
-    best, fewest = best_at[-1], best_at[0]
-    found = [Highlight(f"best on {labels[0]}", _percent(best, labels[0]), _who(best))]
-    if fewest is not best:
-        found.append(Highlight("fewest visual tokens", _percent(fewest, labels[0]), _who(fewest)))
+    """The best by the first two measures, the cheapest of those that are not beaten, and the quickest."""
+    found = []
+    for measure in pareto.measures(results)[:2]:
+        unbeaten = pareto.frontier(results, measure, pareto.AXES[0].cost)
+        if unbeaten:
+            found.append(Highlight(f"best on {measure.title}", _number(unbeaten[-1], measure), _who(unbeaten[-1])))
+        if len(unbeaten) > 1 and not any(each.what == FEWEST for each in found):
+            found.append(Highlight(FEWEST, _number(unbeaten[0], measure), _who(unbeaten[0])))
     quick = min((r for r in results if r.first_token), key=lambda r: r.first_token.value, default=None)  # type: ignore[union-attr]
     if quick is not None and quick.first_token is not None:
         found.append(Highlight("quickest first token", f"{quick.first_token.value:.0f} ms", _who(quick)))
     return found
 
 
-def _percent(result: Result, label: str) -> str:
-    benchmark = result.benchmark(label)
-    return "" if benchmark is None else f"{100 * benchmark.score.value:.1f} %"
+def _number(result: Result, measure: pareto.Measure) -> str:
+    value = measure.value(result)
+    assert value is not None
+    return f"{100 * value.value:.1f} %" if measure.unit == "%" else f"{value.value:.2f}"
 
 
 def _who(result: Result) -> str:
@@ -144,7 +145,7 @@ def _made_with(comparison: Comparison) -> str:
     return f"Made with llava-npu {__version__}" + (f" on {devices}." if devices else ".")
 
 
-def _render(comparison: Comparison, plots: dict[str, str]) -> str:
+def _render(comparison: Comparison, plots: Sequence[str]) -> str:
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
@@ -165,9 +166,9 @@ def _render(comparison: Comparison, plots: dict[str, str]) -> str:
         colours=pareto.colours(results),
         unbeaten={
             result.name
-            for label in table.labels(results)[:1]
+            for measure in pareto.measures(results)[:1]
             for axis in pareto.AXES
-            for result in pareto.frontier(results, label, axis.cost)
+            for result in pareto.frontier(results, measure, axis.cost)
         },
         highlights=highlights(results),
         plots=plots,
