@@ -148,6 +148,23 @@ def test_a_cell_that_fails_is_reported_and_skipped(material: Path, tmp_path: Pat
 
 
 @pytest.mark.slow
+def test_a_comparison_by_name_through_both_stages_at_debug_size(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    command = Command(tmp_path, tmp_path, torch.device("cpu"))
+    status, said = command.run("compare-llava-v1.5-7b", "projectors=[tokenpacker]", "--debug-size", "--device=cpu")
+    assert status == 0, said
+    (cell,) = tmp_path.glob("runs/debug-size/compare-llava-v1.5-7b/cells/*")
+    result = read_result(cell)
+    assert result is not None
+    assert list(result.stages) == ["align", "finetune"]
+    assert result.visual_tokens == 36
+    assert result.runs["finetune"]["model"]["checkpoint"] == str(cell.relative_to(tmp_path) / "align")
+    assert result.benchmarks[0].score.count == 16
+
+
+@pytest.mark.slow
 def test_two_processes_train_a_cell_together(material: Path, tmp_path: Path) -> None:
     command = Command(material, tmp_path, torch.device("cpu"))
     status, said = command.run(*command.arguments, "projectors=[linear]", "devices_per_cell=2", "--device=cpu")

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def compare(
-    config: Annotated[list[str], typer.Argument(help="A YAML file, then key=value …; with --report, folders.")],
+    config: Annotated[list[str], typer.Argument(help="A YAML file or name (configs/), then key=value …; or folders.")],
     report: Annotated[
         bool,
         typer.Option(
@@ -32,6 +32,9 @@ def compare(
     retry_failed: Annotated[
         bool, typer.Option("--retry-failed", help="Try cells that failed once more; they are skipped otherwise.")
     ] = False,
+    debug_size: Annotated[
+        bool, typer.Option("--debug-size", help="Try the grid in minutes: on tiny models and data, made on the spot.")
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List the cells and leave.")] = False,
 ) -> None:
     """Train and measure every encoder with every projector, and set them side by side. The same command goes on.
@@ -41,8 +44,8 @@ def compare(
     from rich.console import Console
 
     if report:
-        if device or retry_failed or dry_run:
-            raise UserError("--report runs nothing; --device, --retry-failed and --dry-run do not go with it.")
+        if device or retry_failed or dry_run or debug_size:
+            raise UserError("--report runs nothing; of the other options only --output goes with it.")
         from llava_npu.comparison.existing import report_on
 
         folders = [Path(folder).expanduser() for folder in config]
@@ -53,17 +56,27 @@ def compare(
         raise UserError("--output goes with --report; a comparison's folder is `output` in its file: output=DIR.")
     from llava_npu.config import load_as
     from llava_npu.config.comparison import ComparisonConfig
+    from llava_npu.config.recipes import find_comparison
 
-    comparison = load_as(ComparisonConfig, config[0], config[1:])
+    file = find_comparison(config[0])
+    comparison = load_as(ComparisonConfig, file, config[1:])
+    if debug_size:
+        from llava_npu.config import validate
+        from llava_npu.debug_size.assets import make_assets, make_questions
+        from llava_npu.debug_size.config import ASSETS, comparison_at_debug_size
+
+        comparison = validate(ComparisonConfig, comparison_at_debug_size(comparison), f"{file} at debug size")
+        make_assets(ASSETS)
+        make_questions(ASSETS)
     if dry_run:
         from llava_npu.comparison.grid import expand
 
-        for cell in expand(comparison, config[0]):
+        for cell in expand(comparison, str(file)):
             typer.echo(f"{cell.name}\n  {cell.folder}")
         return
     from llava_npu.comparison.run import compare as run_comparison
 
-    page, lines = run_comparison(comparison, config[0], devices=device or (), retry_failed=retry_failed)
+    page, lines = run_comparison(comparison, str(file), devices=device or (), retry_failed=retry_failed)
     _show(Console(), lines, page)
     if any(line.failure and line.failure.kind == "failed" for line in lines):
         raise typer.Exit(1)

@@ -15,15 +15,28 @@ def recipes() -> dict[str, Path]:
     return {file.stem: file for file in files if not file.stem.startswith("compare-")}
 
 
+def comparisons() -> dict[str, Path]:
+    """Every comparison's file, by its name."""
+    return {file.stem: file for file in sorted(_FOLDER.glob("compare-*.yaml"))}
+
+
 def find_recipe(name: str) -> Path:
     """The file that `name` means: a path, or the name of a recipe.
 
     Raises:
         UserError: it is neither.
     """
+    return _find(name, recipes())
+
+
+def find_comparison(name: str) -> Path:
+    """As `find_recipe`, for comparisons."""
+    return _find(name, comparisons())
+
+
+def _find(name: str, known: dict[str, Path]) -> Path:
     if Path(name).is_file() or name.endswith((".yaml", ".yml")):
         return Path(name)
-    known = recipes()
     if name not in known:
         raise UserError(
             f"{name}: there is no such configuration file, and no recipe of that name.{nearest(name, known)} Recipes: "

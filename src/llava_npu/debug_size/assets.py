@@ -25,8 +25,9 @@ from transformers import (
 )
 
 from llava_npu.config import RunConfig
-from llava_npu.debug_size.config import ASSETS, FOLDER
+from llava_npu.debug_size.config import ASSETS, FOLDER, QUESTIONS
 from llava_npu.errors import UserError
+from llava_npu.evaluation.files import write_text
 
 _COLOURS = {"red": (220, 40, 40), "green": (40, 190, 60), "blue": (50, 60, 220), "yellow": (230, 210, 50)}
 _PICTURES = 16
@@ -46,6 +47,18 @@ def prepare(config: RunConfig) -> None:
             f"{before} does not exist: this recipe goes on from another, which has not run at debug size. First: "
             f"llava-npu train {Path(before).name} --debug-size"
         )
+
+
+def make_questions(folder: Path) -> None:
+    """Writes questions about the colours of the pictures in `folder`, unless they are there."""
+    if (folder / QUESTIONS).is_file():
+        return
+    colours = list(_COLOURS)
+    rows = ["\t".join(["index", "question", *"ABCD", "answer", "image_path"])]
+    for number in range(_PICTURES):
+        right = "ABCD"[number % len(colours)]
+        rows.append("\t".join([str(number), "What is it?", *map(_caption, colours), right, f"images/{number}.png"]))
+    write_text(folder / QUESTIONS, "\n".join(rows) + "\n")
 
 
 def make_assets(folder: Path) -> None:

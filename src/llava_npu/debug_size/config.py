@@ -5,10 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from llava_npu.config.comparison import ComparisonConfig
 from llava_npu.config.schema import RunConfig
 
 FOLDER = Path("runs/debug-size")
 ASSETS = FOLDER / "assets"
+QUESTIONS = "questions.tsv"
 
 _WIDTH = 64  # of projectors that have a width of their own
 _RANK = 8
@@ -35,6 +37,33 @@ def at_debug_size(config: RunConfig) -> dict[str, Any]:
     }
     values["lora"]["rank"] = min(config.lora.rank, _RANK)
     return values | {"epochs": 1, "max_steps": None, "batch_size": 8, "micro_batch_size": 4}
+
+
+def comparison_at_debug_size(config: ComparisonConfig) -> dict[str, Any]:
+    """The values of the same comparison on one tiny encoder, a few pictures and questions about them."""
+    values = config.model_dump(mode="json")
+    for stage, data in (("align", "captions"), ("finetune", "conversations")):
+        if values[stage] is not None:
+            settings = {**values[stage].get("data", {}), "path": str(ASSETS / f"{data}.json"), "workers": 0}
+            settings = {key: value for key, value in settings.items() if key not in ("sources", "image_root")}
+            values[stage] |= {"data": settings, "batch_size": 8, "micro_batch_size": 4, "epochs": 1, "max_steps": None}
+    questions = {"name": "multiple_choice", "data": str(ASSETS / QUESTIONS), "answer": "likelihood"}
+    return values | {
+        "output": str(FOLDER / config.output_path.name),
+        "title": f"{config.title or config.output_path.name} at debug size",
+        "note": "Tiny models with random weights on pictures of one colour: it runs; the numbers mean nothing.",
+        "language_model": str(ASSETS / "llama"),
+        "encoders": [{"name": "tiny CLIP", "vision_tower": str(ASSETS / "clip")}],
+        "projectors": [_small_projector(projector) for projector in config.projectors],
+        "benchmarks": [questions],
+        "held_out": str(ASSETS / "captions.json"),
+        "examples": min(config.examples, 4),
+    }
+
+
+def _small_projector(entry: str | dict[str, Any]) -> dict[str, Any]:
+    values = {"type": entry, "name": entry} if isinstance(entry, str) else entry
+    return {**values, **_small_options(str(values.get("type")))}
 
 
 def _small_options(projector: str) -> dict[str, int]:
