@@ -92,15 +92,14 @@ def report_on(folders: Sequence[Path], output: Path) -> tuple[Path, list[Line]]:
 
 
 def _cells_of(folder: Path, config: ComparisonConfig) -> list[Path]:
-    """The comparison's cells in the order of its grid; where its data is gone, in that of their names."""
+    """The comparison's cells in the order of its grid; where that cannot be told any more, in that of their names."""
     there = sorted(path.parent for path in (folder / CELLS).glob(f"*/{CELL}"))
     try:
         order = [cell.folder.name for cell in expand(config, str(folder / CONFIGURATION))]
     except UserError:
         return there
-    return sorted(
-        (path for path in there if path.name in order), key=lambda path: order.index(path.name)
-    )  # others belong to an earlier form of the grid
+    known = [path for path in there if path.name in order]  # others belong to an earlier form of the grid
+    return sorted(known, key=lambda path: order.index(path.name)) or there
 
 
 def _line_of(folder: Path) -> Line:

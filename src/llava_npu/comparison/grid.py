@@ -198,7 +198,8 @@ def _digest(runs: list[RunConfig], fingerprints: dict[str, str]) -> str:
     """What a cell is known by: all that its model depends on. A cell that changes is another cell."""
     described = []
     for run in runs:
-        values = run.model_dump(mode="json", exclude={*_FREE})
+        # Without defaults: a release that adds a setting must not make every finished cell another one.
+        values = run.model_dump(mode="json", exclude={*_FREE}, exclude_defaults=True)
         for free in ("workers", "cache_features"):
             values["data"].pop(free, None)
         key = json.dumps(values["data"], sort_keys=True)
