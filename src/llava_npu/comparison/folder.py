@@ -46,7 +46,10 @@ class Measured:
 
     def as_json(self) -> dict[str, Any]:
         return {
-            "benchmarks": [[benchmark.model_dump(mode="json"), sha256] for benchmark, sha256 in self.benchmarks],
+            "benchmarks": [
+                [benchmark.model_dump(mode="json", exclude_defaults=True), sha256]
+                for benchmark, sha256 in self.benchmarks
+            ],
             "held_out": list(self.held_out) if self.held_out else None,
             "examples": self.examples,
             "share_features": self.share_features,
