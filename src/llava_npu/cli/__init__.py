@@ -19,6 +19,7 @@ from llava_npu.cli.demo import demo
 from llava_npu.cli.doctor import doctor
 from llava_npu.cli.eval import eval_
 from llava_npu.cli.merge import merge
+from llava_npu.cli.plan import plan
 from llava_npu.cli.report import report
 from llava_npu.cli.serve import serve
 from llava_npu.cli.train import train
@@ -34,6 +35,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+app.command("plan")(plan)
 app.command("train")(train)
 app.command("compare")(compare)
 app.command("eval")(eval_)

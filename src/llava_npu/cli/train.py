@@ -27,6 +27,9 @@ def train(
     devices: Annotated[
         int, typer.Option(min=1, help="How many devices of this machine to train on, a process each.")
     ] = 1,
+    ignore_plan: Annotated[
+        bool, typer.Option("--ignore-plan", help="Start even what, by its plan, does not fit into memory.")
+    ] = False,
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Delete what this run left in its folder; start over.")
     ] = False,
@@ -53,12 +56,13 @@ def train(
 
         prepare(run)
     if devices > 1:
-        flags = _flags(device, fresh=fresh, accept_changes=accept_changes, debug_size=debug_size)
+        switches = {"fresh": fresh, "accept_changes": accept_changes, "debug_size": debug_size}
+        flags = _flags(device, **switches, ignore_plan=ignore_plan)
         _launch(devices, [config, *(overrides or []), *flags])
         return
     from llava_npu.training import train as run_training
 
-    model = run_training(run, fresh=fresh, accept_changes=accept_changes)
+    model = run_training(run, fresh=fresh, accept_changes=accept_changes, ignore_plan=ignore_plan)
     if os.environ.get("RANK", "0") == "0":
         typer.echo(f"The model is in {model}")
 

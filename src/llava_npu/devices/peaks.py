@@ -18,6 +18,7 @@ class Peak:
     """Dense TFLOP/s and memory of one product.
 
     Attributes:
+        kind: of device, as in `devices.kinds()`.
         match: text that the device's name contains.
         bf16, fp16, fp32: dense matrix TFLOP/s (fp32: of plain fp32, not TF32).
         memory_gib: usable device memory.
@@ -25,6 +26,7 @@ class Peak:
         cores, clock_ghz: of an Ascend, from which its bf16 figure follows (`cube_tflops`).
     """
 
+    kind: str
     match: str
     bf16: float
     fp16: float
@@ -33,6 +35,10 @@ class Peak:
     source: str
     cores: int | None = None
     clock_ghz: float | None = None
+
+    def tflops(self, dtype: torch.dtype) -> float:
+        """Dense TFLOP/s for `dtype`; 0.0 where none is published."""
+        return {torch.bfloat16: self.bf16, torch.float16: self.fp16}.get(dtype, self.fp32)
 
 
 _FLOP_PER_CYCLE = 8192  # of one AI core: 16 × 16 × 16 multiplications and additions in half precision
@@ -44,16 +50,16 @@ def cube_tflops(cores: int, clock_ghz: float) -> float:
 
 
 def _ascend(match: str, cores: int, clock_ghz: float, fp16: float, memory_gib: int) -> Peak:
-    return Peak(match, round(cube_tflops(cores, clock_ghz), 1), fp16, 0.0, memory_gib, _ASCEND, cores, clock_ghz)
+    return Peak("npu", match, round(cube_tflops(cores, clock_ghz), 1), fp16, 0.0, memory_gib, _ASCEND, cores, clock_ghz)
 
 
 # The first match counts: longer names stand before shorter ones.
 PEAKS = (
-    Peak("H200", 989.0, 989.0, 67.0, 141, _NVIDIA),
-    Peak("H100 PCIe", 756.0, 756.0, 51.0, 80, _NVIDIA),
-    Peak("H100", 989.0, 989.0, 67.0, 80, _NVIDIA),
-    Peak("A100-SXM4-40GB", 312.0, 312.0, 19.5, 40, _NVIDIA),
-    Peak("A100", 312.0, 312.0, 19.5, 80, _NVIDIA),
+    Peak("cuda", "H200", 989.0, 989.0, 67.0, 141, _NVIDIA),
+    Peak("cuda", "H100 PCIe", 756.0, 756.0, 51.0, 80, _NVIDIA),
+    Peak("cuda", "H100", 989.0, 989.0, 67.0, 80, _NVIDIA),
+    Peak("cuda", "A100-SXM4-40GB", 312.0, 312.0, 19.5, 40, _NVIDIA),
+    Peak("cuda", "A100", 312.0, 312.0, 19.5, 80, _NVIDIA),
     # The 376T, 313T and 280T products. Which name belongs to which rests on third-party logs.
     _ascend("910B1", cores=24, clock_ghz=1.8, fp16=376.0, memory_gib=64),
     _ascend("910B2", cores=24, clock_ghz=1.8, fp16=376.0, memory_gib=64),
@@ -65,7 +71,7 @@ PEAKS = (
 
 def published(name: str) -> Peak | None:
     """The entry of the product called `name`, or None if it is not listed."""
-    return next((peak for peak in PEAKS if peak.match in name), None)
+    return next((peak for peak in PEAKS if peak.match.lower() in name.lower()), None)
 
 
 def published_tflops(name: str, dtype: torch.dtype, cores: int | None = None) -> float | None:
@@ -77,7 +83,7 @@ def published_tflops(name: str, dtype: torch.dtype, cores: int | None = None) ->
     peak = published(name)
     if peak is None:
         return None
-    figure = {torch.bfloat16: peak.bf16, torch.float16: peak.fp16}.get(dtype, peak.fp32)
+    figure = peak.tflops(dtype)
     if cores and peak.cores:
         figure *= cores / peak.cores
     return figure or None

@@ -20,14 +20,20 @@ def is_local(source: str) -> bool:
     return Path(source).exists() or source.startswith((".", "/", "~")) or source.count("/") != 1
 
 
-def check_model_folder(source: str, field: str) -> None:
-    """Raises `UserError` if a local model folder misses its configuration or any of its weight files."""
-    if not is_local(source):
-        return
+def check_configuration(source: str, field: str) -> Path:
+    """The local model folder `source`; raises `UserError` if it is none, or without a readable configuration."""
     folder = Path(source).expanduser()
     if not folder.is_dir():
         raise UserError(f"{field}: {source} is not a folder. Give a model folder, or a hub id such as 'openai/…'.")
     _read_json(folder / "config.json", field)
+    return folder
+
+
+def check_model_folder(source: str, field: str) -> None:
+    """Raises `UserError` if a local model folder misses its configuration or any of its weight files."""
+    if not is_local(source):
+        return
+    folder = check_configuration(source, field)
     if not any((folder / name).is_file() for name in _WEIGHTS):
         raise UserError(f"{field}: {folder} has no weights; expected one of {', '.join(_WEIGHTS)}.")
     index = folder / "model.safetensors.index.json"

@@ -33,9 +33,9 @@ _WORTH_FUSING: dict[str, tuple[Operation, ...]] = {"npu": ("rms_norm", "rotary",
 _ROTARY_FUNCTION = "apply_rotary_pos_emb"
 
 
-def has_fused_operators(kind: str) -> bool:
-    """Whether devices of this kind have operators that `fuse` puts in; they hold other tensors for backward."""
-    return kind in _WORTH_FUSING
+def operations_worth_fusing(kind: str) -> tuple[Operation, ...]:
+    """What `fuse` puts in on devices of this kind; fused operators hold other tensors for the backward pass."""
+    return _WORTH_FUSING.get(kind, ())
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ def fuse(model: nn.Module, device: torch.device, operations: Collection[Operatio
     Returns:
         What was replaced and what was left, with `undo()`.
     """
-    chosen = _WORTH_FUSING.get(device.type, ()) if operations is None else operations
+    chosen = operations_worth_fusing(device.type) if operations is None else operations
     result = FusedModules()
     scaled_rotary = _scaled_rotary_embedding(model)
     for name, module in model.named_modules():

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import torch
 
+from llava_npu.ops.planned import kind_of, npu_operators
+
 
 def rms_norm(hidden: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Tensor:
     """weight · hidden / √(mean(hidden²) + epsilon).
@@ -18,10 +20,8 @@ def rms_norm(hidden: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torc
         weight: (hidden_size,).
     """
     # The operator takes one type, and no float64.
-    if hidden.device.type == "npu" and hidden.dtype == weight.dtype and hidden.dtype.itemsize <= 4:
-        import torch_npu
-
-        out: torch.Tensor = torch_npu.npu_rms_norm(hidden, weight, epsilon)[0]
+    if kind_of(hidden) == "npu" and hidden.dtype == weight.dtype and hidden.dtype.itemsize <= 4:
+        out: torch.Tensor = npu_operators().npu_rms_norm(hidden, weight, epsilon)[0]
         return out
     wide = hidden.float()
     normalised = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + epsilon)

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import torch
 
+from llava_npu.ops.planned import kind_of, npu_operators
+
 # The operator's documentation: an even head dimension below 896, fewer than 1000 sequences and heads.
 _MAX_HEAD_DIM, _MAX_BATCH = 896, 1000
 
@@ -23,13 +25,11 @@ def apply_rotary(
         cos, sin: (batch or 1, length, head_dim), between −1 and 1.
     """
     cos, sin = cos.unsqueeze(unsqueeze_dim), sin.unsqueeze(unsqueeze_dim)
-    if query.device.type == "npu" and all(_operator_takes(tensor, unsqueeze_dim) for tensor in (query, key)):
-        import torch_npu
-
+    if kind_of(query) == "npu" and all(_operator_takes(tensor, unsqueeze_dim) for tensor in (query, key)):
         # Under autocast the angles come in float32 and the projections in half precision; the operator takes one type.
         return (
-            torch_npu.npu_rotary_mul(query, cos.to(query.dtype), sin.to(query.dtype)),
-            torch_npu.npu_rotary_mul(key, cos.to(key.dtype), sin.to(key.dtype)),
+            npu_operators().npu_rotary_mul(query, cos.to(query.dtype), sin.to(query.dtype)),
+            npu_operators().npu_rotary_mul(key, cos.to(key.dtype), sin.to(key.dtype)),
         )
     return query * cos + _rotate_half(query) * sin, key * cos + _rotate_half(key) * sin
 

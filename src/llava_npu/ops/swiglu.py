@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import torch
 
+from llava_npu.ops.planned import kind_of, npu_operators
+
 
 def swiglu(gate: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
     """silu(gate) · value.
@@ -16,9 +18,7 @@ def swiglu(gate: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
     Args:
         gate, value: (..., intermediate_size).
     """
-    if gate.device.type == "npu" and gate.dtype.itemsize <= 4:  # the operator takes no float64
-        import torch_npu
-
-        out: torch.Tensor = torch_npu.npu_swiglu(torch.cat((gate, value), dim=-1), -1)
+    if kind_of(gate) == "npu" and gate.dtype.itemsize <= 4:  # the operator takes no float64
+        out: torch.Tensor = npu_operators().npu_swiglu(torch.cat((gate, value), dim=-1), -1)
         return out
     return torch.nn.functional.silu(gate) * value

@@ -32,6 +32,7 @@ from llava_npu.models.loading import MODEL_FOLDER
 from llava_npu.models.modeling import LlavaNpuForConditionalGeneration
 from llava_npu.models.processing import LlavaNpuProcessor
 from llava_npu.ops.install import install_kernels
+from llava_npu.planning.check import refuse_what_cannot_fit
 from llava_npu.planning.flops import flop_model
 from llava_npu.training import processes, saving
 from llava_npu.training.bad_samples import note_bad_samples, refuse_too_many, rewind_bad_samples
@@ -56,7 +57,12 @@ from llava_npu.training.trackers import check_trackers
 
 
 def train(
-    config: RunConfig, *, fresh: bool = False, accept_changes: bool = False, console: Console | None = None
+    config: RunConfig,
+    *,
+    fresh: bool = False,
+    accept_changes: bool = False,
+    ignore_plan: bool = False,
+    console: Console | None = None,
 ) -> Path:
     """Trains one stage, going on from the newest checkpoint in the run folder if there is one.
 
@@ -66,6 +72,7 @@ def train(
         config: the run.
         fresh: delete what a run with this output folder left, and start over.
         accept_changes: go on although the configuration or the data changed since the run began.
+        ignore_plan: start also what, by its plan, does not fit into memory.
         console: where progress goes; by default the terminal.
 
     Returns:
@@ -85,6 +92,10 @@ def train(
             console = Console(quiet=True)
         records = open_run_data(config.data)
         fingerprint = data_fingerprint(config.data)
+        if fresh or not is_finished(config.output_path):
+            outcome = refuse_what_cannot_fit(config, device, accelerator.num_processes, only_warn=ignore_plan)
+            if outcome is not None:
+                console.print(outcome)
         with (
             _run_folder(config, fingerprint, accelerator, fresh, accept_changes) as folder,
             stop_on_signal(console.print) as stop,

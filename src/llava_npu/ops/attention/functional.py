@@ -20,6 +20,7 @@ from types import ModuleType
 import torch
 
 from llava_npu.ops.attention.lengths import Lengths
+from llava_npu.ops.planned import kind_of
 
 
 def packed_attention(
@@ -150,11 +151,12 @@ def _autocast(*tensors: torch.Tensor) -> list[torch.Tensor]:
 
 def _implementation(query: torch.Tensor) -> ModuleType:
     """The module with `packed`, `batched` and `masked` for the device that holds `query`."""
-    if query.device.type == "npu":
+    kind = kind_of(query)
+    if kind == "npu":
         from llava_npu.ops.attention import npu
 
         return npu
-    if query.device.type == "cuda":
+    if kind == "cuda":
         from llava_npu.ops.attention import cuda
 
         return cuda

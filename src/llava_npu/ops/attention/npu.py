@@ -25,6 +25,7 @@ from typing import Any
 import torch
 
 from llava_npu.ops.attention.lengths import Lengths
+from llava_npu.ops.planned import Session, npu_operators, planning_session
 
 _COMPRESSED = 2048
 _MASK_AS_GIVEN, _CAUSAL_ALIGNED_AT_END, _BAND = 1, 3, 4
@@ -88,9 +89,7 @@ def _fusion_attention(
     dropout: float,
     **options: Any,
 ) -> torch.Tensor:
-    import torch_npu
-
-    out: torch.Tensor = torch_npu.npu_fusion_attention(
+    out: torch.Tensor = npu_operators().npu_fusion_attention(
         query.contiguous(),
         key.contiguous(),
         value.contiguous(),
@@ -106,9 +105,7 @@ def _fusion_attention(
 def _infer_attention(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float, **options: Any
 ) -> torch.Tensor:
-    import torch_npu
-
-    out: torch.Tensor = torch_npu.npu_fused_infer_attention_score(
+    out: torch.Tensor = npu_operators().npu_fused_infer_attention_score(
         query.contiguous(),
         key.contiguous(),
         value.contiguous(),
@@ -134,10 +131,11 @@ def _is_inference(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, d
 
 
 def _causal_options(device: torch.device) -> dict[str, Any]:
-    return {"atten_mask": _compressed_causal_mask(device), "sparse_mode": _CAUSAL_ALIGNED_AT_END}
+    mask = _compressed_causal_mask(device, planning_session())
+    return {"atten_mask": mask, "sparse_mode": _CAUSAL_ALIGNED_AT_END}
 
 
-@functools.cache
-def _compressed_causal_mask(device: torch.device) -> torch.Tensor:
+@functools.lru_cache(maxsize=32)
+def _compressed_causal_mask(device: torch.device, session: Session | None) -> torch.Tensor:
     with torch.inference_mode(False):  # a tensor born in inference mode could not be saved for a later backward pass
-        return torch.ones(_COMPRESSED, _COMPRESSED, dtype=torch.bool, device=device).triu(1)
+        return torch.ones(_COMPRESSED, _COMPRESSED, dtype=torch.bool, device=device).triu_(1)

@@ -1,0 +1,247 @@
+"""The planner against what happens: predicted and measured peak memory of whole small runs, over a grid of settings.
+
+    python benchmarks/planning.py                                    # this machine's device
+    PYTHONPATH=simulated-npu python benchmarks/planning.py --device npu > table.md
+
+Each line is one run of `llava_npu.training.train` (three steps), planned first from its configuration. On an
+accelerator the peak is its allocator's. On a CPU it is that of torch's allocator, as torch's profiler reports every
+allocation: the process's resident memory would count libraries and what the C library keeps.
+
+The simulated NPU counts the tensors that torch allocates, to the byte, on a real allocator's interface. It is no
+measurement of real hardware, whose allocator rounds and whose operators have scratch memory.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import io
+import itertools
+import json
+import os
+import tempfile
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from rich.console import Console
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import (
+    CLIPImageProcessor,
+    CLIPVisionConfig,
+    CLIPVisionModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
+
+from llava_npu import devices
+from llava_npu.config import RunConfig
+from llava_npu.planning.check import Prediction, predict
+from llava_npu.planning.target import this_machine
+from llava_npu.training import train
+
+MIB = 2**20
+PROJECTORS: dict[str, dict[str, Any]] = {
+    "mlp2x_gelu": {},
+    "resampler": {"num_queries": 16},
+    "c_abstractor": {"num_queries": 16, "hidden_size": 64},
+    "tokenpacker": {"region_layers": [1, 2], "num_heads": 4},
+}
+WORDS = ("<pad>", "<s>", "</s>", "<unk>", "what", "is", "it", "a", "red", "square", "?", "USER", ":", "ASSISTANT")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One run of the grid."""
+
+    stage: str
+    projector: str
+    micro_batch_size: int
+    gradient_checkpointing: bool
+    precision: str
+    cache_features: bool
+    pack_tokens: int | None = None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Bytes."""
+
+    setting: Setting
+    prediction: Prediction
+    measured: int
+
+    @property
+    def predicted(self) -> int:
+        return self.prediction.peak.device.total
+
+    @property
+    def error(self) -> float:
+        return self.predicted / self.measured - 1
+
+
+def compare(settings: Iterable[Setting], folder: Path, kind: str) -> Iterator[Comparison]:
+    """Plans and runs each setting; `folder` gets the models, the data and the runs."""
+    material = folder / "material"
+    if not material.exists():
+        write_material(material)
+    device = devices.select(kind)
+    before = _allocated(device)  # of this process's first run on: tables that are made once and stay are a run's own
+    for number, setting in enumerate(settings):
+        config = run_config(setting, material, folder / f"run-{number}", kind)
+        prediction = predict(config, this_machine(device, 1, 1, config.precision))
+        yield Comparison(setting, prediction, measure(config, device, before))
+
+
+def measure(config: RunConfig, device: devices.Device, before: int) -> int:
+    """The most bytes that tensors of the run take, and what was `before` on the device not counted."""
+    quiet = Console(file=io.StringIO())
+    gc.collect()
+    if device.kind == "cpu":
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+            train(config, console=quiet)
+        return _peak_of_allocations(profile)
+    device.reset_peak_memory()
+    train(config, console=quiet)
+    return device.memory().peak - before
+
+
+def _allocated(device: devices.Device) -> int:
+    gc.collect()
+    memory = device.memory()
+    return memory.total - memory.free
+
+
+def _peak_of_allocations(profile: torch.profiler.profile) -> int:
+    """Between the first optimizer step and the last: a CPU also holds what loading and saving a model takes."""
+    events = sorted(profile.profiler.kineto_results.events(), key=lambda event: event.start_ns())
+    steps = [event for event in events if event.name().startswith("Optimizer.step#")]
+    first, last = steps[0].end_ns(), steps[-1].end_ns()
+    held = peak = 0
+    for event in events:
+        if event.name() == "[memory]":
+            held += event.nbytes()
+            peak = max(peak, held) if first <= event.start_ns() <= last else peak
+    return peak
+
+
+def run_config(setting: Setting, material: Path, output: Path, kind: str) -> RunConfig:
+    return RunConfig.model_validate(
+        {
+            "output": str(output),
+            "stage": setting.stage,
+            "model": {
+                "vision_tower": str(material / "tower"),
+                "language_model": str(material / "language_model"),
+                "projector": setting.projector,
+                "projector_options": PROJECTORS[setting.projector],
+            },
+            "data": {
+                "path": str(material / "data.json"),
+                "template": "plain" if setting.stage == "align" else "v1",
+                "workers": 0,
+                "cache_features": setting.cache_features,
+            },
+            "batch_size": 2 * setting.micro_batch_size,
+            "micro_batch_size": setting.micro_batch_size,
+            "pack_tokens": setting.pack_tokens,
+            "precision": setting.precision,
+            "gradient_checkpointing": setting.gradient_checkpointing,
+            "epochs": 3,
+            "max_steps": 3,
+            "device": kind,
+        }
+    )
+
+
+def write_material(folder: Path) -> None:
+    """A tower of 64 patches, a language model of 4 layers, both with random weights, and pictures to describe."""
+    CLIPVisionModel(
+        CLIPVisionConfig(
+            hidden_size=64,
+            intermediate_size=128,
+            num_hidden_layers=3,
+            num_attention_heads=4,
+            image_size=112,
+            patch_size=14,
+        )
+    ).save_pretrained(folder / "tower")
+    CLIPImageProcessor(size={"shortest_edge": 112}, crop_size={"height": 112, "width": 112}).save_pretrained(
+        folder / "tower"
+    )
+    LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=2112,  # room for the image token: on a CPU the weights that a resize replaces stay in memory
+            hidden_size=128,
+            intermediate_size=344,
+            num_hidden_layers=4,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            max_position_embeddings=512,
+        )
+    ).save_pretrained(folder / "language_model")
+    words = {word: number for number, word in enumerate(WORDS)}
+    words |= {f"word{number}": number for number in range(len(words), 2047)}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="<unk>"
+    ).save_pretrained(folder / "language_model")
+    records = []
+    for number in range(32):
+        name = f"{number}.png"
+        Image.new("RGB", (40, 30), (number * 8, 30, 30)).save(folder / name)
+        turns = [("human", "<image>\nwhat is it ?"), ("gpt", "a red square " * (20 + number % 3))]
+        records.append(
+            {"id": name, "image": name, "conversations": [{"from": who, "value": said} for who, said in turns]}
+        )
+    (folder / "data.json").write_text(json.dumps(records))
+
+
+def grid() -> list[Setting]:
+    every = itertools.product(("align", "finetune"), PROJECTORS, (2, 8), (False, True), ("fp32", "bf16"))
+    settings = [Setting(*each, cache_features=number % 4 == 1) for number, each in enumerate(every)]
+    packed = [
+        Setting(stage, "mlp2x_gelu", 8, False, precision, False, pack_tokens=512)
+        for stage in ("align", "finetune")
+        for precision in ("fp32", "bf16")
+    ]
+    return settings + packed
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="auto")
+    options = parser.parse_args()
+    device = devices.select(options.device)
+    columns = ("stage", "projector", "micro-batch", "recompute", "precision", "features", "predicted", "measured", "")
+    print(f"{device.name}, torch {torch.__version__}; MiB\n")
+    print(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
+    errors = []
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["LLAVA_NPU_CACHE"] = f"{folder}/cache"
+        for each in compare(grid(), Path(folder), device.kind):
+            setting = each.setting
+            errors.append(each.error)
+            cells = (
+                setting.stage,
+                setting.projector,
+                f"{setting.pack_tokens} tokens" if setting.pack_tokens else str(setting.micro_batch_size),
+                "yes" if setting.gradient_checkpointing else "no",
+                setting.precision,
+                "cached" if setting.cache_features else "computed",
+                f"{each.predicted / MIB:.2f}",
+                f"{each.measured / MIB:.2f}",
+                f"{each.error:+.1%}",
+            )
+            print(f"| {' | '.join(cells)} |", flush=True)
+    mean = sum(map(abs, errors)) / len(errors)
+    print(f"\n{len(errors)} runs: mean absolute error {mean:.1%}, from {min(errors):+.1%} to {max(errors):+.1%}.")
+
+
+if __name__ == "__main__":
+    main()

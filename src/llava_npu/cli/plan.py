@@ -1,0 +1,49 @@
+"""`llava-npu plan`: what a run will take, before it runs."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+
+def plan(
+    config: Annotated[str, typer.Argument(help="A YAML file or the name of a recipe, as for `llava-npu train`.")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="key=value, as micro_batch_size=4.")] = None,
+    device: Annotated[
+        str | None,
+        typer.Option(help="A product, as ascend-910b2 or h200, or a device of this machine; by default the run's."),
+    ] = None,
+    num_devices: Annotated[
+        int | None, typer.Option("--devices", min=1, help="Devices of a node; by default one, or all of this machine.")
+    ] = None,
+    nodes: Annotated[int, typer.Option(min=1, help="Nodes.")] = 1,
+    mfu: Annotated[
+        float, typer.Option(min=0.01, max=1.0, help="The part of the devices' peak that is taken to be reached.")
+    ] = 0.4,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, memory in bytes.")] = False,
+) -> None:
+    """Memory per device by part and engine, the largest micro-batch, operations, time, and what to choose.
+
+    Only configurations are read: no weights are needed, and no device. Exit status 3 where the run does not fit.
+    """
+    import json
+
+    from rich.console import Console
+
+    from llava_npu.config import load_config
+    from llava_npu.config.recipes import find_recipe
+    from llava_npu.planning.plan import plan_run
+    from llava_npu.planning.report import render_plan
+    from llava_npu.planning.target import find_target
+
+    path = find_recipe(config)
+    run = load_config(path, overrides or [])
+    target = find_target(device, num_devices, nodes, run.precision, run.device)
+    made = plan_run(run, target, mfu, recipes=path.parent)
+    if as_json:
+        typer.echo(json.dumps(made.to_dict(), indent=1, ensure_ascii=False))
+    else:
+        Console(width=None if Console().is_terminal else 160).print(render_plan(made))
+    if not made.fits:
+        raise typer.Exit(3)

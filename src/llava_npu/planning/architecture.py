@@ -1,0 +1,146 @@
+"""The model of a run, from configurations alone: no weights are read, none are made."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoConfig, AutoTokenizer
+
+from llava_npu.config import ModelConfig, RunConfig, load_config
+from llava_npu.errors import UserError
+from llava_npu.models.composing import EMBEDDING_MULTIPLE
+from llava_npu.models.configuration import LlavaNpuConfig
+from llava_npu.models.folders import check_configuration, is_local
+from llava_npu.models.loading import MODEL_FOLDER
+from llava_npu.models.projectors import grid_defaults
+from llava_npu.models.towers import describe_tower
+from llava_npu.planning.published import published_model, published_models
+
+
+def find_tokenizer(config: RunConfig) -> Any | None:
+    """The run's tokenizer if it is on this machine."""
+    source = config.model.checkpoint or config.model.language_model
+    assert source is not None
+    if is_local(source) and not (Path(source) / "config.json").is_file():
+        source = str(Path(source) / MODEL_FOLDER)
+    try:
+        return AutoTokenizer.from_pretrained(source, local_files_only=True)
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def model_config(
+    config: RunConfig, tokenizer: Any | None = None, recipes: Path | None = None
+) -> tuple[LlavaNpuConfig, list[str]]:
+    """The configuration of the model that a run trains, and remarks on where it was found.
+
+    Args:
+        tokenizer: the run's, by which the vocabulary may have to grow; None: it is taken to fill it.
+        recipes: a folder of run configurations. A checkpoint that does not exist yet is taken to be what the run there
+            will make that writes it: so a second stage can be planned before the first has run.
+
+    Raises:
+        UserError: a configuration is missing or of an unsupported kind.
+    """
+    choice, remarks = config.model, []
+    if choice.checkpoint is not None and not Path(choice.checkpoint).exists():
+        made_by = _made_by(choice.checkpoint, recipes)
+        if made_by is not None:
+            path, choice = made_by
+            remarks.append(f"model.checkpoint {config.model.checkpoint} is not there yet: planned as what {path} makes")
+    if choice.checkpoint is not None:
+        return _checkpoint(choice.checkpoint), remarks
+    assert choice.vision_tower is not None
+    assert choice.language_model is not None
+    tower, text = (
+        _part(source, f"model.{field}", remarks)
+        for field, source in (("vision_tower", choice.vision_tower), ("language_model", choice.language_model))
+    )
+    return _joined(choice, getattr(tower, "vision_config", tower), text, tokenizer), remarks
+
+
+def _joined(choice: ModelConfig, tower: Any, text: Any, tokenizer: Any | None) -> LlavaNpuConfig:
+    """As `compose` joins a tower and a language model."""
+    if not hasattr(tower, "image_size"):
+        tower.image_size = [224, 224]  # of convolutional towers, the image processor's usual size
+    image_token = text.vocab_size if tokenizer is None else len(tokenizer)
+    words = image_token + 1 + (tokenizer is not None and tokenizer.pad_token_id is None)
+    if words > text.vocab_size:
+        text.vocab_size = -(-words // EMBEDDING_MULTIPLE) * EMBEDDING_MULTIPLE
+    options = {**grid_defaults(choice.projector, describe_tower(tower).grid), **choice.projector_options}
+    return LlavaNpuConfig(
+        vision_config=tower,
+        text_config=text,
+        image_token_index=image_token,
+        vision_feature_layer=choice.vision_feature_layer,
+        vision_feature_select_strategy="full" if choice.vision_select_feature == "cls_patch" else None,
+        projector_type=choice.projector,
+        projector_options=options,
+        tie_word_embeddings=text.tie_word_embeddings,
+    )
+
+
+def _part(source: str, field: str, remarks: list[str]) -> Any:
+    if is_local(source):
+        return _read(source, field)
+    try:
+        return AutoConfig.from_pretrained(source, local_files_only=True)
+    except (OSError, ValueError):
+        pass  # not in the hub's cache
+    known = published_model(source)
+    if known is not None:
+        remarks.append(f"{field} {source}: its published shape (planning/published.py)")
+        return known
+    try:
+        return AutoConfig.from_pretrained(source)
+    except (OSError, ValueError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(
+            f"{field}: the configuration of {source} cannot be had: {reason}\nA plan needs its config.json alone: give "
+            f"a folder that holds one. Known without any: {', '.join(published_models())}."
+        ) from error
+
+
+def _checkpoint(source: str) -> LlavaNpuConfig:
+    folder = Path(source).expanduser()
+    if is_local(source):
+        if not folder.exists():
+            raise UserError(
+                f"model.checkpoint: {source} does not exist, and no run configuration beside this one writes it. Run "
+                "the first stage before, or plan with model.checkpoint=null and a model.vision_tower and "
+                "model.language_model."
+            )
+        inner = folder / MODEL_FOLDER
+        folder = inner if not (folder / "config.json").is_file() and inner.is_dir() else folder
+        check_configuration(str(folder), "model.checkpoint")
+        return LlavaNpuConfig.from_pretrained(folder)
+    try:
+        return LlavaNpuConfig.from_pretrained(source)
+    except (OSError, ValueError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(
+            f"model.checkpoint: the configuration of {source} cannot be had: {reason}\n"
+            "A plan needs its config.json alone: give a folder that holds one."
+        ) from error
+
+
+def _read(source: str, field: str) -> Any:
+    folder = check_configuration(source, field)
+    try:
+        return AutoConfig.from_pretrained(folder)
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{field}: {folder / 'config.json'} is no configuration of a known model: {error}") from error
+
+
+def _made_by(checkpoint: str, recipes: Path | None) -> tuple[Path, ModelConfig] | None:
+    """The run configuration in `recipes` that writes `checkpoint`, and its model; None if there is none."""
+    for path in sorted(recipes.glob("*.yaml")) if recipes else ():
+        try:
+            recipe = load_config(path)
+        except UserError:
+            continue  # of another kind, or broken: its own command says so
+        written = recipe.output.rstrip("/")
+        if written == checkpoint.removesuffix(f"/{MODEL_FOLDER}").rstrip("/") and recipe.model.checkpoint is None:
+            return path, recipe.model
+    return None

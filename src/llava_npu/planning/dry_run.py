@@ -1,0 +1,161 @@
+"""One training step on tensors without numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from llava_npu.config.parts import LoraConfig, Part, PartName
+from llava_npu.models.configuration import LlavaNpuConfig
+from llava_npu.models.modeling import LlavaNpuForConditionalGeneration
+from llava_npu.ops.attention.transformers_interface import use_packed_attention
+from llava_npu.ops.fuse import fuse, operations_worth_fusing
+from llava_npu.ops.planned import planned_for
+from llava_npu.planning.tracing import Trace, Tracer
+from llava_npu.training.objective import SupervisedLoss
+from llava_npu.training.parts import part_of, prepare_parts, trained_parameters
+
+
+@dataclass(frozen=True)
+class BatchShape:
+    """A micro-batch without its content.
+
+    Attributes:
+        rows, length: of `input_ids`.
+        supervised: positions that are learned from.
+        images: how many are encoded.
+        sequences: in each row; 1 where samples are padded, several where they are packed.
+        cached_features: images come as the tower's output.
+    """
+
+    rows: int
+    length: int
+    supervised: int
+    images: int
+    sequences: int = 1
+    cached_features: bool = False
+
+
+def fake_model(
+    config: LlavaNpuConfig,
+    parts: Mapping[PartName, Part],
+    compute_dtype: torch.dtype | None,
+    checkpointing: bool,
+    *,
+    lora: LoraConfig | None = None,
+    sharded: bool = False,
+) -> LlavaNpuForConditionalGeneration:
+    """The model as training prepares it, its weights without numbers; takes no memory.
+
+    Args:
+        parts, compute_dtype, checkpointing, lora: as for `prepare_parts`, but that no weight is quantised.
+        sharded: as an engine that shards weights has a layer while it runs: all in `compute_dtype`.
+    """
+    with torch.device("meta"):  # where weights are initialised by doing nothing
+        model = LlavaNpuForConditionalGeneration(config)
+        unquantised = None if lora is None else lora.model_copy(update={"base_bits": None})
+        prepare_parts(model, parts, compute_dtype, checkpointing, unquantised)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        model.to_empty(device="cpu")
+        model.tie_weights()
+        if sharded and compute_dtype is not None:
+            for parameter in model.parameters():
+                parameter.data = parameter.data.to(compute_dtype)
+    return model
+
+
+def trace_step(
+    model: LlavaNpuForConditionalGeneration, batch: BatchShape, compute_dtype: torch.dtype | None, kind: str
+) -> Trace:
+    """Runs forward and backward pass and the optimizer's step.
+
+    Args:
+        model: from `fake_model`.
+        compute_dtype: of autocast; None: no autocast.
+        kind: of the device whose operations are used: "cpu", "cuda" or "npu".
+    """
+    use_packed_attention(model)
+    fused = fuse(model, torch.device("cpu"), operations_worth_fusing(kind))
+    mode = next(model.parameters()).fake_mode
+    try:
+        with mode, planned_for(kind), Tracer() as tracer:
+            return _trace(model, batch, compute_dtype, kind, tracer)
+    finally:
+        fused.undo()
+        model.zero_grad()
+
+
+def _trace(
+    model: LlavaNpuForConditionalGeneration,
+    batch: BatchShape,
+    compute_dtype: torch.dtype | None,
+    kind: str,
+    tracer: Tracer,
+) -> Trace:
+    tracer.hold_model(model)
+    objective = SupervisedLoss(model)
+    # From the last hidden state to the loss, what is made is the logits' business.
+    hooks = [
+        model.model.register_forward_hook(lambda *_: tracer.count_as("logits")),
+        objective.register_forward_hook(lambda *_: tracer.count_as("activations")),
+    ]
+    try:
+        with torch.autocast("cpu", dtype=compute_dtype, enabled=compute_dtype is not None):
+            objective(_held(_inputs(model, batch), tracer), _lengths(batch)).backward()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    moments = tracer.take_moments()
+    inputs = sum(tensor.nbytes for tensor in _inputs(model, batch).values())
+    return Trace(moments, tracer.now(), inputs, _step_temporary(model, foreach=kind != "cpu"))
+
+
+def _inputs(model: LlavaNpuForConditionalGeneration, batch: BatchShape) -> dict[str, torch.Tensor]:
+    rows, length, images, config = batch.rows, batch.length, batch.images, model.config
+    tensors = {
+        name: torch.empty(rows, length, dtype=torch.long)
+        for name in ("input_ids", "labels", "attention_mask", "position_ids")
+    }
+    tensors["supervised_positions"] = torch.empty(batch.supervised, dtype=torch.long)
+    if images:
+        tensors["image_positions"] = torch.empty(images * config.num_image_tokens, dtype=torch.long)
+        tower = config.tower
+        tokens = tower.num_patches + (tower.num_prefix_tokens if config.keep_prefix_tokens else 0)
+        if batch.cached_features:
+            channels = model.model.multi_modal_projector.input_channels
+            dtype = model.model.vision_tower.dtype
+            tensors["vision_features"] = torch.empty(images, tokens, channels, dtype=dtype)
+        else:
+            tensors["pixel_values"] = torch.empty(images, 3, *tower.image_size)
+    return tensors
+
+
+def _held(tensors: dict[str, torch.Tensor], tracer: Tracer) -> dict[str, torch.Tensor]:
+    for tensor in tensors.values():
+        tracer.hold(tensor, "buffers")
+    return tensors
+
+
+def _lengths(batch: BatchShape) -> tuple[int, ...]:
+    """Those of the rows' sequences, as equal as can be, the padding behind them (here none) as another."""
+    share, rest = divmod(batch.length, batch.sequences)
+    return (*(share + (number < rest) for number in range(batch.sequences)), 0) * batch.rows
+
+
+def _step_temporary(model: nn.Module, foreach: bool) -> int:
+    """What AdamW's step makes and drops.
+
+    torch's implementation for accelerators ("foreach") copies the second moments of a whole group of parameters; the
+    one for CPUs goes parameter by parameter. The groups are those of `build_optimizer`.
+    """
+    groups: dict[tuple[str, bool], int] = {}
+    largest = 0
+    for name, parameter in trained_parameters(model):
+        group = part_of(name), parameter.ndim >= 2
+        groups[group] = groups.get(group, 0) + parameter.nbytes
+        largest = max(largest, parameter.nbytes)
+    return max(groups.values(), default=0) if foreach else 2 * largest

@@ -1,0 +1,135 @@
+"""The ways to run something: engine, gradient checkpointing, micro-batch size; what each takes, and which to choose."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+
+from llava_npu.config import RunConfig
+from llava_npu.models.configuration import LlavaNpuConfig
+from llava_npu.models.modeling import LlavaNpuForConditionalGeneration
+from llava_npu.planning.dry_run import fake_model, trace_step
+from llava_npu.planning.memory import ENGINES, Engine, Peak, Sizes, peak, sizes
+from llava_npu.planning.sizing import Sizing
+from llava_npu.planning.target import Target
+from llava_npu.planning.tracing import Trace, between
+
+# Tokens in a micro-batch from which a device's matrix units are taken to be busy.
+ENOUGH_TOKENS = 2048
+
+
+@dataclass(frozen=True)
+class Option:
+    """One way to run it.
+
+    Attributes:
+        at_configured: the peak with the micro-batches that the run configures.
+        largest: `micro_batch_size`, or `pack_tokens` where samples are packed, that fits; 0: none does.
+        at_largest: the peak with that; None where none fits.
+    """
+
+    engine: Engine
+    gradient_checkpointing: bool
+    at_configured: Peak
+    largest: int
+    at_largest: Peak | None
+
+
+class MemoryModel:
+    """The peak of a run's step as a function of engine, checkpointing and micro-batch size.
+
+    Traces take seconds for a large model: each is made once, when it is first needed, and sizes in between are read off
+    a line through two of them.
+    """
+
+    def __init__(self, config: RunConfig, model: LlavaNpuConfig, sizing: Sizing, target: Target):
+        self._config, self._model, self._sizing, self._target = config, model, sizing, target
+        self._traces: dict[tuple[bool, bool, int], Trace] = {}
+
+    @cached_property
+    def prepared(self) -> LlavaNpuForConditionalGeneration:
+        """The model as it is trained, without numbers."""
+        return self._fake_model(checkpointing=False, sharded=False)
+
+    @cached_property
+    def sizes(self) -> Sizes:
+        return sizes(self.prepared, (self._target.compute_dtype or torch.float32).itemsize)
+
+    def peak(self, engine: Engine, checkpointing: bool, size: int) -> Peak:
+        """`size`: of a micro-batch, in what `sizing` counts."""
+        trace = self._trace(self._gathered_in_16_bits(engine), checkpointing, size)
+        target = self._target
+        return peak(
+            engine, trace, self.sizes, target.count, self._sizing.accumulated(size), on_host=target.kind == "cpu"
+        )
+
+    def _gathered_in_16_bits(self, engine: Engine) -> bool:
+        """Whether layers differ, while they run, from what they are with ddp; with a small trained part hardly."""
+        sizes = self.sizes
+        trains_little = sizes.trained < 0.01 * (sizes.trained + sizes.frozen)
+        return engine.kind != "ddp" and self._target.compute_dtype is not None and not trains_little
+
+    def _trace(self, sharded: bool, checkpointing: bool, size: int) -> Trace:
+        first = self._sizing.configured
+        if size == first:
+            return self._traced(sharded, checkpointing, first)
+        second = 2 * first
+        traces = (self._traced(sharded, checkpointing, each) for each in (first, second))
+        return between(next(traces), first, next(traces), second, size)
+
+    def _traced(self, sharded: bool, checkpointing: bool, size: int) -> Trace:
+        key = (sharded, checkpointing, size)
+        if key not in self._traces:
+            model = self._fake_model(checkpointing, sharded)
+            shape = self._sizing.shape(size)
+            self._traces[key] = trace_step(model, shape, self._target.compute_dtype, self._target.kind)
+        return self._traces[key]
+
+    def _fake_model(self, checkpointing: bool, sharded: bool) -> LlavaNpuForConditionalGeneration:
+        config, dtype = self._config, self._target.compute_dtype
+        return fake_model(self._model, config.resolved_parts, dtype, checkpointing, lora=config.lora, sharded=sharded)
+
+
+def options(memory: MemoryModel, sizing: Sizing, target: Target, configured: Engine) -> list[Option]:
+    """Every engine that makes sense on this many devices, and the configured one, without and with recomputation."""
+    engines = _engines(target)
+    if configured not in engines:
+        engines.append(configured)
+    return [
+        _option(memory, engine, checkpointing, sizing, target.usable_memory)
+        for checkpointing in (False, True)
+        for engine in engines
+    ]
+
+
+def recommended(choices: Sequence[Option], sizing: Sizing) -> Option | None:
+    """The first of these that fits with enough tokens in a micro-batch, else the first that fits at all.
+
+    In this order: whole weights before shards (nothing is gathered), no recomputation before it (it adds a third or
+    more of the work; gathering a layer takes less where devices are linked), and the host's memory last.
+    """
+    ordered = sorted(choices, key=lambda choice: (choice.engine.offload_optimizer, choice.gradient_checkpointing))
+    fitting = [choice for choice in ordered if choice.largest]
+    busy = (choice for choice in fitting if sizing.tokens(choice.largest) >= ENOUGH_TOKENS)
+    return next(busy, next(iter(fitting), None))
+
+
+def _option(memory: MemoryModel, engine: Engine, checkpointing: bool, sizing: Sizing, usable: int) -> Option:
+    at_configured = memory.peak(engine, checkpointing, sizing.configured)
+    peaks = ((size, memory.peak(engine, checkpointing, size)) for size in sizing.candidates)
+    largest, at_largest = next((pair for pair in peaks if pair[1].device.total <= usable), (0, None))
+    return Option(engine, checkpointing, at_configured, largest, at_largest)
+
+
+def _engines(target: Target) -> list[Engine]:
+    """On one device there is nothing to share, but the host's memory may still help an accelerator."""
+    on_host = target.kind == "cpu"
+    return [
+        engine
+        for engine in ENGINES
+        if (engine.kind == "ddp" or target.count > 1 or engine.offload_weights)
+        and not (on_host and engine.offload_weights)
+    ]

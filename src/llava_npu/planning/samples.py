@@ -1,0 +1,126 @@
+"""How long a run's samples are: measured on its data where that is there, else known, else assumed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from llava_npu.config import RunConfig
+from llava_npu.data.labels import IGNORE_INDEX, encode_conversation, expand_images
+from llava_npu.data.parsing import Record
+from llava_npu.errors import UserError
+from llava_npu.models.configuration import LlavaNpuConfig
+from llava_npu.planning.published import PublishedData, published_data
+from llava_npu.training.parts import STAGE_TEMPLATES
+from llava_npu.training.run_data import open_run_data, sources
+
+# Records that are tokenized to know the lengths of all.
+PROBED = 256
+# Words beside an image where nothing is known: what LLaVA's own data of a stage has.
+_ASSUMED = {"align": "blip_laion_cc_sbu_558k.json", "finetune": "llava_v1_5_mix665k.json"}
+
+
+@dataclass(frozen=True)
+class Samples:
+    """A run's samples, as a plan needs them.
+
+    Attributes:
+        count: in an epoch; None: not known.
+        lengths: tokens of some samples, images included, that stand for all.
+        image_counts: likewise, images.
+        supervised: positions that are learned from, per sample.
+        images: per sample, on average.
+        longest: tokens of the longest sample that is to be expected, with `most_images` images.
+        source: where this comes from, in words.
+    """
+
+    count: int | None
+    lengths: tuple[int, ...]
+    image_counts: tuple[int, ...]
+    supervised: float
+    images: float
+    longest: int
+    most_images: int
+    source: str
+
+    @property
+    def mean_length(self) -> float:
+        return sum(self.lengths) / len(self.lengths)
+
+    @property
+    def mean_pairs(self) -> float:
+        """Of a query and a key that it sees, per sample."""
+        return sum(length * (length + 1) / 2 for length in self.lengths) / len(self.lengths)
+
+    def padded_length(self, rows: int) -> float:
+        """The expected length of the longest of `rows` samples drawn at random."""
+        ordered, total, below = sorted(self.lengths), 0.0, 0.0
+        for number, length in enumerate(ordered, start=1):
+            upto = (number / len(ordered)) ** rows
+            total, below = total + length * (upto - below), upto
+        return total
+
+
+def expected_samples(config: RunConfig, model: LlavaNpuConfig, tokenizer: Any | None) -> Samples:
+    """The samples of a run: its own if data and tokenizer are here, those of a published data set, or an assumption."""
+    known = published_data(Path(sources(config.data)[0].path).name)
+    if all(Path(source.path).exists() for source in sources(config.data)) or any(
+        "*" in str(source.path) for source in sources(config.data)
+    ):
+        records = open_run_data(config.data)
+        if tokenizer is not None:
+            return probe_samples(records, tokenizer, config, model)
+        described = known or published_data(_ASSUMED[config.stage])
+        assert described is not None
+        return replace(_described(described, config, model), count=len(records))
+    if known is not None:
+        return _described(known, config, model)
+    assumed = published_data(_ASSUMED[config.stage])
+    assert assumed is not None
+    return replace(
+        _described(assumed, config, model),
+        count=None,
+        longest=config.data.max_length,
+        source=f"assumed to be as long as {assumed.source}; {sources(config.data)[0].path} is not here",
+    )
+
+
+def probe_samples(records: Sequence[Record], tokenizer: Any, config: RunConfig, model: LlavaNpuConfig) -> Samples:
+    """Tokenizes some of the records, spread over all, as training will; opens no picture."""
+    template = config.data.template or STAGE_TEMPLATES[config.stage]
+    template = template or ("tokenizer" if getattr(tokenizer, "chat_template", None) else "v1")
+    count = min(len(records), PROBED)
+    lengths, supervised, images = [], 0, []
+    for number in range(count):
+        try:
+            record = records[number * len(records) // count]
+            encoded = encode_conversation(record.conversations, tokenizer, template, record=record)
+            per_image = [model.num_image_tokens] * len(record.images)
+            expanded = expand_images(encoded, per_image, model.image_token_index, config.data.max_length, record)
+        except UserError:
+            continue  # training says what is wrong with it, or passes it over
+        lengths.append(len(expanded.input_ids))
+        supervised += sum(label != IGNORE_INDEX for label in expanded.labels)
+        images.append(expanded.num_images)
+    if not lengths:
+        raise UserError(f"data: none of {count} records can be used; `llava-npu data check` says why.")
+    return Samples(
+        len(records),
+        tuple(lengths),
+        tuple(images),
+        supervised / len(lengths),
+        sum(images) / len(lengths),
+        max(lengths),
+        max(images),
+        f"measured on {len(lengths)} of {len(records):,} records",
+    )
+
+
+def _described(data: PublishedData, config: RunConfig, model: LlavaNpuConfig) -> Samples:
+    length = min(round(data.words + data.images * model.num_image_tokens), config.data.max_length)
+    longest = config.data.max_length
+    if data.longest is not None:
+        longest = min(longest, data.longest + model.num_image_tokens)
+    return Samples(data.samples, (length,), (1,), data.supervised, data.images, longest, 1, data.source)

@@ -1,0 +1,90 @@
+"""How large micro-batches are and may be: rows of padded samples, or the tokens of a packed row."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from llava_npu.config import RunConfig
+from llava_npu.data.packing import TILE, TokenCounts, plan_packs
+from llava_npu.data.plan import Plan
+from llava_npu.errors import UserError
+from llava_npu.planning.dry_run import BatchShape
+from llava_npu.planning.samples import Samples
+
+
+@dataclass(frozen=True)
+class Sizing:
+    """The sizes of a run's micro-batches.
+
+    Attributes:
+        packed: whether a size counts the tokens of a packed row (`pack_tokens`), or rows (`micro_batch_size`).
+        configured: the run's own; of packed rows, the length that they will have.
+        candidates: what it might be, the largest first.
+        per_device: samples of a step for one device.
+    """
+
+    packed: bool
+    configured: int
+    candidates: tuple[int, ...]
+    per_device: int
+    samples: Samples
+    cached_features: bool
+
+    @property
+    def key(self) -> str:
+        """Its name in the run's configuration."""
+        return "pack_tokens" if self.packed else "micro_batch_size"
+
+    def tokens(self, size: int) -> float:
+        """In a micro-batch, on average, padding not counted."""
+        return size if self.packed else size * self.samples.mean_length
+
+    def accumulated(self, size: int) -> int:
+        """Micro-batches of this size in a step."""
+        return max(1, math.ceil(self.per_device * self.samples.mean_length / self.tokens(size)))
+
+    def shape(self, size: int) -> BatchShape:
+        """The micro-batch that takes the most memory: padded, one row is of the longest sample, and all with it."""
+        samples = self.samples
+        if self.packed:
+            sequences = max(1, math.ceil(size / samples.mean_length))
+            images, supervised = math.ceil(sequences * samples.images), math.ceil(sequences * samples.supervised)
+            return BatchShape(1, size, min(supervised, size - 1), images, sequences, self.cached_features)
+        images = math.ceil(samples.images) * (size - 1) + samples.most_images
+        supervised = min(math.ceil(samples.supervised), samples.longest - 1) * size
+        return BatchShape(size, samples.longest, supervised, images, cached_features=self.cached_features)
+
+
+def choose_sizing(config: RunConfig, samples: Samples, devices: int) -> Sizing:
+    """The sizes of a run on this many devices.
+
+    Raises:
+        UserError: the batch does not divide over the devices.
+    """
+    if config.batch_size % devices:
+        below = max(config.batch_size // devices, 1) * devices
+        raise UserError(
+            f"batch_size: {config.batch_size} does not divide over {devices} devices; use {below} or {below + devices}."
+        )
+    share = config.batch_size // devices
+    cached = bool(config.data.cache_features)  # "auto": if the disk has room
+    if config.pack_tokens is None:
+        divisors = tuple(rows for rows in range(share, 0, -1) if share % rows == 0)
+        return Sizing(False, min(config.micro_batch_size, share), divisors, share, samples, cached)
+    configured = _pack_length(config, samples, devices)
+    least = math.ceil(samples.longest / TILE)
+    tiles = range(max(least, math.ceil(share * samples.mean_length / TILE)), least - 1, -1)
+    return Sizing(True, configured, tuple(TILE * tile for tile in tiles), share, samples, cached)
+
+
+def _pack_length(config: RunConfig, samples: Samples, devices: int) -> int:
+    """The length of the rows that packing will make: at most `pack_tokens`, and no longer than a step needs."""
+    assert config.pack_tokens is not None
+    if max(samples.lengths) > config.pack_tokens:
+        return config.pack_tokens  # packing refuses such a sample, by its name
+    counts = TokenCounts(np.array(samples.lengths), np.array(samples.image_counts))
+    plan = Plan(len(samples.lengths), config.batch_size, seed=config.seed)
+    return plan_packs(plan, counts, config.pack_tokens, devices).pack_length

@@ -1,0 +1,165 @@
+"""What a training step holds in memory, from running it on tensors without numbers.
+
+A fake tensor (torch's `FakeTensorMode`) has a shape, a type and a storage, but no memory. The model, its loss, autograd
+run on them as they are, so that what each layer saves for the backward pass, and when it is freed, need not be
+described anywhere: whoever adds a projector adds it to the plan. A step of 7 billion parameters takes two seconds.
+
+Counted are tensors, to the byte. Not counted: scratch memory within an operator, what an allocator loses by rounding
+and fragmentation, and what drivers and libraries take for themselves.
+"""
+
+from __future__ import annotations
+
+import weakref
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
+
+KINDS = ("weights", "gradients", "optimizer", "copies", "activations", "logits", "buffers")
+
+
+@dataclass(frozen=True)
+class Held:
+    """Bytes held at one moment, by what they are.
+
+    Attributes:
+        weights, gradients, optimizer: of the model, of what learns, AdamW's two moments.
+        copies: trained weights, cast to the 16-bit type that products are computed in.
+        activations: what the forward pass leaves for the backward pass, and passing values of either.
+        logits: from the last hidden state to the loss: logits at supervised positions, and their gradients.
+        buffers: the batch itself, fixed tables, masks.
+    """
+
+    weights: int = 0
+    gradients: int = 0
+    optimizer: int = 0
+    copies: int = 0
+    activations: int = 0
+    logits: int = 0
+    buffers: int = 0
+
+    @property
+    def total(self) -> int:
+        return sum(vars(self).values())
+
+
+@dataclass(frozen=True)
+class Trace:
+    """A training step's memory.
+
+    Attributes:
+        moments: the moments of forward and backward pass that could be its peak: for each amount of gradients that was
+            held, the one with the most of everything else. Gradients grow while activations shrink; which moment is the
+            peak depends on where gradients are kept.
+        before_step: what is held when the optimizer's step begins.
+        inputs: bytes of the micro-batch itself.
+        step_temporary: bytes that the step takes for itself, beside AdamW's moments.
+    """
+
+    moments: tuple[Held, ...]
+    before_step: Held
+    inputs: int
+    step_temporary: int
+
+
+def between(first: Trace, rows: int, second: Trace, more_rows: int, wanted: int) -> Trace:
+    """The trace of a micro-batch of `wanted` rows, from those of two other sizes: it is a line, as good as exactly."""
+    by_gradients = {moment.gradients: moment for moment in second.moments}
+    pairs = [(moment, by_gradients[moment.gradients]) for moment in first.moments if moment.gradients in by_gradients]
+
+    def line(a: int, b: int) -> int:
+        return max(0, a + (b - a) * (wanted - rows) // (more_rows - rows))
+
+    moments = (Held(**{kind: line(getattr(a, kind), getattr(b, kind)) for kind in KINDS}) for a, b in pairs)
+    inputs = line(first.inputs, second.inputs)
+    return replace(first, moments=tuple(moments), inputs=inputs)
+
+
+@dataclass
+class _Storage:
+    bytes: int
+    kind: str
+    reference: weakref.ref[Any]
+
+
+@dataclass
+class Tracer(TorchDispatchMode):
+    """Follows every storage from where it is made to where it is freed."""
+
+    held: dict[str, int] = field(default_factory=lambda: dict.fromkeys(KINDS, 0))
+
+    def __post_init__(self) -> None:
+        super().__init__()
+        self._storages: dict[int, _Storage] = {}
+        self._kind = "activations"
+        self._most: dict[int, Held] = {}
+
+    def __hash__(self) -> int:
+        return id(self)
+
+    def hold(self, tensor: torch.Tensor, kind: str) -> None:
+        """Counts a tensor's storage, new or known, as `kind`."""
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        known = self._storages.get(key)
+        if known is None:
+            known = _Storage(storage.nbytes(), kind, weakref.ref(storage, lambda _: self._free(key)))
+            self._storages[key] = known
+            self.held[kind] += known.bytes
+            self._note()
+        elif known.kind != kind:
+            self.held[known.kind] -= known.bytes
+            self.held[kind] += known.bytes
+            known.kind = kind
+
+    def hold_model(self, model: nn.Module) -> None:
+        """Counts weights and buffers; gradients as soon as they are a parameter's."""
+        for parameter in model.parameters():
+            self.hold(parameter, "weights")
+            if parameter.requires_grad:
+                parameter.register_post_accumulate_grad_hook(self._hold_gradient)
+        for buffer in model.buffers():
+            self.hold(buffer, "buffers")
+
+    def count_as(self, kind: str) -> None:
+        """Counts what is made from now on as `kind`."""
+        self._kind = kind
+
+    def take_moments(self) -> tuple[Held, ...]:
+        """The candidates for a peak since the last call."""
+        moments, self._most = tuple(self._most.values()), {}
+        self._note()
+        return moments
+
+    def now(self) -> Held:
+        return Held(**self.held)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        kind = "copies" if func is torch.ops.aten._to_copy.default and self._is_weight(args[0]) else self._kind
+        for tensor in tree_iter(out):
+            if isinstance(tensor, torch.Tensor) and tensor.untyped_storage()._cdata not in self._storages:
+                self.hold(tensor, kind)
+        return out
+
+    def _hold_gradient(self, parameter: torch.Tensor) -> None:
+        if parameter.grad is not None:
+            self.hold(parameter.grad, "gradients")
+
+    def _is_weight(self, tensor: torch.Tensor) -> bool:
+        known = self._storages.get(tensor.untyped_storage()._cdata)
+        return known is not None and known.kind == "weights"
+
+    def _free(self, key: int) -> None:
+        storage = self._storages.pop(key)
+        self.held[storage.kind] -= storage.bytes
+
+    def _note(self) -> None:
+        now = self.now()
+        most = self._most.get(now.gradients)
+        if most is None or now.total > most.total:
+            self._most[now.gradients] = now

@@ -1,0 +1,117 @@
+"""Predicted against measured peaks, on each device of this machine; benchmarks/planning.py does a larger grid."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+from llava_npu.config import RunConfig
+from llava_npu.ops.attention import npu as npu_attention
+from llava_npu.planning.architecture import find_tokenizer, model_config
+from llava_npu.planning.dry_run import BatchShape, fake_model, trace_step
+from llava_npu.planning.memory import ENGINES, Engine, Sizes, peak
+from llava_npu.planning.tracing import Held, Trace, between
+
+MakeRun = Callable[..., RunConfig]
+BENCHMARK = Path(__file__).resolve().parents[2] / "benchmarks" / "planning.py"
+
+
+@pytest.fixture(scope="module")
+def benchmark() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("benchmark_of_planning", BENCHMARK)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where dataclasses look their annotations up
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_predicted_peaks_are_those_of_whole_runs(
+    benchmark: ModuleType, device: torch.device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LLAVA_NPU_CACHE", str(tmp_path / "cache"))
+    npu_attention._compressed_causal_mask.cache_clear()  # an earlier test's table would not be this run's memory
+    setting = benchmark.Setting
+    grid = [
+        setting("align", "resampler", 2, False, "fp32", cache_features=False),
+        setting("align", "mlp2x_gelu", 8, True, "bf16", cache_features=False),
+        setting("finetune", "c_abstractor", 8, False, "bf16", cache_features=True),
+        setting("finetune", "tokenpacker", 4, True, "fp32", cache_features=False),
+        setting("finetune", "mlp2x_gelu", 8, False, "fp32", cache_features=False, pack_tokens=512),
+    ]
+    for comparison in benchmark.compare(grid, tmp_path, device.type):
+        predicted, measured = comparison.predicted, comparison.measured
+        assert predicted == pytest.approx(measured, rel=0.1), comparison.setting
+
+
+def test_sizes_in_between_lie_on_a_line(make_run: MakeRun) -> None:
+    run = make_run(precision="bf16")
+    config, _ = model_config(run, find_tokenizer(run))
+
+    def traced(rows: int) -> Trace:
+        model = fake_model(config, run.resolved_parts, torch.bfloat16, checkpointing=False)
+        return trace_step(model, BatchShape(rows, 40, 10 * rows, rows), torch.bfloat16, "cpu")
+
+    guessed = between(traced(2), 2, traced(4), 4, 7)
+    assert _most(guessed).total == pytest.approx(_most(traced(7)).total, rel=0.01)
+
+
+def test_planning_for_an_npu_needs_none_and_leaves_nothing_behind(make_run: MakeRun) -> None:
+    run = make_run()
+    config, _ = model_config(run)
+    model = fake_model(config, run.resolved_parts, torch.bfloat16, checkpointing=False)
+    shape = BatchShape(2, 40, 10, 2)
+    fused, plain, again = (trace_step(model, shape, torch.bfloat16, kind) for kind in ("npu", "cpu", "npu"))
+    assert fused == again
+    assert _most(fused).activations < _most(plain).activations + 2048**2  # but for the mask, fused operators hold less
+
+
+SIZES = Sizes(trained=7_500_000_000, frozen=0, largest_unit=0, rest=0, compute_bytes=2)
+NOTHING = Trace((Held(gradients=1),), Held(gradients=1), 0, 0)
+
+
+def test_shards_are_those_of_the_zero_paper() -> None:
+    """Rajbhandari et al. 2020, table 1: 7.5 B parameters on 64 devices; 16.6 GB in stage 2 and 1.9 GB in stage 3.
+
+    The paper's gradients are 16-bit; ours are accumulated in float32, 2 bytes more per parameter and device.
+    """
+    more = 2 * SIZES.trained / 64
+    for engine, paper in ((Engine("zero2"), 16.6e9), (Engine("zero3"), 1.9e9)):
+        held = peak(engine, NOTHING, SIZES, devices=64).device
+        assert held.total - held.buffers - more == pytest.approx(paper, rel=0.02)
+    offloaded = peak(Engine("zero3", True, True), NOTHING, SIZES, devices=64)
+    assert offloaded.device.total == offloaded.device.buffers
+    assert offloaded.host == pytest.approx(18 * SIZES.trained / 64)
+
+
+def test_every_engine_keeps_less_than_whole_copies() -> None:
+    held = {engine.name: peak(engine, NOTHING, SIZES, devices=8).device for engine in ENGINES}
+    kept = {engine: each.total - each.buffers for engine, each in held.items()}
+    assert kept["ddp"] == 16 * SIZES.trained
+    assert kept["fsdp2"] == 2 * SIZES.trained
+    assert kept["ddp"] > kept["zero2"] > kept["zero3"] > kept["fsdp2"]
+    assert kept["zero3+offload"] == kept["fsdp2+offload"] == 0
+    hybrid = peak(Engine("fsdp2", shard_group=2), NOTHING, SIZES, devices=8).device
+    assert hybrid.optimizer == 4 * held["fsdp2"].optimizer
+    assert held["ddp"].buffers == 4 * SIZES.trained  # buckets
+
+
+def test_gradients_of_earlier_micro_batches_are_there_from_the_start() -> None:
+    early, late = Held(activations=100, gradients=0), Held(activations=10, gradients=4_000)
+    trace = Trace((early, late), replace(late, activations=0), 0, 0)
+    sizes = Sizes(trained=1_000, frozen=0, largest_unit=0, rest=0, compute_bytes=4)
+    once, twice = (peak(Engine("ddp"), trace, sizes, 1, micro_batches).device for micro_batches in (1, 2))
+    assert (once.activations, twice.activations) == (10, 100)
+    assert once.gradients == twice.gradients == 4_000
+
+
+def _most(trace: Trace) -> Held:
+    return max(trace.moments, key=lambda held: held.total)

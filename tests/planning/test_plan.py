@@ -1,0 +1,203 @@
+"""What `llava-npu plan` answers, and what `train` refuses."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import statistics
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoConfig
+from typer.testing import CliRunner
+
+from llava_npu import UserError
+from llava_npu.cli import app
+from llava_npu.config import RunConfig, load_config, render_config
+from llava_npu.data.dataset import ConversationDataset
+from llava_npu.data.plan import Plan
+from llava_npu.planning import check
+from llava_npu.planning.architecture import find_tokenizer, model_config
+from llava_npu.planning.plan import plan_run
+from llava_npu.planning.samples import Samples, expected_samples
+from llava_npu.planning.sizing import choose_sizing
+from llava_npu.planning.target import Target, product
+from llava_npu.training import train
+from llava_npu.training.layouts import choose_layout
+from llava_npu.training.loop import build_model
+
+MakeRun = Callable[..., RunConfig]
+RECIPES = Path(__file__).resolve().parents[2] / "configs"
+MIB = 2**20
+
+
+def small_target(memory: int, count: int = 1) -> Target:
+    return Target("a small device", "cpu", count, 1, memory, 1e12, "this test", None)
+
+
+def plan(*arguments: str) -> Any:
+    return CliRunner().invoke(app, ["plan", *arguments])
+
+
+def test_a_published_recipe_is_planned_offline(tmp_path: Path) -> None:
+    result = plan(str(RECIPES / "llava-v1.5-7b-align.yaml"), "--device", "ascend-910b2", "--json")
+    assert result.exit_code == 3  # 32 captions without recomputation are too much for 64 GiB
+    found = json.loads(result.stdout)
+    assert found["parameters"] == pytest.approx(7.06e9, rel=0.01)  # Vicuna-7B, CLIP-L and the projector
+    assert found["trained"] == 1024 * 4096 + 4096 + 4096 * 4096 + 4096
+    assert found["target"]["peak_flops"] == pytest.approx(353.9e12)
+    # 16.6 TFLOP a caption with logits at every position, here at the learned ones; 40 % of the peak.
+    assert found["work"]["total"] == pytest.approx(558_128 * 16.3e12, rel=0.01)
+    assert found["work"]["hours"] == pytest.approx(558_128 * 16.3e12 / (0.4 * 353.9e12) / 3600, rel=0.01)
+    weights = found["configured"]["at_configured"]["device"]["weights"]
+    assert weights == pytest.approx(2 * 7.06e9, rel=0.01)
+    assert found["recommended"]["engine"]["kind"] == "ddp"
+    assert 1 <= found["recommended"]["largest"] <= 32
+    assert found["recommended"]["at_largest"]["device"]["activations"] < 58 * 2**30
+
+
+def test_a_second_stage_is_planned_before_the_first_has_run() -> None:
+    run = load_config(RECIPES / "llava-v1.5-7b-finetune.yaml")
+    config, remarks = model_config(run, recipes=RECIPES)
+    assert config.text_config.hidden_size == 4096
+    assert config.text_config.vocab_size == 32064
+    assert config.num_image_tokens == 576
+    assert "llava-v1.5-7b-align.yaml" in remarks[0]
+    with pytest.raises(UserError, match=r"model\.checkpoint: /none/there does not exist"):
+        model_config(run.model_copy(update={"model": run.model.model_copy(update={"checkpoint": "/none/there"})}))
+
+
+def test_a_model_that_cannot_be_had_is_one_clear_error(make_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unreachable(*_: Any, **__: Any) -> None:
+        raise OSError("We couldn't connect to the hub\nand so on")
+
+    monkeypatch.setattr(AutoConfig, "from_pretrained", unreachable)
+    run = make_run(model={"vision_tower": "google/siglip-so400m-patch14-384", "language_model": "some/model"})
+    with pytest.raises(UserError, match="language_model: the configuration of some/model cannot be had") as info:
+        model_config(run)
+    assert "lmsys/vicuna-7b-v1.5" in str(info.value)
+    assert str(info.value).count("\n") == 1
+
+
+def test_the_planned_model_is_the_one_that_is_built(make_run: MakeRun) -> None:
+    for projector, options in (("mlp2x_gelu", {}), ("c_abstractor", {"num_queries": 4, "hidden_size": 16})):
+        run = make_run(model={"projector": projector, "projector_options": options})
+        planned, _ = model_config(run, find_tokenizer(run))
+        built = build_model(run)[0].config
+        assert planned.text_config.vocab_size == built.text_config.vocab_size
+        assert planned.projector_options == built.projector_options
+        assert planned.num_image_tokens == built.num_image_tokens
+        assert planned.image_token_index == built.image_token_index
+
+
+def test_samples_are_measured_on_the_data(make_run: MakeRun) -> None:
+    run = make_run()
+    tokenizer = find_tokenizer(run)
+    model, _ = model_config(run, tokenizer)
+    samples = expected_samples(run, model, tokenizer)
+    _, processor = build_model(run)
+    dataset = ConversationDataset(check_records(run), processor)
+    lengths = [len(dataset[index].input_ids) for index in range(len(dataset))]
+    assert samples.lengths == tuple(lengths)
+    assert (samples.count, samples.longest, samples.most_images) == (26, max(lengths), 2)
+    assert samples.images == pytest.approx(26 / 26)  # one with two, one with none
+
+
+def check_records(run: RunConfig) -> Any:
+    from llava_npu.training.run_data import open_run_data
+
+    return open_run_data(run.data)
+
+
+def test_the_expected_longest_of_some_samples() -> None:
+    samples = Samples(None, (3, 1, 4, 1, 5), (1,) * 5, 1, 1, 5, 1, "")
+    every = [max(rows) for rows in itertools.product(samples.lengths, repeat=3)]
+    assert samples.padded_length(3) == pytest.approx(statistics.mean(every))
+    assert samples.padded_length(1) == pytest.approx(samples.mean_length)
+
+
+def test_packed_rows_are_as_long_as_packing_makes_them(make_run: MakeRun) -> None:
+    run = make_run(pack_tokens=256)
+    tokenizer = find_tokenizer(run)
+    model, _ = model_config(run, tokenizer)
+    sizing = choose_sizing(run, expected_samples(run, model, tokenizer), 1)
+    _, processor = build_model(run)
+    records = check_records(run)
+    layout = choose_layout(
+        run, ConversationDataset(records, processor), Plan(len(records), 8, seed=run.seed), "none", 1, _console()
+    )
+    assert sizing.configured == layout.pack_length
+    assert sizing.shape(sizing.configured).rows == 1
+
+
+def _console() -> Any:
+    from rich.console import Console
+
+    return Console(quiet=True)
+
+
+def test_a_batch_must_divide_over_the_devices(make_run: MakeRun) -> None:
+    with pytest.raises(UserError, match="batch_size: 8 does not divide over 3 devices; use 6 or 9"):
+        plan_run(make_run(), small_target(64 * MIB, count=3), mfu=0.4)
+
+
+@pytest.mark.parametrize("adapters", [False, True])
+def test_more_memory_allows_more(make_run: MakeRun, adapters: bool) -> None:
+    parts = {"parts": {"language_model": {"train": "lora"}}} if adapters else {}
+    ample = plan_run(make_run(**parts), small_target(64 * MIB), mfu=0.4)
+    largest_of_all = ample.options[0].at_largest
+    assert largest_of_all is not None
+    tight = plan_run(make_run(**parts), small_target(largest_of_all.device.total), mfu=0.4)  # of which a part is spare
+    assert ample.fits
+    assert ample.recommended is not None
+    assert ample.recommended.largest == 8
+    assert not ample.recommended.gradient_checkpointing
+    assert tight.configured.at_configured == ample.configured.at_configured
+    largest = [choice.largest for choice in tight.options]
+    assert largest[0] < 8
+    assert largest == sorted(largest)  # recomputation, the last, leaves room for more
+    assert tight.work == ample.work
+    assert ample.parameters > ample.trained
+    if adapters:
+        assert ample.trained < 0.7 * ample.parameters
+
+
+def test_the_page_names_what_to_choose(make_run: MakeRun, tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(render_config(make_run()))
+    result = plan(str(path), "micro_batch_size=2", "--device", "cpu")
+    assert result.exit_code == 0
+    assert "recommended: engine=ddp micro_batch_size=8 gradient_checkpointing=false" in result.stdout
+    assert "measured on 26 of 26 records" in result.stdout
+    wrong = plan(str(path), "--device", "ascend-910c")
+    assert isinstance(wrong.exception, UserError)
+    assert "not listed" in str(wrong.exception)
+
+
+def test_products_have_their_memory_and_peak() -> None:
+    b3, h200 = product("ascend-910b3", 8, 2, "auto"), product("H200", 1, 1, "fp32")
+    assert (b3.count, b3.memory, b3.compute_dtype) == (16, 64 * 2**30, torch.bfloat16)
+    assert b3.peak_flops == pytest.approx(294.9e12)
+    assert (h200.peak_flops, h200.compute_dtype) == (67e12, None)
+
+
+def test_training_refuses_what_cannot_fit(
+    make_run: MakeRun, device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = make_run(device=device.type)
+    assert check.refuse_what_cannot_fit(run, check_device(device), 1) is None  # far too small to be looked at
+    monkeypatch.setattr(check, "this_machine", lambda *_, **__: small_target(2 * MIB))
+    with pytest.raises(UserError, match=r"the run does not fit: at its peak each device is to hold \d.*weights .*MiB"):
+        train(run)
+    assert not run.output_path.exists()
+    assert (train(run, ignore_plan=True) / "config.json").is_file()
+    train(run)  # finished: nothing is left to fit
+
+
+def check_device(device: torch.device) -> Any:
+    from llava_npu import devices
+
+    return devices.select(device.type)
