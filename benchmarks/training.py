@@ -197,11 +197,27 @@ def pack(samples: Sequence[Sample], options: argparse.Namespace) -> PackedLayout
 
 
 def shape(name: str) -> LlavaNpuConfig:
-    if name == "debug":
+    if name == "tiny":  # for the test of this program
         vision = CLIPVisionConfig(
-            hidden_size=128, intermediate_size=512, num_hidden_layers=4, num_attention_heads=4, image_size=112
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            image_size=56,
+            patch_size=14,  # 16 tokens
         )
-        vision.patch_size = 14  # 64 tokens
+        text = LlamaConfig(
+            vocab_size=32064, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2
+        )
+    elif name == "debug":
+        vision = CLIPVisionConfig(
+            hidden_size=128,
+            intermediate_size=512,
+            num_hidden_layers=4,
+            num_attention_heads=4,
+            image_size=112,
+            patch_size=14,  # 64 tokens
+        )
         text = LlamaConfig(
             vocab_size=32064,
             hidden_size=512,
@@ -279,7 +295,7 @@ def autocast(precision: str, device: Device) -> AbstractContextManager[object]:
 
 
 def measure(way: Way, options: argparse.Namespace, device: Device) -> Result:
-    """All steps, the first of which is run once before to warm up."""
+    """All steps, the first of which runs once before, to warm up."""
     gc.collect()
     device.empty_cache()
     model = way.build()
@@ -336,29 +352,33 @@ def report(
     layout: PackedLayout,
 ) -> None:
     tokens = sum(len(sample.input_ids) for sample in samples) / options.steps
-    flops = useful_flops(options, config, samples) / options.steps
+    tflop = useful_flops(options, config, samples) / options.steps / 1e12
     dtype = torch.float32 if options.precision == "fp32" else torch.bfloat16
-    peak = device.peak_tflops(dtype)
-    source = "published" if published(device.name) else "measured"
-    rows = {}
-    for name, rounds in results.items():
-        step_seconds = statistics.median(second for result in rounds for second in result.seconds)
-        rows[name] = (step_seconds, max(result.peak_bytes for result in rounds))
-    print(f"{'':>8}  s/step   tokens/s  samples/s  TFLOP/s   MFU  peak GiB   (peak: {peak:.3g} TFLOP/s, {source})")
-    for name, (step_seconds, memory) in rows.items():
-        rate = flops / step_seconds / 1e12
-        print(
-            f"{name:>8}  {step_seconds:6.2f}  {tokens / step_seconds:9.0f}  {options.batch / step_seconds:9.2f}  "
-            f"{rate:7.3f}  {rate / peak:4.0%}  {memory / 2**30:8.2f}"
+    peak = None if options.cpu_time or device.simulated else device.peak_tflops(dtype)
+    rows = {
+        name: (
+            statistics.median(second for result in rounds for second in result.seconds),
+            max(result.peak_bytes for result in rounds),
         )
+        for name, rounds in results.items()
+    }
+    print(f"{'':>8}  s/step   tokens/s  samples/s  TFLOP/s   MFU  peak GiB")
+    for name, (seconds, memory) in rows.items():
+        mfu = "–" if peak is None else f"{tflop / seconds / peak:.0%}"
+        print(
+            f"{name:>8}  {seconds:6.2f}  {tokens / seconds:9.0f}  {options.batch / seconds:9.2f}  "
+            f"{tflop / seconds:7.3f}  {mfu:>4}  {memory / 2**30:8.2f}"
+        )
+    if peak is not None:
+        print(f"MFU is against {peak:.4g} TFLOP/s, {'published' if published(device.name) else 'measured'}")
+    if options.cpu_time:
+        print("seconds are CPU seconds of this process")
     if {"theirs", "packed"} <= rows.keys():
-        ratios = [
+        ratios = (
             f"{name} {rows['theirs'][0] / seconds:.2f}×" for name, (seconds, _) in rows.items() if name != "theirs"
-        ]
-        print(
-            f"speed against theirs: {', '.join(ratios)}; peak memory of packed: "
-            f"{rows['packed'][1] / rows['theirs'][1]:.2f}×"
         )
+        memory_ratio = rows["packed"][1] / rows["theirs"][1]
+        print(f"speed against theirs: {', '.join(ratios)}; peak memory of packed: {memory_ratio:.2f}×")
 
 
 def useful_flops(options: argparse.Namespace, config: LlavaNpuConfig, samples: Sequence[Sample]) -> int:
@@ -377,7 +397,7 @@ def useful_flops(options: argparse.Namespace, config: LlavaNpuConfig, samples: S
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--shape", default="debug", choices=["debug", "llava-1.5-7b"])
+    parser.add_argument("--shape", default="debug", choices=["tiny", "debug", "llava-1.5-7b"])
     parser.add_argument("--stage", default="finetune", choices=["align", "finetune"])
     parser.add_argument(
         "--precision",

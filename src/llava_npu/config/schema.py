@@ -193,13 +193,22 @@ class RunConfig(Section):
     )
     fsdp2: Fsdp2Config = Fsdp2Config()
     zero: ZeroConfig = ZeroConfig()
+    compile: Literal["inductor", "aot_eager"] | None = Field(
+        None,
+        description="`torch.compile` the language model's layers with this backend: `inductor` makes faster code after "
+        "minutes of compiling; `aot_eager` only traces, to see where a problem comes from. Best with `pack_tokens`, "
+        "where no shape changes. Not on NPUs, not with `gradient_checkpointing`, "
+        "and with engine: ddp.",
+    )
     device: str = Field("auto", description="`auto` (NPU, then CUDA, then CPU), `npu`, `cuda`, `cpu`, or as `npu:1`.")
     seed: int = Field(0, ge=0, description="Of the projector's weights, the order of the data and everything random.")
     trackers: list[Literal["tensorboard", "wandb", "swanlab", "mlflow"]] = Field(
         default_factory=list,
         description="Experiment trackers that get what metrics.jsonl gets; each needs its package installed.",
     )
-    log_every: int = Field(1, ge=1, description="Steps between lines of metrics.jsonl.")
+    log_every: int = Field(
+        1, ge=1, description="Steps between lines of metrics.jsonl. Only then does the host wait for the device."
+    )
     save_every: int = Field(
         500, ge=1, description="Steps between checkpoints; at the end the final model takes their place."
     )
@@ -218,6 +227,14 @@ class RunConfig(Section):
             raise ValueError(f"the section `zero` is for engine: zero2 or zero3, and this run's is {self.engine}")
         if self.zero.offload_parameters and self.engine != "zero3":
             raise ValueError("zero.offload_parameters needs engine: zero3; zero2 does not shard the weights")
+        return self
+
+    @model_validator(mode="after")
+    def _compiles_something(self) -> RunConfig:
+        if self.compile and self.gradient_checkpointing:
+            raise ValueError("torch compiles nothing inside `gradient_checkpointing`; leave that or `compile` out")
+        if self.compile and self.engine != "ddp":
+            raise ValueError(f"`compile` has been tried with engine: ddp alone, and this run's is {self.engine}")
         return self
 
     @model_validator(mode="after")

@@ -121,6 +121,11 @@ class Device(ABC):
         """Whether this is the simulated device of the tests, whose speed and precision say nothing of hardware."""
         return False
 
+    @property
+    def compiles(self) -> bool:
+        """Whether torch.compile makes code for it."""
+        return True
+
     def stream(self) -> AbstractContextManager[object]:
         """A context in which work goes to a queue of its own, beside the device's default one."""
         return nullcontext()

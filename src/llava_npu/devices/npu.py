@@ -89,6 +89,10 @@ class NpuDevice(Device):
         published = None if self.simulated else published_tflops(self.name, dtype, cores)
         return published or measured_tflops(self.torch_device, dtype, self.synchronize)
 
+    @property
+    def compiles(self) -> bool:
+        return False  # that takes torchair, which this project has not been tried with
+
     def stream(self) -> AbstractContextManager[object]:
         context: AbstractContextManager[object] = self._npu.stream(self._npu.Stream(self.index))
         return context

@@ -76,7 +76,9 @@ class LlavaNpuModel(LlavaNpuPreTrainedModel, LlavaModel):
                 f"pixel_values: images of {tuple(pixel_values.shape[-2:])} pixels, but this model's tower takes "
                 f"{tower.image_size}. Prepare them with the model's own processor."
             )
-        outputs = self.vision_tower(pixel_values.to(self.vision_tower.dtype), output_hidden_states=True)
+        learns = any(parameter.requires_grad for parameter in self.vision_tower.parameters())
+        with torch.set_grad_enabled(torch.is_grad_enabled() and learns):  # a frozen tower keeps no activations
+            outputs = self.vision_tower(pixel_values.to(self.vision_tower.dtype), output_hidden_states=True)
         return select_features(outputs, tower, self.config.feature_layers, self.config.keep_prefix_tokens)
 
     def project(self, vision_features: torch.Tensor) -> torch.Tensor:

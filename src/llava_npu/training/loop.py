@@ -38,6 +38,7 @@ from llava_npu.training import processes, saving
 from llava_npu.training.bad_samples import note_bad_samples, refuse_too_many, rewind_bad_samples
 from llava_npu.training.batches import MicroBatch, steps
 from llava_npu.training.checkpoints import prune, write_folder
+from llava_npu.training.compiling import compile_layers
 from llava_npu.training.engines import Engine, open_engine
 from llava_npu.training.export import build_model, export_adapters, export_whole, with_pristine_frozen_parts
 from llava_npu.training.interruption import RunStopped, StopRequest, stop_on_signal
@@ -141,6 +142,7 @@ def _train(
     model, processor = build_model(config)
     prepare_parts(model, parts, compute_dtype, config.gradient_checkpointing, config.lora)
     install_kernels(model, accelerator.device)
+    compile_layers(model, device, config.compile)
     flops = flop_model(model)
     if accelerator.is_main_process:
         check_disk_space(folder, _disk_needed(model, config))
@@ -192,8 +194,8 @@ def _train(
     if checkpoint is not None:  # last, so that nothing above draws from the generators again
         saving.load_random_state(checkpoint.path, accelerator, device)
 
-    peak = find_peak(device, compute_dtype)
-    if accelerator.is_main_process and peak is not None:
+    peak = find_peak(device, compute_dtype) if accelerator.is_main_process else None
+    if peak is not None:
         console.print(f"MFU is against {peak.tflops:.4g} TFLOP/s ({peak.source})")
     meter = ThroughputMeter(flops, device, peak, cached_features=features is not None)
     with (

@@ -39,6 +39,15 @@ def register_attention() -> str:
     return ATTENTION_NAME
 
 
+def keep_attention_out_of_compiled_graphs() -> None:
+    """For `torch.compile`: attention is called between graphs, as it is.
+
+    Its kernels are written by hand anyway, and lengths on the host, other ones with every batch, would be constants of
+    a graph: each batch would be compiled anew.
+    """
+    AttentionInterface.register(ATTENTION_NAME, torch.compiler.disable(attention_forward))
+
+
 def use_packed_attention(model: PreTrainedModel) -> None:
     """Switches a built model, its language model and its vision tower included, to this implementation."""
     model.set_attn_implementation(register_attention())
