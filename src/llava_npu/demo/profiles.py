@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from llava_npu.demo.data import Sizes
 
@@ -17,6 +18,7 @@ class StageRecipe:
         projector_learning_rate: in `finetune`.
         micro_batch_size: samples computed at once.
         gradient_checkpointing: recompute activations, for memory.
+        precision: as in a run's configuration.
     """
 
     steps: int
@@ -25,6 +27,7 @@ class StageRecipe:
     projector_learning_rate: float | None = None
     micro_batch_size: int = 16
     gradient_checkpointing: bool = False
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,7 @@ PROFILES = {
                 projector_learning_rate=5e-4,
                 micro_batch_size=4,
                 gradient_checkpointing=True,
+                precision="fp32",  # without 16-bit copies of the weights beside them; and the same on every CPU
             ),
             examples=24,
         ),

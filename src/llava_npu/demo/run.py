@@ -169,6 +169,7 @@ def run_demo(
         train(align, console=console)
     with run.step("measure aligned", "Measure the aligned model"):
         look(ALIGNED, *_load(run, align), "plain")
+    kept.clear()  # this stage needs the room more than the next one needs the seconds
     with run.step("finetune", "Stage 2: tune projector and language model on conversations"):
         train(finetune, console=console)
     with run.step("measure tuned", "Measure the tuned model"):
@@ -327,6 +328,7 @@ def _config(run: _Run, stage: Any, recipe: StageRecipe, model: ModelConfig, data
         batch_size=recipe.batch_size,
         micro_batch_size=recipe.micro_batch_size,
         gradient_checkpointing=recipe.gradient_checkpointing,
+        precision=recipe.precision,
         device=run.device.kind,
         seed=run.seed,
         keep_checkpoints=1,
