@@ -16,7 +16,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c '$(CHECK)'
 	@$(PYTHON) -m venv $(VENV) || { echo "cannot create a virtual environment; on Debian: apt-get install python3-venv"; rm -rf $(VENV); exit 1; }
 	$(BIN)/python -m pip install --quiet -c constraints.txt torch
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[train,eval,serve,demo,data,deepspeed,dev]"
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[train,eval,serve,web,demo,data,deepspeed,dev]"
 	@touch $@
 
 demo: $(INSTALLED) ## set up, then train, evaluate and question a model on real weights and images (about 15 minutes)

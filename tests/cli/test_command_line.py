@@ -22,7 +22,7 @@ def test_version() -> None:
     assert _run("--version").stdout == f"llava-npu {__version__}\n"
 
 
-COMMANDS = "train compare eval chat serve convert merge demo doctor verify data"
+COMMANDS = "train compare eval chat serve web convert merge demo doctor verify data"
 
 
 @pytest.mark.parametrize("command", ["", *COMMANDS.split(), "data inspect"])

@@ -46,7 +46,7 @@ def test_pieces_add_up(tokenizer: Any, data: st.DataObject) -> None:
 
 
 @settings(max_examples=100, deadline=None)
-@given(text=st.text("ab. \n", max_size=20), stops=st.lists(st.text("ab.", min_size=1, max_size=3), max_size=3))
+@given(text=st.text("ab. \n", max_size=20), stops=st.lists(st.text("ab.", max_size=3), max_size=3))
 @example(text="ab", stops=["b"])
 def test_stop_texts(text: str, stops: list[str]) -> None:
     pieces = _streamed(BYTES, BYTES(text).input_ids, stops)

@@ -159,7 +159,7 @@ def test_four_bits(tmp_path: Path) -> None:
     model, processor = compose(str(tiny.write_clip(tmp_path / "clip")), str(words))
     model.save_pretrained(tmp_path / "model")
     processor.save_pretrained(tmp_path / "model")
-    model, processor, _ = load_model(str(tmp_path / "model"), "cpu", 4)
+    model, processor, _ = load_model(str(tmp_path / "model"), "cpu", "float32", 4)
     kinds: dict[str, Any] = {name: type(module).__name__ for name, module in model.named_modules()}
     assert kinds["model.language_model.layers.0.mlp.up_proj"] == "Linear4bit"
     assert kinds["model.multi_modal_projector.linear_1"] == "Linear"

@@ -24,6 +24,7 @@ from llava_npu.cli.report import report
 from llava_npu.cli.serve import serve
 from llava_npu.cli.train import train
 from llava_npu.cli.verify import verify
+from llava_npu.cli.web import web
 from llava_npu.errors import UserError
 from llava_npu.training.interruption import EXIT_STATUS, RunStopped
 from llava_npu.version import __version__
@@ -44,6 +45,7 @@ app.command("chat")(chat)
 app.command("merge")(merge)
 app.command("convert")(convert)
 app.command("serve")(serve)
+app.command("web")(web)
 app.add_typer(data_app, name="data")
 app.command("demo")(demo)
 app.command("doctor")(doctor)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from llava_npu.cli.model_options import BITS, DEVICE, MAX_LENGTH, MODEL
+from llava_npu.cli.model_options import BITS, DEVICE, DTYPE, MAX_LENGTH, MODEL
 
 if TYPE_CHECKING:
     from llava_npu.serving.terminal import Conversation
@@ -26,6 +26,7 @@ def chat(
     repetition_penalty: Annotated[float, typer.Option(help="Above 1: what was said becomes less likely.")] = 1.0,
     seed: Annotated[int | None, typer.Option(help="Makes draws repeatable.")] = None,
     device: Annotated[str, DEVICE] = "auto",
+    dtype: Annotated[str, DTYPE] = "auto",
     bits: Annotated[int, BITS] = 16,
     max_length: Annotated[int | None, MAX_LENGTH] = None,
 ) -> None:
@@ -38,7 +39,7 @@ def chat(
 
     sampling = Sampling(max_new_tokens, temperature, top_p, top_k, repetition_penalty, seed)
     pictures = [load_image(path, "--image") for path in image or []]
-    loaded, processor, _ = load_model(model, device, bits)
+    loaded, processor, _ = load_model(model, device, dtype, bits)
     engine = Engine(loaded, processor, max_batch=1, max_length=max_length)
     conversation = Conversation(engine, sampling, system)
     for picture in pictures:

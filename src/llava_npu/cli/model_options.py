@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from llava_npu.errors import UserError
+from llava_npu.errors import UserError, nearest
 
 if TYPE_CHECKING:
     from llava_npu.devices import Device
@@ -16,13 +16,14 @@ if TYPE_CHECKING:
 MODEL = typer.Option(help="A model folder, a run folder or a hub id.")
 DEVICE = typer.Option(help="auto, npu, cuda, cpu, or as npu:1.")
 BITS = typer.Option(help="Bits per weight of the language model: 16, or 8 or 4 where the device can.")
+DTYPE = typer.Option(help="float32, bfloat16 or float16; auto: 16 bits where the device gains by it.")
 MAX_LENGTH = typer.Option(min=2, help="Most tokens of prompt and answer together; by default the model's, up to 4096.")
 
 
 def load_model(
-    source: str, device: str, bits: int
+    source: str, device: str, dtype: str, bits: int
 ) -> tuple[LlavaNpuForConditionalGeneration, LlavaNpuProcessor, Device]:
-    """The model, in the type that suits the device, its processor, and the device.
+    """The model, its processor, and the device.
 
     Raises:
         UserError: no such device, too few bits for it, or a model that cannot be loaded.
@@ -35,7 +36,10 @@ def load_model(
 
     if bits not in (4, 8, 16):
         raise UserError(f"--bits {bits}: allowed are 4, 8 and 16.")
+    types = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    if dtype not in ("auto", *types):
+        raise UserError(f"--dtype {dtype}: allowed are auto, {', '.join(types)}.{nearest(dtype, types)}")
     chosen = devices.select(device)
-    dtype = chosen.autocast_dtype or torch.float32
-    model, processor = load(source, chosen.torch_device, dtype, quantization_config(bits, chosen, dtype))
+    compute = types.get(dtype) or chosen.autocast_dtype or torch.float32
+    model, processor = load(source, chosen.torch_device, compute, quantization_config(bits, chosen, compute))
     return model, processor, chosen

@@ -14,8 +14,8 @@ _INCOMPLETE = "\ufffd"  # what decoders give for a character of which not all by
 
 
 def finished_text(text: str, stops: Sequence[str]) -> str:
-    """The answer in a whole decoded text."""
-    ends = [at for stop in stops if (at := text.find(stop)) >= 0]
+    """The answer in a whole decoded text; empty stop texts are ignored."""
+    ends = [at for stop in stops if stop and (at := text.find(stop)) >= 0]
     return text[: min(ends, default=len(text))].strip()
 
 
