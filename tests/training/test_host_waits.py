@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 
-from llava_npu.config import RunConfig
+from llava_npu.config import RunConfig, render_config
 from llava_npu.training import train
 
 
@@ -29,3 +34,50 @@ def test_more_steps_mean_no_more_waiting(
     short, long = found
     assert long.total == short.total, {"2 steps": short.by_kind, "8 steps": long.by_kind}
     assert long.uploads == short.uploads  # batches come from pinned memory
+
+
+_COUNT = """
+import json, os, sys
+from pathlib import Path
+from llava_npu.config import load_config
+from llava_npu.training import train
+from torch_npu.simulation import count_host_syncs
+
+found = []
+for config in sys.argv[2:]:
+    with count_host_syncs() as syncs:
+        train(load_config(config))
+    found.append({"waits": syncs.total, **syncs.by_kind})
+Path(sys.argv[1], f"waits-{os.environ['RANK']}.json").write_text(json.dumps(found))
+"""
+
+
+@pytest.mark.slow
+def test_nor_do_processes_that_count_together(
+    make_run: Callable[..., RunConfig], device: torch.device, tmp_path: Path
+) -> None:
+    """What a step needs to know of the other processes is exchanged between the hosts.
+
+    Uploads are not compared: the simulated hccl, which gloo carries, copies each reduced gradient back.
+    """
+    if device.type != "npu":
+        pytest.skip("the simulated NPU counts waits; other devices do not")
+    configs = []
+    for steps in (2, 8):
+        run = make_run(f"{steps}-steps", pack_tokens=256, max_steps=steps, log_every=100)
+        configs.append(tmp_path / f"{steps}.yaml")
+        configs[-1].write_text(render_config(run))
+    (tmp_path / "count.py").write_text(_COUNT)
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    result = subprocess.run(
+        [*launcher, str(tmp_path / "count.py"), str(tmp_path), *map(str, configs)],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    for rank in range(2):
+        short, long = json.loads((tmp_path / f"waits-{rank}.json").read_text())
+        assert long["waits"] == short["waits"], {"2 steps": short, "8 steps": long}
