@@ -50,6 +50,7 @@ def report_on(folders: Sequence[Path], output: Path) -> tuple[Path, list[Line]]:
     """
     lines: list[Line] = []
     notes: list[str] = []
+    titles: list[str] = []
     examples: list[Example] = []
     runs: list[Path] = []
     evaluations: list[Path] = []
@@ -60,6 +61,7 @@ def report_on(folders: Sequence[Path], output: Path) -> tuple[Path, list[Line]]:
             config = load_as(ComparisonConfig, folder / CONFIGURATION)
             cells = _cells_of(folder, config)
             notes += [config.note] if config.note else []
+            titles += [config.title] if config.title else []
         elif (folder / CELL).is_file():
             cells = [folder]
         elif (folder / RUN_FILE).is_file():
@@ -81,7 +83,7 @@ def report_on(folders: Sequence[Path], output: Path) -> tuple[Path, list[Line]]:
     if not lines:
         raise UserError("--report: these folders hold evaluations only; name the runs that they belong to as well.")
     comparison = Comparison(
-        title=output.name if len(folders) > 1 else folders[0].name,
+        title=titles[0] if len(folders) == len(titles) == 1 else output.name,
         note="\n".join(dict.fromkeys(notes)),
         lines=lines,
         examples=examples,
