@@ -182,6 +182,11 @@ def test_unknown_projector_names_the_nearest(parts: Path) -> None:
         compose(str(parts / "clip"), str(parts / "lm"), "ldpv3")
 
 
+def test_identity_needs_a_tower_of_the_language_model_s_width(parts: Path) -> None:
+    with pytest.raises(UserError, match="gives the tower's 32 channels, but the language model takes 48"):
+        compose(str(parts / "clip"), str(parts / "lm"), "identity")
+
+
 def test_layer_outside_the_tower(parts: Path) -> None:
     with pytest.raises(UserError, match="has 3 layers"):
         compose(str(parts / "clip"), str(parts / "lm"), vision_feature_layer=-9)

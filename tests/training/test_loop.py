@@ -247,6 +247,13 @@ def test_another_configuration_in_the_same_folder_is_refused(make_run: MakeRun) 
     train(make_run(max_steps=1, log_every=3))  # changes nothing that is computed
 
 
+def test_a_run_that_would_train_nothing(make_run: MakeRun, material: Path, tmp_path: Path) -> None:
+    tiny.write_language_model(tmp_path / "lm", hidden_size=32)
+    model = {"language_model": str(tmp_path / "lm"), "projector": "identity"}
+    with pytest.raises(UserError, match="nothing would be trained"):
+        train(make_run(stage="align", model=model))
+
+
 def test_a_mistake_in_a_run_that_never_began_can_be_mended_in_place(make_run: MakeRun) -> None:
     with pytest.raises(UserError, match="Did you mean 'resampler'"):
         train(make_run(max_steps=1, model={"projector": "resampller", "projector_options": {"num_queries": 4}}))

@@ -63,6 +63,7 @@ WANTED: dict[str, dict[str, tuple[str, ...]]] = {
     TUNED: {"captioning": (GIVEN,), "answering": (GIVEN, SHUFFLED, NONE)},
 }
 _NUM_PHASES = 8
+COMPARED_SIZES = (128, 256)  # pixels, of the towers in configs/compare-demo.yaml
 
 
 @dataclass
@@ -138,7 +139,11 @@ def run_demo(
         console.print(f"vision tower (ImageNet CNN, not CLIP): {tower}\nlanguage model: {decoder}")
     with run.step("data", "Build training data and a benchmark of held-out concepts"):
         data = _build_data(run, fetched.folders)
-    _link_models(run.output / "models", tower, decoder)
+    models = {"resnet-50": tower, "smollm2-135m": decoder}
+    if prepare_only:
+        package = fetched.folders[assets.VISION_TOWER.name]
+        models |= {f"resnet-50-{size}": vision_tower(package, weights, size) for size in COMPARED_SIZES}
+    _link_models(run.output / "models", models)
     align, finetune = _configs(run, data, tower, decoder)
     if prepare_only:
         console.print(f"Prepared {run.output}: data, models, align.yaml, finetune.yaml.")
@@ -277,10 +282,10 @@ def _build_data(run: _Run, folders: dict[str, Path]) -> DemoData:
     return data
 
 
-def _link_models(folder: Path, tower: Path, decoder: Path) -> None:
+def _link_models(folder: Path, models: dict[str, Path]) -> None:
     """Gives the weights in the user's cache names that a configuration can hold on any machine."""
     folder.mkdir(exist_ok=True)
-    for name, target in (("resnet-50", tower), ("smollm2-135m", decoder)):
+    for name, target in models.items():
         link = folder / name
         if link.is_symlink() and link.resolve() != target:
             link.unlink()

@@ -65,6 +65,12 @@ class LlavaNpuModel(LlavaNpuPreTrainedModel, LlavaModel):
             text_hidden_size=config.text_config.hidden_size,
             **config.projector_options,
         )
+        given, taken = self.multi_modal_projector.output_channels, config.text_config.hidden_size
+        if given != taken:
+            raise UserError(
+                f"Projector {config.projector_type!r} gives the tower's {given} channels, but the language model takes"
+                f" {taken}. Choose a tower of that width, or a projector that maps one to the other, such as 'linear'."
+            )
         self.language_model = AutoModel.from_config(config.text_config)
         self.post_init()
 

@@ -10,6 +10,7 @@ from torch import nn
 
 from llava_npu.config import OptimizerConfig
 from llava_npu.config.parts import Part, PartName
+from llava_npu.errors import UserError
 from llava_npu.training.parts import part_of, trained_parameters
 
 
@@ -18,10 +19,15 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig, parts: Mapping[Pa
 
     Norm weights and biases (every parameter of one dimension) are not decayed. Each group carries `peak`, the learning
     rate at the top of its schedule.
+
+    Raises:
+        UserError: nothing is trained.
     """
     groups: dict[tuple[PartName, bool], list[nn.Parameter]] = {}
     for name, parameter in trained_parameters(model):
         groups.setdefault((part_of(name), parameter.ndim >= 2), []).append(parameter)
+    if not groups:
+        raise UserError("nothing would be trained: none of the parts that this run trains has weights (see `parts`).")
     return torch.optim.AdamW(
         [
             {
