@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import ipaddress
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
+import httpx
 import pytest
+from PIL import Image
+from running import make_service, running
 
 from llava_npu import UserError
 from llava_npu.serving.api.fetching import Address, ImageFetcher, is_public
@@ -40,6 +45,9 @@ class _Web:
     def __init__(self) -> None:
         self.asked: list[tuple[str, str]] = []
         web = self
+        picture = io.BytesIO()
+        Image.new("RGB", (30, 20), (200, 0, 0)).save(picture, "PNG")
+        bodies = {"large": b"x" * 1000, "real.png": picture.getvalue()}
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
@@ -54,7 +62,7 @@ class _Web:
                 self.end_headers()
                 try:
                     for _ in range(1000 if name == "large" else 1):
-                        self.wfile.write(b"x" * 1000 if name == "large" else b"picture")
+                        self.wfile.write(bodies.get(name, b"picture"))
                     if name == "slow":
                         threading.Event().wait(3)
                 except OSError:
@@ -104,6 +112,20 @@ def test_the_connection_goes_to_the_checked_address(web: _Web) -> None:
 def test_one_private_address_among_several_is_enough_to_refuse(web: _Web) -> None:
     with pytest.raises(UserError, match=r"cats\.example is no public address"):
         _fetch(f"http://cats.example:{web.port}/cat.png", {"cats.example": [["127.0.0.1", "10.0.0.1"]]})
+
+
+def test_a_question_about_a_picture_on_the_web(web: _Web, model_folder: Path) -> None:
+    def fetcher(allowed: Callable[[Address], bool]) -> ImageFetcher:
+        return ImageFetcher(max_bytes=50_000, timeout=5, allowed=allowed)
+
+    part = {"type": "image_url", "image_url": {"url": f"http://127.0.0.1:{web.port}/real.png"}}
+    body = {"messages": [{"role": "user", "content": [part]}], "max_tokens": 2}
+    with running(make_service(model_folder, fetcher=fetcher(lambda address: True))) as address:
+        assert httpx.post(f"{address}/v1/chat/completions", json=body, timeout=60).status_code == 200
+    with running(make_service(model_folder, fetcher=fetcher(is_public))) as address:
+        reply = httpx.post(f"{address}/v1/chat/completions", json=body, timeout=60)
+    assert reply.status_code == 400
+    assert "127.0.0.1 is no public address" in reply.json()["error"]["message"]
 
 
 @pytest.mark.parametrize(

@@ -39,7 +39,7 @@ def _slow_down(service: Service, monkeypatch: pytest.MonkeyPatch, seconds: float
     monkeypatch.setattr(service._engine, "step", lambda: time.sleep(seconds) or step())
 
 
-def _until(condition: Callable[[], bool], seconds: float = 10) -> None:
+def _until(condition: Callable[[], bool], seconds: float = 30) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "it does not happen"
@@ -65,7 +65,7 @@ def test_an_answer_ends_when_its_client_leaves(
     _until(lambda: service.num_unfinished == 3)
     for connection in connections:
         connection.close()
-    _until(lambda: service.num_unfinished == 0, 5)
+    _until(lambda: service.num_unfinished == 0)
     assert 'answers_total{reason="cancelled"} 3' in httpx.get(f"{address}/metrics").text
 
 
@@ -103,7 +103,7 @@ def test_a_body_that_does_not_come_is_given_up(address: str) -> None:
 
 
 def test_a_request_that_takes_too_long(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    service = make_service(model_folder, limits=Limits(request_timeout=0.5))
+    service = make_service(model_folder, limits=Limits(request_timeout=2.0))
     _slow_down(service, monkeypatch)
     with running(service) as address:
         reply = httpx.post(f"{address}/v1/chat/completions", json=LONG)
