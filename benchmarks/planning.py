@@ -203,8 +203,12 @@ def write_material(folder: Path) -> None:
 
 
 def grid() -> list[Setting]:
-    every = itertools.product(("align", "finetune"), PROJECTORS, (2, 8), (False, True), ("fp32", "bf16"))
-    settings = [Setting(*each, cache_features=number % 4 == 1) for number, each in enumerate(every)]
+    """Every stage, projector, recomputation and precision, sizes and caching spread over them; and packed rows."""
+    every = itertools.product(("align", "finetune"), PROJECTORS, (False, True), ("fp32", "bf16"))
+    settings = [
+        Setting(stage, projector, (2, 4, 8)[number % 3], recompute, precision, cache_features=number % 4 == 1)
+        for number, (stage, projector, recompute, precision) in enumerate(every)
+    ]
     packed = [
         Setting(stage, "mlp2x_gelu", 8, False, precision, False, pack_tokens=512)
         for stage in ("align", "finetune")
