@@ -197,6 +197,18 @@ def test_training_refuses_what_cannot_fit(
     train(run)  # finished: nothing is left to fit
 
 
+def test_a_layer_that_cannot_be_planned_is_trained_all_the_same(
+    make_run: MakeRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def cannot(*_: Any) -> None:
+        raise RuntimeError("aten::nonzero depends on data\nand so on")
+
+    monkeypatch.setattr(check, "this_machine", lambda *_, **__: small_target(2 * MIB))
+    monkeypatch.setattr(check, "predict", cannot)
+    outcome = check.refuse_what_cannot_fit(make_run(), check_device(torch.device("cpu")), 1)
+    assert outcome == "warning: the run's memory could not be planned (aten::nonzero depends on data)"
+
+
 def check_device(device: torch.device) -> Any:
     from llava_npu import devices
 

@@ -65,7 +65,10 @@ def refuse_what_cannot_fit(
     target = this_machine(device, num_processes, 1, config.precision, for_time=False)
     if _surely_fits(config, target):
         return None
-    prediction = predict(config, target)
+    try:
+        prediction = predict(config, target)
+    except RuntimeError as error:  # a layer that cannot run without numbers: no reason not to train it
+        return f"warning: the run's memory could not be planned ({(str(error).splitlines() or ['?'])[0]})"
     peak, usable = prediction.peak.device, target.usable_memory
     if prediction.fits:
         return f"plan: {amount(peak.total)} of {amount(usable)} per device at the peak"
