@@ -19,7 +19,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[train,eval,serve,web,demo,data,deepspeed,dev]"
 	@touch $@
 
-demo: $(INSTALLED) ## set up, then train, evaluate and question a model on real weights and images (about 15 minutes)
+demo: $(INSTALLED) ## set up, then train, evaluate and question a model on real weights and images (about 10 minutes)
 	$(BIN)/llava-npu demo $(ARGS)
 
 test: $(INSTALLED) ## set up, then run all tests, on this machine's devices and on the simulated NPU

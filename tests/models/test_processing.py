@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from transformers import pipeline
+from transformers import AutoProcessor, LlavaProcessor, pipeline
 
 from llava_npu import LlavaNpuForConditionalGeneration, LlavaNpuProcessor, UserError
 from llava_npu.data import encode_conversation
-from llava_npu.models import compose
+from llava_npu.models import compose, load
 
 QUESTION = [{"from": "human", "value": "<image>\nWhat is it?"}]
 PICTURE = Image.new("RGB", (40, 20), (200, 30, 30))
@@ -128,3 +128,17 @@ def test_pipeline_answers(parts: Path, tmp_path: Path) -> None:
     ids = model.generate(**processor.encode_prompts([QUESTION], [[PICTURE]]), max_new_tokens=5, do_sample=False)
     expected = processor.tokenizer.decode(ids[0, -5:], skip_special_tokens=True)
     assert answer == expected
+
+
+def test_every_tool_pads_pictures_as_training_did(parts: Path, tmp_path: Path) -> None:
+    """Hugging Face's own processor, which plain LLaVA models are opened with, on a picture that is not square."""
+    model, processor = compose(str(parts / "clip"), str(parts / "lm"))
+    for number in ("first", "again"):  # what was saved and loaded is saved the same
+        folder = tmp_path / number
+        model.save_pretrained(folder)
+        processor.save_pretrained(folder)
+        theirs = AutoProcessor.from_pretrained(folder)
+        assert type(theirs) is LlavaProcessor
+        pixels = theirs(images=PICTURE, text="<image>", return_tensors="pt")["pixel_values"]
+        torch.testing.assert_close(pixels, processor.preprocess_images([PICTURE]), atol=0, rtol=0)
+        model, processor = load(folder)

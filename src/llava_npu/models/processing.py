@@ -94,6 +94,10 @@ class LlavaNpuProcessor(LlavaProcessor):
         values = super().to_dict()
         if self._plain_llava:  # beside a plain LLaVA model belongs a processor that every tool can open
             values["processor_class"] = LlavaProcessor.__name__
+            pictures = values.get("image_processor", {})
+            if self.image_aspect_ratio == "pad" and pictures.get("image_processor_type") == "CLIPImageProcessor":
+                # CLIP's own crops what is not square; LLaVA's pads with the mean colour first, as in training.
+                values["image_processor"] = {**pictures, "image_processor_type": "LlavaImageProcessor", "do_pad": True}
         return values
 
     def preprocess_images(self, images: Sequence[Image.Image]) -> torch.Tensor:
