@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+LMMS_EVAL := $(VENV)/.lmms-eval
 # The interpreter must be new enough before anything is downloaded.
 CHECK := import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed; this is " + sys.version.split()[0] + ". Give another: make PYTHON=/path/to/python3.11")
 
@@ -19,10 +20,15 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[train,eval,serve,web,demo,data,deepspeed,dev]"
 	@touch $@
 
+# Without its dependencies but those in the list: they would bring another torch.
+$(LMMS_EVAL): $(INSTALLED) tests/integrations/lmms-eval.txt
+	$(BIN)/python -m pip install --quiet --no-deps -c constraints.txt -r tests/integrations/lmms-eval.txt
+	@touch $@
+
 demo: $(INSTALLED) ## set up, then train, evaluate and question a model on real weights and images (about 10 minutes)
 	$(BIN)/llava-npu demo $(ARGS)
 
-test: $(INSTALLED) ## set up, then run all tests, on this machine's devices and on the simulated NPU
+test: $(LMMS_EVAL) ## set up, then run all tests, on this machine's devices and on the simulated NPU
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadscope $(ARGS)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadscope --simulated-npu $(ARGS)
 

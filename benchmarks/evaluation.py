@@ -20,6 +20,7 @@ Also measured, where there are options: choosing the likeliest option instead of
 from __future__ import annotations
 
 import argparse
+import json
 import random
 import statistics
 import time
@@ -246,7 +247,10 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     system = "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, "
     system += "detailed, and polite answers to the user's questions. USER: ASSISTANT: " + with_instruction(ENGLISH)
     inner.train_from_iterator([system, " ".join(WORDS), " A B C D"] * 4, trainer)
-    inner.add_tokens([f"<{number}>" for number in range(VOCABULARY - inner.get_vocab_size())])
+    state = json.loads(inner.to_str())
+    vocabulary = state["model"]["vocab"]
+    vocabulary.update({f"<{number}>": number for number in range(len(vocabulary), VOCABULARY)})
+    inner = Tokenizer.from_str(json.dumps(state))
     return PreTrainedTokenizerFast(tokenizer_object=inner, bos_token="<s>", eos_token="</s>", pad_token="<pad>")
 
 

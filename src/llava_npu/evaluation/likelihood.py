@@ -20,10 +20,17 @@ from llava_npu.evaluation.images import ImageSource
 
 @dataclass(frozen=True)
 class LogProbability:
-    """Of one answer: its tokens' log-probabilities summed, and their number (the end token included)."""
+    """Of one answer.
+
+    Attributes:
+        total: its tokens' log-probabilities, summed.
+        num_tokens: how many they are.
+        is_greedy: whether each of them is the likeliest in its place.
+    """
 
     total: float
     num_tokens: int
+    is_greedy: bool
 
     @property
     def mean(self) -> float:
@@ -86,11 +93,13 @@ def answer_log_probabilities(
     logits = model.lm_head(hidden[sequence, place]).float()  # (supervised tokens, vocabulary)
     log_probabilities = -F.cross_entropy(logits, target, reduction="none")
     totals = torch.zeros(len(items), device=model.device).index_add(0, sequence, log_probabilities).tolist()
+    likeliest = (logits.argmax(-1) == target).tolist()
+    beaten = {number for (number, _, _), is_likeliest in zip(places, likeliest, strict=True) if not is_likeliest}
     counts = Counter(number for number, _, _ in places)
     for item, total in zip(items, totals, strict=True):
         if not math.isfinite(total):
             raise UserError(f"{item.name}: log-probability {total}. Are the model's weights finite, its dtype fit?")
-    return [LogProbability(total, counts[number]) for number, total in enumerate(totals)]
+    return [LogProbability(total, counts[number], number not in beaten) for number, total in enumerate(totals)]
 
 
 @dataclass(frozen=True)

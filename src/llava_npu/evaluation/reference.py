@@ -48,6 +48,17 @@ rotations of one question the question itself. `--answer likelihood` scores all 
 spreads the questions over N devices. All this changes no answer beyond rounding, so an interrupted run may go on with
 another number of devices, or batch size. [performance.md](performance.md) has measurements.
 
+## Other suites: lmms-eval
+
+[lmms-eval](https://github.com/EvolvingLMMs-Lab/lmms-eval) finds our models by itself where both are installed, and so
+its tasks run on every device that this project knows:
+
+    python -m lmms_eval --model llava_npu --model_args pretrained=runs/finetune --tasks mmbench_en_dev --batch_size 16
+
+Pictures come first in a prompt, decoding is greedy, batches are answered as above. Tested with release 0.7.3 and a
+local task, whose answers are those of `llava-npu eval`. Not there: videos, sounds, and several rounds. Tasks that
+compare likelihoods fail in the evaluator of that release with any model (it makes texts of the numbers).
+
 ## A judge
 
 Any endpoint that speaks OpenAI's chat protocol can be the judge: `--judge-url http://host:8000/v1 --judge-model NAME`,

@@ -1,0 +1,1 @@
+"""Doors through which other tools use this project's models, one folder each."""
