@@ -109,7 +109,7 @@ def test_samples_are_measured_on_the_data(make_run: MakeRun) -> None:
 def check_records(run: RunConfig) -> Any:
     from llava_npu.training.run_data import open_run_data
 
-    return open_run_data(run.data)
+    return open_run_data(run.data).training
 
 
 def test_the_expected_longest_of_some_samples() -> None:

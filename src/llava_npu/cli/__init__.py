@@ -20,6 +20,7 @@ from llava_npu.cli.doctor import doctor
 from llava_npu.cli.eval import eval_
 from llava_npu.cli.merge import merge
 from llava_npu.cli.plan import plan
+from llava_npu.cli.replay import replay
 from llava_npu.cli.report import report
 from llava_npu.cli.serve import serve
 from llava_npu.cli.train import train
@@ -42,6 +43,7 @@ app.command("compare")(compare)
 app.command("eval")(eval_)
 app.command("report")(report)
 app.command("chat")(chat)
+app.command("replay")(replay)
 app.command("merge")(merge)
 app.command("convert")(convert)
 app.command("serve")(serve)

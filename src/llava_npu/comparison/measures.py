@@ -58,7 +58,7 @@ def stage_result(folder: Path, peak_memory: int | None) -> StageResult:
     timed = lines[1:] or lines
     return StageResult(
         steps=lines[-1]["step"],
-        loss=statistics.fmean(line["loss"] for line in last),
+        loss=statistics.fmean(line["loss"] for line in last if line["loss"] is not None),
         tokens_per_second=statistics.median(line["tokens_per_second"] for line in timed),
         samples_per_second=statistics.median(line["samples_per_second"] for line in timed),
         peak_memory=peak_memory,

@@ -44,13 +44,33 @@ def _section(section: type[BaseModel], prefix: str) -> list[str]:
     for name, field in section.model_fields.items():
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
             nested.append((field.annotation, f"{prefix}{name}."))
+        elif inner := _optional_section(field.annotation):
+            lines.append(f"| `{prefix}{name}` | mapping, see below, or null | `null` | {field.description} |")
+            nested.append((inner, f"{prefix}{name}."))
         else:
             meaning = (field.description or "").replace("|", "\\|")
             lines.append(f"| `{prefix}{name}` | {_type(field.annotation)} | {_default(field)} | {meaning} |")
             if items := _section_of_items(field.annotation):
                 nested.append((items, f"{prefix}{name}[]."))
     lines.append("")
-    return lines + [line for inner, inner_prefix in nested for line in _section(inner, inner_prefix)]
+    return lines + [line for each, inner_prefix in nested for line in _section(each, inner_prefix)]
+
+
+def _optional_section(annotation: typing.Any) -> type[BaseModel] | None:
+    """The section that may be given or left out."""
+    return (
+        next((each for each in typing.get_args(annotation) if _is_section(each)), None)
+        if _is_union(annotation)
+        else None
+    )
+
+
+def _is_union(annotation: typing.Any) -> bool:
+    return typing.get_origin(annotation) in (typing.Union, types.UnionType)
+
+
+def _is_section(annotation: typing.Any) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
 
 
 def _section_of_items(annotation: typing.Any) -> type[BaseModel] | None:

@@ -60,6 +60,26 @@ class SourceConfig(Section):
     limit: int | None = Field(None, ge=1, description="Take no more records than this, drawn at random once for all.")
 
 
+class ValidationConfig(Section):
+    """Samples that are never trained on, and their loss as the run goes. Give one of `path`, `fraction` and `size`."""
+
+    path: str | None = Field(None, description="A data file of its own, as `data.path`.")
+    image_root: str | None = Field(
+        None, description="Its images, as `data.image_root`, which holds where none is given."
+    )
+    fraction: float | None = Field(
+        None, gt=0, lt=1, description="Hold out this part of the data, drawn at random, the same in every run."
+    )
+    size: int | None = Field(None, ge=1, description="Hold out so many records, drawn likewise.")
+    every: int = Field(500, ge=1, description="Steps between validations; there is one at the end, too.")
+
+    @model_validator(mode="after")
+    def _one_way(self) -> ValidationConfig:
+        if sum(each is not None for each in (self.path, self.fraction, self.size)) != 1:
+            raise ValueError("give `path`, `fraction` or `size`: one of the three")
+        return self
+
+
 class DataConfig(Section):
     """What it is trained on."""
 
@@ -98,6 +118,10 @@ class DataConfig(Section):
         False,
         description="Run the frozen vision tower once per image, ever, and keep what it gives on disk (in the user's "
         "cache). For many passes or many runs over the same images. `auto`: where the disk has room for it.",
+    )
+
+    validation: ValidationConfig | None = Field(
+        None, description="Samples held out of training, to validate on; null: none."
     )
 
     @model_validator(mode="after")
@@ -205,6 +229,12 @@ class RunConfig(Section):
     trackers: list[Literal["tensorboard", "wandb", "swanlab", "mlflow"]] = Field(
         default_factory=list,
         description="Experiment trackers that get what metrics.jsonl gets; each needs its package installed.",
+    )
+    max_nonfinite_steps: int = Field(
+        5,
+        ge=0,
+        description="A step whose loss or gradient is not finite is skipped, and noted in nonfinite_steps.jsonl with "
+        "module and samples. Above this many the run stops, and saves the batch for `llava-npu replay`.",
     )
     log_every: int = Field(
         1, ge=1, description="Steps between lines of metrics.jsonl. Only then does the host wait for the device."

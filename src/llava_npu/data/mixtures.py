@@ -62,6 +62,11 @@ class Mixture(Sequence[Record]):
     def __len__(self) -> int:
         return self._ends[-1]
 
+    def record_numbers(self) -> Indices:
+        """For each sample a number that those have in common which are the same record of the same source."""
+        offsets = accumulate((len(records) for records in self._records), initial=0)
+        return np.concatenate([chosen + offset for chosen, offset in zip(self._chosen, offsets, strict=False)])
+
     @overload
     def __getitem__(self, index: int) -> Record: ...
     @overload

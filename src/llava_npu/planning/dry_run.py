@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from llava_npu.config.parts import LoraConfig, Part, PartName
@@ -17,7 +16,7 @@ from llava_npu.ops.fuse import fuse, operations_worth_fusing
 from llava_npu.ops.planned import planned_for
 from llava_npu.planning.tracing import Trace, Tracer
 from llava_npu.training.objective import SupervisedLoss
-from llava_npu.training.parts import part_of, prepare_parts, trained_parameters
+from llava_npu.training.parts import prepare_parts
 
 
 @dataclass(frozen=True)
@@ -111,7 +110,7 @@ def _trace(
             hook.remove()
     moments = tracer.take_moments()
     inputs = sum(tensor.nbytes for tensor in _inputs(model, batch).values())
-    return Trace(moments, tracer.now(), inputs, _step_temporary(model, foreach=kind != "cpu"))
+    return Trace(moments, tracer.now(), inputs, step_temporary=0)  # fused AdamW makes nothing on the way
 
 
 def _inputs(model: LlavaNpuForConditionalGeneration, batch: BatchShape) -> dict[str, torch.Tensor]:
@@ -144,18 +143,3 @@ def _lengths(batch: BatchShape) -> tuple[int, ...]:
     """Those of the rows' sequences, as equal as can be, the padding behind them (here none) as another."""
     share, rest = divmod(batch.length, batch.sequences)
     return (*(share + (number < rest) for number in range(batch.sequences)), 0) * batch.rows
-
-
-def _step_temporary(model: nn.Module, foreach: bool) -> int:
-    """What AdamW's step makes and drops.
-
-    torch's implementation for accelerators ("foreach") copies the second moments of a whole group of parameters; the
-    one for CPUs goes parameter by parameter. The groups are those of `build_optimizer`.
-    """
-    groups: dict[tuple[str, bool], int] = {}
-    largest = 0
-    for name, parameter in trained_parameters(model):
-        group = part_of(name), parameter.ndim >= 2
-        groups[group] = groups.get(group, 0) + parameter.nbytes
-        largest = max(largest, parameter.nbytes)
-    return max(groups.values(), default=0) if foreach else 2 * largest

@@ -69,7 +69,7 @@ def expected_samples(config: RunConfig, model: LlavaNpuConfig, tokenizer: Any | 
     if all(Path(source.path).exists() for source in sources(config.data)) or any(
         "*" in str(source.path) for source in sources(config.data)
     ):
-        records = open_run_data(config.data)
+        records = open_run_data(config.data).training
         if tokenizer is not None:
             return probe_samples(records, tokenizer, config, model)
         described = known or published_data(_ASSUMED[config.stage])

@@ -25,6 +25,7 @@ class MicroBatch:
         sample_lengths: the same without the padding.
         supervised_tokens: how many tokens are learned from.
         replaced: what was wrong with the samples that others stand in for.
+        names: of the samples, for messages.
     """
 
     tensors: dict[str, torch.Tensor]
@@ -32,6 +33,7 @@ class MicroBatch:
     sample_lengths: tuple[int, ...]
     supervised_tokens: int
     replaced: tuple[str, ...] = ()
+    names: tuple[str, ...] = ()
 
     @property
     def tokens(self) -> int:
@@ -147,4 +149,5 @@ def micro_batch(
         sample_lengths=tuple(lengths),
         supervised_tokens=len(tensors["supervised_positions"]),
         replaced=tuple(sample.replaced for sample in samples if sample.replaced is not None),
+        names=tuple(sample.name for sample in samples),
     )

@@ -29,11 +29,12 @@ def choose_layout(
     if config.pack_tokens is None:
         return PaddedLayout(plan, num_processes, min(config.micro_batch_size, config.batch_size // num_processes))
     mixture = [(source.weight, source.limit) for source in sources(config.data)]
+    held_out = config.data.validation and config.data.validation.model_dump(include={"size", "fraction"})
     with Progress(console=console, transient=True) as progress:
         task = progress.add_task("counting tokens", total=len(dataset))
         counts = load_token_counts(
             dataset,
-            [data_fingerprint, mixture],
+            [data_fingerprint, mixture, held_out],
             workers=default_workers(len(dataset)),
             report=lambda count: progress.advance(task, count),
         )

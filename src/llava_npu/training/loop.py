@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -17,7 +18,6 @@ from rich.progress import Progress
 from llava_npu import devices
 from llava_npu.config import RunConfig
 from llava_npu.data.dataset import ConversationDataset
-from llava_npu.data.parsing import Record
 from llava_npu.data.plan import Plan
 from llava_npu.devices import Device
 from llava_npu.errors import UserError
@@ -41,20 +41,24 @@ from llava_npu.training.checkpoints import prune, write_folder
 from llava_npu.training.compiling import compile_layers
 from llava_npu.training.engines import Engine, open_engine
 from llava_npu.training.export import build_model, export_adapters, export_whole, with_pristine_frozen_parts
+from llava_npu.training.guard import NonFiniteGuard
 from llava_npu.training.interruption import RunStopped, StopRequest, stop_on_signal
 from llava_npu.training.layouts import choose_layout, describe_layout
+from llava_npu.training.lines import NONFINITE_STEPS, rewind_lines
 from llava_npu.training.metrics import StepMetrics, rewind_metrics
 from llava_npu.training.objective import SupervisedLoss
 from llava_npu.training.optimizer import build_optimizer, schedule, set_learning_rate
 from llava_npu.training.parts import STAGE_TEMPLATES, prepare_parts, trained_parameters
 from llava_npu.training.plots import draw_plots
+from llava_npu.training.precision import compute_dtype
 from llava_npu.training.progress import training_progress
 from llava_npu.training.quantization import check_quantization
 from llava_npu.training.reporting import open_report
-from llava_npu.training.run_data import data_fingerprint, images_of, open_run_data
+from llava_npu.training.run_data import RunData, data_fingerprint, images_of, open_run_data
 from llava_npu.training.run_folder import check_disk_space, is_finished, only_process, open_run
 from llava_npu.training.throughput import ThroughputMeter, find_peak
 from llava_npu.training.trackers import check_trackers
+from llava_npu.training.validation import is_due, validation_loss
 
 
 def train(
@@ -91,7 +95,7 @@ def train(
     with processes.join(device, needs_group=config.engine != "ddp") as accelerator:
         if not accelerator.is_main_process:
             console = Console(quiet=True)
-        records = open_run_data(config.data)
+        data = open_run_data(config.data)
         fingerprint = data_fingerprint(config.data)
         if fresh or not is_finished(config.output_path):
             outcome = refuse_what_cannot_fit(config, device, accelerator.num_processes, only_warn=ignore_plan)
@@ -104,7 +108,7 @@ def train(
             if is_finished(folder):
                 console.print(f"{folder} is finished; --fresh starts over.")
                 return folder / MODEL_FOLDER
-            return _train(config, folder, records, fingerprint, device, accelerator, stop, console)
+            return _train(config, folder, data, fingerprint, device, accelerator, stop, console)
 
 
 @contextmanager
@@ -124,34 +128,35 @@ def _run_folder(
 def _train(
     config: RunConfig,
     folder: Path,
-    records: Sequence[Record],
+    data: RunData,
     fingerprint: str,
     device: Device,
     accelerator: Accelerator,
     stop: StopRequest,
     console: Console,
 ) -> Path:
-    plan = Plan(len(records), config.batch_size, config.epochs, config.seed)
+    plan = Plan(len(data.training), config.batch_size, config.epochs, config.seed)
     num_steps = min(plan.num_steps, config.max_steps or plan.num_steps)
     parts = config.resolved_parts
 
     # What is trained, and in which numbers.
     set_seed(config.seed)
-    compute_dtype = _compute_dtype(config, device)
-    engine = open_engine(config, accelerator, compute_dtype)
+    dtype = compute_dtype(config.precision, device)
+    engine = open_engine(config, accelerator, dtype)
     model, processor = build_model(config)
-    prepare_parts(model, parts, compute_dtype, config.gradient_checkpointing, config.lora)
+    prepare_parts(model, parts, dtype, config.gradient_checkpointing, config.lora)
     install_kernels(model, accelerator.device)
     compile_layers(model, device, config.compile)
     flops = flop_model(model)
     if accelerator.is_main_process:
         check_disk_space(folder, _disk_needed(model, config))
-        console.print(_introduction(config, device, model, accelerator.num_processes, num_steps, compute_dtype))
+        console.print(_introduction(config, device, model, accelerator.num_processes, num_steps, dtype))
 
-    features = _features(config, model, processor, records, accelerator, console)
+    features = _features(config, model, processor, data, accelerator, console)
     template = config.data.template or STAGE_TEMPLATES[config.stage]
-    dataset = ConversationDataset(
-        records, processor, template, config.data.max_length, features, config.data.bad_samples
+    dataset, held_out = (
+        ConversationDataset(records, processor, template, config.data.max_length, features, config.data.bad_samples)
+        for records in (data.training, data.validation or ())
     )
     layout = choose_layout(config, dataset, plan, fingerprint, accelerator.num_processes, console)
     if accelerator.is_main_process and (description := describe_layout(layout)):
@@ -174,6 +179,7 @@ def _train(
     if accelerator.is_main_process:
         rewind_metrics(folder, done)
         rewind_bad_samples(folder, done)
+        rewind_lines(folder / NONFINITE_STEPS, done)
 
     saver = saving.Saver(
         folder,
@@ -182,19 +188,25 @@ def _train(
         keep=config.keep_checkpoints,
         in_background=config.async_checkpoints,
     )
-    batches = steps(
-        dataset,
-        layout,
-        first_step=done,
-        last_step=num_steps,
-        rank=accelerator.process_index,
-        workers=config.data.workers,
-        pin_memory=device.kind != "cpu",
+    batches_of = partial(steps, dataset, layout, rank=accelerator.process_index, pin_memory=device.kind != "cpu")
+    batches = batches_of(first_step=done, last_step=num_steps, workers=config.data.workers)
+
+    def save(step: int) -> None:
+        saver.save(step, _place(config))
+
+    guard = NonFiniteGuard(
+        folder,
+        engine,
+        device,
+        limit=config.max_nonfinite_steps,
+        batches_of=lambda step: next(batches_of(first_step=step - 1, last_step=step, workers=0)),
+        save=save,
+        console=console,
     )
     if checkpoint is not None:  # last, so that nothing above draws from the generators again
         saving.load_random_state(checkpoint.path, accelerator, device)
 
-    peak = find_peak(device, compute_dtype) if accelerator.is_main_process else None
+    peak = find_peak(device, dtype) if accelerator.is_main_process else None
     if peak is not None:
         console.print(f"MFU is against {peak.tflops:.4g} TFLOP/s ({peak.source})")
     meter = ThroughputMeter(flops, device, peak, cached_features=features is not None)
@@ -206,47 +218,52 @@ def _train(
             saver.check()
             counts = _counts(micro_batches, stop, accelerator)
             if counts.stops:
+                guard.look()
                 _save_and_stop(step, done, saver, config, accelerator)
             if counts.replaced:
                 _report_bad_samples(folder, step + 1, micro_batches, config, accelerator, console)
             factor = schedule(step, num_steps, config.optimizer.warmup_ratio)
             set_learning_rate(engine.optimizer, factor)
             loss = _accumulate(engine, micro_batches, counts.supervised_tokens)
-            grad_norm = engine.step(config.optimizer.max_grad_norm)
+            finished = step + 1
+            guard.add(finished, engine.step(config.optimizer.max_grad_norm), micro_batches)
 
             meter.add(micro_batches, tokens=counts.tokens, samples=config.batch_size)
-            finished = step + 1
-            if finished % config.log_every == 0 or finished == num_steps:
+            saves = finished % config.save_every == 0 and finished < num_steps
+            validates = config.data.validation is not None and is_due(finished, num_steps, config.data.validation.every)
+            logs = validates or finished % config.log_every == 0 or finished == num_steps
+            if logs or saves:
+                grad_norm = guard.look()
+            if logs:
                 total_loss = float(accelerator.reduce(loss))
-                if not math.isfinite(total_loss):
-                    raise UserError(
-                        f"step {finished}: the loss is {total_loss}. The last complete checkpoint is kept. Lower "
-                        "optimizer.learning_rate, or look at the data of this step with `llava-npu data inspect`."
-                    )
+                throughput = meter.report(num_steps - finished)
                 metrics = StepMetrics(
                     step=finished,
-                    epoch=finished * config.batch_size / len(records),
-                    loss=total_loss,
+                    epoch=finished * config.batch_size / len(data.training),
+                    loss=total_loss if math.isfinite(total_loss) else None,
                     learning_rate=config.optimizer.learning_rate * factor,
                     learning_rates={
                         name: part.learning_rate * factor for name, part in parts.items() if part.train != "frozen"
                     },
-                    grad_norm=float(grad_norm),
+                    grad_norm=grad_norm if math.isfinite(grad_norm) else None,
                     supervised_tokens=counts.supervised_tokens,
                     tokens=counts.tokens,
                     samples=config.batch_size,
-                    **asdict(meter.report(num_steps - finished)),
+                    skipped_steps=guard.skipped,
+                    validation_loss=_validate(engine, held_out, device, config) if validates else None,
+                    **asdict(throughput),
                 )
+                meter.resume()
                 if report is not None:
                     report(metrics)
-            if finished % config.save_every == 0 and finished < num_steps:
-                saver.save(finished, _place(config))
+            if saves:
+                save(finished)
 
     saver.finish()
     engine.optimizer.state.clear()  # its moments are of no more use, and the export needs the room
     device.empty_cache()
     # Frozen weights leave as they came, in a shard or rounded to 16 bits as they may be here.
-    anew = config.has_adapters or engine.shards_weights or compute_dtype is not None
+    anew = config.has_adapters or engine.shards_weights or dtype is not None
     trained = dict(engine.weights()) if anew else {}
     if accelerator.is_main_process:
         draw_plots(folder)
@@ -260,6 +277,12 @@ def _train(
     return folder / MODEL_FOLDER
 
 
+def _validate(engine: Engine, held_out: ConversationDataset, device: Device, config: RunConfig) -> float:
+    return validation_loss(
+        engine, held_out, device, micro_batch_size=config.micro_batch_size, workers=config.data.workers
+    )
+
+
 def _accumulate(engine: Engine, micro_batches: Sequence[MicroBatch], supervised_tokens: int) -> torch.Tensor:
     """Forward and backward over one step's micro-batches; returns this process's part of the step's mean loss."""
     device = engine.accelerator.device
@@ -269,7 +292,8 @@ def _accumulate(engine: Engine, micro_batches: Sequence[MicroBatch], supervised_
             summed = engine.objective(micro_batch.to(device), micro_batch.sequence_lengths)
             # The mean over all supervised tokens of the step, so that 1 × N and N × 1 give the same gradient.
             part = summed / supervised_tokens
-            engine.backward(part)
+            # A loss that is not finite makes the gradient so, on every process: all of them skip the step.
+            engine.backward(part * (1 + 0 * part.detach()))
         loss += part.detach()
     return loss
 
@@ -328,24 +352,18 @@ def _report_bad_samples(
     refuse_too_many(folder, config.data.max_bad_samples)
 
 
-def _compute_dtype(config: RunConfig, device: Device) -> torch.dtype | None:
-    if config.precision == "fp32":
-        return None
-    return torch.bfloat16 if config.precision == "bf16" else device.autocast_dtype
-
-
 def _features(
     config: RunConfig,
     model: LlavaNpuForConditionalGeneration,
     processor: LlavaNpuProcessor,
-    records: Sequence[Record],
+    data: RunData,
     accelerator: Accelerator,
     console: Console,
 ) -> FeatureCache | None:
     """The frozen tower's output for all images of the run, computed where it is not on disk yet."""
     if not config.data.cache_features:
         return None
-    images = images_of(records, config.data.bad_samples)
+    images = images_of(data, config.data.bad_samples)
     cache = open_feature_cache(model, processor)
     needed, left = space_needed(cache, model, images, config.data.bad_samples == "skip"), space_left(cache)
     if max(gather_object([needed > left])):  # one decision for all processes

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+from llava_npu.training.lines import append_lines, read_lines, rewind_lines
 
 METRICS = "metrics.jsonl"
 
@@ -18,19 +18,21 @@ class StepMetrics:
     Attributes:
         step: steps done, this one included.
         epoch: passes over the data done, a fraction.
-        loss: cross-entropy in nats per supervised token, over the whole step.
+        loss: cross-entropy in nats per supervised token, over the whole step; None where it is not finite.
         learning_rate: of this step; `learning_rates` has each trained part's own.
-        grad_norm: before clipping.
+        grad_norm: before clipping; None where it is not finite, and the step was skipped.
         supervised_tokens, tokens, samples: in this step, over all devices.
+        skipped_steps: how many steps were, from the run's beginning.
+        validation_loss: as `loss`, over the samples held out; None where it was not computed.
         tokens_per_second, …: see `throughput.Throughput`.
     """
 
     step: int
     epoch: float
-    loss: float
+    loss: float | None
     learning_rate: float
     learning_rates: dict[str, float]
-    grad_norm: float
+    grad_norm: float | None
     supervised_tokens: int
     tokens: int
     samples: int
@@ -41,28 +43,20 @@ class StepMetrics:
     peak_memory_gib: float
     seconds: float
     seconds_left: float
+    skipped_steps: int = 0
+    validation_loss: float | None = None
 
 
 def append_metrics(folder: Path, metrics: StepMetrics) -> None:
     """Adds a line to metrics.jsonl."""
-    with (folder / METRICS).open("a", encoding="utf-8") as stream:
-        stream.write(json.dumps(asdict(metrics)) + "\n")
+    append_lines(folder / METRICS, [asdict(metrics)])
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
     """All complete lines of metrics.jsonl; a line cut short by an interruption is left out."""
-    path = folder / METRICS
-    lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.is_file() else []
-    return [json.loads(line) for line in lines]
+    return read_lines(folder / METRICS)
 
 
 def rewind_metrics(folder: Path, step: int) -> None:
     """Drops the lines after `step`: a continued run reports them again."""
-    kept = [line for line in read_metrics(folder) if line["step"] <= step]
-    _write(folder / METRICS, kept)
-
-
-def _write(path: Path, lines: Iterable[dict[str, Any]]) -> None:
-    partial = path.with_name(f".{path.name}")
-    partial.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-    partial.replace(path)
+    rewind_lines(folder / METRICS, step)

@@ -41,6 +41,7 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig, parts: Mapping[Pa
         lr=config.learning_rate,
         betas=config.betas,
         eps=config.epsilon,
+        fused=True,  # quicker, and able to skip a step without the host
     )
 
 

@@ -45,7 +45,7 @@ def draw_plots(folder: Path) -> None:
         from matplotlib.figure import Figure
     except ImportError:
         return
-    lines = read_metrics(folder)
+    lines = [line for line in read_metrics(folder) if line["loss"] is not None]
     if not lines:
         return
     figure = Figure(figsize=(8, 9), layout="constrained")
@@ -63,6 +63,10 @@ def _draw(figure: Figure, lines: Sequence[dict[str, Any]]) -> None:
     losses = [line["loss"] for line in lines]
     loss.plot(steps, _thin(losses), color="tab:blue", alpha=0.35, linewidth=1)
     loss.plot(steps, _thin(_smooth(losses)), color="tab:blue", linewidth=2)
+    held_out = [(line["step"], line["validation_loss"]) for line in lines if line.get("validation_loss") is not None]
+    if held_out:
+        loss.plot(*zip(*held_out, strict=True), color="tab:red", marker="o", markersize=4, label="validation")
+        loss.legend()
     loss.set_ylabel("loss\n(nats per supervised token)")
     rate.plot(steps, _thin([line["learning_rate"] for line in lines]), color="tab:orange")
     rate.set_ylabel("learning rate")

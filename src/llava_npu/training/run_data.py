@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from llava_npu.config import DataConfig
 from llava_npu.data.bad_samples import BadSamples
+from llava_npu.data.holdout import hold_out
 from llava_npu.data.image_roots import ImagePath
 from llava_npu.data.records import Record, Source, fingerprint, open_sources
 from llava_npu.errors import UserError
@@ -30,15 +32,39 @@ def sources(config: DataConfig) -> list[Source]:
     ]
 
 
-def open_run_data(config: DataConfig) -> Sequence[Record]:
-    """The samples of one epoch.
+@dataclass(frozen=True)
+class RunData:
+    """The samples of one epoch, and those held out of it to validate on, if any."""
+
+    training: Sequence[Record]
+    validation: Sequence[Record] | None
+
+
+def open_run_data(config: DataConfig) -> RunData:
+    """Opens the sources, and parts what is held out.
 
     Raises:
         UserError: a file cannot be read; or, in a set small enough to check here, a record is wrong and
             `bad_samples` is 'error'.
     """
-    records = open_sources(sources(config))
-    if config.bad_samples == "error" and len(records) <= CHECKED_AT_START:
+    records = _opened(sources(config), config.bad_samples)
+    validation = config.validation
+    if validation is None:
+        return RunData(records, None)
+    if validation.path is not None:
+        own = Source(
+            validation.path,
+            validation.image_root or config.image_root,
+            allow_absolute_paths=config.allow_absolute_paths,
+        )
+        return RunData(records, _opened([own], config.bad_samples))
+    size = validation.size or max(1, round((validation.fraction or 0) * len(records)))
+    return RunData(*hold_out(records, size))
+
+
+def _opened(where: Sequence[Source], bad_samples: BadSamples) -> Sequence[Record]:
+    records = open_sources(where)
+    if bad_samples == "error" and len(records) <= CHECKED_AT_START:
         for _ in records:
             pass
     return records
@@ -46,16 +72,18 @@ def open_run_data(config: DataConfig) -> Sequence[Record]:
 
 def data_fingerprint(config: DataConfig) -> str:
     """Of the content of all sources, in their order."""
-    return fingerprint(*(source.path for source in sources(config)))
+    held_out = [config.validation.path] if config.validation and config.validation.path else []
+    return fingerprint(*(source.path for source in sources(config)), *held_out)
 
 
-def images_of(records: Sequence[Record], bad_samples: BadSamples) -> list[ImagePath]:
+def images_of(data: RunData, bad_samples: BadSamples) -> list[ImagePath]:
     """All images of the run, each once; those of records that cannot be used are left out or, with 'error', raised."""
     images: dict[ImagePath, None] = {}
-    for index in range(len(records)):
-        try:
-            images.update(dict.fromkeys(records[index].image_paths))
-        except UserError:
-            if bad_samples == "error":
-                raise
+    for records in (data.training, data.validation or ()):
+        for index in range(len(records)):
+            try:
+                images.update(dict.fromkeys(records[index].image_paths))
+            except UserError:
+                if bad_samples == "error":
+                    raise
     return list(images)

@@ -3,6 +3,8 @@
 run.yaml              the resolved configuration and the data's fingerprint
 metrics.jsonl         one line per logged step
 bad_samples.jsonl     one line per sample that was replaced, if any
+nonfinite_steps.jsonl one line per step that was skipped, if any
+nonfinite/            the batch that a run stopped over, for `llava-npu replay`
 loss.png, loss.html   loss, learning rate and throughput, drawn as the run goes
 trackers.json         what experiment trackers call this run, if any are chosen
 checkpoint-000500/    see `checkpoints`
@@ -26,6 +28,7 @@ from llava_npu.config import RunConfig
 from llava_npu.errors import UserError
 from llava_npu.models.loading import MODEL_FOLDER
 from llava_npu.training.bad_samples import BAD_SAMPLES
+from llava_npu.training.lines import NONFINITE_STEPS, REPLAYS
 from llava_npu.training.metrics import METRICS
 from llava_npu.training.plots import PAGE, PICTURE
 from llava_npu.training.trackers import IDENTITIES
@@ -175,9 +178,9 @@ def _write(path: Path, description: dict[str, Any]) -> None:
 
 def _clear(folder: Path) -> None:
     # Only what runs write; run.yaml last, so that an interrupted clearing is still recognised as a run.
-    for path in (*folder.glob("checkpoint-*"), *folder.glob(".*.partial"), folder / MODEL_FOLDER):
+    for path in (*folder.glob("checkpoint-*"), *folder.glob(".*.partial"), folder / REPLAYS, folder / MODEL_FOLDER):
         shutil.rmtree(path, ignore_errors=True)
-    for name in (METRICS, PICTURE, PAGE, IDENTITIES, BAD_SAMPLES, RUN_FILE):
+    for name in (METRICS, PICTURE, PAGE, IDENTITIES, BAD_SAMPLES, NONFINITE_STEPS, RUN_FILE):
         (folder / name).unlink(missing_ok=True)
 
 

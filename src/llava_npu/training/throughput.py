@@ -103,6 +103,10 @@ class ThroughputMeter:
         self._reset()
         return report
 
+    def resume(self) -> None:
+        """Starts the clock anew after something that is no training, such as validation."""
+        self._reported = self._clock()
+
     def _reset(self) -> None:
         self._tokens = self._samples = self._work = 0
 

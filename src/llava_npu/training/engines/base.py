@@ -20,11 +20,13 @@ class Engine(ABC):
     Attributes:
         shards_weights: whether a process holds only a part of the weights. All processes must then run the same
             modules, whatever their batches hold.
+        skips_nonfinite: whether `step` leaves everything as it is where the gradient is not finite.
         objective: the module to call, once `prepare` has run; returns the summed loss.
         optimizer: whose groups carry the learning rates.
     """
 
     shards_weights: bool
+    skips_nonfinite: bool
     objective: nn.Module
     optimizer: torch.optim.Optimizer
     _model: nn.Module  # inside the objective
@@ -58,8 +60,19 @@ class Engine(ABC):
             max_grad_norm: gradients are scaled down to this norm; 0 leaves them alone.
 
         Returns:
-            The norm of the whole gradient, before scaling.
+            The norm of the whole gradient, before scaling. Where it is not finite, nothing has moved, if
+            `skips_nonfinite`; the host has not waited to know.
         """
+
+    @property
+    def model(self) -> nn.Module:
+        """What is trained, inside the objective."""
+        return self._model
+
+    def _skip_unless_finite(self, norm: torch.Tensor) -> None:
+        """Has the optimizer's next step do nothing if `norm` is not finite. The device decides."""
+        # Fused AdamW reads this, as torch's GradScaler has it: weights, moments and the count of steps stay.
+        self.optimizer.found_inf = (~norm.isfinite()).float()  # type: ignore[attr-defined]
 
     def weights(self) -> Iterator[tuple[str, torch.Tensor]]:
         """(name, weight) of everything that is trained: whole, float32 where it is kept so, on the main process's host.

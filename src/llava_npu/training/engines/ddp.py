@@ -16,6 +16,7 @@ class DdpEngine(Engine):
     """Also the engine of a single process, which then trains the bare model."""
 
     shards_weights = False
+    skips_nonfinite = True
 
     def prepare(self, objective: SupervisedLoss, make_optimizer: Callable[[], torch.optim.Optimizer]) -> None:
         objective.to(self.accelerator.device)
@@ -39,6 +40,7 @@ class DdpEngine(Engine):
 
     def step(self, max_grad_norm: float) -> torch.Tensor:
         norm = nn.utils.clip_grad_norm_(self._trained, max_grad_norm or float("inf"))
+        self._skip_unless_finite(norm)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return norm

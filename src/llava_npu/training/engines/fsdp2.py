@@ -33,6 +33,7 @@ class Fsdp2Engine(Engine):
     """Shards the layers of tower and language model one by one, the projector as one, and the rest together."""
 
     shards_weights = True
+    skips_nonfinite = True
 
     def __init__(self, accelerator: Accelerator, compute_dtype: torch.dtype | None, options: Fsdp2Config):
         super().__init__(accelerator, compute_dtype)
@@ -83,9 +84,11 @@ class Fsdp2Engine(Engine):
 
     def step(self, max_grad_norm: float) -> torch.Tensor:
         norm = nn.utils.clip_grad_norm_(self._trained, max_grad_norm or float("inf"))
+        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+        self._skip_unless_finite(norm)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        return norm.full_tensor() if isinstance(norm, DTensor) else norm
+        return norm
 
     def _whole(self, tensor: torch.Tensor) -> torch.Tensor:
         return super()._whole(tensor.full_tensor() if isinstance(tensor, DTensor) else tensor)

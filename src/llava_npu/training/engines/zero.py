@@ -33,6 +33,8 @@ class ZeroEngine(Engine):
     In 16 bits DeepSpeed keeps all weights in that type, and float32 copies of the trained ones in the shards.
     """
 
+    skips_nonfinite = False  # DeepSpeed knows the norm when it has stepped
+
     def __init__(
         self,
         accelerator: Accelerator,
