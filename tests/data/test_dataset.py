@@ -20,11 +20,15 @@ class Processor:
     """Three tokens per image; pixels are the picture's mean colour."""
 
     template = "chatml"
-    num_image_tokens = 3
     image_token_id = IMAGE_TOKEN_ID
+    num_image_tokens = 3
+    tiling: Any = None
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self.tokenizer = tokenizer
+
+    def count_image_tokens(self, size: tuple[int, int]) -> int:
+        return self.num_image_tokens
 
     def preprocess_images(self, images: list[Image.Image]) -> torch.Tensor:
         assert all(image.mode == "RGB" for image in images)
@@ -104,7 +108,7 @@ def test_cut_image_is_not_opened(data: Path, bytes_bpe: PreTrainedTokenizerBase,
     with pytest.raises(UserError, match=r"gone\.png"):
         ConversationDataset(records, processor)[0]
     whole = ConversationDataset(
-        records, processor, features={path: torch.zeros(3, 1) for path in records[0].image_paths}
+        records, processor, features={path: torch.zeros(1, 3, 1) for path in records[0].image_paths}
     )[0]
     second = [i for i, token in enumerate(whole.input_ids.tolist()) if token == IMAGE_TOKEN_ID][3]
     sample = ConversationDataset(records, processor, max_length=second + 2)[0]
@@ -116,7 +120,7 @@ def test_cut_image_is_not_opened(data: Path, bytes_bpe: PreTrainedTokenizerBase,
 def test_cached_features(data: Path, bytes_bpe: PreTrainedTokenizerBase) -> None:
     records = load_records(data)
     paths = [path for record in records for path in record.image_paths]
-    features = {path: torch.full((3, 2), float(i)) for i, path in enumerate(paths)}
+    features = {path: torch.full((1, 3, 2), float(i)) for i, path in enumerate(paths)}
     for path in paths:
         path.unlink()  # no picture is opened
     dataset = ConversationDataset(records, Processor(bytes_bpe), features=features)
@@ -127,6 +131,32 @@ def test_cached_features(data: Path, bytes_bpe: PreTrainedTokenizerBase) -> None
     features.pop(paths[2])
     with pytest.raises(UserError, match=r"record 2 \(id 'two'\): image .*blue.png is not in the feature cache"):
         dataset[2]
+
+
+class TilingProcessor(Processor):
+    """A picture is as many tiles as it is high, and takes as many tokens."""
+
+    tiling = "as high as wide"
+
+    def count_image_tokens(self, size: tuple[int, int]) -> int:
+        return size[0]
+
+    def preprocess_images(self, images: list[Image.Image]) -> torch.Tensor:
+        return torch.cat([torch.zeros(image.height, 3, 1, 1) for image in images])
+
+
+def test_images_that_differ_in_tokens(data: Path, bytes_bpe: PreTrainedTokenizerBase, tmp_path: Path) -> None:
+    Image.new("RGB", (4, 7)).save(tmp_path / "lime.png")
+    records, processor = load_records(data), TilingProcessor(bytes_bpe)
+    samples = [ConversationDataset(records, processor)[index] for index in range(3)]
+    assert [(sample.input_ids == IMAGE_TOKEN_ID).sum().item() for sample in samples] == [4, 0, 11]
+    assert [sample.image_sizes for sample in samples] == [((4, 4),), None, ((7, 4), (4, 4))]
+    batch = collate(samples, 0)
+    assert batch["image_sizes"].tolist() == [[4, 4], [7, 4], [4, 4]]
+    assert len(batch["pixel_values"]) == 15
+    features = {path: torch.zeros(9, 3, 2) for record in records for path in record.image_paths}
+    cached = ConversationDataset(records, processor, features=features)[2]
+    assert (cached.vision_features.shape, cached.image_sizes) == ((18, 3, 2), samples[2].image_sizes)
 
 
 @pytest.mark.parametrize("content", [None, b"", b"junk"])

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from llava_npu.data import load_image, pad_to_square, padding_color
+from llava_npu.data.images import image_size
 from llava_npu.errors import UserError
 
 
@@ -51,6 +52,61 @@ def test_exif_orientation() -> None:
     assert image.size == (2, 4)
     red, _, blue = pixel(image, 0, 0)
     assert red > 200 > 50 > blue
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("file_format", ["JPEG", "PNG", "TIFF", "WEBP", "MPO", "AVIF"])
+def test_the_head_tells_the_size_of_the_upright_picture(file_format: str, orientation: int, tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    options = {"save_all": True, "append_images": [two_colors()]} if file_format == "MPO" else {}
+    try:
+        data = encoded(two_colors(), file_format, exif=exif, **options)
+    except KeyError:
+        pytest.skip(f"this Pillow writes no {file_format}")
+    image = load_image(data)
+    path = tmp_path / "picture"
+    path.write_bytes(data)
+    assert image_size(data) == image_size(path) == image_size(str(path)) == (image.height, image.width)
+    if file_format != "AVIF":  # some of its encoders turn the pixels instead
+        assert image.size == ((2, 4) if orientation > 4 else (4, 2))
+
+
+def test_the_size_of_a_png_that_says_how_it_lies_behind_its_pixels() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 8
+    plain = encoded(two_colors())
+    chunk = b"eXIf" + exif.tobytes().removeprefix(b"Exif\x00\x00")
+    late = struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk))
+    data = plain[:-12] + late + plain[-12:]
+    assert load_image(data).size == (2, 4)
+    assert image_size(data) == (4, 2)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "RGBA", "LA", "CMYK", "I;16"])
+def test_the_size_of_every_mode(mode: str) -> None:
+    picture = Image.fromarray(np.zeros((2, 5), dtype="<u2")) if mode == "I;16" else Image.new(mode, (5, 2))
+    assert image_size(encoded(picture, "TIFF" if mode == "CMYK" else "PNG")) == (2, 5)
+
+
+def test_the_size_is_read_without_the_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(self: Image.Image) -> None:
+        raise AssertionError("decoded")
+
+    data = {name: encoded(two_colors(), name) for name in ("PNG", "JPEG", "GIF", "BMP")}
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", refuse)
+    assert {image_size(each) for each in data.values()} == {(2, 4)}
+
+
+@pytest.mark.parametrize("data", [b"", b"junk"])
+def test_no_size_without_a_picture(data: bytes, tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(data)
+    with pytest.raises(UserError, match=r"^rec 4: image .*a.png: "):
+        image_size(tmp_path / "a.png", "rec 4")
+    with pytest.raises(UserError, match=r"^rec 4: image .*b.png: cannot be read: No such file"):
+        image_size(tmp_path / "b.png", "rec 4")
+    with pytest.raises(UserError, match="more than 89,478,485 pixels"):
+        image_size(png_claiming(10_000, 10_000))
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA"])

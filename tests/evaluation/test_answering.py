@@ -94,7 +94,7 @@ def test_feature_cache_forgets_the_oldest(tiny: Tiny) -> None:
         cache.load(images[:1])
         cache.load(images[2:3])
     assert counts == [4, 1, 1]
-    torch.testing.assert_close(found["80"], cache.load(images[1:2])[0]["80"])
+    torch.testing.assert_close(found["80"].tensor, cache.load(images[1:2])[0]["80"].tensor)
 
 
 def test_likelihood_is_that_of_the_training_loss(tiny: Tiny, questions: list[Question]) -> None:

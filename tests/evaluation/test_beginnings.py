@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from llava_npu.evaluation import benchmarks
 from llava_npu.evaluation.answering import ChooseLikeliest, GenerateText, ModelAnswerer
 from llava_npu.evaluation.beginnings import Prompt, begin, can_share, shared_lengths
+from llava_npu.evaluation.features import ImageFeatures
 from llava_npu.evaluation.images import LoadedImage
 from llava_npu.evaluation.questions import Question
 
@@ -161,13 +162,15 @@ def test_states_behind_a_beginning_are_those_of_the_whole_prompt(tiny: Tiny, dev
     turns = [[{"from": "human", "value": f"<image>\n{text}"}] for text in ("Is it red?", "Is it blue or green?", "Why")]
     images = [PICTURES[0], PICTURES[0], PICTURES[1]]
     prompts = [
-        Prompt(tuple(processor.encode_prompt(each, 1, "a prompt")), (image,))
+        Prompt(tuple(processor.encode_prompt(each, [(1, 1)], "a prompt")), (image,))
         for each, image in zip(turns, images, strict=True)
     ]
     with torch.no_grad():
         pixels = processor.preprocess_images([image.open() for image in PICTURES])
         encoded = model.encode_images(pixels.to(device)).cpu()
-        features = {image.key: feature for image, feature in zip(PICTURES, encoded, strict=True)}
+        features = {
+            image.key: ImageFeatures(feature[None], (1, 1)) for image, feature in zip(PICTURES, encoded, strict=True)
+        }
         lengths = shared_lengths(prompts, processor.image_token_id)
         assert lengths is not None
         begun = begin(model, processor, prompts, lengths, features)

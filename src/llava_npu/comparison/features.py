@@ -6,10 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-
 from llava_npu.data.image_roots import ImagePath
-from llava_npu.evaluation.features import FeatureCache
+from llava_npu.data.images import image_size
+from llava_npu.evaluation.features import FeatureCache, ImageFeatures
 from llava_npu.evaluation.images import EmbeddedImage, ImageFile, ImageSource
 from llava_npu.models.feature_cache import FeatureCache as Store
 from llava_npu.models.feature_cache import open_feature_cache, space_left
@@ -22,16 +21,16 @@ class StoredFeatures(FeatureCache):
         super().__init__(model, processor)
         self._store: Store = open_feature_cache(model, processor)
 
-    def load(self, images: Sequence[ImageSource]) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    def load(self, images: Sequence[ImageSource]) -> tuple[dict[str, ImageFeatures], dict[str, str]]:
         """As `FeatureCache.load`."""
         new = {image.key: file for image in images if image.key not in self._features and (file := _file(image))}
         stored = {key for key, file in new.items() if file in self._store}
         for key in stored:
-            self._features[key] = self._store[new[key]]
+            self._features[key] = ImageFeatures(self._store[new[key]], image_size(new[key]))
         found, errors = super().load(images)
         if space_left(self._store) > 0:
             for key in new.keys() - stored - errors.keys():
-                self._store.put(new[key], found[key])
+                self._store.put(new[key], found[key].tensor)
         return found, errors
 
 

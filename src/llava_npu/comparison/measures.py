@@ -75,16 +75,15 @@ def first_token(model: LlavaNpuForConditionalGeneration, processor: Any, device:
         the median, and the range of the middle half.
     """
     height, width = model.config.tower.image_size
-    pixels = processor.preprocess_images([Image.new("RGB", (width, height), "white")])
-    prompt = processor.pad_left([processor.encode_prompt([{"from": "human", "value": PROMPT}], 1, "latency")])
+    picture = Image.new("RGB", (width, height), "white")
+    prompt = processor.encode_prompts([[{"from": "human", "value": PROMPT}]], [[picture]])
+    inputs = prompt.to(model.device, dtype=model.dtype)
     seconds = []
     for _ in range(_WARM_UP + _REPEATS):
         device.synchronize()
         started = time.perf_counter()
         model.generate(
-            input_ids=prompt["input_ids"].to(model.device),
-            attention_mask=prompt["attention_mask"].to(model.device),
-            pixel_values=pixels.to(model.device, model.dtype),
+            **inputs,
             max_new_tokens=1,
             do_sample=False,
             **stopping_arguments(model, processor.tokenizer, processor.template),

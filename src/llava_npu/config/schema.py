@@ -18,7 +18,9 @@ class ModelConfig(Section):
         None, description="A LLaVA model folder or hub id (ours or Hugging Face) to start from."
     )
     vision_tower: str | None = Field(
-        None, description="Folder or hub id of a CLIP, SigLIP, DINOv2 or ResNet model; with `language_model`."
+        None,
+        description="Folder or hub id of a CLIP, SigLIP, DINOv2 or other vision model, with `language_model`; see "
+        "docs/encoders.md.",
     )
     language_model: str | None = Field(
         None, description="Folder or hub id of a Llama-family causal language model; with `vision_tower`."
@@ -32,8 +34,21 @@ class ModelConfig(Section):
     vision_select_feature: Literal["patch", "cls_patch"] = Field(
         "patch", description="`patch`: patch tokens only; `cls_patch`: the tower's special tokens too."
     )
-    image_aspect_ratio: Literal["pad", "square"] = Field(
-        "pad", description="`pad` to a square with the mean colour, or `square`: the image processor's resize and crop."
+    image_size: int | None = Field(
+        None, ge=1, description="Pixels per side of what the tower sees; by default as it was published."
+    )
+    scales: list[int] = Field(
+        default_factory=lambda: [1],
+        description="`[1, 2]`: the tower also sees the picture at twice its size, in tiles (S²): more channels, the "
+        "same number of tokens.",
+    )
+    image_aspect_ratio: Literal["pad", "square", "anyres"] | None = Field(
+        None,
+        description="`pad` to a square with the mean colour; `square`: the image processor's resize and crop; "
+        "`anyres`: several tiles, as LLaVA-1.6. By default as the checkpoint; `pad` for a new model.",
+    )
+    image_grid_pinpoints: list[list[int]] | None = Field(
+        None, description="With `anyres`: (width, height) in pixels to choose from; by default LLaVA-1.6's."
     )
 
     @model_validator(mode="after")

@@ -13,10 +13,12 @@ from torch.utils.data import Dataset
 
 from llava_npu.data.bad_samples import BadSamples, load_or_substitute
 from llava_npu.data.image_roots import ImagePath
-from llava_npu.data.images import load_image
+from llava_npu.data.images import image_size, load_image
 from llava_npu.data.labels import IGNORE_INDEX, ExpandedConversation, encode_conversation, expand_images
 from llava_npu.data.parsing import Record
 from llava_npu.errors import UserError
+
+ImageSize = tuple[int, int]  # (height, width) in pixels
 
 
 class Processor(Protocol):
@@ -24,14 +26,17 @@ class Processor(Protocol):
 
     tokenizer: Any
     template: str
-    num_image_tokens: int
     image_token_id: int
+    num_image_tokens: int
+    tiling: Any  # what, beside its size, decides how many tokens an image has; None: all have `num_image_tokens`
+
+    def count_image_tokens(self, size: ImageSize) -> int: ...
 
     def preprocess_images(self, images: list[Image.Image]) -> Tensor: ...
 
 
 class Features(Protocol):
-    """From an image's path to its vision features (tokens, channels): a cache on disk, or a dict."""
+    """From an image's path to its vision features (tiles, tokens, channels): a cache on disk, or a dict."""
 
     def __getitem__(self, image: Any, /) -> Tensor: ...
 
@@ -45,10 +50,12 @@ class Sample:
     Args:
         input_ids: shape (length,).
         labels: shape (length,), `IGNORE_INDEX` where nothing is learned.
-        pixel_values: shape (num_images, 3, height, width); None without images, or with cached features.
-        vision_features: shape (num_images, tokens, channels), from a feature cache instead of pixels.
+        pixel_values: shape (tiles of all images, 3, height, width), where an image is one tile unless the model cuts it
+            (anyres); None without images, or with cached features.
+        vision_features: shape (tiles of all images, tokens, channels), from a feature cache instead of pixels.
         name: the record, for messages.
         replaced: what was wrong with the sample that this one stands in for (`bad_samples.py`); None: it is itself.
+        image_sizes: each image's (height, width), where the model needs them (anyres).
     """
 
     input_ids: Tensor
@@ -57,6 +64,7 @@ class Sample:
     vision_features: Tensor | None
     name: str
     replaced: str | None = None
+    image_sizes: tuple[ImageSize, ...] | None = None
 
 
 class ConversationDataset(Dataset[Sample]):
@@ -115,14 +123,14 @@ class ConversationDataset(Dataset[Sample]):
         return sample
 
     def encode(self, index: int, room: int | None = None) -> tuple[Record, ExpandedConversation]:
-        """A record and its text, cut to `max_length` and `room`; no picture is opened.
+        """A record and its text, cut to `max_length` and `room`; no picture is decoded.
 
         Raises:
             UserError: the record cannot be used.
         """
         record, processor = self.records[index], self.processor
         encoded = encode_conversation(record.conversations, processor.tokenizer, self.template, record=record)
-        tokens_per_image = [processor.num_image_tokens] * len(record.images)
+        tokens_per_image = [processor.count_image_tokens(size) for size in self._image_sizes(record)]
         limits = [limit for limit in (self.max_length, room) if limit is not None]
         return record, expand_images(
             encoded, tokens_per_image, processor.image_token_id, min(limits, default=None), record
@@ -136,10 +144,22 @@ class ConversationDataset(Dataset[Sample]):
         if paths and self.features is None:
             pixel_values = processor.preprocess_images([load_image(path, record.name) for path in paths])
         elif paths and self.features is not None:
-            vision_features = torch.stack([_look_up(self.features, path, record) for path in paths])
+            vision_features = torch.cat([_look_up(self.features, path, record) for path in paths])
+        sizes = self._image_sizes(record)[: len(paths)]
         return Sample(
-            torch.tensor(expanded.input_ids), torch.tensor(expanded.labels), pixel_values, vision_features, record.name
+            torch.tensor(expanded.input_ids),
+            torch.tensor(expanded.labels),
+            pixel_values,
+            vision_features,
+            record.name,
+            image_sizes=tuple(sizes) if paths and processor.tiling is not None else None,
         )
+
+    def _image_sizes(self, record: Record) -> list[ImageSize]:
+        """(height, width) of each image; read from the files only where the number of tokens depends on it."""
+        if self.processor.tiling is None:
+            return [(0, 0)] * len(record.images)
+        return [image_size(path, record.name) for path in record.image_paths]
 
 
 def collate(samples: Sequence[Sample], pad_token_id: int) -> dict[str, Tensor]:
@@ -149,6 +169,7 @@ def collate(samples: Sequence[Sample], pad_token_id: int) -> dict[str, Tensor]:
         input_ids, attention_mask, labels: (batch, longest sample). Which positions are padding is in the mask alone: a
         pad id within a text stays a token like others.
         pixel_values or vision_features: all images of the batch in order, first axis; absent where there are none.
+        image_sizes: (images, 2), their heights and widths, where the model needs them.
     """
     length = max(len(sample.input_ids) for sample in samples)
     input_ids = torch.full((len(samples), length), pad_token_id, dtype=torch.long)
@@ -168,7 +189,7 @@ def pack(samples: Sequence[Sample], length: int, pad_token_id: int) -> dict[str,
     Returns:
         input_ids, attention_mask, labels: (1, length), as from `collate`. The first token of each sample has no label:
         nothing before it may predict it.
-        pixel_values or vision_features: as from `collate`.
+        pixel_values or vision_features, and image_sizes: as from `collate`.
     """
     used = sum(len(sample.input_ids) for sample in samples)
     if used > length:
@@ -190,7 +211,10 @@ def _images(samples: Sequence[Sample]) -> dict[str, Tensor]:
         "pixel_values": [sample.pixel_values for sample in samples if sample.pixel_values is not None],
         "vision_features": [sample.vision_features for sample in samples if sample.vision_features is not None],
     }
-    return {name: torch.cat(tensors) for name, tensors in images.items() if tensors}
+    batch = {name: torch.cat(tensors) for name, tensors in images.items() if tensors}
+    if sizes := [size for sample in samples for size in sample.image_sizes or ()]:
+        batch["image_sizes"] = torch.tensor(sizes)
+    return batch
 
 
 def _look_up(features: Features, image: ImagePath, record: Record) -> Tensor:

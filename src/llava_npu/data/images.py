@@ -17,8 +17,10 @@ import io
 import struct
 import warnings
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -52,20 +54,66 @@ def load_image(source: str | ImagePath | bytes, origin: str = "image", *, max_pi
     Raises:
         UserError: missing, empty, damaged, of no supported format, or of more than `max_pixels` pixels.
     """
-    what = f"{origin}: image of {len(source)} bytes" if isinstance(source, bytes) else f"{origin}: image {source}"
-    data = source if isinstance(source, bytes) else _read(Path(source) if isinstance(source, str) else source, what)
-    if not data:
-        raise UserError(f"{what}: the file is empty; copy or download it again")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # refused just below
-            picture = Image.open(io.BytesIO(data), formats=[f for f in FORMATS if f in _known_formats()])
-        width, height = picture.size
-        if width * height > max_pixels:
-            raise Image.DecompressionBombError(f"{width}×{height} pixels")
+    what = _name(source, origin)
+    with _as_user_errors(what, max_pixels):
+        picture = _open(io.BytesIO(_bytes(source, what)), max_pixels)
         picture.load()
         upright = ImageOps.exif_transpose(picture)
         return _to_rgb(upright)
+
+
+def image_size(source: str | ImagePath | bytes, origin: str = "image") -> tuple[int, int]:
+    """(height, width) of the picture that `load_image` gives, from the file's head: no pixel is decoded.
+
+    Raises:
+        UserError: as `load_image`, as far as the head shows it.
+    """
+    what = _name(source, origin)
+    with _as_user_errors(what, MAX_PIXELS), _file(source, what) as file, _open(file, MAX_PIXELS) as picture:
+        width, height = picture.size
+        # A TIFF's size is upright already.
+        lies = picture.format != "TIFF" and _orientation(picture, file) in _LYING
+    return (width, height) if lies else (height, width)
+
+
+_LYING = (5, 6, 7, 8)  # EXIF orientations with width and height exchanged
+_ORIENTATION = 0x0112
+
+
+def _orientation(picture: Image.Image, file: IO[bytes]) -> int:
+    if picture.format == "PNG" and not {"exif", "Raw profile type exif"} & picture.info.keys():
+        # Pillow would decode the pixels to look behind them.
+        picture.info["exif"] = _exif_behind_pixels(file)
+    return int(picture.getexif().get(_ORIENTATION, 1))
+
+
+def _exif_behind_pixels(file: IO[bytes]) -> bytes:
+    """The eXIf chunk of a PNG wherever it stands, found by walking from chunk to chunk."""
+    file.seek(8)
+    while len(head := file.read(8)) == 8:
+        length, kind = struct.unpack(">I4s", head)
+        if kind == b"eXIf":
+            return b"Exif\x00\x00" + file.read(length)
+        file.seek(length + 4, io.SEEK_CUR)
+    return b""
+
+
+def _open(file: IO[bytes], max_pixels: int) -> Image.Image:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # refused just below
+        picture = Image.open(file, formats=[f for f in FORMATS if f in _known_formats()])
+    width, height = picture.size
+    if width * height > max_pixels:
+        raise Image.DecompressionBombError(f"{width}×{height} pixels")
+    return picture
+
+
+@contextmanager
+def _as_user_errors(what: str, max_pixels: int) -> Iterator[None]:
+    try:
+        yield
+    except UserError:
+        raise
     except Image.UnidentifiedImageError as error:
         raise UserError(f"{what}: not a picture in a supported format ({', '.join(FORMATS)})") from error
     except Image.DecompressionBombError as error:
@@ -91,11 +139,37 @@ def padding_color(image_mean: Sequence[float]) -> tuple[int, int, int]:
     return red, green, blue
 
 
+def _name(source: str | ImagePath | bytes, origin: str) -> str:
+    return f"{origin}: image of {len(source)} bytes" if isinstance(source, bytes) else f"{origin}: image {source}"
+
+
+def _file(source: str | ImagePath | bytes, what: str) -> IO[bytes]:
+    """The source to read from; of a file on disk no more is read than is asked for."""
+    path = Path(source) if isinstance(source, str) else source
+    if not isinstance(path, Path):
+        return io.BytesIO(_bytes(path, what))
+    try:
+        return path.open("rb")
+    except OSError as error:
+        raise _unreadable(what, error) from error
+
+
+def _bytes(source: str | ImagePath | bytes, what: str) -> bytes:
+    data = source if isinstance(source, bytes) else _read(Path(source) if isinstance(source, str) else source, what)
+    if not data:
+        raise UserError(f"{what}: the file is empty; copy or download it again")
+    return data
+
+
 def _read(path: ImagePath, what: str) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise UserError(f"{what}: cannot be read: {error.strerror or error}; check the path and image_root") from error
+        raise _unreadable(what, error) from error
+
+
+def _unreadable(what: str, error: OSError) -> UserError:
+    return UserError(f"{what}: cannot be read: {error.strerror or error}; check the path and image_root")
 
 
 def _known_formats() -> set[str]:

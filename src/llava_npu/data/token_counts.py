@@ -1,4 +1,4 @@
-"""How many tokens and images each sample has, counted without opening a picture, once per data set and tokenizer.
+"""How many tokens and images each sample has, counted without decoding a picture, once per data set and tokenizer.
 
 The counts are two small files in the user's cache (8 bytes per record), under a name made of all that they depend on.
 They are read like any file: mapped, not loaded.
@@ -83,6 +83,7 @@ def _key(dataset: ConversationDataset, data: Sequence[Any]) -> str:
         "max_length": dataset.max_length,
         "tokenizer": [type(tokenizer).__name__, words, tokenizer.special_tokens_map, tokenizer.chat_template],
         "image_tokens": processor.num_image_tokens,
+        "tiling": repr(processor.tiling),
     }
     return hashlib.sha256(json.dumps(recipe, sort_keys=True, default=str).encode()).hexdigest()[:32]
 

@@ -47,7 +47,7 @@ from llava_npu.demo.weights import language_model, vision_tower
 from llava_npu.devices import Device
 from llava_npu.errors import UserError
 from llava_npu.evaluation.ablations import GIVEN, NONE, SHUFFLED
-from llava_npu.evaluation.features import FeatureCache
+from llava_npu.evaluation.features import FeatureCache, ImageFeatures
 from llava_npu.evaluation.files import write_text
 from llava_npu.models import load
 from llava_npu.training import train
@@ -153,7 +153,7 @@ def run_demo(
     asked = _spread(questions, run.profile.examples)
     measured: dict[str, Any] = {}
     said: dict[str, list[str]] = {}
-    kept: OrderedDict[str, torch.Tensor] = OrderedDict()  # features; the tower is frozen, so all states share them
+    kept: OrderedDict[str, ImageFeatures] = OrderedDict()  # features; the tower is frozen, so all states share them
     by_letter = run.profile.sizes.by_letter
 
     def look(state: str, model: Any, processor: Any, template: str | None) -> None:

@@ -25,7 +25,7 @@ import torch
 from llava_npu.data.records import IMAGE_MARK
 from llava_npu.errors import UserError, nearest
 from llava_npu.evaluation.beginnings import Prompt, begin, can_share, shared_lengths
-from llava_npu.evaluation.features import FeatureCache, stack_features
+from llava_npu.evaluation.features import FeatureCache, ImageFeatures, image_inputs
 from llava_npu.evaluation.fingerprints import fingerprint_model, fingerprint_processor
 from llava_npu.evaluation.likelihood import AnsweredPrompt, answer_log_probabilities
 from llava_npu.evaluation.questions import Answer, Question
@@ -34,7 +34,7 @@ from llava_npu.models.stopping import stop_string, stopping_arguments
 ANSWER_MODES = ("generate", "likelihood", "likelihood-letter")
 
 Settings = dict[str, str | int | float | bool | None]
-Features = dict[str, torch.Tensor]  # image key → (tokens, channels)
+Features = dict[str, ImageFeatures]  # by image key
 
 
 class Method(Protocol):
@@ -111,13 +111,13 @@ class GenerateText:
     def answer(self, model: Any, processor: Any, questions: Sequence[Question], features: Features) -> list[Answer]:
         """Generates an answer to each question."""
         texts = [_full_prompt(question) for question in questions]
-        prompts = _encode_prompts(processor, texts, questions)
+        prompts = _encode_prompts(processor, texts, questions, features)
         shared = shared_lengths(prompts, processor.image_token_id) if can_share(model) else None
+        context: dict[str, Any]
         if shared is None:
             batch = processor.pad_left([prompt.ids for prompt in prompts])
             input_ids, attention_mask = batch["input_ids"], batch["attention_mask"]
-            images = stack_features([question.images for question in questions], features, model.device)
-            context = {} if images is None else {"vision_features": images}
+            context = image_inputs([question.images for question in questions], features, model.device)
         else:
             begun = begin(model, processor, prompts, shared, features)
             input_ids, attention_mask = begun.input_ids, begun.attention_mask
@@ -217,14 +217,14 @@ def _with_marks(question: Question, text: str) -> str:
     return "\n".join([*[IMAGE_MARK] * len(question.images), text])
 
 
-def _encode_prompts(processor: Any, texts: Sequence[str], questions: Sequence[Question]) -> list[Prompt]:
+def _encode_prompts(
+    processor: Any, texts: Sequence[str], questions: Sequence[Question], features: Features
+) -> list[Prompt]:
     # As `processor.encode_prompts`, but without pictures: their features are there already.
     return [
-        Prompt(
-            tuple(processor.encode_prompt(_turns(text), len(question.images), f"question {question.id}")),
-            question.images,
-        )
+        Prompt(tuple(processor.encode_prompt(_turns(text), sizes, f"question {question.id}")), question.images)
         for text, question in zip(texts, questions, strict=True)
+        for sizes in [[features[image.key].size for image in question.images]]
     ]
 
 

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from transformers import DynamicCache
 
-from llava_npu.evaluation.features import stack_features
+from llava_npu.evaluation.features import ImageFeatures, image_inputs
 from llava_npu.evaluation.images import ImageSource
 
 
@@ -95,7 +95,7 @@ def shared_lengths(prompts: Sequence[Prompt], image_token_id: int) -> list[int] 
 
 
 def begin(
-    model: Any, processor: Any, prompts: Sequence[Prompt], lengths: Sequence[int], features: Mapping[str, torch.Tensor]
+    model: Any, processor: Any, prompts: Sequence[Prompt], lengths: Sequence[int], features: Mapping[str, ImageFeatures]
 ) -> Begun:
     """Runs the distinct beginnings of a batch of prompts, in one forward pass.
 
@@ -103,7 +103,7 @@ def begin(
         model, processor: as `llava_npu.models.load` gives them.
         prompts: the batch.
         lengths: of their beginnings (see `shared_lengths`).
-        features: image key → (tokens, channels), of every image.
+        features: of every image, by key.
     """
     beginnings = [Prompt(prompt.ids[:length], prompt.images) for prompt, length in zip(prompts, lengths, strict=True)]
     rows = {beginning: row for row, beginning in enumerate(dict.fromkeys(beginnings))}
@@ -114,7 +114,7 @@ def begin(
         input_ids=batch["input_ids"].to(model.device),
         attention_mask=mask.to(model.device),
         position_ids=(mask.cumsum(1) - 1).clamp(min=0).to(model.device),
-        vision_features=stack_features([beginning.images for beginning in rows], dict(features), model.device),
+        **image_inputs([beginning.images for beginning in rows], features, model.device),
         past_key_values=cache,
         use_cache=True,
     ).last_hidden_state

@@ -3,14 +3,29 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+from PIL import Image
 
 from llava_npu.evaluation.images import ImageSource, UnreadableImageError
 
 MAX_IMAGES = 256  # of CLIP-L/336 in 16 bits: 300 MB
+
+
+@dataclass(frozen=True)
+class ImageFeatures:
+    """What the vision tower gives for one image.
+
+    Attributes:
+        tensor: (tiles, tokens, channels) on the host; an image is one tile unless the model cuts it (anyres).
+        size: of the image, (height, width).
+    """
+
+    tensor: torch.Tensor
+    size: tuple[int, int]
 
 
 class FeatureCache:
@@ -24,7 +39,7 @@ class FeatureCache:
         model: Any,
         processor: Any,
         max_images: int = MAX_IMAGES,
-        kept: OrderedDict[str, torch.Tensor] | None = None,
+        kept: OrderedDict[str, ImageFeatures] | None = None,
     ):
         """
         Args:
@@ -35,10 +50,10 @@ class FeatureCache:
         self._model = model
         self._processor = processor
         self._max_images = max_images
-        self._features = OrderedDict() if kept is None else kept  # key → (tokens, channels)
+        self._features = OrderedDict() if kept is None else kept
 
-    def load(self, images: Sequence[ImageSource]) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-        """Features of the distinct images: key → (tokens, channels) on the host; and key → error of unreadable ones."""
+    def load(self, images: Sequence[ImageSource]) -> tuple[dict[str, ImageFeatures], dict[str, str]]:
+        """Features of the distinct images, by key; and key → error of unreadable ones."""
         distinct = {image.key: image for image in images}
         found = {key: self._features[key] for key in distinct if key in self._features}
         opened, errors = {}, {}
@@ -58,14 +73,21 @@ class FeatureCache:
         return found, errors
 
     @torch.no_grad()
-    def _encode(self, images: Sequence[Any]) -> torch.Tensor:
-        pixel_values = self._processor.preprocess_images(images)  # (images, 3, height, width)
-        return self._model.encode_images(pixel_values.to(self._model.device)).cpu()  # (images, tokens, channels)
+    def _encode(self, images: Sequence[Image.Image]) -> list[ImageFeatures]:
+        tiles = [self._processor.preprocess_images([image]) for image in images]  # (tiles, 3, height, width) each
+        features = self._model.encode_images(torch.cat(tiles).to(self._model.device)).cpu()
+        parts = features.split([len(each) for each in tiles])  # (tiles, tokens, channels) each
+        return [ImageFeatures(part, (each.height, each.width)) for part, each in zip(parts, images, strict=True)]
 
 
-def stack_features(
-    images: Sequence[Sequence[ImageSource]], features: dict[str, torch.Tensor], device: torch.device
-) -> torch.Tensor | None:
-    """The features of a batch's images in the order of its texts: (images, tokens, channels); None without images."""
-    keys = [image.key for of_one in images for image in of_one]
-    return torch.stack([features[key] for key in keys]).to(device) if keys else None
+def image_inputs(
+    images: Sequence[Sequence[ImageSource]], features: Mapping[str, ImageFeatures], device: torch.device
+) -> dict[str, Any]:
+    """What the model takes for a batch's images, in the order of its texts; nothing without images."""
+    found = [features[image.key] for of_one in images for image in of_one]
+    if not found:
+        return {}
+    return {
+        "vision_features": torch.cat([each.tensor for each in found]).to(device),
+        "image_sizes": [each.size for each in found],
+    }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -27,6 +28,7 @@ def fingerprint_processor(processor: Any) -> str:
         "chat_template": getattr(processor.tokenizer, "chat_template", None),
         "num_image_tokens": processor.num_image_tokens,
         "image_aspect_ratio": processor.image_aspect_ratio,
+        **({"tiling": asdict(processor.tiling)} if processor.tiling is not None else {}),
         "image_processor": _stable(processor.image_processor.to_dict()),
     }
     text = json.dumps(facts, sort_keys=True, default=str)

@@ -15,6 +15,7 @@ from transformers import DynamicCache
 from llava_npu.data.labels import IGNORE_INDEX, encode_conversation, expand_images
 from llava_npu.errors import UserError
 from llava_npu.evaluation.beginnings import Prompt, begin, can_share, shared_lengths
+from llava_npu.evaluation.features import ImageFeatures
 from llava_npu.evaluation.images import ImageSource
 
 
@@ -51,7 +52,7 @@ def answer_log_probabilities(
     model: Any,
     processor: Any,
     items: Sequence[AnsweredPrompt],
-    features: Mapping[str, torch.Tensor],
+    features: Mapping[str, ImageFeatures],
     *,
     ends: bool = True,
 ) -> list[LogProbability]:
@@ -64,11 +65,11 @@ def answer_log_probabilities(
     Args:
         model, processor: as `llava_npu.models.load` gives them.
         items: conversations with their answers.
-        features: image key → (tokens, channels), of every image in `items`.
+        features: of every image in `items`, by key.
         ends: whether what all answers end with alike, the end token, is scored. Without it answers of one token, as an
             option's letter, are scored behind their question, in one pass.
     """
-    scored = [_encode(processor, item) for item in items]
+    scored = [_encode(processor, item, features) for item in items]
     if not ends:
         scored = _without_end(scored)
     questions = [Prompt(each.prefix, item.images) for each, item in zip(scored, items, strict=True)]
@@ -111,9 +112,9 @@ class _Scored:
     labels: tuple[int, ...]
 
 
-def _encode(processor: Any, item: AnsweredPrompt) -> _Scored:
+def _encode(processor: Any, item: AnsweredPrompt, features: Mapping[str, ImageFeatures]) -> _Scored:
     encoded = encode_conversation(item.conversations, processor.tokenizer, processor.template, record=item.name)
-    widths = [processor.num_image_tokens] * len(item.images)
+    widths = [processor.count_image_tokens(features[image.key].size) for image in item.images]
     expanded = expand_images(encoded, widths, processor.image_token_id, record=item.name)
     start = next(place for place, label in enumerate(expanded.labels) if label != IGNORE_INDEX)
     ids, labels = expanded.input_ids, expanded.labels
@@ -132,7 +133,7 @@ def _without_end(scored: Sequence[_Scored]) -> list[_Scored]:
 
 
 def _run_questions(
-    model: Any, processor: Any, questions: Sequence[Prompt], features: Mapping[str, torch.Tensor]
+    model: Any, processor: Any, questions: Sequence[Prompt], features: Mapping[str, ImageFeatures]
 ) -> tuple[torch.Tensor, torch.Tensor, DynamicCache]:
     """Runs what stands before the answers, padded on the left.
 

@@ -5,17 +5,21 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
 
 from llava_npu.errors import UserError
+from llava_npu.models.anyres import default_resolutions, resolutions_from_llava
 from llava_npu.models.configuration import LlavaNpuConfig
 from llava_npu.models.folders import check_loaded, check_model_folder, open_part
+from llava_npu.models.image_processors import load_image_processor, set_processor_size
 from llava_npu.models.modeling import LlavaNpuForConditionalGeneration
 from llava_npu.models.processing import IMAGE_TOKEN, LlavaNpuProcessor
 from llava_npu.models.projectors import build_projector, grid_defaults
+from llava_npu.models.resizing import fit_tower
 from llava_npu.models.towers import describe_tower
 
-_NOT_THE_TOWER = ("text_", "logit_", "visual_projection", "classifier")  # left over by right from a whole CLIP
+# Left over by right from a whole CLIP or a classifier, and missing by right where a tower was published without them.
+_NOT_THE_TOWER = ("text_", "logit_", "visual_projection", "classifier", "pooler.", "head.")
 EMBEDDING_MULTIPLE = 64  # vocabulary rows are padded to this multiple, as in transformers' LLaVA (32064)
 
 
@@ -28,6 +32,9 @@ def compose(
     vision_feature_layer: int | list[int] = -2,
     keep_prefix_tokens: bool = False,
     image_aspect_ratio: str = "pad",
+    image_grid_pinpoints: list[list[int]] | None = None,
+    image_size: int | None = None,
+    scales: list[int] | None = None,
     template: str | None = None,
     seed: int = 0,
     dtype: torch.dtype = torch.float32,
@@ -35,12 +42,17 @@ def compose(
     """Joins a tower and a language model by a projector with fresh weights.
 
     Args:
-        vision_tower: folder or hub id of a CLIP, SigLIP, DINOv2 or ResNet model (the whole CLIP will do).
+        vision_tower: folder or hub id of a CLIP, SigLIP, DINOv2 or other model (the whole CLIP will do); see
+            `towers.py`.
         language_model: folder or hub id of a Llama-family causal language model.
         projector_type, projector_options: see `llava_npu.models.projectors`.
         vision_feature_layer: which hidden state of the tower the projector sees; −2 is LLaVA's choice for CLIP.
         keep_prefix_tokens: give the projector the tower's special tokens too (`cls_patch`).
-        image_aspect_ratio: "pad" (to a square, mean colour) or "square" (the image processor's own resize and crop).
+        image_aspect_ratio: "pad" (to a square, mean colour), "square" (the image processor's own resize and crop) or
+            "anyres" (several tiles; `anyres.py`).
+        image_grid_pinpoints: with anyres, (width, height) of the resolutions to choose from; None: LLaVA-1.6's.
+        image_size: pixels per side, if other than the tower's published size.
+        scales: the tower sees a picture at these multiples of its size (S²; `multiscale.py`), as [1, 2].
         template: conversation template; None takes the tokenizer's own if it has one, else Vicuna's.
         seed: of the projector's weights and the new embedding rows.
         dtype: of all weights.
@@ -50,16 +62,14 @@ def compose(
     """
     check_model_folder(vision_tower, "model.vision_tower")
     check_model_folder(language_model, "model.language_model")
-    image_processor = open_part(
-        lambda: AutoImageProcessor.from_pretrained(vision_tower), "model.vision_tower (image processor)", vision_tower
-    )
+    image_processor = load_image_processor(vision_tower, "model.vision_tower")
     tokenizer = open_part(
         lambda: AutoTokenizer.from_pretrained(language_model), "model.language_model (tokenizer)", language_model
     )
     tower = open_part(lambda: load_tower(vision_tower, dtype), "model.vision_tower", vision_tower)
     decoder = open_part(lambda: _load_language_model(language_model, dtype), "model.language_model", language_model)
-    if not hasattr(tower.config, "image_size"):  # a convolutional tower takes any size: the image processor decides
-        tower.config.image_size = list(image_size(image_processor))
+    tower, image_processor = fit_tower(tower, image_processor, image_size)
+    resolutions = _resolutions(image_aspect_ratio, image_grid_pinpoints, describe_tower(tower.config).image_size)
 
     torch.manual_seed(seed)
     image_token_id = add_special_tokens(tokenizer)
@@ -76,6 +86,8 @@ def compose(
         vision_feature_select_strategy="full" if keep_prefix_tokens else None,
         projector_type=projector_type,
         projector_options=options,
+        scales=scales or [1],
+        image_grid_pinpoints=resolutions,
         tie_word_embeddings=decoder.config.tie_word_embeddings,
     )
     with torch.device("meta"):
@@ -89,26 +101,82 @@ def compose(
         text_hidden_size=decoder.config.hidden_size,
         **config.projector_options,
     ).to(dtype)
+    if resolutions is not None:
+        model.model.image_newline = _fresh_newline(decoder.config.hidden_size, dtype)
     model.generation_config = decoder.generation_config
     model.generation_config.pad_token_id = tokenizer.pad_token_id
 
+    if resolutions is not None or config.scales != [1]:
+        image_processor = set_processor_size(image_processor, config.input_size)
     processor = LlavaNpuProcessor.for_config(
         config, image_processor, tokenizer, template=template, image_aspect_ratio=image_aspect_ratio
     )
     return model, processor
 
 
+def change_aspect_ratio(
+    model: LlavaNpuForConditionalGeneration,
+    processor: LlavaNpuProcessor,
+    image_aspect_ratio: str,
+    image_grid_pinpoints: list[list[int]] | None = None,
+    seed: int = 0,
+) -> LlavaNpuProcessor:
+    """Makes a model that was trained one way see pictures in another, as LLaVA-1.6 goes from squares to anyres.
+
+    Args:
+        model: changed in place: with "anyres" it gets an `image_newline` unless it has one; else it loses it.
+        processor: the model's own.
+        image_aspect_ratio, image_grid_pinpoints, seed: as in `compose`.
+
+    Returns:
+        the processor that now belongs to the model.
+    """
+    config = model.config
+    resolutions = _resolutions(image_aspect_ratio, image_grid_pinpoints, config.tower.image_size)
+    if image_aspect_ratio == "anyres" and image_grid_pinpoints is None:
+        resolutions = config.image_grid_pinpoints or resolutions
+    config.change_resolutions(resolutions)
+    if resolutions is None:
+        model.model.image_newline = None
+    elif model.model.image_newline is None:
+        torch.manual_seed(seed)
+        model.model.image_newline = _fresh_newline(config.text_config.hidden_size, model.dtype)
+    image_processor = processor.image_processor
+    if resolutions is not None:
+        image_processor = set_processor_size(image_processor, config.input_size)
+    return LlavaNpuProcessor.for_config(
+        config,
+        image_processor,
+        processor.tokenizer,
+        template=processor.template,
+        image_aspect_ratio=image_aspect_ratio,
+    )
+
+
+def _resolutions(
+    image_aspect_ratio: str, pinpoints: list[list[int]] | None, tile_size: tuple[int, int]
+) -> list[list[int]] | None:
+    """What anyres chooses from, (height, width); None for the other ways."""
+    if image_aspect_ratio == "anyres":
+        return default_resolutions(tile_size) if pinpoints is None else resolutions_from_llava(pinpoints)
+    if pinpoints is not None:
+        raise UserError(f"image_grid_pinpoints belong to image_aspect_ratio 'anyres', not {image_aspect_ratio!r}.")
+    return None
+
+
+def _fresh_newline(width: int, dtype: torch.dtype) -> torch.nn.Parameter:
+    return torch.nn.Parameter(torch.randn(width, dtype=dtype) * width**-0.5)  # as LLaVA-1.6
+
+
 def load_tower(source: str, dtype: torch.dtype) -> Any:
     config = AutoConfig.from_pretrained(source)
     config = getattr(config, "vision_config", config)  # a whole CLIP or SigLIP: its vision half
+    describe_tower(config)  # refuses an unfit kind before anything large is loaded
     tower, info = AutoModel.from_pretrained(source, config=config, dtype=dtype, output_loading_info=True)
-    info["unexpected_keys"] = [
-        key
-        for key in info["unexpected_keys"]
-        if not key.startswith(("text_", "logit_", "visual_projection", "classifier"))
-    ]
-    check_loaded(info, "model.vision_tower", source)
-    describe_tower(tower.config)  # refuses an unknown kind before anything large is loaded
+    check_loaded(info, "model.vision_tower", source, ignore=_NOT_THE_TOWER)
+    for name, parameter in tower.named_parameters():
+        if name in info["missing_keys"]:  # a pooler: nothing reads it, and it should not differ from load to load
+            torch.nn.init.zeros_(parameter)
     return tower
 
 
@@ -129,11 +197,3 @@ def add_special_tokens(tokenizer: Any) -> int:
     if tokenizer.pad_token_id is None:
         tokenizer.add_special_tokens({"pad_token": "<pad>"})
     return int(tokenizer.convert_tokens_to_ids(IMAGE_TOKEN))
-
-
-def image_size(image_processor: Any) -> tuple[int, int]:
-    """(height, width) of the pictures that an image processor makes."""
-    size = getattr(image_processor, "crop_size", None) or image_processor.size
-    if "height" in size:
-        return int(size["height"]), int(size["width"])
-    return int(size["shortest_edge"]), int(size["shortest_edge"])

@@ -7,7 +7,9 @@ from huggingface_hub.dataclasses import strict
 from transformers import LlavaConfig
 
 from llava_npu.errors import UserError
-from llava_npu.models.projectors import feature_layers, num_tokens
+from llava_npu.models.anyres import Size, Tiling, check_resolutions, default_resolutions
+from llava_npu.models.multiscale import check_scales
+from llava_npu.models.projectors import feature_layers, num_tokens, token_grid
 from llava_npu.models.towers import Tower, check_layers, describe_tower
 
 PLAIN_PROJECTOR = "mlp2x_gelu"  # the one that transformers' own LLaVA has
@@ -18,13 +20,17 @@ class LlavaNpuConfig(LlavaConfig):
     """Configuration of a LLaVA-style model with any tower and projector.
 
     A model that transformers' own LLaVA can express (two-layer MLP, a tower of tokens) is saved as such, with
-    `model_type` "llava", so that every tool that knows LLaVA opens it; any other is saved as "llava_npu".
+    `model_type` "llava" or, with anyres, "llava_next", so that every tool that knows these opens it; any other is saved
+    as "llava_npu".
 
     Beyond `LlavaConfig`:
         projector_type: a name known to `llava_npu.models.projectors`.
         projector_options: that projector's options.
         vision_feature_select_strategy: "default" (patch tokens only), "full" (special tokens too), or None: what fits
             the tower.
+        scales: with more than [1], the tower sees each picture at several sizes (S²; `multiscale.py`).
+        image_grid_pinpoints: resolutions, (height, width), into which pictures are scaled to be seen as several tiles
+            (`anyres.py`); None: each picture is one square.
     """
 
     model_type = "llava_npu"
@@ -32,6 +38,8 @@ class LlavaNpuConfig(LlavaConfig):
     projector_type: str = PLAIN_PROJECTOR
     projector_options: dict[str, Any] = field(default_factory=dict)
     vision_feature_select_strategy: Literal["default", "full"] | None = None
+    scales: list[int] = field(default_factory=lambda: [1])
+    image_grid_pinpoints: list[list[int]] | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)
@@ -45,6 +53,9 @@ class LlavaNpuConfig(LlavaConfig):
                 f"vision_feature_select_strategy 'default' drops the first token, but a {tower.kind} tower has no "
                 "class token: a picture patch would be lost. Use 'full' (all patches are kept)."
             )
+        check_scales(self.scales)
+        if self.image_grid_pinpoints is not None:
+            self._check_anyres()
         self.image_seq_length = self.num_image_tokens
 
     @property
@@ -66,37 +77,92 @@ class LlavaNpuConfig(LlavaConfig):
     def projector_input_size(self) -> int:
         """`vision_hidden_size` for `build_projector`, which itself counts the layers that the projector asks for."""
         chosen = 1 if isinstance(self.vision_feature_layer, int) else len(self.vision_feature_layer)
-        return self.tower.hidden_size * chosen
+        return self.tower.hidden_size * chosen * len(self.scales)
+
+    @property
+    def input_size(self) -> Size:
+        """(height, width) of the pictures, or of the tiles of one, that the model takes."""
+        height, width = self.tower.image_size
+        return height * self.scales[-1], width * self.scales[-1]
+
+    @property
+    def tiling(self) -> Tiling | None:
+        """How pictures are cut into tiles; None: they are not."""
+        if self.image_grid_pinpoints is None:
+            return None
+        tower = self.tower
+        grid = token_grid(self.projector_type, tower.grid, **self.projector_options)
+        assert grid is not None
+        resolutions = tuple((height, width) for height, width in self.image_grid_pinpoints)
+        return Tiling(resolutions, tower.image_size, grid)
+
+    def count_image_tokens(self, size: Size) -> int:
+        """Tokens that an image of this (height, width) takes in the text."""
+        tiling = self.tiling
+        return self.num_image_tokens if tiling is None else tiling.num_tokens(size)
 
     @property
     def num_image_tokens(self) -> int:
-        """Tokens that one image takes in the text: the projector's answer for the tower's grid."""
+        """Tokens of one image, with anyres of one tile: the projector's answer for the tower's grid."""
         tower = self.tower
         special_tokens = tower.num_prefix_tokens if self.keep_prefix_tokens else 0
         return num_tokens(self.projector_type, tower.grid, special_tokens=special_tokens, **self.projector_options)
 
     @property
     def is_plain_llava(self) -> bool:
-        """Whether transformers' `LlavaForConditionalGeneration` computes exactly this model."""
+        """Whether transformers' LLaVA (with anyres, its LLaVA-NeXT) computes exactly this model."""
         return (
             self.projector_type == PLAIN_PROJECTOR
             and not self.projector_options
+            and self.scales == [1]
             and not self.tower.last_layer_only
             and (self.keep_prefix_tokens or self.tower.num_prefix_tokens == 1)
+            and (self.image_grid_pinpoints is None or isinstance(self.vision_config.image_size, int))
         )
+
+    @property
+    def plain_model_type(self) -> str:
+        """The `model_type` of the transformers model that `is_plain_llava` speaks of."""
+        return "llava" if self.image_grid_pinpoints is None else "llava_next"
+
+    def change_resolutions(self, resolutions: list[list[int]] | None) -> None:
+        """Sets what anyres chooses from, (height, width), or with None ends it."""
+        self.image_grid_pinpoints = resolutions
+        if resolutions is not None:
+            self._check_anyres()
+
+    def _check_anyres(self) -> None:
+        assert self.image_grid_pinpoints is not None
+        tower = self.tower
+        check_resolutions(self.image_grid_pinpoints, tower.image_size)
+        if len(self.scales) > 1:
+            raise UserError("image_aspect_ratio 'anyres' and several scales are two ways to see details; choose one.")
+        if self.keep_prefix_tokens and tower.num_prefix_tokens:
+            raise UserError(
+                "image_aspect_ratio 'anyres' lays patches out as a map; it takes vision_select_feature 'patch'."
+            )
+        if token_grid(self.projector_type, tower.grid, **self.projector_options) is None:
+            raise UserError(
+                f"image_aspect_ratio 'anyres' needs tokens that keep their places in the picture; those of projector "
+                f"{self.projector_type!r} do not. Linear, MLP, pooling, convolutional and TokenPacker projectors do."
+            )
 
     @classmethod
     def get_config_dict(
         cls, pretrained_model_name_or_path: Any, **kwargs: Any
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         values, unused = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
-        if values.get("model_type") == "llava":  # a plain LLaVA checkpoint is one of ours
+        if values.get("model_type") == "llava_next":
+            image_size = values.get("vision_config", {}).get("image_size", 336)  # transformers' default
+            values.setdefault("image_grid_pinpoints", default_resolutions((image_size, image_size)))
+        if values.get("model_type") in ("llava", "llava_next"):  # a plain LLaVA checkpoint is one of ours
             values["model_type"] = cls.model_type
         return values, unused
 
     def to_dict(self) -> dict[str, Any]:
         values = super().to_dict()
         if self.is_plain_llava:
-            values["model_type"] = "llava"
-            values["architectures"] = ["LlavaForConditionalGeneration"]
+            values["model_type"] = self.plain_model_type
+            anyres = self.image_grid_pinpoints is not None
+            values["architectures"] = [f"Llava{'Next' if anyres else ''}ForConditionalGeneration"]
         return values

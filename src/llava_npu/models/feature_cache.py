@@ -20,8 +20,9 @@ from safetensors.torch import load_file, save_file
 
 from llava_npu.cache import cache_root, locked
 from llava_npu.data.image_roots import ImagePath
-from llava_npu.data.images import load_image
+from llava_npu.data.images import image_size, load_image
 from llava_npu.errors import UserError
+from llava_npu.models.configuration import LlavaNpuConfig
 from llava_npu.models.modeling import LlavaNpuForConditionalGeneration
 from llava_npu.models.processing import LlavaNpuProcessor
 
@@ -31,7 +32,7 @@ _LEFT_FREE = 2 * 2**30  # bytes of the disk that a cache leaves to others
 
 
 class FeatureCache:
-    """From an image's path to its features, (tokens, channels); read from disk when asked for."""
+    """From an image's path to its features, (tiles, tokens, channels); read from disk when asked for."""
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -47,7 +48,7 @@ class FeatureCache:
         return self._file(image).is_file()
 
     def put(self, image: ImagePath, features: torch.Tensor) -> None:
-        """Keeps the features (tokens, channels) of an image."""
+        """Keeps the features (tiles, tokens, channels) of an image."""
         file = self._file(image)
         file.parent.mkdir(parents=True, exist_ok=True)
         partial = file.with_suffix(f".{os.getpid()}.partial")
@@ -69,7 +70,9 @@ def open_feature_cache(model: LlavaNpuForConditionalGeneration, processor: Llava
     recipe = {
         "layers": model.config.feature_layers,
         "keep_prefix_tokens": model.config.keep_prefix_tokens,
+        "scales": model.config.scales,
         "image_aspect_ratio": processor.image_aspect_ratio,
+        "image_grid_pinpoints": model.config.image_grid_pinpoints,
         "image_processor": processor.image_processor.to_dict(),
         "vision_config": {
             key: value for key, value in model.config.vision_config.to_dict().items() if key not in _OF_NO_EFFECT
@@ -110,8 +113,22 @@ def space_needed(
     """Bytes on disk that filling the cache will take, for the images that it lacks."""
     config, parameter = model.config, next(model.model.vision_tower.parameters())
     tokens = config.tower.num_patches + (config.tower.num_prefix_tokens if config.keep_prefix_tokens else 0)
-    missing = sum(not _has(cache, image, skip_bad) for image in dict.fromkeys(images))
-    return missing * tokens * model.model.multi_modal_projector.input_channels * parameter.element_size()
+    missing = (image for image in dict.fromkeys(images) if not _has(cache, image, skip_bad))
+    tiles = sum(_num_tiles(config, image, skip_bad) for image in missing)
+    return tiles * tokens * model.model.multi_modal_projector.input_channels * parameter.element_size()
+
+
+def _num_tiles(config: LlavaNpuConfig, image: ImagePath, skip_bad: bool) -> int:
+    """As how many tiles an image passes the tower; none if it cannot be read and that is no error."""
+    tiling = config.tiling
+    if tiling is None:
+        return 1
+    try:
+        return tiling.num_tiles(image_size(image, str(image)))
+    except UserError:
+        if not skip_bad:
+            raise
+        return 0
 
 
 def space_left(cache: FeatureCache) -> int:
@@ -135,10 +152,10 @@ def _fill(
     for batch in _batches(missing, batch_size):
         pictures = {image: picture for image in batch if (picture := _load(image, skip_bad)) is not None}
         if pictures:
-            pixel_values = processor.preprocess_images(list(pictures.values()))
+            tiles = [processor.preprocess_images([picture]) for picture in pictures.values()]
             with torch.no_grad():
-                features = model.encode_images(pixel_values.to(parameter.device, parameter.dtype))
-            for image, of_image in zip(pictures, features, strict=True):
+                features = model.encode_images(torch.cat(tiles).to(parameter.device, parameter.dtype))
+            for image, of_image in zip(pictures, features.split([len(each) for each in tiles]), strict=True):
                 cache.put(image, of_image)
         report(len(batch))
 

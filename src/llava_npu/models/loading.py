@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoImageProcessor, AutoTokenizer
+from transformers import AutoTokenizer
 
 from llava_npu.errors import UserError
 from llava_npu.models.adapters import BASE, is_adapter_folder, load_adapters, merge_adapters
-from llava_npu.models.composing import compose
+from llava_npu.models.composing import change_aspect_ratio, compose
 from llava_npu.models.configuration import LlavaNpuConfig
 from llava_npu.models.folders import check_loaded, check_model_folder, is_local, open_part
+from llava_npu.models.image_processors import load_image_processor
 from llava_npu.models.modeling import LlavaNpuForConditionalGeneration
 from llava_npu.models.processing import IMAGE_TOKEN, LlavaNpuProcessor
 from llava_npu.models.sources import ModelSource, read_source
@@ -75,7 +76,10 @@ def open_source(
 ) -> tuple[LlavaNpuForConditionalGeneration, LlavaNpuProcessor]:
     """Loads or composes what `source` describes, on the CPU; `dtype` None keeps a checkpoint's."""
     if source.checkpoint is not None:
-        return load(source.checkpoint, dtype=dtype)
+        model, processor = load(source.checkpoint, dtype=dtype)
+        if source.changes:
+            processor = change_aspect_ratio(model, processor, **source.changes)
+        return model, processor
     return compose(**source.parts, dtype=dtype or torch.float32)
 
 
@@ -99,7 +103,7 @@ def _load_whole(
 def load_processor(source: str, config: LlavaNpuConfig) -> LlavaNpuProcessor:
     """Loads the processor that belongs to a model of this configuration from its folder."""
     tokenizer = open_part(lambda: AutoTokenizer.from_pretrained(source), "model (tokenizer)", source)
-    image_processor = open_part(lambda: AutoImageProcessor.from_pretrained(source), "model (image processor)", source)
+    image_processor = load_image_processor(source, "model")
     if tokenizer.convert_tokens_to_ids(IMAGE_TOKEN) != config.image_token_id:
         raise UserError(
             f"model: the tokenizer in {source} has no {IMAGE_TOKEN} token with id {config.image_token_id}, which "

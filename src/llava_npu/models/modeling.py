@@ -3,10 +3,14 @@
 Data flow: pixels → tower → features (images, tokens, channels) → projector → visual tokens, spliced into the text at
 the image tokens → language model. Features can also be given directly (`vision_features`): a frozen tower's output
 need be computed once only.
+
+With anyres an image is several tiles, each of which passes tower and projector like an image of its own; `image_sizes`
+says how the tiles' tokens are laid out. Wherever below an axis counts images, it then counts the tiles of all images.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -20,14 +24,18 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.models.llava.modeling_llava import LlavaModel, LlavaPreTrainedModel
 
 from llava_npu.errors import UserError
+from llava_npu.models.anyres import Size, Tiling
 from llava_npu.models.configuration import LlavaNpuConfig
+from llava_npu.models.multiscale import multiscale_features
 from llava_npu.models.projectors import Projector, build_projector
 from llava_npu.models.towers import select_features
 
 # Weights are named in files as those of transformers' LLaVA are, so that either loads the other's.
 register_checkpoint_conversion_mapping(
-    LlavaNpuConfig.model_type, get_checkpoint_conversion_mapping("llava"), overwrite=True
+    LlavaNpuConfig.model_type, get_checkpoint_conversion_mapping("llava_next"), overwrite=True
 )
+
+ImageSizes = torch.Tensor | Sequence[Size]  # (images, 2), each image's (height, width)
 
 
 class LlavaNpuPreTrainedModel(LlavaPreTrainedModel):
@@ -46,8 +54,10 @@ class LlavaNpuPreTrainedModel(LlavaPreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, Projector):
             module.init_weights()
-        else:
-            super()._init_weights(module)
+            return
+        super()._init_weights(module)
+        if isinstance(module, LlavaNpuModel) and module.image_newline is not None:
+            nn.init.normal_(module.image_newline, std=self.config.text_config.hidden_size**-0.5)
 
 
 class LlavaNpuModel(LlavaNpuPreTrainedModel, LlavaModel):
@@ -71,28 +81,43 @@ class LlavaNpuModel(LlavaNpuPreTrainedModel, LlavaModel):
                 f"Projector {config.projector_type!r} gives the tower's {given} channels, but the language model takes"
                 f" {taken}. Choose a tower of that width, or a projector that maps one to the other, such as 'linear'."
             )
+        self.image_newline = None
+        if config.image_grid_pinpoints is not None:  # with the initialisation of LLaVA-1.6
+            width = config.text_config.hidden_size
+            self.image_newline = nn.Parameter(torch.randn(width) * width**-0.5)
         self.language_model = AutoModel.from_config(config.text_config)
         self.post_init()
 
     def encode_images(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Runs the vision tower: (images, 3, height, width) → (images, tokens, channels), before the projector."""
-        tower = self.config.tower
-        if tuple(pixel_values.shape[-2:]) != tower.image_size:
+        config = self.config
+        tower = config.tower
+        if tuple(pixel_values.shape[-2:]) != config.input_size:
             raise UserError(
                 f"pixel_values: images of {tuple(pixel_values.shape[-2:])} pixels, but this model's tower takes "
-                f"{tower.image_size}. Prepare them with the model's own processor."
+                f"{config.input_size}. Prepare them with the model's own processor."
             )
         learns = any(parameter.requires_grad for parameter in self.vision_tower.parameters())
+
+        def encode(pictures: torch.Tensor) -> list[torch.Tensor]:
+            outputs = self.vision_tower(pictures, output_hidden_states=True)
+            return select_features(outputs, tower, config.feature_layers, config.keep_prefix_tokens)
+
+        pixel_values = pixel_values.to(self.vision_tower.dtype)
         with torch.set_grad_enabled(torch.is_grad_enabled() and learns):  # a frozen tower keeps no activations
-            outputs = self.vision_tower(pixel_values.to(self.vision_tower.dtype), output_hidden_states=True)
-        return select_features(outputs, tower, self.config.feature_layers, self.config.keep_prefix_tokens)
+            if len(config.scales) == 1:
+                layers = encode(pixel_values)
+            else:
+                special_tokens = tower.num_prefix_tokens if config.keep_prefix_tokens else 0
+                layers = multiscale_features(encode, pixel_values, config.scales, tower.grid, special_tokens)
+            return layers[0] if len(layers) == 1 else torch.cat(layers, dim=-1)
 
     def project(self, vision_features: torch.Tensor) -> torch.Tensor:
         """Runs the projector: (images, tokens, channels) → (images, visual tokens, text hidden size)."""
         dtype = next(self.multi_modal_projector.parameters(), vision_features).dtype
         return self.multi_modal_projector(vision_features.to(dtype), grid=self.config.tower.grid)
 
-    def image_nowhere(self, device: torch.device, *, encode: bool) -> dict[str, torch.Tensor]:
+    def image_nowhere(self, device: torch.device, *, encode: bool) -> dict[str, Any]:
         """Inputs for a batch of text alone: one blank image, no place for it in the text.
 
         It changes no number, but the projector is in the graph, before the language model as ever, and gets a gradient
@@ -101,25 +126,72 @@ class LlavaNpuModel(LlavaNpuPreTrainedModel, LlavaModel):
         Args:
             encode: have the vision tower run too.
         """
-        tower = self.config.tower
+        config, tower, size = self.config, self.config.tower, self.config.input_size
+        tiles = 1 if config.tiling is None else config.tiling.num_tiles(size)
+        image: dict[str, Any]
         if encode:
-            image = {"pixel_values": torch.zeros(1, 3, *tower.image_size, device=device)}
+            image = {"pixel_values": torch.zeros(tiles, 3, *size, device=device)}
         else:
-            tokens = tower.num_patches + (tower.num_prefix_tokens if self.config.keep_prefix_tokens else 0)
+            tokens = tower.num_patches + (tower.num_prefix_tokens if config.keep_prefix_tokens else 0)
             channels = self.multi_modal_projector.input_channels
-            image = {"vision_features": torch.zeros(1, tokens, channels, device=device)}
-        return {**image, "image_positions": torch.empty(0, dtype=torch.long, device=device)}
+            image = {"vision_features": torch.zeros(tiles, tokens, channels, device=device)}
+        nowhere = torch.empty(0, dtype=torch.long, device=device)
+        return {**image, "image_sizes": [size], "image_positions": nowhere}
 
     def get_image_features(
-        self, pixel_values: torch.Tensor | None = None, vision_features: torch.Tensor | None = None, **kwargs: Any
+        self,
+        pixel_values: torch.Tensor | None = None,
+        vision_features: torch.Tensor | None = None,
+        image_sizes: ImageSizes | None = None,
+        **kwargs: Any,
     ) -> BaseModelOutputWithPooling:
-        """Visual tokens of each image, as transformers' generation expects them (in `pooler_output`)."""
+        """Visual tokens of each image, as transformers' generation expects them (in `pooler_output`).
+
+        With anyres, `pixel_values` may also come as from transformers' `LlavaNextProcessor`: (images, most tiles, 3,
+        height, width), padded.
+        """
+        sizes = self._sizes(image_sizes)
         if vision_features is None:
             assert pixel_values is not None
+            if sizes is not None and pixel_values.ndim == 5:
+                counts = [self._tiling.num_tiles(size) for size in sizes]
+                pixel_values = torch.cat([tiles[:count] for tiles, count in zip(pixel_values, counts, strict=True)])
             vision_features = self.encode_images(pixel_values)
+        tokens = self.project(vision_features)
         return BaseModelOutputWithPooling(
-            last_hidden_state=vision_features, pooler_output=list(self.project(vision_features))
+            last_hidden_state=vision_features,
+            pooler_output=list(tokens) if sizes is None else self._pack(tokens, sizes),
         )
+
+    @property
+    def _tiling(self) -> Tiling:
+        tiling = self.config.tiling
+        assert tiling is not None
+        return tiling
+
+    def _sizes(self, image_sizes: ImageSizes | None) -> list[Size] | None:
+        """The images' sizes, where the layout of their tokens depends on them."""
+        if self.config.image_grid_pinpoints is None:
+            return None
+        if image_sizes is None:
+            raise UserError("this model cuts images into tiles (anyres): give image_sizes, as its own processor does.")
+        pairs = image_sizes.tolist() if isinstance(image_sizes, torch.Tensor) else image_sizes
+        return [(int(height), int(width)) for height, width in pairs]
+
+    def _pack(self, tokens: torch.Tensor, sizes: list[Size]) -> list[torch.Tensor]:
+        """(tiles of all images, tokens, hidden) → of each image (its tokens, hidden)."""
+        tiling = self._tiling
+        counts = [tiling.num_tiles(size) for size in sizes]
+        if sum(counts) != len(tokens):
+            raise UserError(
+                f"{len(tokens)} tiles are given, but images of {sizes} pixels (height, width) make {sum(counts)}. "
+                "Prepare pictures and sizes with the model's own processor."
+            )
+        assert self.image_newline is not None
+        return [
+            tiling.pack(tiles, size, self.image_newline)
+            for tiles, size in zip(tokens.split(counts), sizes, strict=True)
+        ]
 
     def get_placeholder_mask(
         self, input_ids: torch.Tensor, inputs_embeds: torch.Tensor, image_features: torch.Tensor
@@ -129,9 +201,12 @@ class LlavaNpuModel(LlavaNpuPreTrainedModel, LlavaModel):
         num_places, num_features = int(mask.sum()), image_features.shape[0]
         if num_places != num_features:
             per_image = self.config.num_image_tokens
+            counts = ""
+            if self.config.image_grid_pinpoints is None:
+                images, given = num_places / per_image, num_features / per_image
+                counts = f" ({per_image} each): {images:g} images in the text, {given:g} given"
             raise UserError(
-                f"the text has {num_places} image tokens, the images give {num_features} ({per_image} each): "
-                f"{num_places / per_image:g} images in the text, {num_features / per_image:g} given. "
+                f"the text has {num_places} image tokens, the images give {num_features}{counts}. "
                 "Put one <image> in the text for each image, and prepare both with the model's own processor."
             )
         return mask.unsqueeze(-1)
@@ -141,6 +216,7 @@ class LlavaNpuModel(LlavaNpuPreTrainedModel, LlavaModel):
         input_ids: torch.Tensor | None = None,
         pixel_values: torch.Tensor | None = None,
         vision_features: torch.Tensor | None = None,
+        image_sizes: ImageSizes | None = None,
         image_positions: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> Any:
@@ -148,15 +224,17 @@ class LlavaNpuModel(LlavaNpuPreTrainedModel, LlavaModel):
 
         Args:
             vision_features: (images, tokens, channels), in place of `pixel_values`.
+            image_sizes: (images, 2), each image's (height, width); with anyres alone. A list, or a tensor on the host:
+                one on an accelerator makes the host wait.
             image_positions: (image tokens,), where they stand in the flattened `input_ids`. Whoever built the batch
                 knows it; without it the image tokens are searched for, which on an accelerator makes the host wait.
                 Empty: the images stand nowhere (see `image_nowhere`).
         """
         if vision_features is not None and pixel_values is not None:
             raise ValueError("give pixel_values or vision_features, not both")
-        if vision_features is None and (pixel_values is None or image_positions is None):
-            return super().forward(input_ids=input_ids, pixel_values=pixel_values, **kwargs)
-        images = self.get_image_features(pixel_values, vision_features)
+        if vision_features is None and pixel_values is None:
+            return super().forward(input_ids=input_ids, **kwargs)
+        images = self.get_image_features(pixel_values, vision_features, image_sizes)
         if image_positions is None:
             kwargs["mm_encoder_outputs"] = {"image": images}
             return super().forward(input_ids=input_ids, **kwargs)
@@ -197,6 +275,7 @@ class LlavaNpuForConditionalGeneration(LlavaNpuPreTrainedModel, LlavaForConditio
         position_ids: torch.Tensor | None = None,
         mm_encoder_outputs: dict[str, Any] | None = None,
         vision_features: torch.Tensor | None = None,
+        image_sizes: ImageSizes | None = None,
         **kwargs: Any,
     ) -> Any:
         """As `LlavaForConditionalGeneration.forward`, and `vision_features` may replace `pixel_values`.
@@ -205,6 +284,7 @@ class LlavaNpuForConditionalGeneration(LlavaNpuPreTrainedModel, LlavaForConditio
             input_ids: (batch, length), with `num_image_tokens` image tokens for each image.
             pixel_values: (images, 3, height, width), all images of the batch in the order of the text.
             vision_features: (images, tokens, channels), what `encode_images` gives for them.
+            image_sizes: (images, 2), with anyres alone: the (height, width) that each image had.
         """
         return super().forward(
             input_ids=input_ids,
@@ -213,14 +293,19 @@ class LlavaNpuForConditionalGeneration(LlavaNpuPreTrainedModel, LlavaForConditio
             position_ids=position_ids,
             mm_encoder_outputs=mm_encoder_outputs,
             vision_features=vision_features,
+            image_sizes=image_sizes,
             **kwargs,
         )
 
     @torch.no_grad()
     def generate(self, *args: Any, vision_features: torch.Tensor | None = None, **kwargs: Any) -> Any:
-        """As `GenerationMixin.generate`, and `vision_features` may replace `pixel_values`."""
+        """As `GenerationMixin.generate`; `vision_features` (and their `image_sizes`) may replace `pixel_values`."""
         if vision_features is not None:
             if kwargs.get("pixel_values") is not None:
                 raise ValueError("give pixel_values or vision_features, not both")
-            kwargs["mm_encoder_outputs"] = {"image": self.model.get_image_features(vision_features=vision_features)}
+            kwargs["mm_encoder_outputs"] = {
+                "image": self.model.get_image_features(
+                    vision_features=vision_features, image_sizes=kwargs.pop("image_sizes", None)
+                )
+            }
         return super().generate(*args, **kwargs)

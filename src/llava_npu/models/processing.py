@@ -2,31 +2,37 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from PIL import Image
-from transformers import BatchFeature, LlavaProcessor
+from transformers import BatchFeature, LlavaNextProcessor, LlavaProcessor
 
 from llava_npu.data.images import pad_to_square
 from llava_npu.data.jinja_template import chat_template
 from llava_npu.data.labels import IMAGE_PLACEHOLDER, encode_prompt, encode_rendered_prompt
 from llava_npu.data.templates import get_template
 from llava_npu.errors import UserError
+from llava_npu.models.anyres import Size, Tiling
 from llava_npu.models.configuration import LlavaNpuConfig
+from llava_npu.models.image_processors import as_llava_next, processor_size
 
 IMAGE_TOKEN = "<image>"
-ASPECT_RATIOS = ("pad", "square")
+ASPECT_RATIOS = ("pad", "square", "anyres")
 
 
 class LlavaNpuProcessor(LlavaProcessor):
     """Image processor, tokenizer and conversation template of one model.
 
     Attributes:
-        num_image_tokens: visual tokens of one image, as the model's projector answers.
+        num_image_tokens: visual tokens of one image, as the model's projector answers; with anyres, of one tile: ask
+            `count_image_tokens`.
         template: name of the conversation template (`llava_npu.data.templates`).
-        image_aspect_ratio: "pad" to a square with the mean colour, or "square" (resize and crop).
+        image_aspect_ratio: "pad" to a square with the mean colour, "square" (resize and crop), or "anyres" (tiles).
+        image_grid_pinpoints: with anyres, (height, width) of what pictures may be scaled into.
+        token_grid: with anyres, (rows, columns) of the tokens of one tile.
     """
 
     def __init__(
@@ -41,6 +47,8 @@ class LlavaNpuProcessor(LlavaProcessor):
         num_image_tokens: int = 0,
         template: str = "v1",
         image_aspect_ratio: str = "pad",
+        image_grid_pinpoints: list[list[int]] | None = None,
+        token_grid: list[int] | None = None,
         **kwargs: Any,
     ):
         super().__init__(
@@ -57,7 +65,9 @@ class LlavaNpuProcessor(LlavaProcessor):
         self.num_image_tokens = num_image_tokens
         self.template = template
         self.image_aspect_ratio = image_aspect_ratio
-        self._plain_llava = False
+        self.image_grid_pinpoints = image_grid_pinpoints
+        self.token_grid = token_grid
+        self._plain_model_type: str | None = None
 
     @classmethod
     def for_config(
@@ -71,11 +81,12 @@ class LlavaNpuProcessor(LlavaProcessor):
     ) -> LlavaNpuProcessor:
         """The processor of a model with this configuration.
 
-        `template` None takes the tokenizer's own chat template if it has one, else Vicuna's.
+        `template` None takes the tokenizer's own chat template if it has one, else Vicuna's. With a configuration of an
+        anyres model, `image_aspect_ratio` is "anyres".
         """
         template = template or ("tokenizer" if getattr(tokenizer, "chat_template", None) else "v1")
         get_template(template)  # raises UserError for an unknown name
-        tower = config.tower
+        tower, tiling = config.tower, config.tiling
         processor = cls(
             image_processor,
             tokenizer,
@@ -85,24 +96,52 @@ class LlavaNpuProcessor(LlavaProcessor):
             num_additional_image_tokens=tower.num_prefix_tokens,
             num_image_tokens=config.num_image_tokens,
             template=template,
-            image_aspect_ratio=image_aspect_ratio,
+            image_aspect_ratio=image_aspect_ratio if tiling is None else "anyres",
+            image_grid_pinpoints=config.image_grid_pinpoints,
+            token_grid=None if tiling is None else list(tiling.token_grid),
         )
-        processor._plain_llava = config.is_plain_llava
+        processor._plain_model_type = config.plain_model_type if config.is_plain_llava else None
         return processor
 
     def to_dict(self) -> dict[str, Any]:
         values = super().to_dict()
-        if self._plain_llava:  # beside a plain LLaVA model belongs a processor that every tool can open
+        # Beside a plain LLaVA model belongs a processor that every tool can open.
+        if self._plain_model_type == "llava":
             values["processor_class"] = LlavaProcessor.__name__
             pictures = values.get("image_processor", {})
             if self.image_aspect_ratio == "pad" and pictures.get("image_processor_type") == "CLIPImageProcessor":
                 # CLIP's own crops what is not square; LLaVA's pads with the mean colour first, as in training.
                 values["image_processor"] = {**pictures, "image_processor_type": "LlavaImageProcessor", "do_pad": True}
+        elif self._plain_model_type == "llava_next":
+            assert self.tiling is not None
+            values["processor_class"] = LlavaNextProcessor.__name__
+            values["image_processor"] = as_llava_next(self.image_processor, self.tiling).to_dict()
         return values
 
+    def count_image_tokens(self, size: Size) -> int:
+        """Visual tokens of an image of this (height, width), which `llava_npu.data.images.image_size` reads quickly."""
+        tiling = self.tiling
+        return self.num_image_tokens if tiling is None else tiling.num_tokens(size)
+
+    @property
+    def tiling(self) -> Tiling | None:
+        """With anyres, how pictures are cut; else None."""
+        if self.image_grid_pinpoints is None or self.token_grid is None:
+            return None
+        tile_size = processor_size(self.image_processor)
+        assert tile_size is not None
+        resolutions = tuple((height, width) for height, width in self.image_grid_pinpoints)
+        return Tiling(resolutions, tile_size, (self.token_grid[0], self.token_grid[1]))
+
     def preprocess_images(self, images: Sequence[Image.Image]) -> torch.Tensor:
-        """RGB pictures of any size → (images, 3, height, width), as the tower was trained on."""
-        if self.image_aspect_ratio == "pad":
+        """RGB pictures of any size → (images, 3, height, width), as the tower was trained on.
+
+        With anyres the first axis counts the tiles of all images.
+        """
+        tiling = self.tiling
+        if tiling is not None:
+            images = [tile for image in images for tile in tiling.cut(image)]
+        elif self.image_aspect_ratio == "pad":
             mean = self.image_processor.image_mean or (0.5, 0.5, 0.5)
             red, green, blue = (int(255 * channel) for channel in mean)
             images = [pad_to_square(image, (red, green, blue)) for image in images]
@@ -118,43 +157,54 @@ class LlavaNpuProcessor(LlavaProcessor):
             images: the pictures of each conversation, in the order of its `<image>`.
 
         Returns:
-            `input_ids` and `attention_mask` (batch, length), padded on the left, and `pixel_values` (all images of the
-            batch, 3, height, width) if there are any.
+            `input_ids` and `attention_mask` (batch, length), padded on the left, and if there are images `pixel_values`
+            (all images of the batch, 3, height, width) and, with anyres, `image_sizes` (images, 2).
         """
         prompts = [
-            self.encode_prompt(turns, len(pictures), f"prompt {number}")
+            self.encode_prompt(turns, sizes_of(pictures), f"prompt {number}")
             for number, (turns, pictures) in enumerate(zip(conversations, images, strict=True))
         ]
         batch = self.pad_left(prompts)
         pictures = [picture for of_one in images for picture in of_one]
         if pictures:
-            batch["pixel_values"] = self.preprocess_images(pictures)
+            batch.update(self._image_inputs(pictures))
         return batch
 
     def encode_prompt(
-        self, turns: Sequence[Mapping[str, str]], num_images: int, name: str, system: str | None = None
+        self, turns: Sequence[Mapping[str, str]], image_sizes: Sequence[Size], name: str, system: str | None = None
     ) -> list[int]:
-        """One prompt's token ids, each image as many as the model has for one.
+        """One prompt's token ids, each image as many as the model has for one of its size.
 
         Args:
+            image_sizes: (height, width) of each image.
             name: the prompt, for error messages.
             system: in place of the template's system prompt.
         """
-        return self._expand(encode_prompt(turns, self.tokenizer, self.template, name, system), num_images, name)
+        return self._expand(encode_prompt(turns, self.tokenizer, self.template, name, system), image_sizes, name)
 
-    def encode_rendered_prompt(self, text: str, num_images: int, name: str) -> list[int]:
+    def encode_rendered_prompt(self, text: str, image_sizes: Sequence[Size], name: str) -> list[int]:
         """As `encode_prompt`, of a prompt that has its markup and `<image>` in it already."""
-        return self._expand(encode_rendered_prompt(text, self.tokenizer), num_images, name)
+        return self._expand(encode_rendered_prompt(text, self.tokenizer), image_sizes, name)
 
-    def _expand(self, input_ids: Sequence[int], num_images: int, name: str) -> list[int]:
+    def _expand(self, input_ids: Sequence[int], image_sizes: Sequence[Size], name: str) -> list[int]:
         num_places = input_ids.count(IMAGE_PLACEHOLDER)
-        if num_places != num_images:
+        if num_places != len(image_sizes):
             raise UserError(
-                f"{name}: {num_places} {self.image_token} in the text, but {num_images} images are given. "
+                f"{name}: {num_places} {self.image_token} in the text, but {len(image_sizes)} images are given. "
                 f"Put one {self.image_token} in the text for each image."
             )
-        image = [self.image_token_id] * self.num_image_tokens
-        return [token for each in input_ids for token in (image if each == IMAGE_PLACEHOLDER else [each])]
+        images = (self.count_image_tokens(size) for size in image_sizes)
+        return [
+            token
+            for each in input_ids
+            for token in ([self.image_token_id] * next(images) if each == IMAGE_PLACEHOLDER else [each])
+        ]
+
+    def _image_inputs(self, pictures: Sequence[Image.Image]) -> dict[str, torch.Tensor]:
+        inputs = {"pixel_values": self.preprocess_images(pictures)}
+        if self.tiling is not None:
+            inputs["image_sizes"] = torch.tensor(sizes_of(pictures))
+        return inputs
 
     def pad_left(self, sequences: Sequence[Sequence[int]]) -> BatchFeature:
         """Pads to the longest on the left, so that all answers start at the same position."""
@@ -179,10 +229,13 @@ class LlavaNpuProcessor(LlavaProcessor):
             )
         batch = BatchFeature()
         if texts:
-            expanded = [each.replace(self.image_token, self.image_token * self.num_image_tokens) for each in texts]
+            counts = iter([self.count_image_tokens(size) for size in sizes_of(pictures)])
+            expanded = [
+                re.sub(re.escape(self.image_token), lambda _: self.image_token * next(counts), each) for each in texts
+            ]
             batch.update(self.tokenizer(expanded, **text_kwargs))
         if pictures:
-            batch["pixel_values"] = self.preprocess_images([picture.convert("RGB") for picture in pictures])
+            batch.update(self._image_inputs([picture.convert("RGB") for picture in pictures]))
         return batch
 
 
@@ -197,6 +250,11 @@ _TEXT_ARGUMENTS = frozenset(
         "pad_to_multiple_of",
     }
 )
+
+
+def sizes_of(pictures: Sequence[Image.Image]) -> list[Size]:
+    """(height, width) of each."""
+    return [(picture.height, picture.width) for picture in pictures]
 
 
 def _flatten(images: Any) -> list[Image.Image]:

@@ -23,10 +23,12 @@ class ModelSource:
 
     Attributes:
         checkpoint: a model folder, a run folder or a hub id.
+        changes: how it is to see pictures from now on, if otherwise: the arguments of `change_aspect_ratio`.
         parts: the arguments of `compose`, without its `dtype`.
     """
 
     checkpoint: str | None = None
+    changes: Mapping[str, Any] = field(default_factory=dict)
     parts: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -47,7 +49,9 @@ def write_source(path: Path, source: ModelSource) -> None:
     """Writes a description, with fingerprints of local weights, so that others in their place are noticed."""
     source = source.absolute()
     fingerprints = {key: weights_fingerprint(folder) for key, folder in source.locations.items() if is_local(folder)}
-    values = {"checkpoint": source.checkpoint} if source.checkpoint is not None else {"parts": dict(source.parts)}
+    values: dict[str, Any] = {"parts": dict(source.parts)}
+    if source.checkpoint is not None:
+        values = {"checkpoint": source.checkpoint, "changes": dict(source.changes)}
     path.write_text(json.dumps({**values, "fingerprints": fingerprints}, indent=1) + "\n", encoding="utf-8")
 
 
@@ -59,7 +63,7 @@ def read_source(path: Path) -> ModelSource:
     """
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-        source = ModelSource(values.get("checkpoint"), values.get("parts", {}))
+        source = ModelSource(values.get("checkpoint"), values.get("changes", {}), values.get("parts", {}))
         locations, fingerprints = source.locations, dict(values.get("fingerprints", {}))
     except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:
         raise UserError(f"{path}: cannot be read as the description of a base model ({error}).") from error

@@ -2,7 +2,8 @@
 
 Every question about grids, special tokens and layers is answered here, from the tower's configuration alone, so that
 no other file knows that CLIP puts a class token in front, that SigLIP has none, that DINOv2 adds registers, or that a
-convolutional network returns a picture-shaped feature map. A new kind of tower is one entry in `_DESCRIBE`.
+convolutional network returns a picture-shaped feature map. The kinds that most people use are described below; any
+other that transformers' `AutoModel` builds is asked, by running it (`tower_probe.py`).
 """
 
 from __future__ import annotations
@@ -45,34 +46,25 @@ class Tower:
 
 def describe_tower(vision_config: Any) -> Tower:
     """Describes the tower that a transformers vision configuration builds."""
-    kind = vision_config.model_type
-    if kind not in _DESCRIBE:
-        raise UserError(
-            f"vision tower: model type {kind!r} is not supported. Supported: {', '.join(sorted(_DESCRIBE))}. "
-            "A new kind of tower is one function in llava_npu/models/towers.py."
-        )
-    return _DESCRIBE[kind](vision_config)
+    return _DESCRIBE.get(vision_config.model_type, _asked)(vision_config)
 
 
 def select_features(
-    outputs: Any, tower: Tower, layers: int | Sequence[int], keep_prefix_tokens: bool = False
-) -> torch.Tensor:
-    """Picks the tower's features: the given hidden states, without special tokens, concatenated on channels.
+    outputs: Any, tower: Tower, layers: Sequence[int], keep_prefix_tokens: bool = False
+) -> list[torch.Tensor]:
+    """Picks the tower's features: the given hidden states, without special tokens.
 
     Args:
         outputs: what the tower returned, with `hidden_states`.
         tower: its description.
-        layers: an index into `hidden_states` (−2 is LLaVA's choice for CLIP), or several.
+        layers: indices into `hidden_states` (−2 is LLaVA's choice for CLIP).
         keep_prefix_tokens: keep the special tokens (LLaVA's `cls_patch`, transformers' `full`).
 
     Returns:
-        (images, tokens, channels), patch tokens in row-major order of the grid.
+        of each layer (images, tokens, channels), patch tokens in row-major order of the grid.
     """
-    chosen = [layers] if isinstance(layers, int) else list(layers)
-    features = [_as_tokens(outputs.hidden_states[layer]) for layer in chosen]
-    if not keep_prefix_tokens:
-        features = [feature[:, tower.num_prefix_tokens :] for feature in features]
-    return features[0] if len(features) == 1 else torch.cat(features, dim=-1)
+    first = 0 if keep_prefix_tokens else tower.num_prefix_tokens
+    return [_as_tokens(outputs.hidden_states[layer])[:, first:] for layer in layers]
 
 
 def check_layers(tower: Tower, layers: int | Sequence[int]) -> None:
@@ -96,6 +88,22 @@ def _as_tokens(hidden_state: torch.Tensor) -> torch.Tensor:
 
 def _pair(size: int | Sequence[int]) -> tuple[int, int]:
     return (size, size) if isinstance(size, int) else (size[0], size[1])
+
+
+def _asked(config: Any) -> Tower:
+    from llava_npu.models.tower_probe import probe_tower  # loads transformers' models, which the others do not need
+
+    image_size = _pair(getattr(config, "image_size", None) or 224)
+    seen = probe_tower(config, image_size)
+    return Tower(
+        kind=config.model_type,
+        hidden_size=seen.hidden_size,
+        num_layers=seen.num_layers,
+        image_size=image_size,
+        grid=seen.grid,
+        num_prefix_tokens=seen.num_prefix_tokens,
+        last_layer_only=seen.last_layer_only,
+    )
 
 
 def _patched(config: Any, num_prefix_tokens: int) -> Tower:

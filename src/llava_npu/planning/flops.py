@@ -144,7 +144,7 @@ def flop_model(model: LlavaNpuForConditionalGeneration) -> FlopModel:
         else Flops(sum(_products(layer) for _, layer in _linear_layers(decoder))),
         pair=Flops(per_pair, 2 * per_pair * passes_back),
         supervised=_linear_layer_or_adapter(model.lm_head, passes_back),
-        tower=_tower(inner),
+        tower=_tower(inner) * sum(scale * scale for scale in inner.config.scales),
         projector=_projector(inner),
     )
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from PIL import Image
@@ -175,12 +176,12 @@ class Engine:
     def _admit(self) -> list[_Running]:
         """Takes from the waiting list what one step reads."""
         admitted: list[_Running] = []
-        tokens = images = 0
+        tokens = tiles = 0
         while self._waiting and len(self._running) < self.max_batch:
             prompt = self._waiting[0].prompt
             tokens += len(prompt.input_ids)
-            images += prompt.num_images
-            if admitted and (tokens > _PROMPT_TOKENS_PER_STEP or images > _IMAGES_PER_STEP):
+            tiles += prompt.num_tiles
+            if admitted and (tokens > _PROMPT_TOKENS_PER_STEP or tiles > _IMAGES_PER_STEP):
                 break
             ticket = self._waiting.popleft()
             stops = [*ticket.sampling.stop, self._template_stop]
@@ -200,11 +201,13 @@ class Engine:
         first = len(self._running) - len(admitted)
         self._cache.expect_prompts(range(first, len(self._running)), lengths)
         input_ids = torch.tensor([packed]).to(device)
-        images = (
-            {"pixel_values": torch.cat(pictures).to(device), "image_positions": torch.tensor(places).to(device)}
-            if pictures
-            else {}
-        )
+        images: dict[str, Any] = {}
+        if pictures:
+            images = {
+                "pixel_values": torch.cat(pictures).to(device),
+                "image_sizes": [size for each in admitted for size in each.ticket.prompt.image_sizes],
+                "image_positions": torch.tensor(places).to(device),
+            }
         hidden = model.model(
             input_ids=input_ids,
             attention_mask=torch.ones_like(input_ids),

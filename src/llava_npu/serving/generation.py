@@ -19,14 +19,21 @@ class Prompt:
 
     Attributes:
         input_ids: token ids, each image as many image tokens as the model has for one.
-        pixel_values: (images, 3, height, width) on the host, or None without images.
+        pixel_values: (images, 3, height, width) on the host, or None without images; with anyres, tiles of all images.
+        image_sizes: (height, width) of each image.
     """
 
     input_ids: list[int]
     pixel_values: torch.Tensor | None = None
+    image_sizes: tuple[tuple[int, int], ...] = ()
 
     @property
     def num_images(self) -> int:
+        return len(self.image_sizes)
+
+    @property
+    def num_tiles(self) -> int:
+        """How many pictures the vision tower sees for it."""
         return 0 if self.pixel_values is None else len(self.pixel_values)
 
 

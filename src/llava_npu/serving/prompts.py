@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from PIL import Image
 
 from llava_npu.errors import UserError
-from llava_npu.models.processing import IMAGE_TOKEN, LlavaNpuProcessor
+from llava_npu.models.processing import IMAGE_TOKEN, LlavaNpuProcessor, sizes_of
 from llava_npu.serving.generation import Prompt
 
 Turns = Sequence[Mapping[str, str]]
@@ -31,16 +31,18 @@ def prepare_prompt(
     Raises:
         UserError: `<image>` and pictures differ in number, or the template cannot hold these turns.
     """
-    input_ids = processor.encode_prompt(turns, len(images), name, system)
-    return Prompt(input_ids, processor.preprocess_images(images) if images else None)
+    return _prompt(processor, processor.encode_prompt(turns, sizes_of(images), name, system), images)
 
 
 def prepare_rendered_prompt(
     processor: LlavaNpuProcessor, text: str, images: Sequence[Image.Image], *, name: str = "prompt"
 ) -> Prompt:
     """As `prepare_prompt`, of a text that has the template's markup already."""
-    input_ids = processor.encode_rendered_prompt(text, len(images), name)
-    return Prompt(input_ids, processor.preprocess_images(images) if images else None)
+    return _prompt(processor, processor.encode_rendered_prompt(text, sizes_of(images), name), images)
+
+
+def _prompt(processor: LlavaNpuProcessor, input_ids: list[int], images: Sequence[Image.Image]) -> Prompt:
+    return Prompt(input_ids, processor.preprocess_images(images) if images else None, tuple(sizes_of(images)))
 
 
 def with_images_first(question: str, num_images: int) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -26,6 +27,7 @@ class MicroBatch:
         supervised_tokens: how many tokens are learned from.
         replaced: what was wrong with the samples that others stand in for.
         names: of the samples, for messages.
+        image_sizes: each image's (height, width), where the model needs them; on the host, where they are read.
     """
 
     tensors: dict[str, torch.Tensor]
@@ -34,6 +36,7 @@ class MicroBatch:
     supervised_tokens: int
     replaced: tuple[str, ...] = ()
     names: tuple[str, ...] = ()
+    image_sizes: tuple[tuple[int, int], ...] | None = None
 
     @property
     def tokens(self) -> int:
@@ -42,7 +45,7 @@ class MicroBatch:
 
     @property
     def images(self) -> int:
-        """How many images are encoded, or come as features."""
+        """How many images (with anyres: tiles) are encoded, or come as features."""
         return next(
             (len(self.tensors[name]) for name in ("pixel_values", "vision_features") if name in self.tensors), 0
         )
@@ -51,8 +54,10 @@ class MicroBatch:
         """Copies into memory from which an accelerator can fetch while the host goes on."""
         return replace(self, tensors={name: tensor.pin_memory() for name, tensor in self.tensors.items()})
 
-    def to(self, device: torch.device) -> dict[str, torch.Tensor]:
-        return {name: tensor.to(device, non_blocking=True) for name, tensor in self.tensors.items()}
+    def to(self, device: torch.device) -> dict[str, Any]:
+        """What `SupervisedLoss` takes, its tensors on the device."""
+        batch: dict[str, Any] = {name: tensor.to(device, non_blocking=True) for name, tensor in self.tensors.items()}
+        return batch if self.image_sizes is None else {**batch, "image_sizes": self.image_sizes}
 
 
 def steps(
@@ -137,6 +142,7 @@ def micro_batch(
         tensors = pack(samples, pack_length, pad_token_id)
         sequences = [*lengths, pack_length - sum(lengths)]
     # Padding is a sequence of its own: nothing attends to it, and no mask has to be read back from the device.
+    sizes = tensors.pop("image_sizes", None)
     positions = torch.cat([torch.arange(length) for length in sequences])
     tensors["position_ids"] = positions.view_as(tensors["input_ids"])
     tensors["attention_mask"] = torch.ones_like(tensors["input_ids"])
@@ -150,4 +156,5 @@ def micro_batch(
         supervised_tokens=len(tensors["supervised_positions"]),
         replaced=tuple(sample.replaced for sample in samples if sample.replaced is not None),
         names=tuple(sample.name for sample in samples),
+        image_sizes=None if sizes is None else tuple((height, width) for height, width in sizes.tolist()),
     )

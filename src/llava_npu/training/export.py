@@ -20,7 +20,16 @@ def model_source(config: RunConfig) -> ModelSource:
     """Where the weights come from that a run starts with."""
     choice = config.model
     if choice.checkpoint is not None:
-        return ModelSource(checkpoint=choice.checkpoint)
+        if choice.image_aspect_ratio is None:
+            return ModelSource(checkpoint=choice.checkpoint)
+        return ModelSource(
+            checkpoint=choice.checkpoint,
+            changes={
+                "image_aspect_ratio": choice.image_aspect_ratio,
+                "image_grid_pinpoints": choice.image_grid_pinpoints,
+                "seed": config.seed,
+            },
+        )
     return ModelSource(
         parts={
             "vision_tower": choice.vision_tower,
@@ -29,7 +38,10 @@ def model_source(config: RunConfig) -> ModelSource:
             "projector_options": choice.projector_options,
             "vision_feature_layer": choice.vision_feature_layer,
             "keep_prefix_tokens": choice.vision_select_feature == "cls_patch",
-            "image_aspect_ratio": choice.image_aspect_ratio,
+            "image_aspect_ratio": choice.image_aspect_ratio or "pad",
+            "image_grid_pinpoints": choice.image_grid_pinpoints,
+            "image_size": choice.image_size,
+            "scales": choice.scales,
             "seed": config.seed,
         }
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import nn
@@ -17,6 +18,7 @@ _MODEL_INPUTS = (
     "pixel_values",
     "vision_features",
     "image_positions",
+    "image_sizes",
 )
 
 
@@ -33,13 +35,13 @@ class SupervisedLoss(nn.Module):
         self.model = model
         self._always_encode = always_encode
 
-    def forward(self, batch: Mapping[str, torch.Tensor], sequence_lengths: tuple[int, ...]) -> torch.Tensor:
+    def forward(self, batch: Mapping[str, Any], sequence_lengths: tuple[int, ...]) -> torch.Tensor:
         """Sum, not mean: the caller divides by the supervised tokens of the whole step, over devices and micro-batches.
 
         Args:
             batch: `input_ids`, `labels`, `position_ids`, `attention_mask` (batch, length); `supervised_positions`, the
                 supervised tokens' indices into the flattened, shifted labels; and if there are images, `pixel_values`
-                or `vision_features`, and `image_positions`.
+                or `vision_features`, `image_positions`, and with anyres `image_sizes`, host integers too.
             sequence_lengths: tokens of each sequence, row after row, the padding behind one counted as another; host
                 integers, so that no layer asks the device.
         """

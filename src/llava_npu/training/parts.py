@@ -34,6 +34,8 @@ STAGE_TEMPLATES: dict[StageName, str | None] = {"align": "plain", "finetune": No
 
 def part_of(name: str) -> PartName:
     """The part that a parameter or module of the model belongs to, by its name; the head is the language model's."""
+    if name == "model.image_newline":  # of anyres: it comes with the projector's tokens
+        return "projector"
     for part in ("vision_tower", "projector"):
         if f"{name}.".startswith(PREFIXES[part]):
             return part
@@ -95,7 +97,7 @@ def unused_tower_parameters(config: LlavaNpuConfig) -> set[str]:
         tower = AutoModel.from_config(config.vision_config)
         outputs = tower(torch.zeros(1, 3, *config.tower.image_size), output_hidden_states=True)
     features = select_features(outputs, config.tower, config.feature_layers, config.keep_prefix_tokens)
-    used = _leaves(features)
+    used = _leaves(torch.cat(features, dim=-1))
     return {
         f"{PREFIXES['vision_tower']}{name}" for name, parameter in tower.named_parameters() if id(parameter) not in used
     }

@@ -27,6 +27,7 @@ from llava_npu.models.projectors.registry import (
     num_tokens,
     registered_name,
     registrations,
+    token_grid,
 )
 
 __all__ = [
@@ -43,4 +44,5 @@ __all__ = [
     "num_tokens",
     "registered_name",
     "registrations",
+    "token_grid",
 ]

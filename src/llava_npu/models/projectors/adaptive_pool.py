@@ -33,6 +33,10 @@ class AdaptivePoolOptions(ProjectorOptions):
         self.patches_only(grid, special_tokens)
         return self.num_queries
 
+    def token_grid(self, grid: Grid) -> Grid | None:
+        side = self.square_side("num_queries")
+        return side, side
+
 
 @register("adaptive_pool", AdaptivePoolOptions, aliases=("adaptivepool", "adaptive_avg_pool", "deco"))
 class AdaptivePoolProjector(Projector):

@@ -76,6 +76,10 @@ class ProjectorOptions:
         """
         raise NotImplementedError
 
+    def token_grid(self, grid: Grid) -> Grid | None:
+        """(rows, columns) of the tokens for this patch grid; None if they have no places in the picture."""
+        return None
+
     def feature_layers(self, selected_layer: int) -> list[int]:
         """The encoder's hidden states to concatenate on channels, in this order."""
         return [selected_layer]

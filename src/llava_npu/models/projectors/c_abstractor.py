@@ -54,6 +54,10 @@ class CAbstractorOptions(ProjectorOptions):
             )
         return self.num_queries
 
+    def token_grid(self, grid: Grid) -> Grid | None:
+        side = self.square_side("num_queries")
+        return side, side
+
 
 @register(
     "c_abstractor",

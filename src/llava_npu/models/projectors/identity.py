@@ -19,6 +19,9 @@ class IdentityOptions(ProjectorOptions):
         height, width = as_grid(grid)
         return height * width + special_tokens
 
+    def token_grid(self, grid: Grid) -> Grid | None:
+        return as_grid(grid)
+
 
 @register("identity", IdentityOptions)
 class IdentityProjector(Projector):

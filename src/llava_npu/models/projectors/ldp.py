@@ -22,6 +22,9 @@ class LdpOptions(ProjectorOptions):
         height, width = self.patches_only(grid, special_tokens)
         return -(-height // 2) * -(-width // 2)
 
+    def token_grid(self, grid: Grid) -> Grid | None:
+        return -(-grid[0] // 2), -(-grid[1] // 2)
+
 
 @register("ldp", LdpOptions, aliases=("ldpv1", "ldp_v1", "ldpnet", "ldpnetv1"))
 class LdpProjector(Projector):

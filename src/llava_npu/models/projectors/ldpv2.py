@@ -30,6 +30,10 @@ class LdpV2Options(ProjectorOptions):
         self.patches_only(grid, special_tokens)
         return self.num_queries
 
+    def token_grid(self, grid: Grid) -> Grid | None:
+        side = self.square_side("num_queries")
+        return side, side
+
 
 @register("ldpv2", LdpV2Options, aliases=("ldp_v2", "ldpnetv2", "ldpnet_v2"))
 class LdpV2Projector(Projector):

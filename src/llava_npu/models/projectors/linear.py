@@ -26,6 +26,9 @@ class LinearOptions(ProjectorOptions):
         height, width = as_grid(grid)
         return height * width + special_tokens
 
+    def token_grid(self, grid: Grid) -> Grid | None:
+        return as_grid(grid)
+
 
 @register("linear", LinearOptions)
 class LinearProjector(Projector):

@@ -36,6 +36,9 @@ class MlpOptions(ProjectorOptions):
         height, width = as_grid(grid)
         return height * width + special_tokens
 
+    def token_grid(self, grid: Grid) -> Grid | None:
+        return as_grid(grid)
+
 
 @register("mlp{N}x_gelu", MlpOptions, aliases=("mlp", "mlp_gelu", "gelu_mlp"), pattern=r"mlp(?P<depth>\d+)x_gelu")
 class MlpProjector(Projector):

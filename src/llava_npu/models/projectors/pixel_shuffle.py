@@ -41,6 +41,9 @@ class PixelShuffleOptions(ProjectorOptions):
         require_divisible((height, width), self.scale_factor, self.projector)
         return (height // self.scale_factor) * (width // self.scale_factor)
 
+    def token_grid(self, grid: Grid) -> Grid | None:
+        return grid[0] // self.scale_factor, grid[1] // self.scale_factor
+
 
 @register("pixel_shuffle", PixelShuffleOptions, aliases=("pixelshuffle", "pixel_unshuffle", "internvl"))
 class PixelShuffleProjector(Projector):

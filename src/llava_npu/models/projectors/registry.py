@@ -109,6 +109,11 @@ def num_tokens(type: str, grid: Grid, *, special_tokens: int = 0, **options: Any
     return make_options(type, **options).num_tokens(grid, special_tokens)
 
 
+def token_grid(type: str, grid: Grid, **options: Any) -> Grid | None:
+    """(rows, columns) of a projector's tokens for a patch grid; None if they have no places in the picture."""
+    return make_options(type, **options).token_grid(as_grid(grid))
+
+
 def feature_layers(type: str, selected_layer: int, **options: Any) -> list[int]:
     """The encoder's hidden states that a projector takes, in the order to concatenate them; needs no weights."""
     return make_options(type, **options).feature_layers(selected_layer)

@@ -45,6 +45,9 @@ class TokenPackerOptions(ProjectorOptions):
         require_divisible((height, width), self.scale_factor, self.projector)
         return (height // self.scale_factor) * (width // self.scale_factor)
 
+    def token_grid(self, grid: Grid) -> Grid | None:
+        return grid[0] // self.scale_factor, grid[1] // self.scale_factor
+
     def feature_layers(self, selected_layer: int) -> list[int]:
         return [selected_layer, *self.region_layers]
 
