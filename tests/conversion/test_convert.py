@@ -350,7 +350,7 @@ def test_vicunas_vocabulary_grows_to_32064_and_shrinks_back(tmp_path: Path) -> N
     model, processor = load(tmp_path / "hf")
     assert model.config.text_config.vocab_size == 32064
     assert model.config.image_token_id == processor.tokenizer.convert_tokens_to_ids("<image>") == 32000
-    ids = processor.encode_prompt([{"from": "human", "value": "<image>\nWhat"}], 1, "prompt")
+    ids = processor.encode_prompt([{"from": "human", "value": "<image>\nWhat"}], [(9, 9)], "prompt")
     assert ids[0] == 1
     assert ids[ids.index(32000) - 2 :][:2] == [29901, 29871]
     assert ids[ids.index(32000) + 16 :][:3] == [29871, 13, 5618]  # official LLaVA's extra ▁ (llava-facts, C.4)

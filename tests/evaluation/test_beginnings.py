@@ -134,7 +134,7 @@ def test_generation_sees_the_positions_of_the_whole_prompt(tiny: Tiny) -> None:
     asked = [("Is it red?", 0), ("Is it blue, or is it rather green than blue?", 0), ("Why", 0), ("What?", 1)]
     turns = [[{"from": "human", "value": f"<image>\n{text}"}] for text, _ in asked]
     prompts = [
-        Prompt(tuple(processor.encode_prompt(each, 1, "a prompt")), (images[number],))
+        Prompt(tuple(processor.encode_prompt(each, [(1, 1)], "a prompt")), (images[number],))
         for each, (_, number) in zip(turns, asked, strict=True)
     ]
     encoded = model.encode_images(processor.preprocess_images([image.open() for image in images]))

@@ -88,7 +88,7 @@ def test_a_conversation_with_a_system_prompt(client: Any, loaded: Loaded, pictur
         {"from": "gpt", "value": "a square"},
         {"from": "human", "value": "Is <image> or <image> red?"},
     ]
-    ids = processor.encode_prompt(turns, 3, "", "Be brief.")
+    ids = processor.encode_prompt(turns, [(9, 9)] * 3, "", "Be brief.")
     messages = [
         {"role": "system", "content": "Be brief."},
         *question("What is it?", pictures[0]),

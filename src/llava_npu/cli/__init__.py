@@ -17,6 +17,7 @@ from llava_npu.cli.convert import convert
 from llava_npu.cli.data import app as data_app
 from llava_npu.cli.demo import demo
 from llava_npu.cli.doctor import doctor
+from llava_npu.cli.download import download
 from llava_npu.cli.eval import eval_
 from llava_npu.cli.merge import merge
 from llava_npu.cli.plan import plan
@@ -49,6 +50,7 @@ app.command("convert")(convert)
 app.command("serve")(serve)
 app.command("web")(web)
 app.add_typer(data_app, name="data")
+app.command("download")(download)
 app.command("demo")(demo)
 app.command("doctor")(doctor)
 app.command("verify")(verify)

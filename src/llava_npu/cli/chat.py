@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from llava_npu.cli.model_options import BITS, DEVICE, DTYPE, MAX_LENGTH, MODEL
+from llava_npu.cli.model_options import BITS, DEVICE, DTYPE, HUB, MAX_LENGTH, MODEL
 
 if TYPE_CHECKING:
     from llava_npu.serving.terminal import Conversation
@@ -25,6 +25,7 @@ def chat(
     top_k: Annotated[int, typer.Option(min=0, help="Draw from so many likeliest words; 0: all.")] = 0,
     repetition_penalty: Annotated[float, typer.Option(help="Above 1: what was said becomes less likely.")] = 1.0,
     seed: Annotated[int | None, typer.Option(help="Makes draws repeatable.")] = None,
+    source: Annotated[str, HUB] = "huggingface",
     device: Annotated[str, DEVICE] = "auto",
     dtype: Annotated[str, DTYPE] = "auto",
     bits: Annotated[int, BITS] = 16,
@@ -39,7 +40,7 @@ def chat(
 
     sampling = Sampling(max_new_tokens, temperature, top_p, top_k, repetition_penalty, seed)
     pictures = [load_image(path, "--image") for path in image or []]
-    loaded, processor, _ = load_model(model, device, dtype, bits)
+    loaded, processor, _ = load_model(model, device, dtype, bits, source)
     engine = Engine(loaded, processor, max_batch=1, max_length=max_length)
     conversation = Conversation(engine, sampling, system)
     for picture in pictures:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from llava_npu.cli.model_options import HUB
 from llava_npu.errors import UserError
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ def eval_(
         typer.Option(help="generate, or choose the likeliest option: likelihood (its text), likelihood-letter."),
     ] = "generate",
     images: Annotated[str, typer.Option(help="given; baselines: none (blind), shuffled (a wrong image).")] = "given",
+    source: Annotated[str, HUB] = "huggingface",
     device: Annotated[str, typer.Option(help="auto, npu, cuda or cpu; with an index as in npu:1.")] = "auto",
     devices: Annotated[
         int, typer.Option(min=1, help="How many devices of this machine share the work, each in a process of its own.")
@@ -70,6 +72,7 @@ def eval_(
     from llava_npu.evaluation.datasets import read_dataset
     from llava_npu.evaluation.judge_client import JudgeClient, judge_settings
     from llava_npu.evaluation.processes import joined, launch, launched
+    from llava_npu.models.hubs import on_hub
 
     chosen = _choose(benchmark)
     _check_choice("--answer", answer, ANSWER_MODES)
@@ -84,7 +87,7 @@ def eval_(
         launch(devices, device, sys.argv[1:])
         return
     with joined() as processes:
-        answerer_for = _load(model, device, answer)
+        answerer_for = _load(on_hub(model, source), device, answer)
         for each in chosen:
             folder = output / each.name if len(chosen) > 1 else output
             answerer = answerer_for(max_new_tokens or each.max_new_tokens)

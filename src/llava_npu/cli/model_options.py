@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from llava_npu.models.processing import LlavaNpuProcessor
 
 MODEL = typer.Option(help="A model folder, a run folder or a hub id.")
+HUB = typer.Option("--source", help="Where an organisation/name is: huggingface or modelscope.")
 DEVICE = typer.Option(help="auto, npu, cuda, cpu, or as npu:1.")
 BITS = typer.Option(help="Bits per weight of the language model: 16, or 8 or 4 where the device can.")
 DTYPE = typer.Option(help="float32, bfloat16 or float16; auto: 16 bits where the device gains by it.")
@@ -21,7 +22,7 @@ MAX_LENGTH = typer.Option(min=2, help="Most tokens of prompt and answer together
 
 
 def load_model(
-    source: str, device: str, dtype: str, bits: int
+    source: str, device: str, dtype: str, bits: int, hub: str = "huggingface"
 ) -> tuple[LlavaNpuForConditionalGeneration, LlavaNpuProcessor, Device]:
     """The model, its processor, and the device.
 
@@ -32,6 +33,7 @@ def load_model(
 
     from llava_npu import devices
     from llava_npu.models import load
+    from llava_npu.models.hubs import on_hub
     from llava_npu.models.quantization import quantization_config
 
     if bits not in (4, 8, 16):
@@ -41,5 +43,6 @@ def load_model(
         raise UserError(f"--dtype {dtype}: allowed are auto, {', '.join(types)}.{nearest(dtype, types)}")
     chosen = devices.select(device)
     compute = types.get(dtype) or chosen.autocast_dtype or torch.float32
-    model, processor = load(source, chosen.torch_device, compute, quantization_config(bits, chosen, compute))
+    quantization = quantization_config(bits, chosen, compute)
+    model, processor = load(on_hub(source, hub), chosen.torch_device, compute, quantization)
     return model, processor, chosen

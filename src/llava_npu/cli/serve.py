@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from llava_npu.cli.model_options import BITS, DEVICE, DTYPE, MAX_LENGTH, MODEL
+from llava_npu.cli.model_options import BITS, DEVICE, DTYPE, HUB, MAX_LENGTH, MODEL
 from llava_npu.errors import UserError
 
 _LEVELS = ("critical", "error", "warning", "info", "debug")
@@ -19,6 +19,7 @@ def serve(
     host: Annotated[str, typer.Option(help="0.0.0.0: reachable from other machines.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0: any that is free.")] = 8000,
     name: Annotated[str | None, typer.Option(help="The model's name for clients; by default its folder's.")] = None,
+    source: Annotated[str, HUB] = "huggingface",
     device: Annotated[str, DEVICE] = "auto",
     dtype: Annotated[str, DTYPE] = "auto",
     bits: Annotated[int, BITS] = 16,
@@ -60,7 +61,7 @@ def serve(
     from llava_npu.serving.api.service import Service
     from llava_npu.serving.engine import Engine
 
-    loaded, processor, chosen = load_model(model, device, dtype, bits)
+    loaded, processor, chosen = load_model(model, device, dtype, bits, source)
     engine = Engine(loaded, processor, max_batch=max_batch, max_length=max_length)
     free = chosen.memory().free
     if engine.cache_bytes > free:

@@ -25,6 +25,9 @@ class ModelConfig(Section):
     language_model: str | None = Field(
         None, description="Folder or hub id of a Llama-family causal language model; with `vision_tower`."
     )
+    source: Literal["huggingface", "modelscope"] = Field(
+        "huggingface", description="The hub of each of these that is a bare `organisation/name`."
+    )
     projector: str = Field("mlp2x_gelu", description="Projector type; see docs/projectors.md.")
     projector_options: dict[str, Any] = Field(default_factory=dict, description="Options of that projector.")
     vision_feature_layer: int | list[int] = Field(

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, LlamaTokenizer, PretrainedConfig
+from transformers import AutoConfig, AutoTokenizer, LlamaTokenizer, PretrainedConfig
 
 from llava_npu.conversion.adapters import merged, read_adapter
 from llava_npu.conversion.checkpoint import Checkpoint, Weights
@@ -36,9 +36,12 @@ from llava_npu.conversion.weight_names import (
     tower_weight,
 )
 from llava_npu.errors import UserError
-from llava_npu.models.composing import EMBEDDING_MULTIPLE, add_special_tokens, load_tower
+from llava_npu.models.anyres import resolutions_from_llava
+from llava_npu.models.composing import EMBEDDING_MULTIPLE, add_special_tokens
 from llava_npu.models.configuration import LlavaNpuConfig
-from llava_npu.models.folders import check_model_folder, is_local, open_part
+from llava_npu.models.folders import check_model_folder, open_part
+from llava_npu.models.hubs import local_folder
+from llava_npu.models.image_processors import load_image_processor
 from llava_npu.models.processing import LlavaNpuProcessor
 
 PROJECTOR_FILE = "mm_projector.bin"
@@ -97,7 +100,7 @@ def read_official(
     wanted = max(rows, len(tokenizer))
     text_config.vocab_size = -(-wanted // EMBEDDING_MULTIPLE) * EMBEDDING_MULTIPLE if wanted > rows else rows
     config = _config(parts, tower_config, text_config, projector, image_token_id)
-    image_processor = open_part(lambda: AutoImageProcessor.from_pretrained(parts.tower), "vision tower", parts.tower)
+    image_processor = load_image_processor(parts.tower, "--vision-tower")
     model_type = str(values.get("model_type", "llava"))
     template = template or ("mistral" if model_type == "llava_mistral" else "v1")
     aspect_ratio = str(values.get("image_aspect_ratio") or "square")
@@ -149,7 +152,7 @@ def _locate(folder: Path, values: dict[str, Any], base: str | None, vision_tower
     home = folder
     if needs_base:
         named = base or _named_base(folder, values)
-        if named is None or not is_local(named) or not Path(named).expanduser().is_dir():
+        if named is None or not Path(named).expanduser().is_dir():
             what = "LoRA weights" if (folder / ADAPTER_CONFIG).is_file() else "a projector alone"
             said = f" Its config names {named!r}, which is no folder here." if named and not base else ""
             raise UserError(f"{folder}: holds {what}.{said} Give the folder of its language model with --base.")
@@ -162,7 +165,7 @@ def _locate(folder: Path, values: dict[str, Any], base: str | None, vision_tower
     if vision_tower is None and not Path(str(tower)).is_dir():  # the folder has moved since it was written
         beside = folder / Path(str(tower)).name
         tower = str(beside) if beside.is_dir() else tower
-    return Parts(folder, values, home, str(tower))
+    return Parts(folder, values, home, str(local_folder(str(tower), "--vision-tower")))
 
 
 def _named_base(folder: Path, values: dict[str, Any]) -> str | None:
@@ -254,25 +257,20 @@ def _without_defaults(kind: str, options: dict[str, Any]) -> dict[str, Any]:
 
 
 def _tower_config(tower: str) -> Any:
-    check_model_folder(tower, "--vision-tower")
+    check_model_folder(Path(tower), "--vision-tower")
     config = open_part(lambda: AutoConfig.from_pretrained(tower), "--vision-tower", tower)
     return getattr(config, "vision_config", config)
 
 
 def _tower_weights(tower: str, kind: str) -> Weights:
-    if is_local(tower):
-        files = find_weights(Path(tower).expanduser())
-        assert files is not None  # `check_model_folder` has seen to it
-        for name, tensor in files:
-            name = name.removeprefix("vision_tower.")
-            if not name.startswith(("text_model.", "text_projection", "visual_projection", "logit_")) and not (
-                name.endswith("position_ids")
-            ):
-                yield tower_weight(name, kind), tensor
-        return
-    model = open_part(lambda: load_tower(tower, torch.float32), "--vision-tower", tower)
-    for name, tensor in model.state_dict().items():
-        yield tower_weight(name, kind), tensor
+    files = find_weights(Path(tower))
+    assert files is not None  # `check_model_folder` has seen to it
+    for name, tensor in files:
+        name = name.removeprefix("vision_tower.")
+        if not name.startswith(("text_model.", "text_projection", "visual_projection", "logit_")) and not (
+            name.endswith("position_ids")
+        ):
+            yield tower_weight(name, kind), tensor
 
 
 def _tokenizer(folder: Path) -> Any:
@@ -310,8 +308,23 @@ def _config(
         vision_feature_select_strategy="full" if selected == "cls_patch" else None,
         projector_type=projector.type,
         projector_options=projector.options,
+        image_grid_pinpoints=_resolutions(parts),
         tie_word_embeddings=bool(text.tie_word_embeddings),
     )
+
+
+def _resolutions(parts: Parts) -> list[list[int]] | None:
+    """Those that LLaVA-1.6 chooses from, (height, width); None for a model of square pictures."""
+    values = parts.values
+    if values.get("image_aspect_ratio") != "anyres":
+        return None
+    merge = values.get("mm_patch_merge_type", "flat")
+    if merge != "spatial_unpad":
+        raise UserError(
+            f"{parts.folder}/config.json: mm_patch_merge_type {merge!r} is not known; of anyres models those with "
+            "'spatial_unpad' are, as LLaVA-1.6."
+        )
+    return resolutions_from_llava(values["image_grid_pinpoints"])
 
 
 def _with_rows(tensor: torch.Tensor, rows: int) -> torch.Tensor:

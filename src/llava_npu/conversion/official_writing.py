@@ -20,6 +20,7 @@ from llava_npu.conversion.projectors import LAYOUTS, to_original
 from llava_npu.conversion.weight_files import write_weights
 from llava_npu.conversion.weight_names import EMBEDDING, LM_HEAD, PROJECTOR, VISION_TOWER, to_official
 from llava_npu.errors import UserError
+from llava_npu.models.configuration import LlavaNpuConfig
 from llava_npu.models.projectors import canonical_type, registered_name
 
 TOWER_FOLDER = "vision_tower"
@@ -150,10 +151,18 @@ def _config_values(checkpoint: Checkpoint, rows: int, layout: str, tower: str) -
         "mm_use_im_start_end": False,
         "mm_use_im_patch_token": False,
         "image_aspect_ratio": checkpoint.processor.image_aspect_ratio,
+        **_anyres(config),
         "use_mm_proj": True,
         "tune_mm_mlp_adapter": False,
         "freeze_mm_mlp_adapter": False,
     }
+
+
+def _anyres(config: LlavaNpuConfig) -> dict[str, Any]:
+    if config.image_grid_pinpoints is None:
+        return {}
+    pinpoints = [list(reversed(pair)) for pair in config.image_grid_pinpoints]  # (width, height)
+    return {"image_grid_pinpoints": pinpoints, "mm_patch_merge_type": "spatial_unpad"}
 
 
 def _write_tokenizer(checkpoint: Checkpoint, folder: Path, rows: int) -> None:

@@ -11,6 +11,7 @@ from llava_npu.errors import UserError
 from llava_npu.models.anyres import default_resolutions, resolutions_from_llava
 from llava_npu.models.configuration import LlavaNpuConfig
 from llava_npu.models.folders import check_loaded, check_model_folder, open_part
+from llava_npu.models.hubs import local_folder
 from llava_npu.models.image_processors import load_image_processor, set_processor_size
 from llava_npu.models.modeling import LlavaNpuForConditionalGeneration
 from llava_npu.models.processing import IMAGE_TOKEN, LlavaNpuProcessor
@@ -42,8 +43,8 @@ def compose(
     """Joins a tower and a language model by a projector with fresh weights.
 
     Args:
-        vision_tower: folder or hub id of a CLIP, SigLIP, DINOv2 or other model (the whole CLIP will do); see
-            `towers.py`.
+        vision_tower: folder or hub id (`hubs.py`) of a CLIP, SigLIP, DINOv2 or other model (the whole CLIP
+            will do); see `towers.py`.
         language_model: folder or hub id of a Llama-family causal language model.
         projector_type, projector_options: see `llava_npu.models.projectors`.
         vision_feature_layer: which hidden state of the tower the projector sees; −2 is LLaVA's choice for CLIP.
@@ -60,8 +61,8 @@ def compose(
     Raises:
         UserError: a part cannot be loaded, or the parts do not fit.
     """
-    check_model_folder(vision_tower, "model.vision_tower")
-    check_model_folder(language_model, "model.language_model")
+    vision_tower = _model_folder(vision_tower, "model.vision_tower")
+    language_model = _model_folder(language_model, "model.language_model")
     image_processor = load_image_processor(vision_tower, "model.vision_tower")
     tokenizer = open_part(
         lambda: AutoTokenizer.from_pretrained(language_model), "model.language_model (tokenizer)", language_model
@@ -151,6 +152,12 @@ def change_aspect_ratio(
         template=processor.template,
         image_aspect_ratio=image_aspect_ratio,
     )
+
+
+def _model_folder(source: str, field: str) -> str:
+    folder = local_folder(source, field)
+    check_model_folder(folder, field)
+    return str(folder)
 
 
 def _resolutions(

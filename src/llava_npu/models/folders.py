@@ -12,36 +12,39 @@ from safetensors import SafetensorError
 from llava_npu.errors import UserError
 
 _T = TypeVar("_T")
-_WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+_INDICES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")  # of weights in several files
+_WEIGHTS = ("model.safetensors", "pytorch_model.bin", *_INDICES)
 
 
-def is_local(source: str) -> bool:
-    """Whether `source` names a folder here rather than a repository on a hub ("organisation/name")."""
-    return Path(source).exists() or source.startswith((".", "/", "~")) or source.count("/") != 1
-
-
-def check_configuration(source: str, field: str) -> Path:
-    """The local model folder `source`; raises `UserError` if it is none, or without a readable configuration."""
-    folder = Path(source).expanduser()
+def check_configuration(folder: Path, field: str) -> None:
+    """Raises `UserError` if it is no folder, or one without a readable configuration."""
     if not folder.is_dir():
-        raise UserError(f"{field}: {source} is not a folder. Give a model folder, or a hub id such as 'openai/…'.")
+        raise UserError(
+            f"{field}: {folder} is not a folder. Give a model folder, or a model on a hub such as 'openai/…'."
+        )
     _read_json(folder / "config.json", field)
-    return folder
 
 
-def check_model_folder(source: str, field: str) -> None:
-    """Raises `UserError` if a local model folder misses its configuration or any of its weight files."""
-    if not is_local(source):
-        return
-    folder = check_configuration(source, field)
+def check_model_folder(folder: Path, field: str) -> None:
+    """Raises `UserError` if a model folder misses its configuration or any of its weight files."""
+    check_configuration(folder, field)
+    if missing := missing_file(folder):
+        raise UserError(f"{field}: {folder} is not a complete model folder: it has no {missing}.")
+
+
+def missing_file(folder: Path) -> str:
+    """What a model folder lacks: its configuration, all weights, or shards of them; "" if nothing."""
+    if (folder / "adapter_config.json").is_file():
+        return "" if (folder / "adapter_model.safetensors").is_file() else "adapter_model.safetensors"
+    if not (folder / "config.json").is_file():
+        return "config.json"
     if not any((folder / name).is_file() for name in _WEIGHTS):
-        raise UserError(f"{field}: {folder} has no weights; expected one of {', '.join(_WEIGHTS)}.")
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        shards = sorted(set(_read_json(index, field).get("weight_map", {}).values()))
-        missing = [name for name in shards if not (folder / name).is_file()]
-        if missing:
-            raise UserError(f"{field}: {folder} misses weight files named in {index.name}: {', '.join(missing)}.")
+        return f"weights ({', '.join(_WEIGHTS)})"
+    for name in _INDICES:
+        if (folder / name).is_file():
+            shards = sorted(set(_read_json(folder / name, "model").get("weight_map", {}).values()))
+            return ", ".join(shard for shard in shards if not (folder / shard).is_file())
+    return ""
 
 
 def open_part(load: Callable[[], _T], field: str, source: str) -> _T:
@@ -54,7 +57,7 @@ def open_part(load: Callable[[], _T], field: str, source: str) -> _T:
         reason = str(error).strip().splitlines()
         raise UserError(
             f"{field}: cannot load {source}: {reason[0] if reason else type(error).__name__}\n"
-            "Give a complete model folder, or a hub id that can be reached (offline, only cached ones can)."
+            "Give a complete model folder, or a model on a hub."
         ) from error
 
 

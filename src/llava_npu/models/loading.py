@@ -14,7 +14,8 @@ from llava_npu.errors import UserError
 from llava_npu.models.adapters import BASE, is_adapter_folder, load_adapters, merge_adapters
 from llava_npu.models.composing import change_aspect_ratio, compose
 from llava_npu.models.configuration import LlavaNpuConfig
-from llava_npu.models.folders import check_loaded, check_model_folder, is_local, open_part
+from llava_npu.models.folders import check_loaded, check_model_folder, open_part
+from llava_npu.models.hubs import local_folder
 from llava_npu.models.image_processors import load_image_processor
 from llava_npu.models.modeling import LlavaNpuForConditionalGeneration
 from llava_npu.models.processing import IMAGE_TOKEN, LlavaNpuProcessor
@@ -34,7 +35,7 @@ def load(
 
     Args:
         source: a model folder (ours, plain Hugging Face LLaVA, or one with adapters, which are merged into the base
-            that it names), a run folder, or a hub id.
+            that it names), a run folder, or a model on a hub (`hubs.py`).
         device: where to put it, with the operations that this device has; None leaves it as transformers loads it.
         dtype: of the weights; None keeps what the file has.
         quantization: what `llava_npu.models.quantization.quantization_config` gives, to load the language model's
@@ -86,7 +87,7 @@ def open_source(
 def _load_whole(
     source: str, device: torch.device | str | None, dtype: torch.dtype | None, quantization: Any | None
 ) -> LlavaNpuForConditionalGeneration:
-    check_model_folder(source, "model")
+    check_model_folder(Path(source), "model")
     # Quantised weights are made where they stay: they cannot be moved afterwards.
     placed = {} if quantization is None else {"quantization_config": quantization, "device_map": {"": device or "cpu"}}
     model, info = open_part(
@@ -120,10 +121,8 @@ def load_processor(source: str, config: LlavaNpuConfig) -> LlavaNpuProcessor:
 
 
 def resolve(source: str) -> str:
-    """The model folder that `source`, a model or run folder, means; a hub id stays what it is."""
-    if not is_local(source):
-        return source
-    folder = Path(source).expanduser()
+    """The model folder that `source` means: a model folder, a run folder, or a model on a hub."""
+    folder = local_folder(source, "model")
     if not folder.exists():
         raise UserError(f"model: {source} does not exist. Give a model folder, a run folder or a hub id.")
     inner = folder / MODEL_FOLDER

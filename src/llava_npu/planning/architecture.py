@@ -11,7 +11,8 @@ from llava_npu.config import ModelConfig, RunConfig, load_config
 from llava_npu.errors import UserError
 from llava_npu.models.composing import EMBEDDING_MULTIPLE
 from llava_npu.models.configuration import LlavaNpuConfig
-from llava_npu.models.folders import check_configuration, is_local
+from llava_npu.models.folders import check_configuration
+from llava_npu.models.hubs import HubModel, fetch, is_local, local_folder, on_hub, parse_source
 from llava_npu.models.loading import MODEL_FOLDER
 from llava_npu.models.projectors import grid_defaults
 from llava_npu.models.towers import describe_tower
@@ -20,8 +21,10 @@ from llava_npu.planning.published import published_model, published_models
 
 def find_tokenizer(config: RunConfig) -> Any | None:
     """The run's tokenizer if it is on this machine."""
-    source = config.model.checkpoint or config.model.language_model
-    assert source is not None
+    named = config.model.checkpoint or config.model.language_model
+    assert named is not None
+    parsed = parse_source(on_hub(named, config.model.source), "model")
+    source = parsed.name if isinstance(parsed, HubModel) else named
     if is_local(source) and not (Path(source) / "config.json").is_file():
         source = str(Path(source) / MODEL_FOLDER)
     try:
@@ -50,20 +53,32 @@ def model_config(
             path, choice = made_by
             remarks.append(f"model.checkpoint {config.model.checkpoint} is not there yet: planned as what {path} makes")
     if choice.checkpoint is not None:
-        return _checkpoint(choice.checkpoint), remarks
+        model = _checkpoint(on_hub(choice.checkpoint, choice.source))
+        return _without_tiles(model, choice, remarks), remarks
     assert choice.vision_tower is not None
     assert choice.language_model is not None
     tower, text = (
-        _part(source, f"model.{field}", remarks)
+        _part(on_hub(source, choice.source), f"model.{field}", remarks)
         for field, source in (("vision_tower", choice.vision_tower), ("language_model", choice.language_model))
     )
-    return _joined(choice, getattr(tower, "vision_config", tower), text, tokenizer), remarks
+    model = _joined(choice, getattr(tower, "vision_config", tower), text, tokenizer)
+    return _without_tiles(model, choice, remarks), remarks
+
+
+def _without_tiles(model: LlavaNpuConfig, choice: ModelConfig, remarks: list[str]) -> LlavaNpuConfig:
+    """The model as if it saw each picture as one square: how many tiles a data set's pictures make is not looked up."""
+    if model.image_grid_pinpoints is not None or choice.image_aspect_ratio == "anyres":
+        remarks.append("anyres: planned as if each picture were one square; tiles take more tokens, time and memory")
+        model.change_resolutions(None)
+    return model
 
 
 def _joined(choice: ModelConfig, tower: Any, text: Any, tokenizer: Any | None) -> LlavaNpuConfig:
     """As `compose` joins a tower and a language model."""
     if not hasattr(tower, "image_size"):
         tower.image_size = [224, 224]  # of convolutional towers, the image processor's usual size
+    if choice.image_size is not None:
+        tower.image_size = choice.image_size
     image_token = text.vocab_size if tokenizer is None else len(tokenizer)
     words = image_token + 1 + (tokenizer is not None and tokenizer.pad_token_id is None)
     if words > text.vocab_size:
@@ -77,6 +92,7 @@ def _joined(choice: ModelConfig, tower: Any, text: Any, tokenizer: Any | None) -
         vision_feature_select_strategy="full" if choice.vision_select_feature == "cls_patch" else None,
         projector_type=choice.projector,
         projector_options=options,
+        scales=choice.scales,
         tie_word_embeddings=text.tie_word_embeddings,
     )
 
@@ -84,8 +100,13 @@ def _joined(choice: ModelConfig, tower: Any, text: Any, tokenizer: Any | None) -
 def _part(source: str, field: str, remarks: list[str]) -> Any:
     if is_local(source):
         return _read(source, field)
+    parsed = parse_source(source, field)
+    assert isinstance(parsed, HubModel)
+    if parsed.hub == "modelscope":
+        return AutoConfig.from_pretrained(fetch(parsed, field, weights=False))
+    source, revision = parsed.name, parsed.revision
     try:
-        return AutoConfig.from_pretrained(source, local_files_only=True)
+        return AutoConfig.from_pretrained(source, revision=revision or "main", local_files_only=True)
     except (OSError, ValueError):
         pass  # not in the hub's cache
     known = published_model(source)
@@ -93,7 +114,7 @@ def _part(source: str, field: str, remarks: list[str]) -> Any:
         remarks.append(f"{field} {source}: its published shape (planning/published.py)")
         return known
     try:
-        return AutoConfig.from_pretrained(source)
+        return AutoConfig.from_pretrained(source, revision=revision or "main")
     except (OSError, ValueError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(
@@ -113,20 +134,14 @@ def _checkpoint(source: str) -> LlavaNpuConfig:
             )
         inner = folder / MODEL_FOLDER
         folder = inner if not (folder / "config.json").is_file() and inner.is_dir() else folder
-        check_configuration(str(folder), "model.checkpoint")
+        check_configuration(folder, "model.checkpoint")
         return LlavaNpuConfig.from_pretrained(folder)
-    try:
-        return LlavaNpuConfig.from_pretrained(source)
-    except (OSError, ValueError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(
-            f"model.checkpoint: the configuration of {source} cannot be had: {reason}\n"
-            "A plan needs its config.json alone: give a folder that holds one."
-        ) from error
+    return LlavaNpuConfig.from_pretrained(local_folder(source, "model.checkpoint", weights=False))
 
 
 def _read(source: str, field: str) -> Any:
-    folder = check_configuration(source, field)
+    folder = Path(source).expanduser()
+    check_configuration(folder, field)
     try:
         return AutoConfig.from_pretrained(folder)
     except (OSError, ValueError, KeyError) as error:

@@ -9,6 +9,7 @@ import torch
 
 from llava_npu.config import RunConfig
 from llava_npu.models.adapters import save_adapters
+from llava_npu.models.hubs import on_hub
 from llava_npu.models.loading import open_source
 from llava_npu.models.modeling import LlavaNpuForConditionalGeneration
 from llava_npu.models.processing import LlavaNpuProcessor
@@ -21,19 +22,21 @@ def model_source(config: RunConfig) -> ModelSource:
     choice = config.model
     if choice.checkpoint is not None:
         if choice.image_aspect_ratio is None:
-            return ModelSource(checkpoint=choice.checkpoint)
+            return ModelSource(checkpoint=on_hub(choice.checkpoint, choice.source))
         return ModelSource(
-            checkpoint=choice.checkpoint,
+            checkpoint=on_hub(choice.checkpoint, choice.source),
             changes={
                 "image_aspect_ratio": choice.image_aspect_ratio,
                 "image_grid_pinpoints": choice.image_grid_pinpoints,
                 "seed": config.seed,
             },
         )
+    assert choice.vision_tower is not None
+    assert choice.language_model is not None
     return ModelSource(
         parts={
-            "vision_tower": choice.vision_tower,
-            "language_model": choice.language_model,
+            "vision_tower": on_hub(choice.vision_tower, choice.source),
+            "language_model": on_hub(choice.language_model, choice.source),
             "projector_type": choice.projector,
             "projector_options": choice.projector_options,
             "vision_feature_layer": choice.vision_feature_layer,
