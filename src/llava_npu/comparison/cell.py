@@ -43,6 +43,7 @@ from llava_npu.evaluation.questions import Question
 from llava_npu.evaluation.run_folder import PREDICTIONS_FILE, versions
 from llava_npu.models import load
 from llava_npu.training import train
+from llava_npu.training.interruption import EXIT_STATUS, RunStopped
 from llava_npu.training.loop import build_model
 from llava_npu.training.parts import STAGE_TEMPLATES
 
@@ -66,6 +67,9 @@ def main() -> int:
             arguments.folder, Failure("impossible" if _is_impossible(arguments.folder) else "failed", str(error))
         )
         return 2
+    except RunStopped as stopped:  # no failure: the cell goes on when the comparison does
+        print(stopped, file=sys.stderr)
+        return EXIT_STATUS
     except Exception as error:  # noqa: BLE001  one cell's accident is reported, the others go on
         traceback.print_exc()
         write_failure(arguments.folder, Failure("failed", f"{type(error).__name__}: {error}"))

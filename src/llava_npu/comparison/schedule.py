@@ -19,7 +19,7 @@ from llava_npu.errors import UserError
 
 WORKER = ("-m", "llava_npu.comparison.cell")
 _POLL_SECONDS = 0.2
-_GRACE_SECONDS = 20  # for a worker that was told to stop
+_GRACE_SECONDS = 300  # for a worker that was told to stop: it saves its state first
 _LONGEST_LINE = 160
 
 
