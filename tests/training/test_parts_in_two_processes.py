@@ -1,0 +1,106 @@
+"""Adapters, a trained tower, a skipped step and a validation, in two processes as in one, whole and in shards."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import tiny
+from llava_npu.config import RunConfig
+from llava_npu.models.composing import compose
+from llava_npu.training import train
+from llava_npu.training.export import export_whole
+from llava_npu.training.lines import read_lines
+from llava_npu.training.metrics import read_metrics
+from small_run import in_two_processes, small_run
+
+ADAPTERS = {
+    "parts": {"language_model": {"train": "lora"}, "vision_tower": {"train": "lora"}},
+    "lora": {"rank": 4, "alpha": 8, "dropout": 0.0},
+}
+ENGINES = ["ddp", "fsdp2", *(["zero3"] if importlib.util.find_spec("deepspeed") else [])]
+
+
+class Runs:
+    """Each kind of run in one process, and with each engine in two."""
+
+    def __init__(self, material: Path, folder: Path, device_type: str):
+        self.folder = folder
+        _write_poisoned(material, folder / "poisoned")
+        kinds: dict[str, dict[str, Any]] = {
+            "adapters": ADAPTERS,
+            "tower": {"parts": {"vision_tower": {"train": "full"}}},
+            "validating": {"data": {"validation": {"size": 5, "every": 2}}},
+            "skipping": {
+                "parts": {"language_model": {"train": "frozen"}},
+                "model": {"checkpoint": str(folder / "poisoned/model"), "vision_tower": None, "language_model": None},
+                "data": {"path": str(folder / "poisoned/train.json")},
+            },
+        }
+
+        def run(name: str, **changes: Any) -> RunConfig:
+            return small_run(material, folder / name, device_type, max_steps=4, **changes)
+
+        two = {
+            f"{engine}-{kind}": run(f"{engine}-{kind}", engine=engine, micro_batch_size=2, **changes)
+            for engine in ENGINES
+            for kind, changes in kinds.items()
+            if (engine, kind) != ("zero3", "skipping")  # DeepSpeed cannot
+        }
+        self.raised = in_two_processes(folder / "processes", two)
+        for kind, changes in kinds.items():
+            train(run(kind, **changes))
+
+    def column(self, name: str, key: str) -> list[Any]:
+        assert name not in self.raised, self.raised[name]
+        return [line[key] for line in read_metrics(self.folder / name)]
+
+    def weights(self, name: str) -> dict[str, torch.Tensor]:
+        model = self.folder / name / "model"
+        return load_file(next(model.glob("*model.safetensors")))
+
+
+def _write_poisoned(material: Path, folder: Path) -> None:
+    """A model that has no finite numbers for a token that one record alone has."""
+    folder.mkdir()
+    tiny.write_language_model(folder / "lm", tie_word_embeddings=False)
+    model, processor = compose(str(material / "clip"), str(folder / "lm"))
+    with torch.no_grad():
+        model.model.language_model.embed_tokens.weight[processor.tokenizer.convert_tokens_to_ids("~")] = float("inf")
+    export_whole(folder / "model", model, processor)
+    records = json.loads((material / "train.json").read_text())
+    records[3]["conversations"][0]["value"] += "~"
+    (folder / "train.json").write_text(json.dumps(records))
+    shutil.copytree(material / "images", folder / "images")
+
+
+@pytest.fixture(scope="module")
+def runs(material: Path, tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    return Runs(material, tmp_path_factory.mktemp("two"), "cpu")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["adapters", "tower", "validating", "skipping"])
+@pytest.mark.parametrize("engine", ENGINES)
+def test_two_processes_equal_one(runs: Runs, engine: str, kind: str) -> None:
+    if (engine, kind) == ("zero3", "skipping"):
+        pytest.skip("DeepSpeed steps before it tells the gradient's norm")
+    name = f"{engine}-{kind}"
+    for key in ("loss", "grad_norm", "validation_loss"):
+        assert runs.column(name, key) == pytest.approx(runs.column(kind, key), abs=1e-4 if key == "grad_norm" else 1e-5)
+    weights = runs.weights(name)
+    for key, tensor in runs.weights(kind).items():
+        torch.testing.assert_close(
+            weights[key], tensor, atol=1e-5, rtol=0, equal_nan=True, msg=lambda text, key=key: f"{key}: {text}"
+        )
+    if kind == "skipping":
+        found, expected = (read_lines(runs.folder / each / "nonfinite_steps.jsonl") for each in (name, kind))
+        assert found == expected
+        assert len(found) >= 1
