@@ -138,7 +138,9 @@ def test_generation_sees_the_positions_of_the_whole_prompt(tiny: Tiny) -> None:
         for each, (_, number) in zip(turns, asked, strict=True)
     ]
     encoded = model.encode_images(processor.preprocess_images([image.open() for image in images]))
-    features = {image.key: feature for image, feature in zip(images, encoded.detach(), strict=True)}
+    features = {
+        image.key: ImageFeatures(feature[None], (1, 1)) for image, feature in zip(images, encoded.detach(), strict=True)
+    }
     lengths = shared_lengths(prompts, processor.image_token_id)
     assert lengths is not None
     wanted: dict[str, Any] = {"do_sample": False, "max_new_tokens": 3, "min_new_tokens": 3, "output_scores": True}
