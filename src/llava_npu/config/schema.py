@@ -275,6 +275,8 @@ class RunConfig(Section):
             raise ValueError(f"the section `zero` is for engine: zero2 or zero3, and this run's is {self.engine}")
         if self.zero.offload_parameters and self.engine != "zero3":
             raise ValueError("zero.offload_parameters needs engine: zero3; zero2 does not shard the weights")
+        if self.lora.base_bits is not None and self.engine != "ddp":
+            raise ValueError("`lora.base_bits` needs engine: ddp; weights in 4 or 8 bits cannot be sharded")
         return self
 
     @model_validator(mode="after")

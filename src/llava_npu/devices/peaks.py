@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -89,9 +88,17 @@ def published_tflops(name: str, dtype: torch.dtype, cores: int | None = None) ->
     return figure or None
 
 
-@functools.cache
 def measured_tflops(device: torch.device, dtype: torch.dtype, synchronize: Callable[[], None]) -> float:
-    """TFLOP/s of a square matrix product on `device`: the best of a few, within about a second."""
+    """TFLOP/s of a square matrix product on `device`: the best of a few, within about a second, once per process."""
+    if (device, dtype) not in _measured:
+        _measured[device, dtype] = _measure(device, dtype, synchronize)
+    return _measured[device, dtype]
+
+
+_measured: dict[tuple[torch.device, torch.dtype], float] = {}
+
+
+def _measure(device: torch.device, dtype: torch.dtype, synchronize: Callable[[], None]) -> float:
     size = 1024 if device.type == "cpu" else 8192
     a = torch.ones(size, size, device=device, dtype=dtype)
     best = float("inf")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -93,10 +94,16 @@ def steps(
         num_workers=workers,
         pin_memory=pin_memory,
         multiprocessing_context="spawn" if workers else None,  # accelerators do not survive a fork
+        worker_init_fn=_ignore_interrupts,
         persistent_workers=False,
     )
     batches = map(_raise_error, iter(loader))
     return ([next(batches) for _ in share] for share in shares())
+
+
+def _ignore_interrupts(worker: int) -> None:
+    """Ctrl-C reaches every process of a terminal; when workers end is for the process that they work for to say."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 class _ErrorsAsSamples(Dataset[Sample | UserError]):

@@ -17,6 +17,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 from llava_npu.errors import UserError
 
 MANIFEST = "manifest.json"
@@ -53,13 +55,15 @@ def write_folder(path: Path, fill: Callable[[Path], None]) -> None:
     except UserError:
         shutil.rmtree(partial, ignore_errors=True)
         raise
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         shutil.rmtree(partial, ignore_errors=True)
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        number = _error_number(error)
+        if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             free = shutil.disk_usage(path.parent).free
             raise UserError(
-                f"{path}: no space left on the disk ({free / 2**30:.1f} GiB free). Nothing half-written was kept; free "
-                "some space, or choose another `output`, and start the same command again: it continues."
+                f"{path}: no space left on the disk, or none for this user ({os.strerror(number)}; "
+                f"{free / 2**30:.1f} GiB free). Nothing half-written was kept; free some space, or choose another "
+                "`output`, and start the same command again: it continues."
             ) from error
         raise
 
@@ -108,6 +112,14 @@ def prune(folder: Path, keep: int) -> None:
         checkpoint.path.rename(doomed)
     for leftover in folder.glob(".*.partial"):
         shutil.rmtree(leftover)
+
+
+def _error_number(error: OSError | SafetensorError) -> int | None:
+    """The system's number for what went wrong; safetensors writes it into its message."""
+    if isinstance(error, OSError):
+        return error.errno
+    found = re.search(r"os error (\d+)", str(error))
+    return int(found[1]) if found else None
 
 
 def _files(folder: Path) -> Iterator[Path]:

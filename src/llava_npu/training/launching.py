@@ -59,12 +59,13 @@ def launch(arguments: Sequence[str], devices: int) -> Outcome:
                     time.sleep(_GRACE_SECONDS)
                     break
                 time.sleep(_POLL_SECONDS)
+            statuses = [process.poll() for process in processes]
         finally:
             for process in processes:
                 if process.poll() is None:
                     process.kill()
                 process.wait()
-        return _outcome(processes, Path(folder))
+        return _outcome(statuses, Path(folder))
 
 
 def _start(arguments: Sequence[str], devices: int, folder: Path) -> list[subprocess.Popen[bytes]]:
@@ -118,19 +119,25 @@ def _pass_on(received: list[int], processes: Sequence[subprocess.Popen[bytes]]) 
                 process.send_signal(number)
 
 
-def _outcome(processes: Sequence[subprocess.Popen[bytes]], folder: Path) -> Outcome:
-    reports = [report for rank in range(len(processes)) if (report := _read(folder, rank))]
-    # An error in one process makes others fail, in ways that tell less: a user's error comes first, then the earliest.
+def _outcome(statuses: Sequence[int | None], folder: Path) -> Outcome:
+    """What to say, from how processes ended by themselves (None: they had to be killed) and from their reports.
+
+    An error in one process makes others fail, in ways that tell less. A user's error comes first, then a process that
+    was killed, then the earliest report.
+    """
+    reports = sorted((report for rank in range(len(statuses)) if (report := _read(folder, rank))), key=lambda r: r.time)
+    for report in reports:
+        if report.status == 2:
+            return Outcome(report.status, report.message)
+    for rank, status in enumerate(statuses):
+        if status is not None and status < 0:
+            return _unexplained(rank, status, folder)
     if reports:
-        first = min(reports, key=lambda report: (report.status != 2, report.time))
-        return Outcome(first.status, first.message)
-    for rank, process in enumerate(processes):
-        if process.returncode < 0 and process.returncode != -signal.SIGKILL:
-            return _unexplained(rank, process.returncode, folder)
-    for rank, process in enumerate(processes):
-        if process.returncode not in (0, EXIT_STATUS):
-            return _unexplained(rank, process.returncode, folder)
-    return Outcome(max(process.returncode for process in processes), "")
+        return Outcome(reports[0].status, reports[0].message)
+    for rank, status in enumerate(statuses):
+        if status:
+            return _unexplained(rank, status, folder)
+    return Outcome(0, "")
 
 
 def _unexplained(rank: int, status: int, folder: Path) -> Outcome:

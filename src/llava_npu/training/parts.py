@@ -126,7 +126,7 @@ def _set_modes(model: LlavaNpuForConditionalGeneration, parts: Mapping[PartName,
     inner.language_model.train(parts["language_model"].train != "frozen")
     # A tower's statistics stay those of its own training: a micro-batch's would differ with its size.
     for module in inner.vision_tower.modules():
-        if _is_batch_norm(module):
+        if is_batch_norm(module):
             module.eval()
     if checkpointing:
         # Transformers recomputes only in modules that are in training mode; without dropout the mode changes no number.
@@ -137,8 +137,9 @@ def _set_modes(model: LlavaNpuForConditionalGeneration, parts: Mapping[PartName,
 
 
 def _batch_norm_parameters(model: nn.Module) -> Iterator[nn.Parameter]:
-    return (parameter for module in model.modules() if _is_batch_norm(module) for parameter in module.parameters())
+    return (parameter for module in model.modules() if is_batch_norm(module) for parameter in module.parameters())
 
 
-def _is_batch_norm(module: nn.Module) -> bool:
+def is_batch_norm(module: nn.Module) -> bool:
+    """Whether a module keeps statistics, which makes it float32 throughout."""
     return isinstance(module, nn.modules.batchnorm._BatchNorm)

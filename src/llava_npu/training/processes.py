@@ -32,6 +32,8 @@ def join(device: Device, needs_group: bool) -> Iterator[Accelerator]:
                 f"{variable} is set: `accelerate launch` is configured to bring its own engine. The engine is chosen "
                 "by `engine` in the run's configuration; launch with --multi_gpu (or torchrun, or --devices) alone."
             )
+    # DeepSpeed, which accelerate imports where it is installed, else looks for a device itself and talks about it.
+    os.environ.setdefault("DS_ACCELERATOR", device.kind)
     _check_number(device)
     launched = int(os.environ.get("WORLD_SIZE", "1")) > 1
     ours = (launched or needs_group) and not dist.is_initialized()

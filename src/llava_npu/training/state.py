@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -65,7 +66,9 @@ def write_place(folder: Path, place: Mapping[str, Any]) -> None:
 
 def write_random_states(folder: Path, states: Sequence[dict[str, Any]]) -> None:
     """Writes the random state of each process, in their order."""
-    torch.save(list(states), folder / RANDOM)
+    stream = io.BytesIO()  # a file of torch's own would report a full disk as something else
+    torch.save(list(states), stream)
+    (folder / RANDOM).write_bytes(stream.getbuffer())
 
 
 def read_random_state(folder: Path, process: int) -> dict[str, Any] | None:

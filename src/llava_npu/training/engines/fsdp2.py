@@ -27,6 +27,7 @@ from llava_npu.errors import UserError
 from llava_npu.models.projectors import Projector
 from llava_npu.training.engines.base import Engine
 from llava_npu.training.objective import SupervisedLoss
+from llava_npu.training.parts import is_batch_norm
 
 
 class Fsdp2Engine(Engine):
@@ -56,7 +57,7 @@ class Fsdp2Engine(Engine):
             fully_shard(
                 module,
                 mesh=mesh,
-                mp_policy=precision,
+                mp_policy=MixedPrecisionPolicy() if is_batch_norm(module) else precision,
                 offload_policy=offload,
                 reshard_after_forward=self._options.reshard_after_forward if module is not objective else False,
             )
@@ -117,7 +118,10 @@ def _mesh(device_type: str, num_processes: int, shard_group: int | None) -> Devi
 
 
 def _units(objective: nn.Module) -> list[nn.Module]:
-    """What is gathered at once: a transformer layer, the projector. Inner modules come before outer ones."""
+    """What is gathered at once: a transformer layer, the projector; and batch normalisation, which stays float32.
+
+    Inner modules come before outer ones.
+    """
     layers = {name for module in objective.modules() for name in getattr(module, "_no_split_modules", None) or ()}
     found = [
         module for module in objective.modules() if isinstance(module, Projector) or type(module).__name__ in layers
@@ -128,4 +132,4 @@ def _units(objective: nn.Module) -> list[nn.Module]:
         if id(module) not in seen and any(True for _ in module.parameters()):
             outermost.append(module)
         seen.update(id(inner) for inner in module.modules())
-    return outermost
+    return [*(module for module in objective.modules() if is_batch_norm(module)), *outermost]

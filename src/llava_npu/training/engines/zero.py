@@ -22,7 +22,7 @@ from llava_npu.errors import UserError
 from llava_npu.models.projectors import Projector
 from llava_npu.training.engines.base import Engine, state_keys
 from llava_npu.training.objective import SupervisedLoss
-from llava_npu.training.parts import trained_parameters
+from llava_npu.training.parts import is_batch_norm, trained_parameters
 
 _BUCKET = 200_000_000  # elements sent at once
 
@@ -58,11 +58,21 @@ class ZeroEngine(Engine):
         config = self._config(bucket=min(_BUCKET, trained))
         self._model = objective.model
         with _local_rank(self.accelerator.local_process_index):
+            if self.compute_dtype is not None:
+                self._round_statistics(objective)
             if self._stage == 3:
                 self._shard(objective, config)
             self.optimizer = make_optimizer()
             self._engine, *_ = self._deepspeed.initialize(model=objective, optimizer=self.optimizer, config=config)
         self.objective = self._engine
+
+    def _round_statistics(self, objective: SupervisedLoss) -> None:
+        """Keeps batch normalisation's statistics in the type of its weights, which DeepSpeed rounds; no other works."""
+        for module in objective.modules():
+            if is_batch_norm(module):
+                for name, buffer in module.named_buffers(recurse=False):
+                    if buffer.is_floating_point():
+                        module._buffers[name] = buffer.to(self.compute_dtype)
 
     def _shard(self, objective: SupervisedLoss, config: dict[str, Any]) -> None:
         """Moves weights to the devices one by one, each only as its shard; otherwise all would be there at first."""
@@ -183,7 +193,6 @@ def _with_gradients(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ..
 
 
 def _import_deepspeed(device_type: str) -> Any:
-    os.environ.setdefault("DS_ACCELERATOR", device_type)
     try:
         import deepspeed
         import deepspeed.ops
