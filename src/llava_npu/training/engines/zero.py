@@ -139,6 +139,7 @@ class ZeroEngine(Engine):
             yield name, self._whole(self._deepspeed.utils.safe_get_full_fp32_param(parameter))
 
     def optimizer_state(self) -> Iterator[tuple[str, torch.Tensor]]:
+        self._link_states()
         flat = next(iter(self.optimizer.state.values()))
         for name, parameter in trained_parameters(self._model):
             for key, value in flat.items():
@@ -156,13 +157,23 @@ class ZeroEngine(Engine):
                 key: saved[f"{key}/{trained[0][0]}"].clone() if key == "step" else torch.zeros_like(flat)
                 for key in keys
             }
-        if self._stage == 2:
-            zero._lazy_init_hp_params_optimizer_state()
+        self._link_states()
         for name, parameter in trained:
             self._set(parameter, weights[name], None)
             for key in keys:
                 if key != "step":
                     self._set(parameter, saved[f"{key}/{name}"], key)
+
+    def _link_states(self) -> None:
+        """Lets DeepSpeed know which part of the optimizer's state is whose.
+
+        Stage 2 does it by itself, but once only, when the first group of parameters has stepped and the others have no
+        state yet.
+        """
+        if self._stage == 2:
+            zero = self._engine.optimizer
+            zero._hp_optimizer_states_linked = False
+            zero._lazy_init_hp_params_optimizer_state()
 
     def _set(self, parameter: nn.Parameter, whole: torch.Tensor, key: str | None) -> None:
         """Puts this process's part of a whole float32 tensor into its shard; no key: the weight itself."""
