@@ -108,8 +108,8 @@ class Engine(ABC):
         return tensor.cpu().clone() if self.accelerator.is_main_process else torch.empty(0)
 
     def _part(self, whole: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
-        """This process's part of a whole tensor that belongs to `parameter`."""
-        return whole
+        """This process's part of a whole tensor that belongs to `parameter`; a copy, for the tensor may be a file's."""
+        return whole.clone()
 
 
 def state_keys(saved: Mapping[str, torch.Tensor], name: str) -> list[str]:

@@ -96,7 +96,7 @@ class Fsdp2Engine(Engine):
 
     def _part(self, whole: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
         if whole.ndim == 0:  # the optimizer's count of steps
-            return whole
+            return super()._part(whole, parameter)
         assert isinstance(parameter, DTensor)
         mesh = parameter.device_mesh
         # Every process has read the whole tensor: each cuts out its part, nothing is sent.

@@ -154,7 +154,10 @@ class ZeroEngine(Engine):
         keys = state_keys(saved, trained[0][0])
         for flat in flats:  # one per group of parameters; DeepSpeed makes them at the first step
             self.optimizer.state[flat] = {
-                key: saved[f"{key}/{trained[0][0]}"].clone() if key == "step" else torch.zeros_like(flat)
+                # The count of steps: a copy for each, beside the weights, where the fused AdamW wants it.
+                key: saved[f"{key}/{trained[0][0]}"].to(flat.device, copy=True)
+                if key == "step"
+                else torch.zeros_like(flat)
                 for key in keys
             }
         self._link_states()
