@@ -1,0 +1,30 @@
+"""LLaVA-1.6 (anyres, spatial_unpad) to official LLaVA's layout and back."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+
+import tiny
+from llava_npu.conversion.convert import convert
+from llava_npu.models import compose, load
+
+
+def test_there_and_back(tmp_path: Path) -> None:
+    tiny.write_language_model(tmp_path / "lm")
+    tiny.write_clip(tmp_path / "clip")
+    parts = (str(tmp_path / "clip"), str(tmp_path / "lm"))
+    model, processor = compose(*parts, image_aspect_ratio="anyres", template="v1")
+    model.save_pretrained(tmp_path / "hf")
+    processor.save_pretrained(tmp_path / "hf")
+    convert(tmp_path / "hf", tmp_path / "official", to="official")
+    values = json.loads((tmp_path / "official/config.json").read_text())
+    assert values["mm_patch_merge_type"] == "spatial_unpad"
+    assert values["image_grid_pinpoints"] == [[28, 56], [56, 28], [56, 56], [84, 28], [28, 84]]  # (width, height)
+    convert(tmp_path / "official", tmp_path / "back", to="hf")
+    back, back_processor = load(tmp_path / "back")
+    assert back.config.image_grid_pinpoints == model.config.image_grid_pinpoints
+    assert torch.equal(back.model.image_newline, model.model.image_newline)
+    assert back_processor.tiling == processor.tiling
