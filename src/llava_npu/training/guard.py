@@ -38,7 +38,7 @@ class NonFiniteGuard:
 
     Args:
         limit: how many steps may be skipped.
-        batches_of: gives this process's micro-batches of an earlier step.
+        batches_of: gives this process's micro-batches of a step.
         save: writes a checkpoint after so many steps.
 
     Attributes:
@@ -64,14 +64,12 @@ class NonFiniteGuard:
         self._save = save
         self._console = console
         self._norms: list[tuple[int, torch.Tensor]] = []
-        self._latest: Sequence[MicroBatch] = ()
         main = engine.accelerator.is_main_process
         self.skipped: int = broadcast_object_list([len(read_lines(folder / NONFINITE_STEPS)) if main else 0])[0]
 
-    def add(self, step: int, norm: torch.Tensor, micro_batches: Sequence[MicroBatch]) -> None:
-        """A step that was made: the norm of its gradient, still on the device, and its micro-batches."""
+    def add(self, step: int, norm: torch.Tensor) -> None:
+        """A step that was made, and the norm of its gradient, still on the device."""
         self._norms.append((step, norm))
-        self._latest = micro_batches
 
     def look(self) -> float:
         """The last step's gradient norm, NaN if there was no step since it last looked; every process calls it.
@@ -98,7 +96,7 @@ class NonFiniteGuard:
                 "the cause with engine: ddp or fsdp2, which skip such steps and name module and samples."
             )
         generators = random_state(self._device)
-        micro_batches = self._latest if step == now else self._batches_of(step)
+        micro_batches = self._batches_of(step)  # loaded again: keeping them would take memory while all is well
         finding = self._find(micro_batches)
         restore_random_state(generators, self._device)
         findings = [each for each in gather_object([finding]) if each is not None]

@@ -226,7 +226,7 @@ def _train(
             set_learning_rate(engine.optimizer, factor)
             loss = _accumulate(engine, micro_batches, counts.supervised_tokens)
             finished = step + 1
-            guard.add(finished, engine.step(config.optimizer.max_grad_norm), micro_batches)
+            guard.add(finished, engine.step(config.optimizer.max_grad_norm))
 
             meter.add(micro_batches, tokens=counts.tokens, samples=config.batch_size)
             saves = finished % config.save_every == 0 and finished < num_steps
