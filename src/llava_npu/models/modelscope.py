@@ -39,8 +39,11 @@ def fetch_from_modelscope(model: HubModel, field: str, *, weights: bool, refresh
     kind = "" if weights else "-without-weights"
     revision = model.revision or _DEFAULT_REVISION
     folder = cache_root() / "modelscope" / model.name.replace("/", "--") / f"{quote(revision, safe='')}{kind}"
-    if folder.is_dir() and not refresh:
-        return folder
+    whole = folder.with_name(folder.name.removesuffix(kind))
+    if not refresh:
+        for found in (folder, whole):
+            if found.is_dir():
+                return found
     if constants.HF_HUB_OFFLINE:
         raise unreachable(model, field, "HF_HUB_OFFLINE is set.")
     folder.parent.mkdir(parents=True, exist_ok=True)

@@ -9,12 +9,14 @@ from transformers import AutoConfig, AutoTokenizer
 
 from llava_npu.config import ModelConfig, RunConfig, load_config
 from llava_npu.errors import UserError
+from llava_npu.models.adapters import BASE, is_adapter_folder
 from llava_npu.models.composing import EMBEDDING_MULTIPLE
 from llava_npu.models.configuration import LlavaNpuConfig
 from llava_npu.models.folders import check_configuration
 from llava_npu.models.hubs import HubModel, fetch, is_local, local_folder, on_hub, parse_source
 from llava_npu.models.loading import MODEL_FOLDER
 from llava_npu.models.projectors import grid_defaults
+from llava_npu.models.sources import read_source
 from llava_npu.models.towers import describe_tower
 from llava_npu.planning.published import published_model, published_models
 
@@ -52,6 +54,7 @@ def model_config(
         if made_by is not None:
             path, choice = made_by
             remarks.append(f"model.checkpoint {config.model.checkpoint} is not there yet: planned as what {path} makes")
+    choice = _without_adapters(choice)
     if choice.checkpoint is not None:
         model = _checkpoint(on_hub(choice.checkpoint, choice.source))
         return _without_tiles(model, choice, remarks), remarks
@@ -114,13 +117,36 @@ def _part(source: str, field: str, remarks: list[str]) -> Any:
         remarks.append(f"{field} {source}: its published shape (planning/published.py)")
         return known
     try:
-        return AutoConfig.from_pretrained(source, revision=revision or "main")
-    except (OSError, ValueError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        return AutoConfig.from_pretrained(fetch(parsed, field, weights=False))
+    except UserError as error:
         raise UserError(
-            f"{field}: the configuration of {source} cannot be had: {reason}\nA plan needs its config.json alone: give "
-            f"a folder that holds one. Known without any: {', '.join(published_models())}."
+            f"{error}\nA plan needs its config.json alone: a folder that holds one will do. Known without any: "
+            f"{', '.join(published_models())}."
         ) from error
+
+
+def _without_adapters(choice: ModelConfig) -> ModelConfig:
+    """The base of a checkpoint that holds adapters: to go on from it is to go on from its base with these added."""
+    folder = Path(choice.checkpoint or "").expanduser()
+    if choice.checkpoint is None or not is_local(choice.checkpoint):
+        return choice
+    folder = next((each for each in (folder, folder / MODEL_FOLDER) if is_adapter_folder(each)), folder)
+    if not (folder / BASE).is_file():
+        return choice
+    base = read_source(folder / BASE)
+    if base.checkpoint is not None:
+        return _without_adapters(choice.model_copy(update={"checkpoint": base.checkpoint}))
+    parts = base.parts
+    return ModelConfig(
+        vision_tower=parts["vision_tower"],
+        language_model=parts["language_model"],
+        projector=parts["projector_type"],
+        projector_options=parts.get("projector_options") or {},
+        vision_feature_layer=parts.get("vision_feature_layer", -2),
+        vision_select_feature="cls_patch" if parts.get("keep_prefix_tokens") else "patch",
+        image_size=parts.get("image_size"),
+        scales=parts.get("scales") or [1],
+    )
 
 
 def _checkpoint(source: str) -> LlavaNpuConfig:
