@@ -47,7 +47,8 @@ def batch(device: str, padded: str | None = None) -> dict[str, torch.Tensor]:
 
 
 def train(model: LlavaForConditionalGeneration, inputs: dict[str, torch.Tensor]) -> list[float]:
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    # Not Adam's usual epsilon: a gradient that is rounding noise, other on every CPU, would be scaled to a full step.
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, eps=1e-5)
     losses = []
     for _ in range(3):
         loss = model(**inputs).loss
