@@ -30,6 +30,7 @@ from llava_npu.conversion.weight_files import WeightFiles, find_weights, read_we
 from llava_npu.conversion.weight_names import (
     EMBEDDING,
     LM_HEAD,
+    OFFICIAL_PROJECTOR,
     PROJECTOR,
     VISION_TOWER,
     from_official,
@@ -194,8 +195,9 @@ def _language_weights(parts: Parts) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def _official(name: str) -> str:
-    """The plain name of a weight in mm_projector.bin or non_lora_trainables.bin."""
-    return name.removeprefix("base_model.model.")
+    """The name in a whole model of a weight of mm_projector.bin or non_lora_trainables.bin."""
+    name = name.removeprefix("base_model.model.")
+    return f"model.{name}" if name.startswith("mm_projector.") else name
 
 
 # ---- projector ----
@@ -213,9 +215,7 @@ class ProjectorWeights:
 def _projector(parts: Parts) -> ProjectorWeights:
     named = str(parts.values.get("mm_projector_type") or "linear")
     weights = {
-        name.removeprefix("model.mm_projector."): tensor.clone()
-        for name, tensor in _projector_weights(parts)
-        if name.startswith("model.mm_projector.")
+        _official(name).removeprefix(OFFICIAL_PROJECTOR): tensor.clone() for name, tensor in _projector_weights(parts)
     }
     if not weights and named != "identity":
         raise UserError(f"{parts.folder}: holds no projector (no weight named model.mm_projector.*).")
@@ -225,23 +225,23 @@ def _projector(parts: Parts) -> ProjectorWeights:
     kind = "ldp" if first else type_from_original(layout, named)
     converted = from_original(kind, layout, weights)
     options = {} if kind == "identity" else infer_options(kind, converted)
-    for key, option in (("scale_factor", "scale_factor"), ("num_input_tokens", "num_input_tokens")):
-        if key in parts.values and kind in ("tokenpacker", "c_abstractor"):
-            options.setdefault(option, parts.values[key])
+    if kind in ("tokenpacker", "c_abstractor"):
+        for name in ("scale_factor", "num_input_tokens"):
+            if name in parts.values:
+                options.setdefault(name, parts.values[name])
     return ProjectorWeights(kind, _without_defaults(kind, options), converted)
 
 
 def _projector_weights(parts: Parts) -> Iterator[tuple[str, torch.Tensor]]:
-    for name in (PROJECTOR_FILE, TRAINABLES_FILE):
-        if (parts.folder / name).is_file():
-            return ((_with_model(_official(key)), tensor) for key, tensor in read_weights(parts.folder / name))
-    whole = find_weights(parts.folder)
-    assert whole is not None
-    return iter(whole)
-
-
-def _with_model(name: str) -> str:
-    return f"model.{name}" if name.startswith("mm_projector.") else name
+    """The projector's weights alone; of a whole model nothing else is read for them."""
+    alone = (parts.folder / name for name in (PROJECTOR_FILE, TRAINABLES_FILE))
+    files = tuple(path for path in alone if path.is_file())[:1]
+    if not files:
+        whole = find_weights(parts.folder)
+        assert whole is not None  # `_locate` has seen to it
+        files = whole.files
+    for file in files:
+        yield from read_weights(file, wanted=lambda name: _official(name).startswith(OFFICIAL_PROJECTOR))
 
 
 def _without_defaults(kind: str, options: dict[str, Any]) -> dict[str, Any]:

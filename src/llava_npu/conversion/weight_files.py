@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,8 +49,10 @@ def find_weights(folder: Path) -> WeightFiles | None:
     return None
 
 
-def read_weights(file: Path) -> Iterator[tuple[str, torch.Tensor]]:
-    """(name, tensor) of one file; memory-mapped, so that what is not kept is not held.
+def read_weights(file: Path, wanted: Callable[[str], bool] = lambda name: True) -> Iterator[tuple[str, torch.Tensor]]:
+    """(name, tensor) of one file, of all its weights or of those whose name is `wanted`.
+
+    Memory-mapped, so that what is not kept is not held.
 
     Raises:
         UserError: the file is damaged, or a pickle that holds more than tensors (which could run code).
@@ -58,10 +60,10 @@ def read_weights(file: Path) -> Iterator[tuple[str, torch.Tensor]]:
     try:
         if file.suffix == ".safetensors":
             with safe_open(file, framework="pt") as weights:
-                for name in weights.keys():  # noqa: SIM118  (no mapping)
+                for name in filter(wanted, weights.keys()):
                     yield name, weights.get_tensor(name)
         else:
-            yield from _unpickled(file).items()
+            yield from ((name, tensor) for name, tensor in _unpickled(file).items() if wanted(name))
     except (OSError, EOFError, SafetensorError, RuntimeError, pickle.UnpicklingError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(f"{file}: cannot be read as weights: {reason}") from error
