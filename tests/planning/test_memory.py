@@ -75,7 +75,7 @@ def test_planning_for_an_npu_needs_none_and_leaves_nothing_behind(make_run: Make
 
 
 SIZES = Sizes(trained=7_500_000_000, frozen=0, largest_unit=0, rest=0, compute_bytes=2)
-NOTHING = Trace((Held(gradients=1),), Held(gradients=1), 0, 0)
+NOTHING = Trace((Held(gradients=1),), Held(gradients=1), 0)
 
 
 def test_shards_are_those_of_the_zero_paper() -> None:
@@ -106,7 +106,7 @@ def test_every_engine_keeps_less_than_whole_copies() -> None:
 
 def test_gradients_of_earlier_micro_batches_are_there_from_the_start() -> None:
     early, late = Held(activations=100, gradients=0), Held(activations=10, gradients=4_000)
-    trace = Trace((early, late), replace(late, activations=0), 0, 0)
+    trace = Trace((early, late), replace(late, activations=0), 0)
     sizes = Sizes(trained=1_000, frozen=0, largest_unit=0, rest=0, compute_bytes=4)
     once, twice = (peak(Engine("ddp"), trace, sizes, 1, micro_batches).device for micro_batches in (1, 2))
     assert (once.activations, twice.activations) == (10, 100)

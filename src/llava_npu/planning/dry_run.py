@@ -110,7 +110,7 @@ def _trace(
             hook.remove()
     moments = tracer.take_moments()
     inputs = sum(tensor.nbytes for tensor in _inputs(model, batch).values())
-    return Trace(moments, tracer.now(), inputs, step_temporary=0)  # fused AdamW makes nothing on the way
+    return Trace(moments, tracer.now(), inputs)
 
 
 def _inputs(model: LlavaNpuForConditionalGeneration, batch: BatchShape) -> dict[str, torch.Tensor]:

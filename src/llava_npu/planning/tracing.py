@@ -57,13 +57,11 @@ class Trace:
             peak depends on where gradients are kept.
         before_step: what is held when the optimizer's step begins.
         inputs: bytes of the micro-batch itself.
-        step_temporary: bytes that the step takes for itself, beside AdamW's moments.
     """
 
     moments: tuple[Held, ...]
     before_step: Held
     inputs: int
-    step_temporary: int
 
 
 def between(first: Trace, rows: int, second: Trace, more_rows: int, wanted: int) -> Trace:
