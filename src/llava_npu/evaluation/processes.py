@@ -75,7 +75,9 @@ def joined() -> Iterator[Processes]:
         return
     import torch.distributed
 
-    torch.distributed.init_process_group("gloo", timeout=_PATIENCE)
+    from llava_npu import process_group
+
+    process_group.form("gloo", timeout=_PATIENCE)
     try:
         yield Processes(torch.distributed.get_rank(), torch.distributed.get_world_size())
     finally:

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 import torch.distributed as dist
 from accelerate import Accelerator
 
+from llava_npu import process_group
 from llava_npu.devices import Device
 from llava_npu.errors import UserError
 
@@ -40,7 +41,7 @@ def join(device: Device, needs_group: bool) -> Iterator[Accelerator]:
     if ours:
         gloo = "gloo" if device.kind == "cpu" else f"cpu:gloo,{device.kind}:{device.distributed_backend}"
         if launched:
-            dist.init_process_group(gloo)
+            process_group.form(gloo)
         else:
             dist.init_process_group(gloo, store=dist.HashStore(), rank=0, world_size=1)
     try:

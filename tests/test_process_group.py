@@ -1,0 +1,44 @@
+"""Processes meet again and again, however far one of them is ahead."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+_MEET = """
+import os, sys, time
+from datetime import timedelta
+from pathlib import Path
+import torch, torch.distributed as dist
+from llava_npu import process_group
+
+rank, sums = int(os.environ["RANK"]), []
+for meeting in range(6):
+    if rank == meeting % 2:  # the other one comes first, and must not be served the last meeting's addresses
+        time.sleep(0.3)
+    process_group.form("gloo", timeout=timedelta(seconds=20))
+    value = torch.tensor([meeting * 10 + rank])
+    dist.all_reduce(value)
+    sums.append(value.item())
+    dist.destroy_process_group()
+Path(sys.argv[1], f"sums-{rank}.json").write_text(str(sums))
+"""
+
+
+def test_groups_one_after_another(tmp_path: Path) -> None:
+    (tmp_path / "meet.py").write_text(_MEET)
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    result = subprocess.run(
+        [*launcher, str(tmp_path / "meet.py"), str(tmp_path)],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    for rank in range(2):
+        assert json.loads((tmp_path / f"sums-{rank}.json").read_text()) == [20 * meeting + 1 for meeting in range(6)]
