@@ -169,6 +169,15 @@ def test_qbench_submission_keeps_the_records(tmp_path: Path) -> None:
     assert json.loads(lines[1]) == {**json.loads(lines[1]), "img_path": "a.png", "response": "B. Blurred"}
 
 
+def test_chinese_qbench_submission_has_the_name_of_llavas_script(tmp_path: Path) -> None:
+    # Reference: LLaVA's scripts/v1_5/eval/qbench_zh.sh.
+    evaluate(
+        "qbench_cn", qbench(tmp_path, "质衡-问答-测试集.json"), FakeAnswerer(lambda question: "A"), tmp_path / "out"
+    )
+    (written,) = (tmp_path / "out" / "submission").iterdir()
+    assert written.name == "llvisionqa_zh_test_answers.jsonl"
+
+
 def test_qbench_damaged(tmp_path: Path) -> None:
     data = qbench(tmp_path)
     data.write_text(data.read_text().replace('"correct_ans": "Blurred"', '"correct_ans": "Foggy"'))

@@ -101,6 +101,15 @@ def test_generic_multiple_choice_has_no_rotations(tmp_path: Path) -> None:
     assert len({question.group for question in dataset.questions}) == 8
 
 
+def test_ids_of_any_form_where_there_are_no_rotations(tmp_path: Path) -> None:
+    rows = [question_row(1, ["cat", "dog"], 0, index="street-1"), question_row(2, ["cat", "dog"], 0, image="street-1")]
+    first, second = read(write_tsv(tmp_path / "a.tsv", rows), "multiple_choice").questions
+    assert (first.id, first.group, second.id) == ("street-1", "street-1", "2")
+    assert first.images == second.images
+    with pytest.raises(UserError, match=r"row 1 \(line 2\), column 'index': 'street-1' is not a whole number"):
+        read(tmp_path / "a.tsv")
+
+
 def test_damaged_picture_is_found_when_opened(tmp_path: Path) -> None:
     row = question_row(1, ["cat", "dog"], 0, image=base64.b64encode(b"no picture at all" * 9).decode())
     (question,) = read(write_tsv(tmp_path / "a.tsv", [row])).questions

@@ -63,6 +63,18 @@ def test_several_benchmarks_from_one_folder(folder: Path, tmp_path: Path) -> Non
     assert (tmp_path / "out" / "mme" / "submission" / "count.txt").is_file()
 
 
+def test_what_the_table_has_no_room_for_stands_below_it_and_differences_are_printed(
+    folder: Path, tmp_path: Path
+) -> None:
+    pope(tmp_path, [["yes", "no"], ["no", "yes"]])
+    required = ("pope", "--model", folder, "--data", tmp_path, "--output", tmp_path / "out", "--device", "cpu")
+    plain = run(*required, "--max-new-tokens", 2).output
+    assert "mean F1: strict " in plain
+    assert "answers are read differently" not in plain
+    shown = run(*required, "--max-new-tokens", 2, "--differences").output
+    assert "POPE: 4 of 4 answers are read differently" in shown  # neither yes nor no is a yes by LLaVA's rule
+
+
 def test_evaluates_and_goes_on(folder: Path, bench: Path, tmp_path: Path) -> None:
     required = ("mmbench", "--model", folder, "--data", bench, "--output", tmp_path / "out", "--device", "cpu")
     arguments = (*required, "--answer", "likelihood", "--batch-size", 3)

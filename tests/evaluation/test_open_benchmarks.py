@@ -17,6 +17,8 @@ from llava_npu.evaluation.questions import Question
 from llava_npu.evaluation.report import Report
 from llava_npu.evaluation.runner import evaluate
 
+INSUFFICIENT = "When the provided information is insufficient, respond with 'Unanswerable'."
+
 
 def run(name: str, data: Path, tmp_path: Path, respond: Callable[[Question], str] = knows) -> Report:
     return evaluate(name, data, FakeAnswerer(respond), tmp_path / "out")
@@ -80,6 +82,13 @@ def test_textvqa_table(tmp_path: Path) -> None:
     report = run("textvqa", data, tmp_path, lambda question: "nan" if question.id == "1" else "'s")
     assert value(report, "VQA accuracy") == pytest.approx((0.6 + 1) / 2)
     assert get("textvqa").read(data).questions[0].prompt == f"What?\n{SHORT}"
+
+
+@pytest.mark.parametrize("said", ["", f"\n{SHORT}", f"\n{INSUFFICIENT}\n{SHORT}"])
+def test_an_instruction_that_a_table_carries_is_not_given_twice(tmp_path: Path, said: str) -> None:
+    row = {"index": 1, "question": f"What?{said}", "answers": "['a']", "image": encoded_picture((1, 2, 3))}
+    (question,) = get("vizwiz").read(write_tsv(tmp_path / "VizWiz.tsv", [row], tuple(row))).questions
+    assert question.prompt == f"What?\n{INSUFFICIENT}\n{SHORT}"
 
 
 def test_vqav2_submission_covers_the_whole_test_set(tmp_path: Path) -> None:

@@ -47,6 +47,9 @@ def eval_(
         str | None, typer.Option(help="A judge's OpenAI-compatible endpoint; its key: LLAVA_NPU_JUDGE_KEY.")
     ] = None,
     judge_model: Annotated[str | None, typer.Option(help="The judge's name there.")] = None,
+    differences: Annotated[
+        bool, typer.Option("--differences", help="Print every answer that the extraction rules read differently.")
+    ] = False,
     fresh: Annotated[bool, typer.Option("--fresh", help="Throw away what OUTPUT holds of an earlier run.")] = False,
     list_: Annotated[
         bool, typer.Option("--list", help="Describe the benchmarks (or those that are named) and leave.")
@@ -93,7 +96,7 @@ def eval_(
             answerer = answerer_for(max_new_tokens or each.max_new_tokens)
             report = _evaluate(console, each, data, answerer, folder, images, batch_size, fresh, judge, processes)
             if processes.is_first:
-                _print_report(console, report, folder)
+                _print_report(console, report, folder, differences)
 
 
 def _choose(names: str) -> list[Benchmark]:
@@ -106,10 +109,12 @@ def _choose(names: str) -> list[Benchmark]:
     return [get(name) for name in wanted]
 
 
-def _print_report(console: Console, report: Report, folder: Path) -> None:
-    from llava_npu.evaluation.report import as_terminal
+def _print_report(console: Console, report: Report, folder: Path, differences: bool) -> None:
+    from llava_npu.evaluation.report import as_terminal, differences_for_terminal
 
     console.print(as_terminal(report))
+    if differences:
+        console.print(differences_for_terminal(report))
     console.print(f"Predictions and report: {folder}")
 
 

@@ -1,7 +1,7 @@
 """Multiple-choice questions from tab-separated files in MMBench's form, which many benchmarks share.
 
 Columns (VLMEvalKit, docs/en/Development.md; LLaVA's model_vqa_mmbench.py reads the same files):
-    index       a whole number, unique. In a circular file the rotations of question g are g + k·10⁶.
+    index       unique. In a circular file a whole number: the rotations of question g are g + k·10⁶.
     question    text.
     hint        text put before the question; may be empty.
     A, B, …     the options, from A on without a gap.
@@ -14,6 +14,7 @@ Columns (VLMEvalKit, docs/en/Development.md; LLaVA's model_vqa_mmbench.py reads 
 
 from __future__ import annotations
 
+import re
 import string
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -36,6 +37,7 @@ from llava_npu.evaluation.table_images import TableImages
 from llava_npu.evaluation.tables import Row, Table, read_tsv, unique_indices
 
 ROTATION_STEP = 1_000_000
+_WHOLE_NUMBER = re.compile(r"0|[1-9][0-9]*")
 _MAX_NOTED = 10  # groups named in a note
 
 ABOUT = {
@@ -76,7 +78,7 @@ def read_choices(
     table = read_tsv(path, required=("index", "question", "A", "B"))
     instructions = _Instructions(instruction, open_instruction)
     images = TableImages(table)
-    indices = _indices(table)
+    indices = _indices(table) if circular else unique_indices(table)
     questions = tuple(
         replace(_question(row, index, images.of(row), instructions, circular), facts=facts(row))
         for row, index in zip(table.rows, indices, strict=True)
@@ -160,7 +162,7 @@ class _Instructions:
 
 
 def _question(
-    row: Row, index: int, images: tuple[ImageSource, ...], instructions: _Instructions, circular: bool
+    row: Row, index: str, images: tuple[ImageSource, ...], instructions: _Instructions, circular: bool
 ) -> Question:
     # Not stripped: the prompt is the file's text to the last space, as in the original scripts.
     text = row.text("question")
@@ -173,9 +175,9 @@ def _question(
     if hint and hint.strip().lower() != "none":
         text = f"{hint}\n{text}"
     options = _options(row, instructions.without_options is not None)
-    rotation, group = divmod(index, ROTATION_STEP) if circular else (0, index)
+    rotation, group = divmod(int(index), ROTATION_STEP) if circular else (0, index)
     return Question(
-        id=str(index),
+        id=index,
         text=text,
         prompt=build_prompt(text, options, instructions.of(options)),
         images=images,
@@ -189,12 +191,13 @@ def _question(
     )
 
 
-def _indices(table: Table) -> list[int]:
+def _indices(table: Table) -> list[str]:
+    """Unique indices that are numbers, each written in one way only."""
     for row in table.rows:
         value = row.get("index").strip()
-        if not (value.isascii() and value.isdigit()):
-            raise row.error("index", f"{value!r} is not a whole number from 0 on.")
-    return [int(index) for index in unique_indices(table)]
+        if not _WHOLE_NUMBER.fullmatch(value):
+            raise row.error("index", f"{value[:60]!r} is not a whole number from 0 on.")
+    return unique_indices(table)
 
 
 def _options(row: Row, may_be_open: bool) -> dict[str, str]:

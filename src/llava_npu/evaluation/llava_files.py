@@ -42,8 +42,11 @@ def llava_question(record: JsonRecord, images: PictureFolder, **more: Any) -> Qu
 
 
 def with_instruction(text: str, instruction: str = SHORT) -> str:
-    """A question and, on a line of its own, how to answer."""
-    return f"{text}\n{instruction}"
+    """A question and, on a line of its own, how to answer; as it is if it says that already."""
+    said = text.rstrip()
+    if said.endswith(instruction):
+        return text
+    return f"{bare(said) if said.endswith(SHORT) else text}\n{instruction}"
 
 
 def bare(prompt: str) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 from llava_npu.data.records import IMAGE_MARK
 from llava_npu.evaluation.accuracy import Score, extraction_rules, hit, tabulate
 from llava_npu.evaluation.benchmarks import Parsed
-from llava_npu.evaluation.llava_files import with_instruction
+from llava_npu.evaluation.llava_files import SHORT, bare, with_instruction
 from llava_npu.evaluation.questions import Dataset, Question
 from llava_npu.evaluation.table_images import TableImages, parse_list
 from llava_npu.evaluation.tables import Row, read_tsv, unique_indices
@@ -20,12 +20,13 @@ ABOUT = {
 }
 
 
-def read_open_table(path: Path, column: str = "answer") -> Dataset:
+def read_open_table(path: Path, column: str = "answer", instruction: str = SHORT) -> Dataset:
     """Reads a table of VLMEvalKit: index, question, image, and the answers as a list ['a', …] or one text.
 
     Args:
         path: the .tsv file.
         column: which one holds the answers; without it they are secret.
+        instruction: the prompt's last lines, if the question does not end with them itself.
 
     Raises:
         UserError: anything wrong with the file, naming row and column.
@@ -33,10 +34,10 @@ def read_open_table(path: Path, column: str = "answer") -> Dataset:
     table = read_tsv(path, required=("index", "question"))
     images = TableImages(table)
     unique_indices(table)
-    return Dataset(path, table.sha256, tuple(_question(row, images, column) for row in table.rows))
+    return Dataset(path, table.sha256, tuple(_question(row, images, column, instruction) for row in table.rows))
 
 
-def _question(row: Row, images: TableImages, column: str) -> Question:
+def _question(row: Row, images: TableImages, column: str, instruction: str) -> Question:
     text = row.text("question")
     if not text:
         raise row.error("question", "empty.")
@@ -46,8 +47,8 @@ def _question(row: Row, images: TableImages, column: str) -> Question:
     references = parse_list(row, column, answer) if answer.startswith("[") else (answer,) if answer else ()
     return Question(
         id=row.label("index"),
-        text=text,
-        prompt=with_instruction(text),
+        text=bare(text),
+        prompt=with_instruction(text, instruction),
         images=images.of(row),
         answer=most_frequent(references),
         references=references,

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from llava_npu.errors import UserError
+from llava_npu.evaluation.files import write_text
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,7 @@ class Prediction:
         seconds: the batch's time divided by its questions.
         error: why there is no answer, if there is none.
         scores: log-probability of each option, where the answer was chosen by likelihood.
+        pictures: fingerprint of the picture files that were shown (see `picture_fingerprints`).
     """
 
     id: str
@@ -37,9 +39,11 @@ class Prediction:
     seconds: float
     error: str | None = None
     scores: Mapping[str, float] | None = None
+    pictures: str | None = None
 
 
 _FIELDS = frozenset(Prediction.__dataclass_fields__)
+_MAY_LACK = frozenset({"pictures"})  # runs that were begun before it was recorded go on
 
 
 def read_predictions(path: Path) -> tuple[list[Prediction], int]:
@@ -79,9 +83,14 @@ def read_predictions(path: Path) -> tuple[list[Prediction], int]:
     return predictions, start
 
 
+def replace_predictions(path: Path, predictions: Iterable[Prediction]) -> None:
+    """Writes the file anew, atomically."""
+    write_text(path, _as_lines(predictions))
+
+
 def append_predictions(path: Path, predictions: Iterable[Prediction]) -> None:
     """Appends and waits until the disk has it."""
-    text = "".join(json.dumps(asdict(prediction), ensure_ascii=False) + "\n" for prediction in predictions)
+    text = _as_lines(predictions)
     try:
         with path.open("ab") as file:
             file.write(text.encode("utf-8"))
@@ -103,9 +112,15 @@ def cut_torn_line(path: Path, whole: int) -> int:
     return torn
 
 
+def _as_lines(predictions: Iterable[Prediction]) -> str:
+    return "".join(json.dumps(asdict(prediction), ensure_ascii=False) + "\n" for prediction in predictions)
+
+
 def _parse(line: bytes) -> Prediction | None:
     try:
         values = json.loads(line)
     except (UnicodeDecodeError, json.JSONDecodeError):
         return None
-    return Prediction(**values) if isinstance(values, dict) and values.keys() == _FIELDS else None
+    if not isinstance(values, dict) or not _FIELDS - _MAY_LACK <= values.keys() <= _FIELDS:
+        return None
+    return Prediction(**values)

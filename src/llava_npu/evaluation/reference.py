@@ -12,7 +12,9 @@ _HEAD = """# Evaluation
 
 `PATH` is the benchmark's question file, or a folder in which it has one of the names below; what belongs to it
 (annotations, pictures) is looked for beside it. Several benchmarks want a folder, and write to a folder each below
-`--output`. An interrupted run goes on when the same command is given again.
+`--output`. An interrupted run goes on when the same command is given again; not with another model, other settings or
+other data, pictures beside the question file included. (Of these, size, beginning and end are compared, not place or
+date.) Questions whose pictures could not be read are asked again once the files have changed.
 
 Data is not downloaded: each benchmark's publishers say who may use it and how. LLaVA's question files are in the
 `eval.zip` that its [docs/Evaluation.md](https://github.com/haotian-liu/LLaVA/blob/main/docs/Evaluation.md) links to;
@@ -24,10 +26,10 @@ Pictures that cannot be read count as wrong answers and are reported. Intervals 
 (rotations of a question, questions about one picture).
 
 `--output` gets `predictions.jsonl` (prompt, answer, readings, time of every question), `report.json`, `report.md`,
-`scores.csv`, `differences.csv` (answers that the rules read differently), `report.html` (every question with its
-picture, options and answer, to be filtered by category, right and wrong, and words; one file that loads nothing),
-`samples.json` (what the scores were computed from) and, where a benchmark has a server or a tool of its own, its files
-under `submission/`.
+`scores.csv`, `differences.csv` (answers that the rules read differently; `--differences` prints them), `report.html`
+(every question with its picture, options and answer, to be filtered by category, right and wrong, and words; one file
+that loads nothing), `samples.json` (what the scores were computed from) and, where a benchmark has a server or a tool
+of its own, its files under `submission/`.
 
 ## Comparing models
 

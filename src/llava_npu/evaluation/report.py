@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 _MAX_LISTED = 20  # unreadable images named in the notes
 _MAX_SHOWN = 4  # columns of scores that a terminal of 80 characters can hold
+_MOST_COLUMNS = 6  # … and a table of a Markdown page
+_MAX_DIFFERENCES = 100  # rows of them that are printed
+_MAX_CELL = 120  # characters of an answer that are printed
 
 
 @dataclass(frozen=True)
@@ -149,9 +152,13 @@ def as_markdown(report: Report) -> str:
     for split in _splits(report):
         if split:
             lines += [f"## Split {split}", ""]
-        columns, rows = _columns_and_rows(report, split)
-        labelled = [[name if level == OVERALL else f"{level}: {name}", *cells] for level, name, *cells in rows]
-        lines += [*markdown_table(columns, labelled), ""]
+        measures = _measures(_of_split(report, split))
+        while measures:
+            fitting = _fitting(measures, _MOST_COLUMNS)
+            columns, rows = _columns_and_rows(report, split, measures[:fitting])
+            labelled = [[name if level == OVERALL else f"{level}: {name}", *cells] for level, name, *cells in rows]
+            lines += [*markdown_table(columns, labelled), ""]
+            measures = measures[fitting:]
     lines += [*_explanation(report), ""]
     if report.notes:
         lines += ["## Notes", "", *(f"- {note}" for note in report.notes), ""]
@@ -179,7 +186,9 @@ def as_terminal(report: Report) -> RenderableType:
 
     parts: list[Any] = []
     for split in _splits(report):
-        columns, rows = _columns_and_rows(report, split, _MAX_SHOWN)
+        measures = _measures(_of_split(report, split))
+        fitting = _fitting(measures, _MAX_SHOWN)
+        columns, rows = _columns_and_rows(report, split, measures[:fitting])
         title = f"{report.title}, split {split}" if split else report.title
         headers = (escape(column.replace(", ", "\n")) for column in columns)
         table = Table(*headers, title=escape(title), caption="percent and its 95 % interval")
@@ -193,8 +202,33 @@ def as_terminal(report: Report) -> RenderableType:
             previous = level
             table.add_row(escape(name), *(cell.replace(" ", "\n") for cell in cells))
         parts.append(table)
+        parts += [Text(line) for line in _overall_lines(_of_split(report, split), measures[fitting:])]
     parts += [Text(f"! {note}", style="yellow") for note in report.notes]
     return Group(*parts)
+
+
+def differences_for_terminal(report: Report) -> RenderableType:
+    """The questions that the extraction rules read differently, row by row, for a rich console."""
+    from rich.markup import escape
+    from rich.table import Table
+    from rich.text import Text
+
+    if not report.differences:
+        return Text(f"{report.title}: all rules read every answer alike.")
+    rules = list(dict.fromkeys(rule for row in report.differences for rule in row.parsed))
+    shown = report.differences[:_MAX_DIFFERENCES]
+    title = f"{report.title}: {len(report.differences)} of {report.num_questions} answers are read differently"
+    more = f"the first {len(shown)}; all are in differences.csv" if len(shown) < len(report.differences) else None
+    table = Table("question", "right", *map(escape, rules), "answer", title=escape(title), caption=more)
+    for row in shown:
+        cells = (row.id, row.truth or "", *(row.parsed.get(rule) or "—" for rule in rules), row.answer)
+        table.add_row(*(escape(_clipped(cell)) for cell in cells))
+    return table
+
+
+def _clipped(text: str) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= _MAX_CELL else f"{line[: _MAX_CELL - 1]}…"
 
 
 def _splits(report: Report) -> list[str]:
@@ -205,17 +239,15 @@ def _extractions(report: Report) -> list[str]:
     return sorted({rule for row in report.differences for rule in row.parsed} | {s.extraction for s in report.scores})
 
 
-def _columns_and_rows(report: Report, split: str, most: int | None = None) -> tuple[list[str], list[list[str]]]:
-    """One row for overall and each category, one column for each metric and extraction rule, at most `most` columns.
+def _columns_and_rows(
+    report: Report, split: str, columns: Sequence[tuple[str, str]]
+) -> tuple[list[str], list[list[str]]]:
+    """One row for overall and each category, one column for each of these metrics and extraction rules.
 
     Returns:
         the headers of the columns behind the first, and rows of level, name and cells.
     """
-    scores = [score for score in report.scores if score.split == split]
-    metrics = list(dict.fromkeys(score.metric for score in scores))
-    measures = dict.fromkeys((score.metric, score.extraction) for score in scores)
-    columns = sorted(measures, key=lambda measure: metrics.index(measure[0]))  # the rules of one metric side by side
-    columns = columns[:most]
+    scores = [score for score in _of_split(report, split) if (score.metric, score.extraction) in columns]
     cells = {(score.level, score.name, score.metric, score.extraction): score for score in scores}
     names = sorted({(score.level, score.name) for score in scores}, key=lambda row: (LEVELS.index(row[0]), row[1]))
     rows = []
@@ -224,6 +256,33 @@ def _columns_and_rows(report: Report, split: str, most: int | None = None) -> tu
         row = [cells.get((level, name, *measure)) for measure in columns]
         rows.append([level, name, *map(percent, row), str(max((score.count for score in row if score), default=0))])
     return ["", *(f"{metric}, {extraction}" for metric, extraction in columns), "n"], rows
+
+
+def _of_split(report: Report, split: str) -> list[Score]:
+    return [score for score in report.scores if score.split == split]
+
+
+def _measures(scores: Sequence[Score]) -> list[tuple[str, str]]:
+    """Metrics and extraction rules, the rules of one metric side by side."""
+    metrics = list(dict.fromkeys(score.metric for score in scores))
+    measures = dict.fromkeys((score.metric, score.extraction) for score in scores)
+    return sorted(measures, key=lambda measure: metrics.index(measure[0]))
+
+
+def _fitting(measures: Sequence[tuple[str, str]], most: int) -> int:
+    """How many columns to show so that they are at most so many and, if possible, whole metrics."""
+    ends = [place for place in range(1, len(measures) + 1) if measures[place - 1][0] not in dict(measures[place:])]
+    return max((end for end in ends if end <= most), default=most)
+
+
+def _overall_lines(scores: Sequence[Score], measures: Iterable[tuple[str, str]]) -> list[str]:
+    """The overall scores of these metrics and rules, a line for each metric."""
+    overall = {(score.metric, score.extraction): score for score in scores if score.level == OVERALL}
+    lines: dict[str, list[str]] = {}
+    for metric, rule in measures:
+        if (metric, rule) in overall:
+            lines.setdefault(metric, []).append(f"{rule} {percent(overall[metric, rule])}")
+    return [f"  {metric}: {', '.join(of_metric)}" for metric, of_metric in lines.items()]
 
 
 def score_title(metric: str, extraction: str, split: str, name: str = OVERALL) -> str:

@@ -24,8 +24,17 @@ from typing import Any
 
 from llava_npu.errors import UserError
 from llava_npu.evaluation.files import write_text
-from llava_npu.evaluation.predictions import Prediction, append_predictions, cut_torn_line, read_predictions
+from llava_npu.evaluation.images import ImageFile
+from llava_npu.evaluation.picture_fingerprints import fingerprint_pictures
+from llava_npu.evaluation.predictions import (
+    Prediction,
+    append_predictions,
+    cut_torn_line,
+    read_predictions,
+    replace_predictions,
+)
 from llava_npu.evaluation.processes import Processes
+from llava_npu.evaluation.questions import Question
 from llava_npu.version import __version__
 
 RUN_FILE, PREDICTIONS_FILE = "run.json", "predictions.jsonl"
@@ -111,6 +120,48 @@ def collect_predictions(output: Path, questions: Iterable[str]) -> tuple[list[Pr
         part.unlink()
     notes = [f"An interrupted run had left a torn last line ({torn} bytes); it was answered anew."] if torn else []
     return [*whole, *new], notes
+
+
+def keep_unchanged(
+    output: Path, questions: Iterable[Question], predictions: list[Prediction]
+) -> tuple[list[Prediction], list[str]]:
+    """Those predictions whose pictures are what the model saw.
+
+    Where a picture could not be read and has changed since, the question is to be asked again: its prediction is taken
+    out of the file.
+
+    Args:
+        output: the run's folder.
+        questions: as they are put to the model now.
+        predictions: what earlier sessions left.
+
+    Returns:
+        the predictions that stay, and notes.
+
+    Raises:
+        UserError: answers were given about other pictures.
+    """
+    asked = {prediction.id: prediction for prediction in predictions if prediction.pictures is not None}
+    changed = [
+        question
+        for question in questions
+        if question.id in asked and asked[question.id].pictures != fingerprint_pictures(question.images)
+    ]
+    answered = [question for question in changed if asked[question.id].error is None]
+    if answered:
+        first = answered[0]
+        names = ", ".join(str(image.path) for image in first.images if isinstance(image, ImageFile))
+        raise UserError(
+            f"output {output}: of {len(answered)} of {len(predictions)} answered questions the picture files have "
+            f"changed since (first: question {first.id}, {names or 'which has no picture now'}). Put the former ones "
+            "back; or give another folder, or --fresh to answer everything anew."
+        )
+    if not changed:
+        return predictions, []
+    again = {question.id for question in changed}
+    kept = [prediction for prediction in predictions if prediction.id not in again]
+    replace_predictions(output / PREDICTIONS_FILE, kept)
+    return kept, [f"{len(again)} questions whose pictures could not be read before, and have changed, are asked again."]
 
 
 def session_notes(sessions: list[Session]) -> list[str]:

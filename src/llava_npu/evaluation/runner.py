@@ -28,6 +28,7 @@ from llava_npu.evaluation.datasets import read_dataset
 from llava_npu.evaluation.judge_client import JudgeClient
 from llava_npu.evaluation.judging import judge_notes, judge_predictions, write_judgements
 from llava_npu.evaluation.page import PageRun, write_page
+from llava_npu.evaluation.picture_fingerprints import fingerprint_pictures
 from llava_npu.evaluation.predictions import Prediction, append_predictions
 from llava_npu.evaluation.processes import ALONE, Processes
 from llava_npu.evaluation.questions import Answerer, Dataset, Question
@@ -36,6 +37,7 @@ from llava_npu.evaluation.run_folder import (
     PREDICTIONS_FILE,
     Session,
     collect_predictions,
+    keep_unchanged,
     new_session,
     open_run,
     predictions_path,
@@ -118,7 +120,9 @@ def evaluate(
             session = new_session(answerer.device, processes, command)
             identity = _identity(benchmark, dataset, answerer, images)
             sessions = stack.enter_context(open_run(output, identity, session, fresh))
-            predictions, resume_notes = collect_predictions(output, names)
+            predictions, torn_notes = collect_predictions(output, names)
+            predictions, picture_notes = keep_unchanged(output, questions, predictions)
+            resume_notes = [*torn_notes, *picture_notes]
         predictions = processes.from_first(predictions)
         answered = {prediction.id for prediction in predictions}
         companies = order_questions([question for question in questions if question.id not in answered])
@@ -270,6 +274,7 @@ def _answer(benchmark: Benchmark, answerer: Answerer, batch: Sequence[Question])
             seconds=round(seconds, 6),
             error=answer.error,
             scores=dict(answer.scores) if answer.scores is not None else None,
+            pictures=fingerprint_pictures(question.images),
         )
         for question, answer in zip(batch, answers, strict=True)
     ]

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from llava_npu.data.records import IMAGE_MARK
+from llava_npu.evaluation.llava_files import with_instruction
 from llava_npu.evaluation.questions import Dataset, Question
 from llava_npu.evaluation.table_images import TableImages
 from llava_npu.evaluation.tables import Row, read_tsv, unique_indices
@@ -98,7 +99,7 @@ def read_yes_no_table(path: Path, question: Callable[[Row, Question], Question],
         basis = Question(
             id=row.label("index"),
             text=text,
-            prompt=text if instruction is None else f"{text}\n{instruction}",
+            prompt=text if instruction is None else with_instruction(text, instruction),
             images=images.of(row),
             answer=_truth(row),
             group=row.label("index"),

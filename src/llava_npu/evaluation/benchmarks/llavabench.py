@@ -171,6 +171,7 @@ register(
             "llava-bench-in-the-wild/questions.jsonl",
             "llavabench/questions.jsonl",
             "LLaVABench.tsv",
+            "questions.jsonl",
         ),
         read=_read,
         parse=_parse,

@@ -94,7 +94,11 @@ register(
         "mmbench",
         "MMBench (English)",
         ENGLISH,
-        ("MMBench_DEV_EN.tsv", "mmbench/mmbench_dev_2023*.tsv", "mmbench_dev_2023*.tsv", "MMBench_DEV_EN_V11.tsv"),
+        (
+            "MMBench_DEV_EN.tsv",
+            *(f"{folder}mmbench_dev_{name}2023*.tsv" for name in ("", "en_") for folder in ("mmbench/", "")),
+            "MMBench_DEV_EN_V11.tsv",
+        ),
         (LOCALLY, JUDGE),
     )
 )
@@ -118,7 +122,11 @@ register(
         "mmbench_test",
         "MMBench test (English)",
         ENGLISH,
-        ("MMBench_TEST_EN.tsv", "mmbench/mmbench_test_2023*.tsv", "mmbench_test_2023*.tsv", "MMBench_TEST_EN_V11.tsv"),
+        (
+            "MMBench_TEST_EN.tsv",
+            *(f"{folder}mmbench_test_{name}2023*.tsv" for name in ("", "en_") for folder in ("mmbench/", "")),
+            "MMBench_TEST_EN_V11.tsv",
+        ),
         (SERVER,),
     )
 )

@@ -31,6 +31,8 @@ _CHOOSE = {
     "en": "\nChoose between one of the options as follows:\n",
     "zh": "\\在下列选项中选择一个:\n",
 }
+# What LLaVA's scripts call the answers to the Chinese files.
+_ANSWERED_AS = {"质衡-问答-验证集": "llvisionqa_zh_dev", "质衡-问答-测试集": "llvisionqa_zh_test"}
 _TYPES = {"0": "yes-or-no", "1": "what", "2": "how"}
 _CONCERNS = {"0": "distortion", "1": "other", "2": "in-context distortion", "3": "in-context other"}
 
@@ -74,7 +76,8 @@ def _responses(dataset: Dataset, answers: Mapping[str, str]) -> Mapping[str, byt
     lines = [
         {**json.loads(question.facts["record"]), "response": answers[question.id]} for question in dataset.questions
     ]
-    return {f"{dataset.path.stem}_answers.jsonl": as_json_lines(lines)}
+    stem = dataset.path.stem
+    return {f"{_ANSWERED_AS.get(stem, stem)}_answers.jsonl": as_json_lines(lines)}
 
 
 def _qbench(name: str, title: str, language: str, files: tuple[str, ...], instruction: str) -> Benchmark:
@@ -104,7 +107,11 @@ def _qbench(name: str, title: str, language: str, files: tuple[str, ...], instru
             "Q-Bench1_VAL.tsv": "837bdb6cd2da571713543462815187b7",
             "Q-Bench1_TEST.tsv": "15e759bfd58c9d5f30b23a317d347153",
         },
-        submission=Submission("<file>_answers.jsonl: each record of the .json with `response` added", _responses),
+        submission=Submission(
+            f"llvisionqa_{'' if language == 'en' else 'zh_'}dev_answers.jsonl (or test): each record of the .json with "
+            "`response` added",
+            _responses,
+        ),
         judging=choice_judge.CHOICE_JUDGE,
     )
 

@@ -22,10 +22,12 @@ from llava_npu.evaluation.questions import Dataset
 from llava_npu.evaluation.submissions import Submission, as_json
 from llava_npu.evaluation.vqa import normalise_as_original
 
+_INSUFFICIENT = "When the provided information is insufficient, respond with 'Unanswerable'."
+
 
 def _read(path: Path) -> Dataset:
     if path.suffix == ".tsv":
-        return read_open_table(path, column="answers")
+        return read_open_table(path, column="answers", instruction=f"{_INSUFFICIENT}\n{SHORT}")
     records, digest = read_jsonl(path)
     check_unique(records)
     images = PictureFolder(path, ("test", "val", "images", "."))
@@ -58,8 +60,8 @@ register(
             "or "
             "VizWiz.tsv (index, question, answers as a list, image)",
             licence="CC BY 4.0",
-            prompt="as the file has it: question, “When the provided information is insufficient, respond with "
-            f"'Unanswerable'.”, “{SHORT}”; of the .tsv: question, “{SHORT}”; greedy, at most 128 new tokens",
+            prompt=f"question, “{_INSUFFICIENT}”, “{SHORT}” (LLaVA's file has them; added to those of the .tsv); "
+            "greedy, at most 128 new tokens",
             metric="VQA accuracy over ten annotators",
             scored=(SERVER, LOCALLY),
         ),
