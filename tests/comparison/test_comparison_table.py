@@ -61,7 +61,7 @@ def test_markdown_has_every_number_and_every_reason() -> None:
 
 
 def test_csv_has_plain_units() -> None:
-    rows = list(csv.DictReader(io.StringIO(table.as_csv(LINES))))
+    rows = list(csv.DictReader(io.StringIO(table.as_csv(LINES, [None] * len(LINES)))))
     assert len(rows) == len(LINES)
     assert float(rows[0]["MMBench"]) == 0.64
     assert rows[0]["projector_parameters"] == "21000000"

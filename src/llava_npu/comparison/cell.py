@@ -23,7 +23,17 @@ from llava_npu import devices
 from llava_npu.comparison import measures
 from llava_npu.comparison.examples import example_questions
 from llava_npu.comparison.features import StoredFeatures
-from llava_npu.comparison.folder import PARTS, Failure, Measured, read_cell, read_result, write_failure, write_result
+from llava_npu.comparison.folder import (
+    EVALUATION,
+    HELD_OUT,
+    PARTS,
+    Failure,
+    Measured,
+    read_cell,
+    read_result,
+    write_failure,
+    write_result,
+)
 from llava_npu.comparison.grid import Cell
 from llava_npu.comparison.results import BenchmarkResult, Result, Said, Value
 from llava_npu.config import RunConfig
@@ -41,13 +51,13 @@ from llava_npu.evaluation.files import write_text
 from llava_npu.evaluation.predictions import read_predictions
 from llava_npu.evaluation.questions import Question
 from llava_npu.evaluation.run_folder import PREDICTIONS_FILE, versions
+from llava_npu.evaluation.samples import write_samples
 from llava_npu.models import load
 from llava_npu.training import train
 from llava_npu.training.interruption import EXIT_STATUS, RunStopped
 from llava_npu.training.loop import build_model
 from llava_npu.training.parts import STAGE_TEMPLATES
 
-EVALUATION = "evaluation"
 _LONGEST_DESCRIPTION = 20  # tokens
 _BATCH = 16
 CAPTIONS = "plain"  # the template under which captions are scored, whatever the last stage was trained with
@@ -107,11 +117,11 @@ def run_cell(folder: Path, device_name: str) -> Result | None:
         benchmarks.append(_evaluate(benchmark, model, speaker, features, device, output))
     loss = None
     if measured.held_out is not None:
-        path, captioner = measured.held_out[0], _with_template(processor, CAPTIONS)
+        held_out, captioner = measured.held_out, _with_template(processor, CAPTIONS)
         loss = _once(
             folder / PARTS / "held_out.json",
-            [path, measured.held_out[1]],
-            lambda: _held_out(path, model, captioner, features),
+            list(held_out),
+            lambda: _held_out(*held_out, folder / HELD_OUT, model, captioner, features),
         )
     console.print("measuring examples, latency")
     said = _once(
@@ -239,9 +249,16 @@ def choose_score(scores: Sequence[Score], benchmark: BenchmarkConfig) -> Score:
     return chosen[0]
 
 
-def _held_out(path: str, model: Any, processor: Any, features: FeatureCache) -> dict[str, Any]:
+def _held_out(
+    path: str, sha256: str, folder: Path, model: Any, processor: Any, features: FeatureCache
+) -> dict[str, Any]:
+    """The loss. Each record's is kept in `folder`, under the data's checksum, so that models can be paired."""
     loss = caption_loss(model, processor, load_records(path), batch_size=_BATCH, features=features)
-    return vars(Value(loss.value, loss.low, loss.high, loss.num_records))
+    value = Value(loss.value, loss.low, loss.high, loss.num_records)
+    score = Score("held-out loss", CAPTIONS, sha256, OVERALL, OVERALL, **vars(value), sample=loss.sample)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_samples([score], folder)
+    return vars(value)
 
 
 def _describe(

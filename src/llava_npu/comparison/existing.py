@@ -106,7 +106,7 @@ def _cells_of(folder: Path, config: ComparisonConfig) -> list[Path]:
 
 def _line_of(folder: Path) -> Line:
     cell, _ = read_cell(folder)
-    return Line(cell.encoder, cell.projector, cell.varied, read_result(folder), read_failure(folder))
+    return Line(cell.encoder, cell.projector, cell.varied, read_result(folder), read_failure(folder), folder)
 
 
 def _examples_of(folder: Path) -> list[Example]:

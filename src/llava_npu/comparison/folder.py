@@ -3,7 +3,7 @@
 cells/NAME-DIGEST/
   cell.json         the cell, with its whole resolved runs, and what is measured
   align/, finetune/ the run folders of `llava-npu train`
-  evaluation/       a folder for each benchmark, as `llava-npu eval` writes it
+  evaluation/       a folder for each benchmark, as `llava-npu eval` writes it; held-out/ has the loss of each caption
   parts/            what was measured beside, each piece once
   result.json       everything that tables show; there once the cell is finished
   failure.json      why it is not
@@ -26,6 +26,8 @@ from llava_npu.errors import UserError
 from llava_npu.evaluation.files import write_text
 
 CELL, RESULT, FAILURE, LOG, PARTS = "cell.json", "result.json", "failure.json", "cell.log", "parts"
+EVALUATION = "evaluation"
+HELD_OUT = f"{EVALUATION}/held-out"
 
 
 @dataclass(frozen=True)

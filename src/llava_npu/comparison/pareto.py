@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from llava_npu.comparison.results import Result, Value
-from llava_npu.comparison.table import labels
+from llava_npu.comparison.table import HELD_OUT_LOSS, labels
 
 # Okabe and Ito's palette and more in its manner: tells hues apart on white and on black, and for the colour-blind.
 PALETTE = (
@@ -61,7 +61,7 @@ def measures(results: Sequence[Result]) -> list[Measure]:
     found = [_of_benchmark(results, label) for label in labels(results)]
     if any(result.held_out_loss for result in results):
         found.append(
-            Measure("held-out loss", "nats per token", lambda r: r.held_out_loss, scale=1, higher_is_better=False)
+            Measure(HELD_OUT_LOSS, "nats per token", lambda r: r.held_out_loss, scale=1, higher_is_better=False)
         )
     return found
 

@@ -7,6 +7,7 @@ index.html                                        all of it, with pictures and e
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -16,15 +17,20 @@ from typing import Any
 
 import yaml
 
-from llava_npu.comparison import pareto, table
+from llava_npu.comparison import pairs, pareto, table
 from llava_npu.comparison.examples import Example
 from llava_npu.comparison.results import Result
-from llava_npu.comparison.table import Line
+from llava_npu.comparison.table import HELD_OUT_LOSS, Against, Line
 from llava_npu.evaluation.files import write_bytes, write_text
 from llava_npu.version import __version__
 
 PAGE = "index.html"
 FEWEST = "fewest visual tokens"
+PAIRED = (
+    "The model's value minus that of the one it is compared with, on the same questions: 95 % interval and two-sided p "
+    "of the paired bootstrap. Each p is for one comparison and not corrected for their number."
+)
+_PAIRED_ON_PAGE = 40  # models; of more, the page holds each one's difference to its reference alone
 
 
 @dataclass(frozen=True)
@@ -63,9 +69,11 @@ class Highlight:
 
 def write_report(comparison: Comparison, output: Path) -> Path:
     """Writes all files, each atomically; returns the page."""
-    write_text(output / "comparison.csv", table.as_csv(comparison.lines))
-    write_text(output / "comparison.md", as_markdown(comparison))
-    write_text(output / "comparison.json", json.dumps(as_json(comparison), indent=1, ensure_ascii=False) + "\n")
+    against = pairs.against_references(comparison.lines)
+    write_text(output / "comparison.csv", table.as_csv(comparison.lines, against))
+    write_text(output / "comparison.md", as_markdown(comparison, against))
+    described = as_json(comparison, against)
+    write_text(output / "comparison.json", json.dumps(described, indent=1, ensure_ascii=False) + "\n")
     figures = [pareto.draw(comparison.results, measure) for measure in pareto.measures(comparison.results)]
     plots = [pareto.as_svg(figure) for figure in figures]
     if figures:
@@ -75,16 +83,18 @@ def write_report(comparison: Comparison, output: Path) -> Path:
     return output / PAGE
 
 
-def as_markdown(comparison: Comparison) -> str:
-    """The table with what it means and how it was made."""
+def as_markdown(comparison: Comparison, against: Sequence[Against | None]) -> str:
+    """The tables with what they mean and how they were made."""
     shown = table.columns(comparison.results)
     notes = [f"- *{column.title}{f', {column.unit}' if column.unit else ''}*: {column.about}." for column in shown]
     parts = [f"# {comparison.title}", comparison.note, table.as_markdown(comparison.lines), "\n".join(notes)]
+    if differences := table.differences_as_markdown(comparison.lines, against):
+        parts += ["## Pair by pair", PAIRED, differences]
     parts += [f"{_made_with(comparison)}\n\n    {comparison.command}" if comparison.command else _made_with(comparison)]
     return "\n\n".join(part.strip("\n") for part in parts if part.strip()) + "\n"
 
 
-def as_json(comparison: Comparison) -> dict[str, Any]:
+def as_json(comparison: Comparison, against: Sequence[Against | None]) -> dict[str, Any]:
     """Everything but pictures."""
     best = {
         measure.title: {
@@ -108,8 +118,9 @@ def as_json(comparison: Comparison) -> dict[str, Any]:
                 "varied": dict(line.varied),
                 "outcome": "finished" if line.result else table.outcome(line),
                 "result": line.result.as_json() if line.result else None,
+                "compared": asdict(other) if other else None,
             }
-            for line in comparison.lines
+            for line, other in zip(comparison.lines, against, strict=True)
         ],
         "examples": [{**asdict(example), "picture": None} for example in comparison.examples],
     }
@@ -172,10 +183,39 @@ def _render(comparison: Comparison, plots: Sequence[str]) -> str:
         },
         highlights=highlights(results),
         plots=plots,
+        paired=_paired(comparison.lines),
+        paired_about=PAIRED,
         intervals={label: _scale(results, label) for label in table.labels(results)},
         made_with=_made_with(comparison),
         today=f"{datetime.now(UTC):%Y-%m-%d}",
     )
+
+
+def _paired(lines: Sequence[Line]) -> dict[str, Any]:
+    """Differences as the page's script reads them; models are numbered by their place among the finished ones.
+
+    Returns:
+        "references" (of each model, or null), and "measures": title, unit, digits, whether less is better, and the
+        differences, as in "3-0" (model 3 minus model 0): [value, low, high, p].
+    """
+    done = [line for line in lines if line.result is not None]
+    of = pairs.references(done)
+    wanted = [(place, other) for place, other in enumerate(of) if other is not None]
+    if len(done) <= _PAIRED_ON_PAGE:
+        wanted = list(dict.fromkeys([*wanted, *itertools.permutations(range(len(done)), 2)]))
+    tested = pairs.differences(done, wanted)
+    measures = []
+    for title in dict.fromkeys(measure for by_measure in tested.values() for measure in by_measure):
+        loss = title == HELD_OUT_LOSS
+        scale, digits = (1, 2) if loss else (100, 1)
+        numbers = {
+            f"{pair[0]}-{pair[1]}": [scale * each.value, scale * each.low, scale * each.high, each.p]
+            for pair, by_measure in tested.items()
+            if (each := by_measure.get(title)) is not None
+        }
+        unit = "nats per token" if loss else "percentage points"
+        measures.append({"title": title, "unit": unit, "digits": digits, "less": loss, "pairs": numbers})
+    return {"references": of, "measures": measures}
 
 
 def _scale(results: Sequence[Result], label: str) -> tuple[float, float]:

@@ -117,7 +117,7 @@ class _Report:
         result = read_result(cell.folder, self._measured)
         if result is not None:  # names may have changed since it was run
             result = replace(result, encoder=cell.encoder, projector=cell.projector, varied=cell.varied)
-        return Line(cell.encoder, cell.projector, cell.varied, result, read_failure(cell.folder))
+        return Line(cell.encoder, cell.projector, cell.varied, result, read_failure(cell.folder), cell.folder)
 
     def write(self) -> Path:
         comparison = Comparison(

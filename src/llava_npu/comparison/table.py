@@ -6,31 +6,54 @@ import csv
 import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llava_npu.comparison.folder import Failure
 from llava_npu.comparison.results import Result, Value
+from llava_npu.evaluation.significance import PairedDifference, p_text
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
 NO_VALUE = "–"
+HELD_OUT_LOSS = "held-out loss"
 _NOT_ON_A_TERMINAL = ("work", "memory", "align memory", "finetune memory", "align speed", "finetune speed")
 
 
 @dataclass(frozen=True)
 class Line:
-    """A cell in the table: its result, or why there is none (neither: it has not been run)."""
+    """A cell in the table: its result, or why there is none (neither: it has not been run).
+
+    Attributes:
+        encoder, projector, varied: which cell.
+        result, failure: what came out, or why nothing did.
+        folder: of the cell, with its answers; None for a run of another command.
+    """
 
     encoder: str
     projector: str
     varied: Mapping[str, Any]
     result: Result | None
     failure: Failure | None = None
+    folder: Path | None = None
 
     @property
     def name(self) -> str:
         return " · ".join([self.encoder, self.projector, *(f"{key}={value}" for key, value in self.varied.items())])
+
+
+@dataclass(frozen=True)
+class Against:
+    """A model set against another that answered the same questions (see `pairs`).
+
+    Attributes:
+        reference: the other's name.
+        differences: the model's value minus the other's, by measure.
+    """
+
+    reference: str
+    differences: Mapping[str, PairedDifference]
 
 
 @dataclass(frozen=True)
@@ -62,7 +85,7 @@ def columns(results: Sequence[Result]) -> list[Column]:
         ),
         *(_benchmark_column(label, results) for label in labels(results)),
         Column(
-            "held-out loss", "nats per token", "of captions that were not trained on; 95 % interval",
+            HELD_OUT_LOSS, "nats per token", "of captions that were not trained on; 95 % interval",
             lambda r: _interval(r.held_out_loss, 1, 2), lambda r: r.held_out_loss.value if r.held_out_loss else None,
             higher_is_better=False,
         ),
@@ -110,11 +133,43 @@ def as_markdown(lines: Sequence[Line]) -> str:
         if line.result:
             cells = [column.text(line.result) for column in shown]
             rows.append([line.encoder, line.projector, *(str(line.varied.get(key, "")) for key in keys), *cells])
-    text = (
-        "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows) if results else ""
-    )
+    text = _markdown(rows) if results else ""
     others = [f"- {line.name}: {outcome(line)}" for line in lines if line.result is None]
     return "\n".join([*([text, ""] if text else []), *([*others, ""] if others else [])])
+
+
+def differences_as_markdown(lines: Sequence[Line], against: Sequence[Against | None]) -> str:
+    """Each model's difference to the one that it is compared with; "" if there is none."""
+    measures = _compared_measures(against)
+    if not measures:
+        return ""
+    keys = varied_keys(lines)
+    rows = [["encoder", "projector", *keys, "compared with", *measures]]
+    rows.append(["---"] * (3 + len(keys)) + ["---:"] * len(measures))
+    for line, other in zip(lines, against, strict=True):
+        if other is not None and other.differences:
+            names = [line.encoder, line.projector, *(str(line.varied.get(key, "")) for key in keys), other.reference]
+            rows.append([*names, *(difference_text(measure, other.differences.get(measure)) for measure in measures)])
+    return _markdown(rows) + "\n"
+
+
+def difference_text(measure: str, difference: PairedDifference | None) -> str:
+    """A difference with its interval and p, in the unit of the measure's column."""
+    if difference is None:
+        return NO_VALUE
+    scale, digits = (1, 2) if measure == HELD_OUT_LOSS else (100, 1)
+    numbers = (difference.value, difference.low, difference.high)
+    value, low, high = (f"{scale * number:+.{digits}f}".replace("-", "−") for number in numbers)
+    p = p_text(difference.p)
+    return f"{value} ({low} to {high}), p {p if p.startswith('<') else '= ' + p}"
+
+
+def _compared_measures(against: Sequence[Against | None]) -> list[str]:
+    return list(dict.fromkeys(measure for other in against if other for measure in other.differences))
+
+
+def _markdown(rows: Sequence[Sequence[str]]) -> str:
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows)
 
 
 def as_terminal(lines: Sequence[Line]) -> RenderableType:
@@ -147,10 +202,10 @@ def outcome(line: Line) -> str:
     return f"{line.failure.kind}: {line.failure.reason}"
 
 
-def as_csv(lines: Sequence[Line]) -> str:
+def as_csv(lines: Sequence[Line], against: Sequence[Against | None]) -> str:
     """One row a cell, in plain units: parameters, FLOP, nats, milliseconds, bytes; scores as in 0 … 1."""
     keys = varied_keys(lines)
-    records = [_record(line, keys) for line in lines]
+    records = [_record(line, keys) | _compared(other) for line, other in zip(lines, against, strict=True)]
     heads = list(dict.fromkeys(key for record in records for key in record))
     text = io.StringIO()
     writer = csv.DictWriter(text, heads, restval="", lineterminator="\n")
@@ -176,6 +231,17 @@ def _record(line: Line, keys: Sequence[str]) -> dict[str, Any]:
         record |= {**_columns_of(benchmark.label, benchmark.score), f"{benchmark.label}_metric": benchmark.metric}
     record |= _columns_of("first_token_ms", result.first_token)
     return record | {"inference_memory": result.inference_memory, "device": result.device, "dtype": result.dtype}
+
+
+def _compared(against: Against | None) -> dict[str, Any]:
+    if against is None:
+        return {}
+    record: dict[str, Any] = {"compared_with": against.reference}
+    for measure, each in against.differences.items():
+        name = "held_out_loss" if measure == HELD_OUT_LOSS else measure
+        numbers = {"": each.value, "_low": each.low, "_high": each.high, "_p": each.p}
+        record |= {f"{name}_difference{end}": number for end, number in numbers.items()}
+    return record
 
 
 def _columns_of(name: str, value: Value | None) -> dict[str, Any]:

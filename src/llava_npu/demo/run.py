@@ -21,7 +21,7 @@ import shutil
 import sys
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -38,6 +38,7 @@ from llava_npu.config.parts import PartsConfig, ProjectorPartConfig
 from llava_npu.config.schema import DataConfig, ModelConfig, OptimizerConfig
 from llava_npu.demo import assets
 from llava_npu.demo.data import DemoData, build_data
+from llava_npu.demo.efficientnet import efficientnet_lite2
 from llava_npu.demo.measure import chosen, describe, measure, questions_of
 from llava_npu.demo.pictures import emoji, stamps
 from llava_npu.demo.profiles import PROFILES, Profile, StageRecipe
@@ -63,7 +64,7 @@ WANTED: dict[str, dict[str, tuple[str, ...]]] = {
     TUNED: {"captioning": (GIVEN,), "answering": (GIVEN, SHUFFLED, NONE)},
 }
 _NUM_PHASES = 8
-COMPARED_SIZES = (128, 256)  # pixels, of the towers in configs/compare-demo.yaml
+COMPARED_SIZES = (128, 256)  # pixels that the towers in configs/compare-demo.yaml may see
 
 
 @dataclass
@@ -130,7 +131,7 @@ def run_demo(
     _claim(run)
 
     with run.step("fetch", "Fetch real weights and images"):
-        fetched = _fetch(run)
+        fetched = _fetch(run, assets.TO_COMPARE if prepare_only else assets.ASSETS)
         _copy_licences(fetched, run.output / "licences")
     with run.step("convert", "Convert the weights"):
         weights = cache_root() / "models"
@@ -141,8 +142,7 @@ def run_demo(
         data = _build_data(run, fetched.folders)
     models = {"resnet-50": tower, "smollm2-135m": decoder}
     if prepare_only:
-        package = fetched.folders[assets.VISION_TOWER.name]
-        models |= {f"resnet-50-{size}": vision_tower(package, weights, size) for size in COMPARED_SIZES}
+        models |= _compared_towers(fetched.folders, weights)
     _link_models(run.output / "models", models)
     align, finetune = _configs(run, data, tower, decoder)
     if prepare_only:
@@ -232,16 +232,16 @@ def _write_state(run: _Run) -> None:
 # --- phases -----------------------------------------------------------------------------------------------------------
 
 
-def _fetch(run: _Run) -> assets.Fetched:
+def _fetch(run: _Run, wanted: Sequence[assets.Asset]) -> assets.Fetched:
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn())
     with Progress(*columns, console=run.console) as bar:
-        tasks = {asset.name: bar.add_task(asset.name, total=asset.size) for asset in assets.ASSETS}
+        tasks = {asset.name: bar.add_task(asset.name, total=asset.size) for asset in wanted}
         fetched = assets.fetch_all(
-            assets.ASSETS, lambda progress: bar.update(tasks[progress.asset.name], completed=progress.bytes_done)
+            wanted, lambda progress: bar.update(tasks[progress.asset.name], completed=progress.bytes_done)
         )
         for name in fetched.folders:
             bar.update(tasks[name], completed=bar.tasks[tasks[name]].total)
-    for asset in assets.ASSETS:
+    for asset in wanted:
         if asset.name in fetched.folders:
             run.console.print(f"{asset.name}: {asset.purpose}. Licence: {asset.licence}")
     for name, reason in fetched.lost.items():
@@ -280,6 +280,17 @@ def _build_data(run: _Run, folders: dict[str, Path]) -> DemoData:
         f"questions: {split['questions']}"
     )
     return data
+
+
+def _compared_towers(folders: dict[str, Path], cache: Path) -> dict[str, Path]:
+    """The towers of configs/compare-demo.yaml, by the names that it calls them."""
+    package, second = folders[assets.VISION_TOWER.name], folders.get(assets.SECOND_TOWER.name)
+    towers = {f"resnet-50-{size}": vision_tower(package, cache, size) for size in COMPARED_SIZES}
+    if second is not None:
+        towers |= {
+            f"efficientnet-lite2-{size}": efficientnet_lite2(second, package, cache, size) for size in COMPARED_SIZES
+        }
+    return towers
 
 
 def _link_models(folder: Path, models: dict[str, Path]) -> None:

@@ -79,7 +79,7 @@ def vision_tower(package: Path, cache: Path, image_size: int = 224) -> Path:
 
 
 def _convert_gguf(package: Path, folder: Path) -> None:
-    gguf = _only(package, "*.gguf")
+    gguf = only_file(package, "*.gguf")
     loaded = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
     # The loaded model still counts as quantised and refuses to be saved: rebuild it as a plain one.
     described = loaded.config.to_dict()
@@ -99,8 +99,8 @@ def _convert_gguf(package: Path, folder: Path) -> None:
 
 
 def _convert_resnet(package: Path, folder: Path, image_size: int) -> None:
-    manifest = _only(package, "model.json")
-    labels = json.loads(_only(package, "labels.json").read_text(encoding="utf-8"))
+    manifest = only_file(package, "model.json")
+    labels = json.loads(only_file(package, "labels.json").read_text(encoding="utf-8"))
     config = ResNetConfig(
         depths=[3, 4, 6, 3],
         hidden_sizes=[256, 512, 1024, 2048],
@@ -186,7 +186,7 @@ def _tfjs_weights(manifest: Path) -> Iterator[tuple[str, np.ndarray]]:
             raise UserError(f"{manifest}: {len(data)} bytes of weights, but {position} are described. Fetch it again.")
 
 
-def _only(folder: Path, pattern: str) -> Path:
+def only_file(folder: Path, pattern: str) -> Path:
     found = sorted(folder.rglob(pattern))
     if len(found) != 1:
         raise UserError(f"{folder}: expected exactly one {pattern}, found {len(found)}. Delete the folder and rerun.")

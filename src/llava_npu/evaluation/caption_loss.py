@@ -13,6 +13,7 @@ from typing import Any
 from llava_npu.data.records import IMAGE_MARK, Record, Turn
 from llava_npu.errors import UserError
 from llava_npu.evaluation.ablations import GIVEN, NONE, SHUFFLED, unknown_mode, wrong_partners
+from llava_npu.evaluation.accuracy import Sample
 from llava_npu.evaluation.bootstrap import ratio_interval
 from llava_npu.evaluation.features import FeatureCache
 from llava_npu.evaluation.images import ImageFile, UnreadableImageError
@@ -21,7 +22,14 @@ from llava_npu.evaluation.likelihood import AnsweredPrompt, LogProbability, answ
 
 @dataclass(frozen=True)
 class CaptionLoss:
-    """Mean negative log-likelihood per supervised token, in nats, with its 95 % interval (bootstrap over records)."""
+    """Mean negative log-likelihood per supervised token, in nats, with its 95 % interval (bootstrap over records).
+
+    Attributes:
+        images: as given, none or shuffled.
+        value, low, high: the loss.
+        num_tokens, num_records: of how many.
+        sample: each record's loss and number of tokens, by its place, so that it can be set against another model's.
+    """
 
     images: str
     value: float
@@ -29,6 +37,7 @@ class CaptionLoss:
     high: float
     num_tokens: int
     num_records: int
+    sample: Sample
 
 
 def caption_loss(
@@ -57,18 +66,24 @@ def caption_loss(
     if not records:
         raise UserError("caption loss: no records.")
     items = _prepare(records, images, concepts or [record.conversations[-1].text.casefold() for record in records])
-    items.sort(key=lambda item: sum(len(turn.text) for turn in item.conversations))  # batches of like length
+    order = sorted(range(len(items)), key=lambda place: _length(items[place]))  # batches of like length
     cache = features or FeatureCache(model, processor)
     losses: list[LogProbability] = []
     for start in range(0, len(items), batch_size):
-        batch = items[start : start + batch_size]
+        batch = [items[place] for place in order[start : start + batch_size]]
         loaded, errors = cache.load([image for item in batch for image in item.images])
         if errors:
             raise UnreadableImageError("caption loss: " + "; ".join(errors.values()))
         losses += answer_log_probabilities(model, processor, batch, loaded)
     totals, counts = [-loss.total for loss in losses], [loss.num_tokens for loss in losses]
     low, high = ratio_interval(totals, counts)
-    return CaptionLoss(images, sum(totals) / sum(counts), low, high, sum(counts), len(records))
+    of_records = {("", str(place)): each for place, *each in sorted(zip(order, totals, counts, strict=True))}
+    sample = Sample("ratio", {key: (total, float(count)) for key, (total, count) in of_records.items()})
+    return CaptionLoss(images, sum(totals) / sum(counts), low, high, sum(counts), len(records), sample)
+
+
+def _length(item: AnsweredPrompt) -> int:
+    return sum(len(turn.text) for turn in item.conversations)
 
 
 def _prepare(records: Sequence[Record], images: str, concepts: Sequence[str]) -> list[AnsweredPrompt]:

@@ -22,7 +22,7 @@ from llava_npu.evaluation.page import PageRun, write_page
 from llava_npu.evaluation.predictions import read_predictions
 from llava_npu.evaluation.report import markdown_table, percent, score_title
 from llava_npu.evaluation.run_folder import PREDICTIONS_FILE
-from llava_npu.evaluation.significance import PairedDifference
+from llava_npu.evaluation.significance import PairedDifference, p_text
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -174,11 +174,7 @@ def _difference(difference: PairedDifference) -> str:
 
 
 def _p_values(difference: PairedDifference) -> str:
-    return _p(difference.p) + (f" [{_p(difference.mcnemar.p)}]" if difference.mcnemar else "")
-
-
-def _p(value: float) -> str:
-    return "< 0.001" if value < 0.001 else f"{value:.3f}"
+    return p_text(difference.p) + (f" [{p_text(difference.mcnemar.p)}]" if difference.mcnemar else "")
 
 
 def _one_line(cell: str) -> str:

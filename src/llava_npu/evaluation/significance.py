@@ -11,13 +11,14 @@ are a share of right ones.
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import comb
 
 import numpy as np
 
 from llava_npu.evaluation.accuracy import STATISTICS, Sample
-from llava_npu.evaluation.bootstrap import RESAMPLES, SEED, limits, resample
+from llava_npu.evaluation.bootstrap import RESAMPLES, SEED, Array, limits, resample
 
 
 @dataclass(frozen=True)
@@ -52,28 +53,53 @@ class PairedDifference:
 
 def paired_difference(first: Sample, second: Sample) -> PairedDifference | None:
     """Compares two samples of the same score; None if they have no group in common."""
-    common = sorted(first.groups.keys() & second.groups.keys())
+    return paired_differences([first, second], [(0, 1)])[0]
+
+
+def paired_differences(samples: Sequence[Sample], pairs: Sequence[tuple[int, int]]) -> list[PairedDifference | None]:
+    """Compares several samples of the same score, all on the groups that every one of them has.
+
+    Args:
+        samples: of the models.
+        pairs: places in `samples`: (first, second) gives the second's score minus the first's.
+
+    Returns:
+        for each pair its difference; None if there is no group that all have.
+    """
+    common = sorted(set.intersection(*(set(sample.groups) for sample in samples))) if samples else []
     if not common:
-        return None
-    of_sums = STATISTICS[first.statistic]
-    width = len(first.groups[common[0]])
-    strata: dict[str, list[tuple[float, ...]]] = defaultdict(list)
+        return [None] * len(pairs)
+    of_sums = STATISTICS[samples[0].statistic]
+    strata: dict[str, list[Array]] = defaultdict(list)
     for key in common:
-        strata[key[0]].append((*first.groups[key], *second.groups[key]))
+        strata[key[0]].append(np.concatenate([sample.groups[key] for sample in samples]))
+    # All are drawn together: (draws, models × amounts) → (draws,) of each model
     sums = sum(resample(np.asarray(rows), SEED + number) for number, rows in enumerate(strata.values()))
     total = np.sum([row for rows in strata.values() for row in rows], axis=0, keepdims=True)
-    drawn = of_sums(np.asarray(sums)[:, width:]) - of_sums(np.asarray(sums)[:, :width])
-    low, high = limits(drawn)
-    beyond = min(np.count_nonzero(drawn <= 0), np.count_nonzero(drawn >= 0))
-    return PairedDifference(
-        value=float((of_sums(total[:, width:]) - of_sums(total[:, :width]))[0]),
-        low=low,
-        high=high,
-        p=min(1.0, 2 * (1 + beyond) / (1 + RESAMPLES)),
-        mcnemar=_mcnemar(first, second, common),
-        groups=len(common),
-        unmatched=len(first.groups.keys() ^ second.groups.keys()),
-    )
+    drawn = [of_sums(part) for part in np.split(np.asarray(sums), len(samples), axis=1)]
+    values = [float(of_sums(part)[0]) for part in np.split(total, len(samples), axis=1)]
+    found: list[PairedDifference | None] = []
+    for first, second in pairs:
+        differences = drawn[second] - drawn[first]
+        low, high = limits(differences)
+        beyond = min(np.count_nonzero(differences <= 0), np.count_nonzero(differences >= 0))
+        found.append(
+            PairedDifference(
+                value=values[second] - values[first],
+                low=low,
+                high=high,
+                p=min(1.0, 2 * (1 + beyond) / (1 + RESAMPLES)),
+                mcnemar=_mcnemar(samples[first], samples[second], common),
+                groups=len(common),
+                unmatched=len(samples[first].groups.keys() ^ samples[second].groups.keys()),
+            )
+        )
+    return found
+
+
+def p_text(p: float) -> str:
+    """A p value as people read it."""
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def mcnemar_p(only_first: int, only_second: int) -> float:
