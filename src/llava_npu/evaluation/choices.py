@@ -230,9 +230,6 @@ def _notes(questions: Sequence[Question], circular: bool) -> list[str]:
     secret = sum(question.answer is None for question in questions)
     if secret:
         notes.append(f"{secret} of {len(questions)} rows have no answer (kept secret?): predicted, not scored.")
-    blind = sum(not question.images for question in questions)
-    if blind:
-        notes.append(f"{blind} of {len(questions)} rows have no picture.")
     if circular:
         notes += _rotation_notes(questions)
     return notes

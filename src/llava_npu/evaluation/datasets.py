@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from llava_npu.errors import UserError
@@ -24,4 +25,9 @@ def read_dataset(benchmark: Benchmark, data: Path) -> Dataset:
     if not dataset.questions:
         raise UserError(f"{dataset.path} holds no question of {benchmark.title}.")
     check_pictures(dataset)
-    return dataset
+    return replace(dataset, notes=(*dataset.notes, *_blind_notes(dataset)))
+
+
+def _blind_notes(dataset: Dataset) -> list[str]:
+    blind = sum(not question.images for question in dataset.questions)
+    return [f"{blind} of {len(dataset.questions)} questions have no picture: asked in text alone."] if blind else []

@@ -20,20 +20,24 @@ ABOUT = {
 }
 
 
-def read_open_table(path: Path, column: str = "answer", instruction: str = SHORT) -> Dataset:
+def read_open_table(path: Path, column: str = "answer", instruction: str = SHORT, *, secret: bool = True) -> Dataset:
     """Reads a table of VLMEvalKit: index, question, image, and the answers as a list ['a', …] or one text.
 
     Args:
         path: the .tsv file.
         column: which one holds the answers; without it they are secret.
+        secret: whether it may be missing or empty.
         instruction: the prompt's last lines, if the question does not end with them itself.
 
     Raises:
         UserError: anything wrong with the file, naming row and column.
     """
-    table = read_tsv(path, required=("index", "question"))
+    table = read_tsv(path, required=("index", "question") if secret else ("index", "question", column))
     images = TableImages(table)
     unique_indices(table)
+    empty = next((row for row in table.rows if not row.get(column).strip()), None)
+    if empty is not None and not secret:
+        raise empty.error(column, "empty.")
     return Dataset(path, table.sha256, tuple(_question(row, images, column, instruction) for row in table.rows))
 
 

@@ -29,11 +29,8 @@ _RULES = ("strict", "vlmevalkit")
 
 def _read(path: Path) -> Dataset:
     dataset = yes_no.read_yes_no_table(path, _of_row, instruction=None)
-    blind = sum(not question.images for question in dataset.questions)
-    note = (
-        f"{blind} of {len(dataset.questions)} questions have no picture: asked and scored. VLMEvalKit leaves them out."
-    )
-    return replace(dataset, notes=(note,)) if blind else dataset
+    blind = any(not question.images for question in dataset.questions)
+    return replace(dataset, notes=("Questions without a picture are scored; VLMEvalKit leaves them out.",) * blind)
 
 
 def _of_row(row: Row, question: Question) -> Question:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from llava_npu.data.records import IMAGE_MARK
 from llava_npu.errors import UserError
 from llava_npu.evaluation.accuracy import Score, Unit, tabulate
 from llava_npu.evaluation.benchmarks import JUDGE, Benchmark, Description, Parsed, register
@@ -58,8 +59,12 @@ def _read_llava(path: Path) -> Dataset:
 
 
 def _caption(record: JsonRecord) -> str:
-    several = isinstance(record.values.get("caption"), list)
-    return "\n".join(record.texts("caption")) if several else record.need("caption")
+    if not isinstance(record.values.get("caption"), list):
+        return record.need("caption")
+    caption = "\n".join(record.texts("caption"))
+    if not caption.strip():
+        raise record.error("caption", "empty.")
+    return caption
 
 
 def _read_table(path: Path) -> Dataset:
@@ -71,6 +76,8 @@ def _read_table(path: Path) -> Dataset:
         for column in ("question", "category", "caption", "gpt4_ans"):
             if not row.label(column):
                 raise row.error(column, "empty.")
+        if IMAGE_MARK in row.text("question"):
+            raise row.error("question", f"contains {IMAGE_MARK!r}, which stands for the picture.")
         question = Question(
             id=row.label("index"),
             text=row.text("question"),

@@ -33,7 +33,7 @@ Reply with the grade alone.
 
 def _read(path: Path) -> Dataset:
     if path.suffix == ".tsv":
-        dataset = read_open_table(path)
+        dataset = read_open_table(path, secret=False)
         # The question alone: free answers, as LLaVA's script asks for them.
         questions = [replace(question, prompt=question.text) for question in dataset.questions]
         return _with_instruction(replace(dataset, questions=tuple(questions)))

@@ -51,7 +51,10 @@ def _question(number: int, record: JsonRecord, images: PictureFolder, language: 
     candidates = record.texts("candidates")
     if not 2 <= len(candidates) <= len(string.ascii_uppercase):
         raise record.error("candidates", f"{len(candidates)} of them; at least two are expected.")
-    options = dict(zip(string.ascii_uppercase, candidates, strict=False))
+    options = {
+        letter: checked(record, "candidates", text)
+        for letter, text in zip(string.ascii_uppercase, candidates, strict=False)
+    }
     lines = "".join(f"{letter}. {option}\n" for letter, option in options.items())
     right = record.get("correct_ans")  # absent in the test file
     if right and right not in candidates:

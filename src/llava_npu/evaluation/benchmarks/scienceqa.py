@@ -79,13 +79,16 @@ def _question(record: JsonRecord, problems: Mapping[str, JsonRecord], folder: Pi
     if not 2 <= len(choices) <= len(string.ascii_uppercase):
         raise problem.error("choices", f"{len(choices)} choices; at least two are expected.")
     right: Any = problem.values.get("answer")
-    if not isinstance(right, int) or not 0 <= right < len(choices):
+    if type(right) is not int or not 0 <= right < len(choices):
         raise problem.error("answer", f"{right!r} is not the place of one of the {len(choices)} choices.")
     images: tuple[ImageSource, ...] = ()
     if record.get("image") and folder is not None:
         images = (folder.image(record),)
     # Where the mark stands in the file does not matter: the picture is put first, as in model_vqa_science.py.
-    text = members(record, "conversations")[0].need("value").replace(IMAGE_MARK, "").strip()
+    asked = members(record, "conversations")[0].need("value")
+    if IMAGE_MARK in asked and not images:
+        raise record.error("image", f"missing, but the question has {IMAGE_MARK!r}.")
+    text = asked.replace(IMAGE_MARK, "").strip()
     options = dict(zip(string.ascii_uppercase, choices, strict=False))
     return Question(
         id=name,

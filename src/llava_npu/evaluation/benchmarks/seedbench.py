@@ -16,7 +16,7 @@ from llava_npu.evaluation.locating import PictureFolder, need_beside
 from llava_npu.evaluation.questions import Dataset, Question
 from llava_npu.evaluation.submissions import Submission, as_json_lines
 
-_IMAGE = "image"
+_IMAGE, _VIDEO = "image", "video"
 
 
 def _read(path: Path) -> Dataset:
@@ -39,7 +39,10 @@ def _read(path: Path) -> Dataset:
         name = record.need("question_id")
         if name not in annotations:
             raise record.error("question_id", f"{name!r} is not in SEED-Bench.json.")
-        if annotations[name].need("data_type") == _IMAGE:
+        kind = annotations[name].need("data_type")
+        if kind not in (_IMAGE, _VIDEO):
+            raise annotations[name].error("data_type", f"{kind!r} is neither {_IMAGE!r} nor {_VIDEO!r}.")
+        if kind == _IMAGE:
             questions.append(_annotated(record, annotations[name], names, images))
     notes = []
     if len(questions) < len(records):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from llava_npu.evaluation.benchmarks import LOCALLY, SERVER, Benchmark, Description, register
@@ -31,14 +31,27 @@ def _read(path: Path) -> Dataset:
             f"The server wants an answer to every question of test2015. {_WHOLE_TEST} is not beside {path.name}: the "
             "submission holds this file's questions only."
         )
+    asked = [question.id for question in questions]
+    missing = set(asked) - set(_submitted_ids(path, asked))
+    if missing:
+        notes.append(f"{len(missing)} questions are not in {_WHOLE_TEST} (first: {min(missing)}): not submitted.")
     return Dataset(path, digest, tuple(questions), tuple(notes))
+
+
+def _submitted_ids(file: Path, asked: Sequence[str]) -> list[str]:
+    """All questions of test2015, if their file is there and any of these is among them; else these."""
+    whole = beside(file, (_WHOLE_TEST,))
+    if whole is None:
+        return list(asked)
+    records, _ = read_jsonl(whole)
+    check_unique(records)
+    names = [record.need("question_id") for record in records]
+    return list(asked) if set(asked).isdisjoint(names) else names
 
 
 def _answers(dataset: Dataset, answers: Mapping[str, str]) -> Mapping[str, bytes]:
     # As convert_vqav2_for_submission.py: all of test2015, "" where nothing was asked.
-    whole = beside(dataset.path, (_WHOLE_TEST,))
-    asked = [question.id for question in dataset.questions]
-    names = [record.need("question_id") for record in read_jsonl(whole)[0]] if whole else asked
+    names = _submitted_ids(dataset.path, [question.id for question in dataset.questions])
     rows = [
         {"question_id": number_or_text(name), "answer": normalise_as_original(answers[name]) if name in answers else ""}
         for name in names
