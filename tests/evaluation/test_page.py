@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import html
 import json
 import re
 import shutil
 import subprocess
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 from benchmark_samples import textvqa
-from evaluation_samples import FakeAnswerer, circular_rows, question_row, write_tsv
+from evaluation_samples import FakeAnswerer, always_a, circular_rows, knows, question_row, write_tsv
 
 from llava_npu.evaluation import page
+from llava_npu.evaluation.comparison import compare_runs, read_runs
+from llava_npu.evaluation.comparison_report import write_comparison
 from llava_npu.evaluation.questions import Question
 from llava_npu.evaluation.runner import evaluate
 
@@ -59,7 +61,10 @@ def test_everything_is_in_the_page(written: str) -> None:
     assert last["images"] == [None]
     assert "not a picture" in last["answers"][0]["error"]
     assert last["answers"][0]["credit"] == {"strict": 0.0, "vlmevalkit": 0.0}
-    assert data["scores"]["rows"][0][0] == "circular, strict"
+    assert [table["folded"] for table in data["scores"]] == ["", "scores by category"]
+    assert data["scores"][0]["columns"] == ["", "strict", "vlmevalkit", "n"]
+    assert [row[0] for row in data["scores"][0]["rows"]] == ["circular", "vanilla", "every rotation"]
+    assert data["scores"][1]["rows"][0][0] == "objects, circular"
     assert not re.search(r"""(src|href)=["'](?!data:)""", written)  # loads nothing
 
 
@@ -95,42 +100,70 @@ def test_a_page_has_its_limits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 # --- in a browser -----------------------------------------------------------------------------------------------------
 
 
-def in_browser(folder: Path, written: str, *actions: str) -> str:
-    """The page after some JavaScript, as Chromium has it."""
+def in_browser(folder: Path, written: str, script: str) -> Any:
+    """What some JavaScript that acts on the page gives, as Chromium runs it."""
     # What acts on the page is no script of the page: its policy would rightly refuse it.
     free = re.sub(r'<meta http-equiv="Content-Security-Policy".*?>', "", written)
+    found = f"document.body.dataset.found = JSON.stringify((() => {{ {script} }})())"
     path = folder / "acted.html"
-    path.write_text(free.replace("</body>", f"<script>{';'.join(actions)}</script></body>"), encoding="utf-8")
+    path.write_text(free.replace("</body>", f"<script>{found}</script></body>"), encoding="utf-8")
     assert CHROMIUM is not None
     command = [
-        CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
-        "--disable-component-update", "--disable-sync", f"--user-data-dir={folder / 'browser'}", "--dump-dom",
-        path.as_uri(),
+        CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run",
+        "--disable-background-networking", "--disable-component-update", "--disable-sync",
+        f"--user-data-dir={folder / 'browser'}", "--dump-dom", path.as_uri(),
     ]  # fmt: skip
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+    shown = subprocess.run(command, capture_output=True, text=True, timeout=600, check=True).stdout
+    (found,) = re.findall(r'<body data-found="(.*?)">', shown)
+    return json.loads(html.unescape(found))
 
 
-def choose(name: str, value: str) -> str:
-    return f"document.querySelector('[name={name}]').value = {json.dumps(value)}"
-
-
-APPLY = "document.getElementById('filters').dispatchEvent(new Event('input'))"
+# Sets filters, and gives what the page then counts, how many questions it shows, and what it says of rotations.
+CHOOSE = """
+const chosen = (values) => {
+  const form = document.getElementById("filters");
+  form.reset();
+  for (const [name, value] of Object.entries(values)) form.querySelector(`[name=${name}]`).value = value;
+  form.dispatchEvent(new Event("input"));
+  return [document.getElementById("count").textContent, document.querySelectorAll("article").length];
+};
+"""
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed (Debian: apt-get install chromium)")
-@pytest.mark.parametrize(
-    ("actions", "count", "articles"),
-    [
-        ([], "25 of 25 questions, right: 14", 25),
-        ([choose("run0", "wrong"), APPLY], "11 of 25 questions, right: 0", 11),
-        ([choose("run0", "right"), choose("category", "kind 0"), APPLY], "2 of 25 questions, right: 2", 2),
-        ([choose("text", "THING 3"), APPLY], "4 of 25 questions, right: 4", 4),
-        ([choose("only", "error"), APPLY], "1 of 25 questions, right: 0", 1),
-    ],
-)
-def test_filters(tmp_path: Path, written: str, actions: Sequence[str], count: str, articles: int) -> None:
-    shown = in_browser(tmp_path, written, *actions)
-    assert count in shown
-    assert shown.count("<article") == articles
-    assert "<title>MMBench (English)</title>" in shown  # nothing that an answer holds was run
+def test_filters(tmp_path: Path, written: str) -> None:
+    cases: list[tuple[dict[str, str], str, int]] = [
+        ({}, "25 of 25 questions, right: 14", 25),
+        ({"run0": "wrong"}, "11 of 25 questions, right: 0", 11),
+        ({"run0": "right", "category": "kind 0"}, "2 of 25 questions, right: 2", 2),
+        ({"text": "THING 3"}, "4 of 25 questions, right: 4", 4),
+        ({"only": "error"}, "1 of 25 questions, right: 0", 1),
+        ({"only": "torn"}, "8 of 25 questions, right: 2", 8),  # groups 2 and 4: B in each rotation
+    ]
+    script = f"return [document.title, {json.dumps([values for values, *_ in cases])}.map(chosen)]"
+    title, found = in_browser(tmp_path, written, CHOOSE + script)
+    assert title == "MMBench (English)"  # nothing that an answer holds was run
+    assert found == [[count, articles] for _, count, articles in cases]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed (Debian: apt-get install chromium)")
+def test_filters_of_two_runs(tmp_path: Path) -> None:
+    path = write_tsv(tmp_path / "b.tsv", circular_rows(groups=3))
+    for name, answerer in {"weak": FakeAnswerer(always_a), "strong": FakeAnswerer(knows, "sha256:other")}.items():
+        evaluate("mmbench", path, answerer, tmp_path / name, batch_size=30)
+    (comparison,) = compare_runs(read_runs([tmp_path / "weak", tmp_path / "strong"]))
+    write_comparison(comparison, tmp_path / "out")
+    script = """
+    const differ = chosen({ only: "runs", run0: "wrong" });
+    const boxes = [...document.querySelector("article").querySelectorAll(".answer")];
+    document.querySelector("img").click();
+    return [differ, boxes.map((box) => box.innerText.split("\\n")[0]), document.querySelectorAll(".wide").length];
+    """
+    page_text = (tmp_path / "out" / "comparison.html").read_text(encoding="utf-8")
+    differ, boxes, wide = in_browser(tmp_path, page_text, CHOOSE + script)
+    assert differ == ["9 of 12 questions, right: weak 0, strong 9", 9]
+    assert "weak 1 of 4 rotations right" in boxes[0]
+    assert "strong 4 of 4 rotations right" in boxes[1]
+    assert wide == 1

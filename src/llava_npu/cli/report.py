@@ -23,6 +23,7 @@ def report(
     from rich.console import Console
     from rich.text import Text
 
+    from llava_npu.evaluation.accuracy import OVERALL
     from llava_npu.evaluation.comparison import compare_runs, read_runs
     from llava_npu.evaluation.comparison_report import as_terminal, write_comparison
 
@@ -30,6 +31,8 @@ def report(
     comparisons = compare_runs(read_runs(runs))
     for comparison in comparisons:
         console.print(as_terminal(comparison))
+        if output is None and any(row.name.level != OVERALL for row in comparison.rows):
+            console.print(Text("By l2-category, and question by question: --output FOLDER", style="dim"))
         if output is not None:
             folder = output / comparison.benchmark if len(comparisons) > 1 else output
             for note in write_comparison(comparison, folder, data):

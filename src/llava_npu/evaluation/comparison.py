@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from llava_npu.errors import UserError
-from llava_npu.evaluation.accuracy import SCORE_COLUMNS, Sample, Score
+from llava_npu.evaluation.accuracy import LEVELS, SCORE_COLUMNS, Sample, Score
 from llava_npu.evaluation.benchmarks import available
 from llava_npu.evaluation.run_folder import RUN_FILE
 from llava_npu.evaluation.samples import ScoreName, name_of, read_samples
@@ -99,7 +99,7 @@ def compare_runs(runs: Sequence[FinishedRun]) -> list[Comparison]:
 
 def _compare(runs: Sequence[FinishedRun]) -> Comparison:
     first = runs[0]
-    names = list(dict.fromkeys(name for run in runs for name in run.samples))
+    names = _ordered(dict.fromkeys(name for run in runs for name in run.samples))
     rows = tuple(
         Row(
             name,
@@ -109,6 +109,21 @@ def _compare(runs: Sequence[FinishedRun]) -> Comparison:
         for name in names
     )
     return Comparison(first.benchmark, str(first.report["title"]), tuple(runs), rows, tuple(_notes(runs, rows)))
+
+
+def _ordered(names: Iterable[ScoreName]) -> list[ScoreName]:
+    """The rules of one metric side by side; all else as it was."""
+    names = list(names)
+    metrics, rules = (list(dict.fromkeys(getattr(name, field) for name in names)) for field in ("metric", "extraction"))
+    return sorted(
+        names,
+        key=lambda name: (
+            name.split,
+            LEVELS.index(name.level),
+            metrics.index(name.metric),
+            rules.index(name.extraction),
+        ),
+    )
 
 
 def _difference(first: FinishedRun, other: FinishedRun, name: ScoreName) -> PairedDifference | None:

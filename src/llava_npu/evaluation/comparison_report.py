@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING
 
 from llava_npu.errors import UserError
 from llava_npu.evaluation.ablations import with_images
-from llava_npu.evaluation.accuracy import OVERALL
+from llava_npu.evaluation.accuracy import L2_CATEGORY, OVERALL
 from llava_npu.evaluation.benchmarks import get
 from llava_npu.evaluation.comparison import Comparison, FinishedRun, Row
 from llava_npu.evaluation.datasets import read_dataset
 from llava_npu.evaluation.files import write_text
 from llava_npu.evaluation.judging import with_judgements
-from llava_npu.evaluation.page import PageRun, write_page
+from llava_npu.evaluation.page import PageRun, ScoreTable, write_page
 from llava_npu.evaluation.predictions import read_predictions
 from llava_npu.evaluation.report import markdown_table, percent, score_title
 from llava_npu.evaluation.run_folder import PREDICTIONS_FILE
@@ -27,7 +27,8 @@ from llava_npu.evaluation.significance import PairedDifference, p_text
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-_CAPTION = "percent with its 95 % interval; below it the difference to the first run, its interval, and p"
+_CAPTION = "percent with its 95 % interval"
+_PAIRED = "below it the difference to the first run, its interval, and p of the paired bootstrap [McNemar's exact test]"
 
 
 def write_comparison(comparison: Comparison, folder: Path, data: Path | None = None) -> list[str]:
@@ -62,7 +63,10 @@ def write_comparison_page(comparison: Comparison, path: Path, data: Path | None 
         path,
         title=f"{comparison.title}: {' · '.join(run.label for run in comparison.runs)}",
         notes=comparison.notes,
-        scores=_wide_table([row for row in comparison.rows if row.name.level == OVERALL], comparison.runs),
+        scores=[
+            ScoreTable(*_wide_table(_of_level(comparison, OVERALL), comparison.runs)),
+            ScoreTable(*_wide_table(_of_level(comparison, L2_CATEGORY), comparison.runs), folded="by l2-category"),
+        ],
         benchmark=benchmark,
         questions=questions,
         runs=[_page_run(run) for run in comparison.runs if run.dataset == first.dataset],
@@ -71,14 +75,16 @@ def write_comparison_page(comparison: Comparison, path: Path, data: Path | None 
 
 
 def as_terminal(comparison: Comparison) -> RenderableType:
-    """The comparison for a rich console."""
+    """The comparison's overall scores for a rich console."""
     from rich.console import Group
     from rich.markup import escape
     from rich.table import Table
     from rich.text import Text
 
-    columns, rows = _table(comparison.rows, comparison.runs)
-    table = Table(*map(escape, columns), title=escape(comparison.title), caption=_CAPTION, show_lines=True)
+    columns, rows = _table(_of_level(comparison, OVERALL), comparison.runs)
+    table = Table(
+        *map(escape, columns), title=escape(comparison.title), caption=escape(_caption(comparison)), show_lines=True
+    )
     for column in table.columns[1:]:
         column.justify = "right"
     for row in rows:
@@ -90,7 +96,7 @@ def as_markdown(comparison: Comparison) -> str:
     """The comparison as a page."""
     columns, rows = _table(comparison.rows, comparison.runs)
     lines = [f"# {comparison.title}", "", *markdown_table(columns, [[_one_line(cell) for cell in row] for row in rows])]
-    lines += ["", f"In {_CAPTION} (of the paired bootstrap; in brackets McNemar's exact test).", "", "## Runs", ""]
+    lines += ["", f"In {_caption(comparison)}.", "", "## Runs", ""]
     lines += [f"- {run.label}: `{run.folder}`, model `{run.report['provenance']['model']}`" for run in comparison.runs]
     lines += ["", "## Notes", "", *(f"- {note}" for note in comparison.notes), ""]
     return "\n".join(lines)
@@ -145,6 +151,14 @@ def _table(rows: Sequence[Row], runs: Sequence[FinishedRun]) -> tuple[list[str],
     return ["", *(run.label for run in runs)], cells
 
 
+def _caption(comparison: Comparison) -> str:
+    return f"{_CAPTION}; {_PAIRED}" if len(comparison.runs) > 1 else _CAPTION
+
+
+def _of_level(comparison: Comparison, level: str) -> list[Row]:
+    return [row for row in comparison.rows if row.name.level == level]
+
+
 def _wide_table(rows: Sequence[Row], runs: Sequence[FinishedRun]) -> tuple[list[str], list[list[str]]]:
     """As `_table`, with columns of their own for differences."""
     columns = ["", runs[0].label]
@@ -152,7 +166,8 @@ def _wide_table(rows: Sequence[Row], runs: Sequence[FinishedRun]) -> tuple[list[
         columns += [run.label, "difference", "p [McNemar]"]
     cells = []
     for row in rows:
-        line = [score_title(row.name.metric, row.name.extraction, row.name.split), percent(row.scores[0])]
+        title = score_title(row.name.metric, row.name.extraction, row.name.split, row.name.name)
+        line = [title, percent(row.scores[0])]
         for score, difference in zip(row.scores[1:], row.differences[1:], strict=True):
             tested = ("", "") if difference is None else (_difference(difference), _p_values(difference))
             line += [percent(score), *tested]

@@ -21,12 +21,27 @@ function verdict(answer, rule) {
 
 const WORDS = { right: "right", partly: "partly right", wrong: "wrong", secret: "not scored", missing: "no answer" };
 
-function scoreTable() {
-  if (!data.scores.rows.length) return null;
-  const cells = (row) => row.map((cell, place) => make("td", place ? { class: "number" } : {}, cell));
-  return make("table", {},
-    make("thead", {}, make("tr", {}, ...data.scores.columns.map((name) => make("th", {}, name)))),
-    make("tbody", {}, ...data.scores.rows.map((row) => make("tr", {}, ...cells(row)))));
+function scoreTable(scores) {
+  const kind = (place) => (place ? { class: "number" } : {});
+  const table = make("table", {},
+    make("thead", {}, make("tr", {}, ...scores.columns.map((name, place) => make("th", kind(place), name)))),
+    make("tbody", {}, ...scores.rows.map((row) =>
+      make("tr", {}, ...row.map((cell, place) => make("td", kind(place), cell))))));
+  return scores.folded ? make("details", {}, make("summary", {}, scores.folded), table) : table;
+}
+
+// The rotations of one question, where there are any: what a circular score asks for is that all of them are right.
+const groups = new Map();
+for (const one of data.cases) groups.set(one.group, [...(groups.get(one.group) || []), one]);
+const rotated = data.cases.some((one) => one.rotation);
+
+function rightRotations(one, place, rule) {
+  return groups.get(one.group).filter((each) => verdict(each.answers[place], rule) === "right").length;
+}
+
+function isTorn(one, rule) {
+  const all = groups.get(one.group).length;
+  return data.runs.some((run, place) => ![0, all].includes(rightRotations(one, place, rule)));
 }
 
 function choice(name, title, values, every) {
@@ -52,9 +67,13 @@ function buildFilters(form) {
   data.runs.forEach((run, place) => {
     form.append(choice(`run${place}`, data.runs.length > 1 ? run : "answer", states, "all"));
   });
-  if (data.rules.length > 1) {
-    form.append(choice("only", "only where", [["differ", "rules disagree"], ["error", "there is no answer"]], "—"));
-  }
+  const only = [
+    ["differ", "rules disagree", data.rules.length > 1],
+    ["runs", "models differ", data.runs.length > 1],
+    ["torn", "some rotations are right, some wrong", rotated],
+    ["error", "there is no answer", data.cases.some((one) => one.answers.some((answer) => answer && answer.error))],
+  ].filter(([, , possible]) => possible);
+  if (only.length) form.append(choice("only", "only where", only.map(([value, text]) => [value, text]), "—"));
   form.append(make("span", { id: "count", class: "faint", "aria-live": "polite" }));
   form.addEventListener("input", () => show(true));
   form.addEventListener("submit", (event) => event.preventDefault());
@@ -72,6 +91,8 @@ function chosen() {
     }
     const answers = one.answers.filter((answer) => answer);
     if (values.only === "differ" && !answers.some((answer) => new Set(Object.values(answer.read)).size > 1)) return false;
+    if (values.only === "runs" && new Set(one.answers.map((answer) => verdict(answer, rule))).size < 2) return false;
+    if (values.only === "torn" && !isTorn(one, rule)) return false;
     if (values.only === "error" && !answers.some((answer) => answer.error)) return false;
     return !text || [one.id, one.text, ...Object.values(one.options), ...answers.map((answer) => answer.text)]
       .some((part) => part.toLowerCase().includes(text));
@@ -79,7 +100,8 @@ function chosen() {
   return [found, rule];
 }
 
-function answerBox(answer, run, rule) {
+function answerBox(one, place, rule) {
+  const [answer, run] = [one.answers[place], data.runs[place]];
   const state = verdict(answer, rule);
   const name = data.runs.length > 1 ? make("span", { class: "faint small" }, run) : null;
   if (!answer) return make("div", { class: "answer" }, make("span", { class: "badge" }, WORDS.missing), name);
@@ -87,9 +109,12 @@ function answerBox(answer, run, rule) {
   const badge = state === "partly" ? `${WORDS.partly} (${credit.toFixed(2)})` : WORDS[state];
   const readings = data.rules.filter((each) => each in answer.read)
     .map((each) => `${each}: ${answer.read[each] === null ? "—" : answer.read[each]}`).join(" · ");
+  const all = groups.get(one.group).length;
+  const rotations = rotated && state !== "secret"
+    ? make("span", { class: "faint small" }, ` ${rightRotations(one, place, rule)} of ${all} rotations right`) : null;
   const read = readings ? make("div", { class: "faint small" }, `read as ${readings}`) : null;
   return make("div", { class: `answer ${state}` },
-    make("span", { class: "badge" }, badge), name,
+    make("span", { class: "badge" }, badge), name, rotations,
     make("div", { class: "text" }, answer.error ? `no answer: ${answer.error}` : answer.text || "(empty)"), read);
 }
 
@@ -109,8 +134,12 @@ function card(one, rule) {
       make("p", { class: "faint small" }, labels.filter((label) => label).join(" · ")),
       make("p", { class: "question" }, one.text),
       options.length ? make("ul", {}, ...options) : null, known,
-      ...one.answers.map((answer, place) => answerBox(answer, data.runs[place], rule)),
+      ...one.answers.map((answer, place) => answerBox(one, place, rule)),
       prompt ? make("details", {}, make("summary", {}, "whole prompt"), make("pre", {}, prompt)) : null));
+}
+
+function named(counts) {
+  return counts.map((count, place) => (data.runs.length > 1 ? `${data.runs[place]} ${count}` : `${count}`)).join(", ");
 }
 
 let shown = 0;
@@ -126,12 +155,12 @@ function show(afresh) {
   });
   const scored = found.some((one) => one.answers.some((answer) => verdict(answer, rule) !== "secret"));
   document.getElementById("count").textContent =
-    `${found.length} of ${data.cases.length} questions` + (scored ? `, right: ${right.join(" / ")}` : "");
+    `${found.length} of ${data.cases.length} questions` + (scored ? `, right: ${named(right)}` : "");
   document.getElementById("more").hidden = shown >= found.length;
 }
 
 document.getElementById("title").textContent = data.title;
-document.getElementById("scores").append(...[scoreTable()].filter((table) => table));
+document.getElementById("scores").append(...data.scores.map(scoreTable));
 if (data.notes.length) {
   const lines = data.notes.map((line) => make("li", {}, line));
   document.getElementById("notes").append(
@@ -139,4 +168,7 @@ if (data.notes.length) {
 }
 buildFilters(document.getElementById("filters"));
 document.getElementById("more").addEventListener("click", () => show(false));
+document.getElementById("cases").addEventListener("click", (event) => {
+  if (event.target.tagName === "IMG") event.target.closest("article").classList.toggle("wide");
+});
 show(true);

@@ -12,7 +12,7 @@ import html
 import io
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -25,8 +25,23 @@ from llava_npu.evaluation.predictions import Prediction
 from llava_npu.evaluation.questions import Question
 
 MOST_QUESTIONS = 6000  # a browser holds more, but few people's patience does
-THUMBNAIL = (320, 320)
+THUMBNAIL, LARGE_THUMBNAIL = (320, 320), (640, 640)  # pixels at most; large ones show what small print says
+FEW_PICTURES = 300  # up to which they are large
 MOST_PICTURE_BYTES = 40 * 2**20  # of all pictures in a page, encoded
+
+
+@dataclass(frozen=True)
+class ScoreTable:
+    """Scores as the page shows them.
+
+    Attributes:
+        columns, rows: the first of either is a name.
+        folded: what it is called while it is folded away; "" for a table that is open.
+    """
+
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    folded: str = ""
 
 
 @dataclass(frozen=True)
@@ -47,7 +62,7 @@ def write_page(
     *,
     title: str,
     notes: Sequence[str],
-    scores: tuple[Sequence[str], Sequence[Sequence[str]]],
+    scores: Sequence[ScoreTable],
     benchmark: Benchmark,
     questions: Sequence[Question],
     runs: Sequence[PageRun],
@@ -58,13 +73,14 @@ def write_page(
         path: the file.
         title: the page's.
         notes: what a reader of the scores should know.
-        scores: a table: its columns, and its rows.
+        scores: tables of them; empty ones are left out.
         benchmark: says what an answer is worth.
         questions: as the models were asked.
         runs: their answers.
     """
     shown = _spread(questions, MOST_QUESTIONS)
-    pictures = _Pictures()
+    distinct = {image.key for question in shown for image in question.images}
+    pictures = _Pictures(THUMBNAIL if len(distinct) > FEW_PICTURES else LARGE_THUMBNAIL)
     cases = [_case(benchmark, question, runs, pictures) for question in shown]
     more = []
     if len(shown) < len(questions):
@@ -75,7 +91,7 @@ def write_page(
     data = {
         "title": title,
         "notes": [*notes, *more],
-        "scores": {"columns": scores[0], "rows": scores[1]},
+        "scores": [asdict(table) for table in scores if table.rows],
         "runs": [run.label for run in runs],
         "rules": rules,
         "pictures": pictures.encoded,
@@ -119,7 +135,8 @@ def _of(case: Mapping[str, Any]) -> list[dict[str, Any]]:
 class _Pictures:
     """Thumbnails, each kept once."""
 
-    def __init__(self) -> None:
+    def __init__(self, size: tuple[int, int]) -> None:
+        self._most = size
         self.encoded: list[str] = []
         self.left_out = 0
         self._places: dict[str, int | None] = {}
@@ -139,7 +156,7 @@ class _Pictures:
             picture = image.open()
         except UnreadableImageError:  # it is in the predictions and the notes
             return None
-        picture.thumbnail(THUMBNAIL)
+        picture.thumbnail(self._most)
         stored = io.BytesIO()
         picture.save(stored, "JPEG", quality=75)
         text = f"data:image/jpeg;base64,{base64.b64encode(stored.getvalue()).decode()}"

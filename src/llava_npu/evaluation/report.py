@@ -258,6 +258,25 @@ def _columns_and_rows(
     return ["", *(f"{metric}, {extraction}" for metric, extraction in columns), "n"], rows
 
 
+def scores_by_rule(report: Report, levels: Sequence[str]) -> tuple[list[str], list[list[str]]]:
+    """The scores of these levels: a row for each metric of each part, a column for each extraction rule."""
+    scores = {
+        (score.split, score.level, score.name, score.metric, score.extraction): score
+        for score in report.scores
+        if score.level in levels
+    }
+    rules = list(dict.fromkeys(key[-1] for key in scores))
+    parts = sorted(
+        dict.fromkeys(key[:-1] for key in scores), key=lambda part: (part[0], LEVELS.index(part[1]), part[2])
+    )
+    rows = []
+    for split, level, name, metric in parts:
+        cells = [scores.get((split, level, name, metric, rule)) for rule in rules]
+        title = ", ".join(part for part in (split, name if level != OVERALL else "", metric) if part)
+        rows.append([title, *map(percent, cells), str(max(cell.count for cell in cells if cell))])
+    return ["", *rules, "n"], rows
+
+
 def _of_split(report: Report, split: str) -> list[Score]:
     return [score for score in report.scores if score.split == split]
 

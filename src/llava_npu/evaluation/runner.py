@@ -21,18 +21,18 @@ from typing import Any
 
 from llava_npu.errors import UserError
 from llava_npu.evaluation.ablations import GIVEN, with_images
-from llava_npu.evaluation.accuracy import OVERALL
+from llava_npu.evaluation.accuracy import CATEGORY, L2_CATEGORY, OVERALL
 from llava_npu.evaluation.benchmarks import Benchmark, get
 from llava_npu.evaluation.checksums import checksum_note, md5_of
 from llava_npu.evaluation.datasets import read_dataset
 from llava_npu.evaluation.judge_client import JudgeClient
 from llava_npu.evaluation.judging import judge_notes, judge_predictions, write_judgements
-from llava_npu.evaluation.page import PageRun, write_page
+from llava_npu.evaluation.page import PageRun, ScoreTable, write_page
 from llava_npu.evaluation.picture_fingerprints import fingerprint_pictures
 from llava_npu.evaluation.predictions import Prediction, append_predictions
 from llava_npu.evaluation.processes import ALONE, Processes
 from llava_npu.evaluation.questions import Answerer, Dataset, Question
-from llava_npu.evaluation.report import Report, build_report, percent, score_title, write_report
+from llava_npu.evaluation.report import Report, build_report, scores_by_rule, write_report
 from llava_npu.evaluation.run_folder import (
     PREDICTIONS_FILE,
     Session,
@@ -177,16 +177,14 @@ def _report(
 def _write_page(
     benchmark: Benchmark, questions: Sequence[Question], predictions: Sequence[Prediction], report: Report, path: Path
 ) -> None:
-    rows = [
-        [score_title(score.metric, score.extraction, score.split, score.name), percent(score), str(score.count)]
-        for score in report.scores
-        if score.level == OVERALL
-    ]
     write_page(
         path,
         title=report.title,
         notes=report.notes,
-        scores=(["", "score", "n"], rows),
+        scores=[
+            ScoreTable(*scores_by_rule(report, [OVERALL])),
+            ScoreTable(*scores_by_rule(report, [L2_CATEGORY, CATEGORY]), folded="scores by category"),
+        ],
         benchmark=benchmark,
         questions=questions,
         runs=[PageRun("answer", {prediction.id: prediction for prediction in predictions})],
