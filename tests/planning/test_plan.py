@@ -13,6 +13,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+import tiny
 from llava_npu import UserError
 from llava_npu.cli import app
 from llava_npu.config import RunConfig, load_config, render_config
@@ -87,6 +88,22 @@ def test_the_planned_model_is_the_one_that_is_built(make_run: MakeRun) -> None:
         assert planned.projector_options == built.projector_options
         assert planned.num_image_tokens == built.num_image_tokens
         assert planned.image_token_index == built.image_token_index
+
+
+def test_a_tower_is_planned_for_the_pictures_that_its_image_processor_makes(make_run: MakeRun, tmp_path: Path) -> None:
+    """A convolutional tower's configuration names no size: blocks must divide the grid that really comes."""
+    tiny.write_resnet(tmp_path / "resnet")
+    tower = {"vision_tower": str(tmp_path / "resnet"), "vision_feature_layer": -1, "projector": "linear"}
+    for size in (None, 64):
+        run = make_run(model={**tower, "image_size": size})
+        planned, remarks = model_config(run)
+        built = build_model(run)[0].config
+        assert planned.tower == built.tower
+        assert planned.num_image_tokens == built.num_image_tokens
+        assert remarks == []
+    (tmp_path / "resnet/preprocessor_config.json").unlink()
+    _, remarks = model_config(make_run(model=tower))
+    assert "taken to make 224 pixels" in remarks[0]
 
 
 def test_samples_are_measured_on_the_data(make_run: MakeRun) -> None:

@@ -10,12 +10,24 @@ from pydantic import Field, model_validator
 from llava_npu.config.parts import LoraConfig, Part, PartName, PartsConfig, StageName, resolve_parts
 from llava_npu.config.section import Section
 
+# Of a new model alone: a checkpoint brings these with it.
+_OF_A_NEW_MODEL = (
+    "projector",
+    "projector_options",
+    "vision_feature_layer",
+    "vision_select_feature",
+    "image_size",
+    "scales",
+)
+
 
 class ModelConfig(Section):
     """What is trained: either a model folder to go on from, or the parts of a new model."""
 
     checkpoint: str | None = Field(
-        None, description="A LLaVA model folder or hub id (ours or Hugging Face) to start from."
+        None,
+        description="A LLaVA model folder or hub id (ours or Hugging Face) to start from. It brings its tower, its "
+        "projector and their settings: said beside it, they must be what it has.",
     )
     vision_tower: str | None = Field(
         None,
@@ -62,6 +74,32 @@ class ModelConfig(Section):
         if self.checkpoint is not None and parts != (None, None):
             raise ValueError("`checkpoint` already holds a tower and a language model; give one or the other")
         return self
+
+    @model_validator(mode="after")
+    def _pinpoints_are_for_anyres(self) -> ModelConfig:
+        if self.image_grid_pinpoints is not None and self.image_aspect_ratio != "anyres":
+            raise ValueError(
+                "`image_grid_pinpoints` needs `image_aspect_ratio: anyres`, and here it is "
+                f"{self.image_aspect_ratio or 'not given'}"
+            )
+        return self
+
+    @property
+    def said_beside_checkpoint(self) -> dict[str, Any]:
+        """What is said of a new model though there is a checkpoint, which must have the same (models/agreement.py).
+
+        A configuration that was written out has every key: there, a default cannot be told from a key that nobody set,
+        and counts as not said.
+        """
+        if self.checkpoint is None:
+            return {}
+        written_out = set(_OF_A_NEW_MODEL) <= self.model_fields_set
+        defaults = ModelConfig.model_construct()
+        return {
+            key: getattr(self, key)
+            for key in _OF_A_NEW_MODEL
+            if key in self.model_fields_set and not (written_out and getattr(self, key) == getattr(defaults, key))
+        }
 
 
 class SourceConfig(Section):

@@ -12,6 +12,7 @@ from transformers import AutoTokenizer
 
 from llava_npu.errors import UserError
 from llava_npu.models.adapters import BASE, is_adapter_folder, load_adapters, merge_adapters
+from llava_npu.models.agreement import check_agreement
 from llava_npu.models.composing import change_aspect_ratio, compose
 from llava_npu.models.configuration import LlavaNpuConfig
 from llava_npu.models.folders import check_loaded, check_model_folder, open_part
@@ -78,6 +79,7 @@ def open_source(
     """Loads or composes what `source` describes, on the CPU; `dtype` None keeps a checkpoint's."""
     if source.checkpoint is not None:
         model, processor = load(source.checkpoint, dtype=dtype)
+        check_agreement(source.said, source.checkpoint, model.config)
         if source.changes:
             processor = change_aspect_ratio(model, processor, **source.changes)
         return model, processor

@@ -33,25 +33,38 @@ def fit_tower(tower: Any, image_processor: Any, image_size: int | None) -> tuple
     Raises:
         UserError: the size is not the tower's and its positions cannot be interpolated, or nobody asked for that.
     """
+    size = picture_size(tower.config, image_processor, image_size)
+    if not hasattr(tower.config, "image_size"):  # a convolutional tower takes any size
+        set_size(tower.config, size)
+    if describe_tower(tower.config).image_size != size:
+        tower = resize_tower(tower, size)
+    return tower, image_processor if image_size is None else set_processor_size(image_processor, size)
+
+
+def picture_size(config: Any, image_processor: Any, image_size: int | None) -> Size:
+    """(height, width) of the pictures that a tower of this configuration will see; arguments as for `fit_tower`."""
     made = processor_size(image_processor)
-    size = (image_size, image_size) if image_size else made
-    config = tower.config
-    if size is None:
+    if image_size is not None:
+        return image_size, image_size
+    if made is None:
         raise UserError(
             "model.vision_tower: its image processor keeps each picture's own shape; say with model.image_size how "
             "many pixels a side should have."
         )
-    if not hasattr(config, "image_size"):  # a convolutional tower takes any size
-        config.image_size = list(size)
-    described = describe_tower(config)
-    if described.image_size != size:
-        if image_size is None and not described.last_layer_only and described.kind not in _ANY_SIZE:
+    if hasattr(config, "image_size"):
+        described = describe_tower(config)
+        if described.image_size != made and not described.last_layer_only and described.kind not in _ANY_SIZE:
             raise UserError(
-                f"model.vision_tower: its image processor makes pictures of {_by(size)} pixels, but it takes "
+                f"model.vision_tower: its image processor makes pictures of {_by(made)} pixels, but it takes "
                 f"{_by(described.image_size)}. Choose with model.image_size; its positions are interpolated to fit."
             )
-        tower = resize_tower(tower, size)
-    return tower, image_processor if image_size is None else set_processor_size(image_processor, size)
+    return made
+
+
+def set_size(config: Any, size: Size) -> None:
+    """Writes (height, width) into a tower's configuration in the form that it has there."""
+    old = getattr(config, "image_size", None)
+    config.image_size = size[0] if isinstance(old, int) and size[0] == size[1] else list(size)
 
 
 def resize_tower(tower: Any, size: Size) -> Any:
@@ -61,7 +74,7 @@ def resize_tower(tower: Any, size: Size) -> Any:
         UserError: its weights depend on the size in another way.
     """
     config = copy.deepcopy(tower.config)
-    config.image_size = list(size) if isinstance(config.image_size, list | tuple) or size[0] != size[1] else size[0]
+    set_size(config, size)
     old, new = describe_tower(tower.config), describe_tower(config)
     with torch.device("meta"):
         resized = AutoModel.from_config(config)

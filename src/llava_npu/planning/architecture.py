@@ -5,20 +5,26 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig, AutoTokenizer
+from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer
 
 from llava_npu.config import ModelConfig, RunConfig, load_config
 from llava_npu.errors import UserError
 from llava_npu.models.adapters import BASE, is_adapter_folder
+from llava_npu.models.agreement import check_agreement
 from llava_npu.models.composing import EMBEDDING_MULTIPLE
 from llava_npu.models.configuration import LlavaNpuConfig
 from llava_npu.models.folders import check_configuration
 from llava_npu.models.hubs import HubModel, fetch, is_local, local_folder, on_hub, parse_source
+from llava_npu.models.image_processors import load_image_processor
 from llava_npu.models.loading import MODEL_FOLDER
 from llava_npu.models.projectors import grid_defaults
+from llava_npu.models.resizing import picture_size, set_size
 from llava_npu.models.sources import read_source
 from llava_npu.models.towers import describe_tower
 from llava_npu.planning.published import published_model, published_models
+
+_PROCESSOR_FILE = "preprocessor_config.json"
+_USUAL_SIZE = (224, 224)  # of convolutional towers, whose configuration names none
 
 
 def find_tokenizer(config: RunConfig) -> Any | None:
@@ -57,14 +63,17 @@ def model_config(
     choice = _without_adapters(choice)
     if choice.checkpoint is not None:
         model = _checkpoint(on_hub(choice.checkpoint, choice.source))
-        return _without_tiles(model, choice, remarks), remarks
-    assert choice.vision_tower is not None
-    assert choice.language_model is not None
-    tower, text = (
-        _part(on_hub(source, choice.source), f"model.{field}", remarks)
-        for field, source in (("vision_tower", choice.vision_tower), ("language_model", choice.language_model))
-    )
-    model = _joined(choice, getattr(tower, "vision_config", tower), text, tokenizer)
+    else:
+        assert choice.vision_tower is not None
+        assert choice.language_model is not None
+        tower, text = (
+            _part(on_hub(source, choice.source), f"model.{field}", remarks)
+            for field, source in (("vision_tower", choice.vision_tower), ("language_model", choice.language_model))
+        )
+        tower = getattr(tower, "vision_config", tower)
+        _set_picture_size(tower, choice, remarks)
+        model = _joined(choice, tower, text, tokenizer)
+    check_agreement(config.model.said_beside_checkpoint, str(config.model.checkpoint), model)
     return _without_tiles(model, choice, remarks), remarks
 
 
@@ -76,12 +85,36 @@ def _without_tiles(model: LlavaNpuConfig, choice: ModelConfig, remarks: list[str
     return model
 
 
+def _set_picture_size(tower: Any, choice: ModelConfig, remarks: list[str]) -> None:
+    """Writes the size of the pictures that the tower will see into its configuration, as `fit_tower` does."""
+    assert choice.vision_tower is not None
+    processor = _image_processor(on_hub(choice.vision_tower, choice.source))
+    if processor is not None:
+        set_size(tower, picture_size(tower, processor, choice.image_size))
+    elif choice.image_size is not None:
+        set_size(tower, (choice.image_size, choice.image_size))
+    elif not hasattr(tower, "image_size"):
+        set_size(tower, _USUAL_SIZE)
+        remarks.append(f"model.vision_tower: its image processor is not here; taken to make {_USUAL_SIZE[0]} pixels")
+
+
+def _image_processor(source: str) -> Any | None:
+    """The tower's image processor if it is on this machine."""
+    parsed = parse_source(source, "model.vision_tower")
+    if is_local(source):
+        folder = Path(source).expanduser()
+        return load_image_processor(source, "model.vision_tower") if (folder / _PROCESSOR_FILE).is_file() else None
+    assert isinstance(parsed, HubModel)
+    try:
+        return AutoImageProcessor.from_pretrained(
+            parsed.name, revision=parsed.revision or "main", local_files_only=True, backend="pil"
+        )
+    except (OSError, ValueError):
+        return None
+
+
 def _joined(choice: ModelConfig, tower: Any, text: Any, tokenizer: Any | None) -> LlavaNpuConfig:
     """As `compose` joins a tower and a language model."""
-    if not hasattr(tower, "image_size"):
-        tower.image_size = [224, 224]  # of convolutional towers, the image processor's usual size
-    if choice.image_size is not None:
-        tower.image_size = choice.image_size
     image_token = text.vocab_size if tokenizer is None else len(tokenizer)
     words = image_token + 1 + (tokenizer is not None and tokenizer.pad_token_id is None)
     if words > text.vocab_size:

@@ -21,15 +21,15 @@ def model_source(config: RunConfig) -> ModelSource:
     """Where the weights come from that a run starts with."""
     choice = config.model
     if choice.checkpoint is not None:
-        if choice.image_aspect_ratio is None:
-            return ModelSource(checkpoint=on_hub(choice.checkpoint, choice.source))
+        pictures = {
+            "image_aspect_ratio": choice.image_aspect_ratio,
+            "image_grid_pinpoints": choice.image_grid_pinpoints,
+            "seed": config.seed,
+        }
         return ModelSource(
             checkpoint=on_hub(choice.checkpoint, choice.source),
-            changes={
-                "image_aspect_ratio": choice.image_aspect_ratio,
-                "image_grid_pinpoints": choice.image_grid_pinpoints,
-                "seed": config.seed,
-            },
+            changes={} if choice.image_aspect_ratio is None else pictures,
+            said=choice.said_beside_checkpoint,
         )
     assert choice.vision_tower is not None
     assert choice.language_model is not None
