@@ -186,10 +186,11 @@ def qbench(root: Path, name: str = "llvisionqa_dev.json") -> Path:
     return write_json(folder / name, [{**record, "correct_ans": "Blurred"}, record])
 
 
-def mmvet(root: Path) -> Path:
+def mmvet(root: Path, questions: int = 3) -> Path:
     folder = root / "mm-vet"
     lines, annotations = [], {}
-    for number, abilities in enumerate((["ocr", "math"], ["rec"], ["ocr"])):
+    for number in range(questions):
+        abilities = (["ocr", "math"], ["rec"], ["ocr"])[number % 3]
         save_picture(folder / "images" / f"v1_{number}.png", number)
         lines.append({"question_id": number, "image": f"v1_{number}.png", "text": f"What is x in {number}?"})
         annotations[f"v1_{number}"] = {"answer": f"-{number}<AND>5", "capability": abilities}

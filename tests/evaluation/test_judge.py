@@ -17,7 +17,7 @@ from llava_npu.evaluation import judge_client
 from llava_npu.evaluation.judge_client import JudgeClient, JudgeError, JudgeSettings, judge_settings
 from llava_npu.evaluation.questions import Question
 from llava_npu.evaluation.report import Report
-from llava_npu.evaluation.runner import evaluate
+from llava_npu.evaluation.runner import Progress, evaluate
 
 HELLO = [{"role": "user", "content": "Hello?"}]
 
@@ -183,10 +183,14 @@ def test_mmvet_with_a_judge(tmp_path: Path) -> None:
     assert found["score", "ocr,math"] == found["score", "math"] == 0.5
     assert values(again) == found
     notes = " ".join(report.notes)
-    assert f"Judge judge-1 at {server.url} (rule judge): 2 answers, 0 from the cache; 200 tokens read and 20" in notes
+    assert (
+        f"Judge judge-1 at {server.url} (rule judge): 2 answers, 0 from the cache; now 200 tokens read and 20 " in notes
+    )
     assert "cost 0.0004" in notes
     assert "not comparable with published ones" in notes
-    assert "2 from the cache; 0 tokens read and 0 written now, price unknown" in " ".join(again.notes)
+    assert "2 from the cache; now 0 tokens read and 0 written, price unknown; with the cache 200 tokens" in " ".join(
+        again.notes
+    )
     lines = [json.loads(line) for line in (tmp_path / "out" / "judgements.jsonl").read_text().splitlines()]
     assert {line["id"]: line["reading"] for line in lines} == {"v1_0": "0.5", "v1_1": "1.0"}
 
@@ -213,12 +217,65 @@ def test_unreadable_replies_count_as_wrong_and_are_reported(tmp_path: Path) -> N
     assert "unreadable reply 'very good' (3 attempts)" in notes
 
 
-def test_a_judge_that_is_down_leaves_the_predictions(tmp_path: Path) -> None:
+def test_a_judge_that_goes_down_gives_no_score_and_is_asked_for_the_rest_later(tmp_path: Path) -> None:
+    data = mmvet(tmp_path, questions=9)
+    up = [2]
+
+    def grade(request: dict[str, Any]) -> Any:
+        up[0] -= 1
+        return "0.5" if up[0] >= 0 else (503, "restarting")
+
+    with JudgeServer(grade) as server:
+        judge = client(server, tmp_path / "cache", retries=1, parallel=1, prices=(1.0, 10.0))
+        report = run("mmvet", data, tmp_path, lambda question: "six", judge)
+        assert report.scores == ()
+        assert len(server.requests) == 2 + 3 * 2  # three questions, each asked twice; the last four not at all
+        notes = " ".join(report.notes)
+        assert (
+            "The judge gave no reply for 7 of 9 answers (first: v1_2: status 503: restarting (asked 2 times))" in notes
+        )
+        assert "no score by the rule judge" in notes
+        lines = [json.loads(line) for line in (tmp_path / "out" / "judgements.jsonl").read_text().splitlines()]
+        assert [line["pending"] for line in lines] == [False] * 2 + [True] * 7
+        assert "not asked any more" in lines[-1]["error"]
+
+        up[0] = 99
+        judge = client(server, tmp_path / "cache", parallel=1, prices=(1.0, 10.0))
+        report = run("mmvet", data, tmp_path, lambda question: "six", judge)
+    assert values(report)["score", "overall"] == 0.5
+    notes = " ".join(report.notes)
+    assert "9 answers, 2 from the cache; now 700 tokens read and 70 written, cost 0.0014" in notes
+    assert "with the cache 900 tokens read and 90 written, cost 0.0018" in notes
+
+
+def test_a_judge_that_is_down_takes_no_other_rules_scores(tmp_path: Path) -> None:
+    data = write_tsv(tmp_path / "own.tsv", [question_row(group, ["red", "blue"], 0) for group in (1, 2)])
     with JudgeServer(lambda request: (500, "down")) as server:
         judge = client(server, tmp_path / "cache", retries=0)
-        report = run("mmvet", mmvet(tmp_path), tmp_path, lambda question: "six", judge)
-    assert values(report)["score", "overall"] == 0
-    assert "The judge failed for 3 of 3 answers" in " ".join(report.notes)
+        said = {"1": "A", "2": "who knows"}
+        report = run("multiple_choice", data, tmp_path, lambda question: said[question.id], judge)
+    assert {score.extraction for score in report.scores} == {"strict", "vlmevalkit"}
+    assert report.overall("vanilla").value == 0.5
+
+
+def test_one_refused_request_is_a_failure_of_that_answer(tmp_path: Path) -> None:
+    def grade(request: dict[str, Any]) -> Any:
+        return (400, "content filter") if "What is x in 1" in request["messages"][-1]["content"] else "1.0"
+
+    with JudgeServer(grade) as server:
+        report = run("mmvet", mmvet(tmp_path), tmp_path, lambda question: "six", client(server, tmp_path / "cache"))
+        assert len(server.requests) == 3
+    assert values(report)["score", "overall"] == pytest.approx(2 / 3)
+    assert "failed for 1 of 3 answers (first: v1_1: refused with status 400: content filter)" in " ".join(report.notes)
+
+
+def test_judging_tells_how_far_it_is(tmp_path: Path) -> None:
+    seen: list[Progress] = []
+    with JudgeServer(lambda request: "1.0") as server:
+        judge = client(server, tmp_path / "cache")
+        answerer = FakeAnswerer(lambda question: "six")
+        evaluate("mmvet", mmvet(tmp_path), answerer, tmp_path / "out", judge=judge, on_progress=seen.append)
+    assert [(each.done, each.total) for each in seen if each.judging] == [(1, 3), (2, 3), (3, 3)]
 
 
 def test_a_refusing_judge_stops_at_once(tmp_path: Path) -> None:

@@ -158,9 +158,8 @@ def _evaluate(
 
         def show(progress: runner.Progress) -> None:
             unread = f", {progress.errors} unreadable" if progress.errors else ""
-            bar.update(
-                task, completed=progress.done, total=progress.total, description=f"{benchmark.name}{share}{unread}"
-            )
+            doing = f"{benchmark.name}, judging" if progress.judging else f"{benchmark.name}{share}{unread}"
+            bar.update(task, completed=progress.done, total=progress.total, description=doing)
 
         return runner.evaluate(
             benchmark,

@@ -17,6 +17,7 @@ import http.client
 import json
 import os
 import random
+import threading
 import time
 import urllib.error
 import urllib.parse
@@ -32,6 +33,8 @@ from llava_npu.evaluation.files import write_text
 
 URL, MODEL, KEY, PRICES = (f"LLAVA_NPU_JUDGE_{name}" for name in ("URL", "MODEL", "KEY", "PRICES"))
 _TRANSIENT = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
+_OF_THIS_REQUEST = frozenset({400, 413, 422})  # too long, or against the rules of the house; another may pass
+_MOST_FAILURES = 3  # requests in a row without a reply, each repeated: then the judge is down
 _LONGEST_WAIT = 60.0  # seconds
 _LARGEST_REPLY = 16 * 2**20  # bytes
 _LONGEST_MESSAGE = 300  # characters of a server's error shown
@@ -41,6 +44,10 @@ Message = Mapping[str, str]  # role, content
 
 class JudgeError(Exception):
     """The judge gave no reply, however often it was asked."""
+
+
+class RefusedError(Exception):
+    """The judge's endpoint does not take this request; others it may."""
 
 
 @dataclass(frozen=True)
@@ -130,7 +137,10 @@ class _NoRedirection(urllib.request.HTTPRedirectHandler):
 
 
 class JudgeClient:
-    """Asks a judge. May be used by several threads at once."""
+    """Asks a judge. May be used by several threads at once.
+
+    One that gave no reply a few times in a row, each time however often it was asked, is down and not asked any more.
+    """
 
     def __init__(self, settings: JudgeSettings, sleep: Callable[[float], None] = time.sleep):
         """
@@ -140,6 +150,7 @@ class JudgeClient:
         """
         self.settings = settings
         self._sleep = sleep
+        self._failures = _Failures()
         self._opener = urllib.request.build_opener(_NoRedirection)
         base = settings.url.rstrip("/")
         self._url = base if base.endswith("/chat/completions") else f"{base}/chat/completions"
@@ -153,7 +164,8 @@ class JudgeClient:
             attempt: a different number asks anew for the same.
 
         Raises:
-            UserError: the endpoint refuses the request itself (no such model, wrong key, …).
+            UserError: the endpoint refuses to be asked at all (no such model, wrong key, …).
+            RefusedError: it refuses this one request.
             JudgeError: no usable reply after all repetitions.
         """
         request = {
@@ -168,7 +180,7 @@ class JudgeClient:
         cached = _read_cached(path)
         if cached is not None:
             return cached
-        reply = self._ask_repeatedly(json.dumps(request).encode())
+        reply = self._failures.watch(lambda: self._ask_repeatedly(json.dumps(request).encode()))
         kept = {name: value for name, value in asdict(reply).items() if name != "cached"}
         write_text(path, json.dumps(kept, ensure_ascii=False) + "\n")
         return reply
@@ -196,11 +208,35 @@ class JudgeClient:
             message = _server_message(error)
             if error.code in _TRANSIENT:
                 raise _TransientError(f"status {error.code}: {message}", _retry_after(error)) from error
+            if error.code in _OF_THIS_REQUEST:
+                raise RefusedError(f"refused with status {error.code}: {message}") from error
             raise UserError(
                 f"judge {self.settings.model} at {self.settings.address} refuses: status {error.code}: {message}"
             ) from error
         except (OSError, http.client.HTTPException) as error:  # URLError and timeouts are OSErrors
             raise _TransientError(f"no connection to {self.settings.address}: {error}") from error
+
+
+class _Failures:
+    """Requests in a row that got no reply, whichever thread made them."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._in_a_row = 0
+
+    def watch(self, request: Callable[[], Reply]) -> Reply:
+        """What the request gives. Raises `JudgeError` without making it once too many have failed."""
+        if self._in_a_row >= _MOST_FAILURES:
+            raise JudgeError(f"not asked any more after {_MOST_FAILURES} requests in a row without a reply")
+        try:
+            reply = request()
+        except JudgeError:
+            with self._lock:
+                self._in_a_row += 1
+            raise
+        with self._lock:
+            self._in_a_row = 0
+        return reply
 
 
 class _TransientError(Exception):

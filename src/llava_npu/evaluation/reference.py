@@ -67,8 +67,9 @@ Any endpoint that speaks OpenAI's chat protocol can be the judge: `--judge-url h
 or `LLAVA_NPU_JUDGE_URL` and `LLAVA_NPU_JUDGE_MODEL`. The key is read from `LLAVA_NPU_JUDGE_KEY` (else
 `OPENAI_API_KEY`) and never stored. Failed requests are repeated, waiting longer each time; replies are kept in
 `$LLAVA_NPU_CACHE/judge` and in `judgements.jsonl`. With `LLAVA_NPU_JUDGE_PRICES=2.5,10` (for a million tokens read and
-written) the report says what it cost. Answers that the judge failed on are counted and reported; nothing is guessed.
-Benchmarks that are scored here need no judge.
+written) the report says what it cost. Replies that cannot be read are counted and reported; nothing is guessed. A judge
+that is down is given up soon: there is no score of its then, and the same command asks for what is missing. Benchmarks
+that are scored here need no judge.
 
 This page is generated from the benchmarks' registrations by `make docs`; `llava-npu eval --list` prints the same.
 """

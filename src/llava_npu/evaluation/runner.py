@@ -55,15 +55,17 @@ class Progress:
     """How far a run is, after a batch (and once at its start); of several processes, each tells of its own share.
 
     Attributes:
-        done, total: questions answered, and to be answered.
+        done, total: questions answered, and to be answered; or answers judged.
         resumed: how many of them an earlier session had answered.
         errors: how many could not be answered.
+        judging: whether it is a judge that is at work.
     """
 
     done: int
     total: int
     resumed: int
     errors: int
+    judging: bool = False
 
 
 def evaluate(
@@ -128,7 +130,8 @@ def evaluate(
         companies = order_questions([question for question in questions if question.id not in answered])
         mine = list(chain.from_iterable(processes.share(companies)))
         path = predictions_path(output, processes)
-        _answer_all(benchmark, answerer, mine, predictions, path, batch_size, on_progress or (lambda progress: None))
+        tell = on_progress or (lambda progress: None)
+        _answer_all(benchmark, answerer, mine, predictions, path, batch_size, tell)
         processes.wait()
 
         report = None
@@ -136,7 +139,12 @@ def evaluate(
             predictions, _ = collect_predictions(output, names)
             notes = [*image_notes, *resume_notes, *session_notes(sessions)]
             provenance = {**identity, "sessions": sessions}
-            report = _report(benchmark, dataset, questions, predictions, notes, provenance, images, judge, output, page)
+            if benchmark.submission and images == GIVEN:
+                texts = {prediction.id: prediction.answer for prediction in predictions}
+                notes += write_submission(benchmark.submission, dataset, texts, output)[1]
+            judged, judging_notes = _judged(benchmark, questions, predictions, judge, output, tell)
+            notes += judging_notes
+            report = _report(benchmark, dataset, questions, judged, notes, provenance, judge, output, page)
         report = processes.from_first(report)
         assert report is not None
         return report
@@ -149,23 +157,17 @@ def _report(
     predictions: Sequence[Prediction],
     notes: Sequence[str],
     provenance: Mapping[str, Any],
-    images: str,
     judge: JudgeClient | None,
     output: Path,
     page: bool,
 ) -> Report:
-    """Has answers judged where a benchmark wants that, and writes the report and what servers and tools take."""
-    notes = [*dataset.notes, *_checksum_notes(benchmark, dataset.path), *notes]
-    if benchmark.submission and images == GIVEN:
-        texts = {prediction.id: prediction.answer for prediction in predictions}
-        notes += write_submission(benchmark.submission, dataset, texts, output)[1]
-    predictions, judging_notes = _judged(benchmark, questions, predictions, judge, output)
+    """Scores predictions and writes the report."""
     report = build_report(
         benchmark,
         dataset,
         questions,
         predictions,
-        notes=[*notes, *judging_notes],
+        notes=[*dataset.notes, *_checksum_notes(benchmark, dataset.path), *notes],
         provenance={**provenance, "judge": judge and judge.settings.model},
     )
     write_report(report, output)
@@ -204,14 +206,18 @@ def _judged(
     predictions: Sequence[Prediction],
     judge: JudgeClient | None,
     output: Path,
+    report_progress: Callable[[Progress], None],
 ) -> tuple[Sequence[Prediction], list[str]]:
+    """Has answers judged where a benchmark wants that."""
     rule = benchmark.judging
     if rule is None:
         return predictions, []
     if judge is None:
         missing = "No judge was given (--judge-url, --judge-model): predictions only, no score."
         return predictions, [missing] if rule.required else []
-    judged, judgements = judge_predictions(rule, questions, predictions, judge)
+    judged, judgements = judge_predictions(
+        rule, questions, predictions, judge, lambda done, total: report_progress(Progress(done, total, 0, 0, True))
+    )
     write_judgements(judgements, output)
     return judged, judge_notes(rule, judgements, judge)
 
