@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 
 from comparison_samples import result
@@ -89,6 +90,24 @@ def test_the_report_is_complete_and_needs_nothing_else(tmp_path: Path) -> None:
     assert (tmp_path / "pareto.png").read_bytes().startswith(b"\x89PNG")
     cells = json.loads((tmp_path / "comparison.json").read_text())["cells"]
     assert [cell["outcome"] for cell in cells[-2:]] == ["impossible: 27 is not divisible by 2", "not run yet"]
+
+
+def test_a_grid_of_encoders_is_shown_as_a_map(tmp_path: Path) -> None:
+    grid = [result(name, 144, score, encoder=encoder) for name, encoder, score in (
+        ("mlp", "CLIP", 0.5), ("ldp", "CLIP", 0.7), ("mlp", "SigLIP", 0.6)
+    )]  # fmt: skip
+    lines = [Line(each.encoder, each.projector, each.varied, each) for each in grid]
+    page = write_report(Comparison("T", "", lines, [], "", ""), tmp_path / "grid").read_text(encoding="utf-8")
+    cells = page.split('<table class="matrix">')[1].split("</table>")[0]
+    assert cells.count("<td") == 4
+    assert "–</td>" in cells  # ldp with SigLIP was not run
+    assert "<b>70.0</b> <small>65.0–75.0</small>" in cells
+    assert cells.index("--shade:6%") < cells.index("--shade:33%") < cells.index("--shade:60%")
+
+    lines[0] = Line("CLIP", "mlp", {"seed": 1}, replace(grid[0], varied={"seed": 1}))  # two models in one place
+    lines.append(Line("CLIP", "mlp", {"seed": 2}, replace(grid[0], varied={"seed": 2})))
+    page = write_report(Comparison("T", "", lines, [], "", ""), tmp_path / "varied").read_text(encoding="utf-8")
+    assert "At a glance" not in page
 
 
 def test_a_report_without_any_result_is_still_one(tmp_path: Path) -> None:

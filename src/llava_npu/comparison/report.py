@@ -181,7 +181,9 @@ def _render(comparison: Comparison, plots: Sequence[str]) -> str:
             for axis in pareto.AXES
             for result in pareto.frontier(results, measure, axis.cost)
         },
+        beside=[_beside(result, results) for result in results],
         highlights=highlights(results),
+        matrices=_matrices(results),
         plots=plots,
         paired=_paired(comparison.lines),
         paired_about=PAIRED,
@@ -189,6 +191,56 @@ def _render(comparison: Comparison, plots: Sequence[str]) -> str:
         made_with=_made_with(comparison),
         today=f"{datetime.now(UTC):%Y-%m-%d}",
     )
+
+
+def _beside(result: Result, results: Sequence[Result]) -> str:
+    """What tells a model from others with the same projector."""
+    encoder = [result.encoder] if len({each.encoder for each in results}) > 1 else []
+    return " · ".join([*encoder, *(f"{key}={value}" for key, value in result.varied.items())])
+
+
+def _matrices(results: Sequence[Result]) -> list[dict[str, Any]]:
+    """The first two measures as a map of projectors by encoders; nothing where the grid has another shape."""
+    encoders = list(dict.fromkeys(result.encoder for result in results))
+    projectors = list(dict.fromkeys(result.projector for result in results))
+    place = {(result.projector, result.encoder): number for number, result in enumerate(results)}
+    if len(encoders) < 2 or len(projectors) < 2 or len(place) < len(results):
+        return []
+    return [_matrix(results, measure, projectors, encoders, place) for measure in pareto.measures(results)[:2]]
+
+
+def _matrix(
+    results: Sequence[Result],
+    measure: pareto.Measure,
+    projectors: Sequence[str],
+    encoders: Sequence[str],
+    place: dict[tuple[str, str], int],
+) -> dict[str, Any]:
+    known = [value.value for result in results if (value := measure.value(result)) is not None]
+    low, high = min(known), max(known)
+    digits = 1 if measure.unit == "%" else 2
+
+    def cell(projector: str, encoder: str) -> dict[str, Any] | None:
+        number = place.get((projector, encoder))
+        value = None if number is None else measure.value(results[number])
+        if value is None:
+            return None
+        height = (value.value - low) / max(high - low, 1e-9)
+        ends = (f"{measure.scale * end:.{digits}f}" for end in (value.low, value.high))
+        return {
+            "place": number,
+            "text": f"{measure.scale * value.value:.{digits}f}",
+            "interval": "–".join(ends),
+            "shade": round(6 + 54 * (height if measure.higher_is_better else 1 - height)),
+        }
+
+    return {
+        "title": measure.title,
+        "unit": measure.unit,
+        "less": not measure.higher_is_better,
+        "encoders": encoders,
+        "rows": [{"projector": name, "cells": [cell(name, encoder) for encoder in encoders]} for name in projectors],
+    }
 
 
 def _paired(lines: Sequence[Line]) -> dict[str, Any]:
