@@ -127,3 +127,49 @@ def test_position_table() -> None:
     assert table[1, [0, 1, 1024, 1025, 2048, 3072]].tolist() == pytest.approx(golden["r1"], abs=1e-6)
     assert table[13, [0, 1, 1024, 1025, 2048, 2049, 3072]].tolist() == pytest.approx(golden["r13"], abs=1e-6)
     assert table.double().sum().item() == pytest.approx(golden["sum"], rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("output_projection", "first", "last", "abs_sum"),
+    [
+        (
+            True,
+            [0.18226584413905958, -0.4310717475476434, -1.4570618639432982],
+            [2.0926559523299373, 0.9354227014295862, -0.4210032981400753],
+            41007.5405752345,
+        ),
+        (
+            False,
+            [0.27106358095736693, -1.189619485537957, -0.16682849956795642],
+            [-0.6605769461696664, 0.5048772613243363, -0.8906632911868597],
+            40455.81491207272,
+        ),
+    ],
+)
+@torch.no_grad()
+def test_resampler_of_another_size_equals_the_original(
+    output_projection: bool, first: list[float], last: list[float], abs_sum: float
+) -> None:
+    """OmniLMM's Resampler(20, 64, 4, 96) and, without projection, LLaVA-NPU's, on 27×27 patches.
+
+    Their tables and the resizing of them are float32; computed in float64, the outputs are off by 2e-6.
+    """
+    shapes: dict[str, tuple[int, ...]] = {"query": (400, 64), "proj": (64, 64), "kv_proj.weight": (64, 96)}
+    for layer in ("linear_layers.0", "linear_layers.1", "linear_layers.2", "output_linear"):
+        shapes |= {f"attn.{layer}.weight": (64, 64), f"attn.{layer}.bias": (64,)}
+    for norm in ("ln_q", "ln_kv", "ln_post"):
+        shapes |= {f"{norm}.weight": (64,), f"{norm}.bias": (64,)}
+    weights = from_original("resampler", "llava_npu_2024", fill(shapes), output_projection=output_projection)
+    projector = build_projector(
+        "resampler",
+        vision_hidden_size=96,
+        text_hidden_size=64,
+        num_queries=400,
+        num_heads=4,
+        output_projection=output_projection,
+    ).double()
+    projector.load_state_dict(weights)
+    output = projector(features(2, 27 * 27, 96))
+    assert output.flatten()[:3].tolist() == pytest.approx(first, abs=1e-7)
+    assert output.flatten()[-3:].tolist() == pytest.approx(last, abs=1e-7)
+    assert output.abs().sum().item() == pytest.approx(abs_sum, rel=1e-8)
