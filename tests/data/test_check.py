@@ -36,7 +36,7 @@ def path(tmp_path: Path) -> Path:
         record("out", "<image>", "e", image="out.png"),
         record("abs", "<image>", "f", image="/etc/hostname"),
         record("count", "<image><image>", "g", image="good.png"),
-        record("empty", "h", " "),
+        record("empty", "h", ""),
         {"id": "alone", "conversations": [{"from": "human", "value": "i"}]},
         record("markup", "j </s>"),
         record("long", "k", "word " * 200),

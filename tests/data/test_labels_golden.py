@@ -24,6 +24,14 @@ def _same_vocabulary(case: dict[str, Any]) -> bool:
     return not (case["legacy"] and case["case"] == "unk" and case["version"] != "plain")
 
 
+def human(text: str) -> dict[str, str]:
+    return {"from": "human", "value": text}
+
+
+def gpt(text: str) -> dict[str, str]:
+    return {"from": "gpt", "value": text}
+
+
 LABELLED = [case for case in CASES if case["warning"] is None and _same_vocabulary(case)]
 DROPPED = [case for case in CASES if case["warning"] is not None and _same_vocabulary(case)]
 
@@ -61,6 +69,40 @@ def test_learns_from_what_the_original_drops(
             assert turn["value"].strip() in decoded
         else:
             assert turn["value"].replace("<image>\n", "") not in decoded.replace(" ", "  ")
+
+
+# Further cases run through the same code: number of ids, the last ids, and of these the supervised.
+FURTHER = [
+    ("mistral", [human("<image>\na <s> b"), gpt("<s> c")], 21, [25580, 29962, 29871, 1, 274, 29871, 2], 5),
+    ("v1", [human("<image>\na <s> b"), gpt("<s> c")], 51, [13566, 29901, 29871, 1, 274, 2], 4),
+    ("llama_2", [human("<image>\na <s> b"), gpt("<s> c")], 68, [25580, 29962, 29871, 1, 274, 29871, 2], 5),
+    ("mistral", [human("<image>\nq"), gpt(" \n")], 17, [25580, 29962, 259, 13, 29871, 2], 4),
+    ("v1", [human("<image>\nq"), gpt(" \n")], 47, [13566, 29901, 259, 13, 2], 3),
+]
+
+
+@pytest.mark.parametrize(("template", "conversations", "length", "last", "supervised"), FURTHER)
+def test_what_the_original_reads_as_it_is(
+    template: str,
+    conversations: list[dict[str, str]],
+    length: int,
+    last: list[int],
+    supervised: int,
+    llama: PreTrainedTokenizerBase,
+) -> None:
+    """`<s>` in a text is the begin-of-sequence token, and an answer of blanks an answer."""
+    encoded = encode_conversation(conversations, llama, template)
+    assert len(encoded.input_ids) == length
+    assert encoded.input_ids[-len(last) :] == last
+    assert encoded.labels == [IGNORE_INDEX] * (length - supervised) + last[-supervised:]
+
+
+def test_v0_trains_an_answer_before_the_first_question(llama: PreTrainedTokenizerBase) -> None:
+    encoded = encode_conversation([gpt("Hi"), human("<image>\nq"), gpt("a")], llama, "v0")
+    assert len(encoded.input_ids) == 60
+    first = [2277, 29937, 4007, 22137, 29901, 6324, 13, 2277, 29937]  # "### Assistant: Hi\n###"
+    second = [2277, 29937, 4007, 22137, 29901, 263, 13, 2277, 29937, 29871]
+    assert [label for label in encoded.labels if label != IGNORE_INDEX] == first + second
 
 
 def test_bos_is_the_same_whether_stated_or_left_to_the_default(llama_folder: Any, llama: Any) -> None:

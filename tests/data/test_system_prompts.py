@@ -20,7 +20,7 @@ def _decoded(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def test_only_the_system_prompt_changes(llama: PreTrainedTokenizerBase) -> None:
-    assert {template.name for template in WITH_SYSTEM} == {"v0", "v1", "llama_2", "chatml"}
+    assert {template.name for template in WITH_SYSTEM} == {"v0", "v1", "llama_2", "chatml", "chatml_direct"}
     for template in WITH_SYSTEM:
         trained = encode_prompt(QUESTION, llama, template)
         assert encode_prompt(QUESTION, llama, template, system=template.system) == trained

@@ -23,6 +23,7 @@ def test_aliases_lead_to_templates() -> None:
     assert {get_template(alias).name for alias in ALIASES} <= set(TEMPLATES)
     assert get_template("llava_llama_2").name == "llama_2"
     assert get_template("mpt").name == "chatml"
+    assert get_template("mistral_direct").opening == "<|im_start|>system\nAnswer the questions.<|im_end|>"
 
 
 def test_unknown() -> None:

@@ -27,7 +27,7 @@ from llava_npu.data.image_roots import ImagePath, exists
 from llava_npu.data.images import load_image
 from llava_npu.data.labels import IMAGE_PLACEHOLDER, encode_conversation, expand_images
 from llava_npu.data.parsing import EmbeddedImage, Record
-from llava_npu.data.templates import get_template
+from llava_npu.data.templates import get_template, is_empty
 from llava_npu.errors import UserError
 
 if TYPE_CHECKING:
@@ -241,14 +241,15 @@ class _Checker:
     def _empty_answers(self, record: Record) -> Iterator[tuple[Kind, str]]:
         may_be_open = self.template.empty_answer == "open" and len(record.conversations) <= 2
         for i, turn in enumerate(record.conversations):
-            is_open = may_be_open and not turn.text
-            if turn.role == "gpt" and not turn.text.strip() and self.template.empty_answer != "keep" and not is_open:
+            is_allowed = self.template.empty_answer == "keep" or may_be_open
+            if turn.role == "gpt" and is_empty(turn.text, self.template) and not is_allowed:
                 yield (
                     "empty or unanswerable",
                     f"{record.name}: conversations[{i}].value: the answer is empty; write the answer or remove this "
                     "round",
                 )
-        if record.conversations[0].role == "gpt" and len(record.conversations) == 1:
+        opens_with_answer = record.conversations[0].role == "gpt" and not self.template.keeps_opening_answer
+        if opens_with_answer and len(record.conversations) == 1:
             yield (
                 "empty or unanswerable",
                 f"{record.name}: no human turn; a conversation starts with a question",

@@ -60,8 +60,9 @@ def encode_conversation(
 
     Supervised are the answers and their end tokens, nothing else (template 'v0' also trains its separators, as the
     original does). A last question without an answer stays in, unsupervised. An answer before the first question is
-    dropped, as LLaVA does. `<unk>` in a text is read as the tokenizer reads it; a special token spelled out in a text
-    ("</s>") is refused, except with 'plain' and 'v0', which the original trains on so.
+    dropped, as LLaVA does (except with 'v0'). `<unk>` in a text is read as the tokenizer reads it, with 'v1', 'llama_2'
+    and 'mistral' `<s>` too; any other special token spelled out in a text ("</s>") is refused, except with 'plain' and
+    'v0', which the original trains on so.
 
     Args:
         conversations: LLaVA turns, {"from": "human" | "gpt", "value": "…"}, or `Turn`s.
@@ -173,7 +174,7 @@ def _prepare(
     name = _name(record)
     form = get_template(template) if isinstance(template, str) else template
     turns = parse_turns(conversations, name)
-    if turns[0].role == "gpt":
+    if turns[0].role == "gpt" and not form.keeps_opening_answer:
         turns = turns[1:]
     if not turns:
         raise RecordError(f"{name}: no human turn; a conversation starts with a question", "empty or unanswerable")
@@ -209,9 +210,12 @@ def _refuse_markup_in_system(system: str, template: Template, tokenizer: PreTrai
 
 def _markup(template: Template, tokenizer: PreTrainedTokenizerBase) -> list[str]:
     """What a text must not contain, apart from images."""
-    if template.reads_special_tokens:
+    if template.reads_special_tokens == "all":
         return []
-    return sorted({*special_texts(tokenizer), *template.markup} - {IMAGE_MARK})
+    special = special_texts(tokenizer)
+    if template.reads_special_tokens == "begin" and tokenizer.bos_token != tokenizer.eos_token:
+        special -= {tokenizer.bos_token}
+    return sorted({*special, *template.markup} - {IMAGE_MARK})
 
 
 def _opening(template: Template, tokenizer: PreTrainedTokenizerBase) -> str:

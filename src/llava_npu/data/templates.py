@@ -47,12 +47,14 @@ class Template:
         header: segments between a question and its answer; a prompt ends with them.
         answer: segments of an answer and its end mark.
         closing: segments after the last turn.
-        empty_answer: what an answer without words is. 'error': refused. 'keep': rendered as any other, its end mark
-            still teaches something. 'open': allowed as the only answer, the turn stays open after the header and the
-            header's last character is trained (what LLaVA's mpt code does).
+        empty_answer: what an answer "" is. 'error': refused. 'keep': rendered as any other, its end mark still teaches
+            something. 'open': allowed as the only answer, the turn stays open after the header and the header's last
+            character is trained (what LLaVA's mpt code does).
+        keeps_opening_answer: an answer before the first question is rendered like any other instead of dropped.
         markup: strings that must not occur in the turns, beside the tokenizer's special tokens.
-        reads_special_tokens: a special token written out in a turn ("</s>") is read as that token. True only where
-            the template gives such tokens no meaning of their own, as LLaVA's code reads them there.
+        reads_special_tokens: which special tokens written out in a turn are read as those tokens, as LLaVA's code reads
+            them: 'all' ("</s>" too) only where the template gives them no meaning of their own; 'begin': the
+            begin-of-sequence token ("<s>"); others are refused.
         captions: the template pairs image and caption: exactly one question, whose words are dropped, and one answer.
         writes_bos: the rendered text holds the begin-of-sequence token itself.
     """
@@ -66,8 +68,9 @@ class Template:
     answer: tuple[Segment, ...] = ()
     closing: tuple[Segment, ...] = ()
     empty_answer: Literal["error", "keep", "open"] = "error"
+    keeps_opening_answer: bool = False
     markup: tuple[str, ...] = ()
-    reads_special_tokens: bool = False
+    reads_special_tokens: Literal["none", "begin", "all"] = "none"
     captions: bool = False
     writes_bos: bool = False
 
@@ -107,7 +110,7 @@ PLAIN = Template(
     human=_masked(VALUE),
     answer=_trained(VALUE, "\n"),
     empty_answer="keep",
-    reads_special_tokens=True,
+    reads_special_tokens="all",
     captions=True,
 )
 V1 = Template(
@@ -117,6 +120,7 @@ V1 = Template(
     human=_masked("USER: ", VALUE, " "),
     header=_masked("ASSISTANT:"),
     answer=_trained(" ", VALUE, EOS),
+    reads_special_tokens="begin",
 )
 LLAMA_2 = Template(
     "llama_2",
@@ -125,6 +129,7 @@ LLAMA_2 = Template(
     separator=f"{BOS}[INST] ",
     human=_masked(VALUE, " [/INST]"),
     answer=_trained(" ", VALUE, f" {EOS}"),
+    reads_special_tokens="begin",
 )
 MISTRAL = Template(
     "mistral",
@@ -132,6 +137,7 @@ MISTRAL = Template(
     separator="[INST] ",
     human=_masked(VALUE, " [/INST]"),
     answer=_trained(" ", VALUE, f" {EOS}"),
+    reads_special_tokens="begin",
 )
 CHATML = Template(
     "chatml",
@@ -143,6 +149,7 @@ CHATML = Template(
     empty_answer="open",
     markup=("<|im_start|>", "<|im_end|>"),
 )
+CHATML_DIRECT = replace(CHATML.with_system("Answer the questions."), name="chatml_direct")
 # The first LLaVA's format trains the separators too: the "###" that ends a turn is how its models stop.
 V0 = Template(
     "v0",
@@ -153,11 +160,14 @@ V0 = Template(
     answer=_trained(" ", VALUE, "\n"),
     closing=_trained("### "),
     empty_answer="keep",
-    reads_special_tokens=True,
+    keeps_opening_answer=True,
+    reads_special_tokens="all",
 )
 TOKENIZER = Template("tokenizer", writes_bos=True)
 
-TEMPLATES = {template.name: template for template in (PLAIN, V1, LLAMA_2, MISTRAL, CHATML, V0, TOKENIZER)}
+TEMPLATES = {
+    template.name: template for template in (PLAIN, V1, LLAMA_2, MISTRAL, CHATML, CHATML_DIRECT, V0, TOKENIZER)
+}
 ALIASES = {
     "v0_plain": "plain",
     "vicuna": "v1",
@@ -169,8 +179,7 @@ ALIASES = {
     "llava_llama_2": "llama_2",
     "mistral_instruct": "mistral",
     "mpt": "chatml",
-    "chatml_direct": "chatml",
-    "mistral_direct": "chatml",
+    "mistral_direct": "chatml_direct",
     "chat_template": "tokenizer",
 }
 
@@ -231,9 +240,14 @@ def render(
     return segments
 
 
+def is_empty(answer: str, template: Template) -> bool:
+    """Whether an answer has nothing to learn. Blanks are one, which LLaVA trains on; chat templates strip them."""
+    return not (answer.strip() if template is TOKENIZER else answer)
+
+
 def _render_answer(template: Template, text: str, where: str, *, is_only: bool) -> list[Segment]:
-    if not text.strip() and template.empty_answer != "keep":
-        if text or template.empty_answer == "error" or not is_only:
+    if is_empty(text, template) and template.empty_answer != "keep":
+        if template.empty_answer == "error" or not is_only:
             raise RecordError(
                 f"{where}.value: the answer is empty; write the answer or remove this round", "empty or unanswerable"
             )
