@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import traceback
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from llava_npu.config import RunConfig
+from llava_npu.training.launching import meeting_port
 
 
 def small_run(material: Path, output: Path, device_type: str, **changes: Any) -> RunConfig:
@@ -53,9 +53,7 @@ def in_two_processes(
         for name, run in runs.items()
     }
     (folder / "jobs.json").write_text(json.dumps(jobs))
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = meeting_port()
     environment = {
         **os.environ,
         "OMP_NUM_THREADS": "1",

@@ -23,7 +23,7 @@ def test_training_benchmark(device: torch.device) -> None:
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=900,
         check=False,
     )
     assert result.returncode == 0, result.stderr + result.stdout

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -13,7 +12,7 @@ import tiny
 from llava_npu import __version__
 
 
-def _run(*arguments: str, timeout: float = 240, typed: str = "") -> subprocess.CompletedProcess[str]:
+def _run(*arguments: str, timeout: float = 600, typed: str = "") -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "llava_npu", *arguments]
     return subprocess.run(command, input=typed, capture_output=True, text=True, timeout=timeout, check=False)
 
@@ -22,21 +21,28 @@ def test_version() -> None:
     assert _run("--version").stdout == f"llava-npu {__version__}\n"
 
 
-COMMANDS = "train compare eval chat serve web convert merge demo doctor verify data"
+_HELP = """
+import sys
+from llava_npu.cli import app, main
+
+commands = [["data", "inspect"], ["data", "check"]]
+commands += [[command.name] for command in app.registered_commands + app.registered_groups]
+for command in [[], *commands]:
+    sys.argv = ["llava-npu", *command, "--help"]
+    try:
+        main()
+    except SystemExit as leave:
+        assert not leave.code, command
+    heavy = {"torch", "transformers", "accelerate", "numpy", "PIL", "matplotlib", "httpx", "yaml"} & set(sys.modules)
+    assert not heavy, (command, heavy)
+"""
 
 
-@pytest.mark.parametrize("command", ["", *COMMANDS.split(), "data inspect"])
-def test_help_loads_nothing_heavy(command: str) -> None:
-    code = (
-        "import sys; sys.argv = ['llava-npu', *sys.argv[1:], '--help']\n"
-        "from llava_npu.cli import main\n"
-        "try: main()\nexcept SystemExit as leave: assert not leave.code\n"
-        "heavy = {'torch', 'transformers', 'numpy', 'PIL', 'matplotlib', 'yaml'} & set(sys.modules)\n"
-        "assert not heavy, heavy"
-    )
-    result = subprocess.run([sys.executable, "-c", code, *command.split()], capture_output=True, text=True, check=False)
+def test_help_loads_nothing_heavy() -> None:
+    """So that it is there at once. A measured time would say nothing on a machine that does other work."""
+    result = subprocess.run([sys.executable, "-c", _HELP], capture_output=True, text=True, check=False, timeout=600)
     assert result.returncode == 0, result.stderr
-    assert "Usage" in result.stdout
+    assert result.stdout.count("Usage") >= 17
 
 
 def _fails(*arguments: str) -> str:
@@ -86,13 +92,3 @@ def test_train_then_chat_then_inspect(tmp_path: Path) -> None:
     inspected = _run("data", "inspect", str(data), "--tokenizer", f"{tmp_path}/lm", "--template", "tokenizer")
     assert inspected.returncode == 0, inspected.stderr
     assert "a red square" in inspected.stdout
-
-
-def test_help_is_quick() -> None:
-    """Half a second is promised; the best of three, since other tests run beside this one."""
-    best = float("inf")
-    for _ in range(3):
-        start = time.perf_counter()
-        assert _run("--help").returncode == 0
-        best = min(best, time.perf_counter() - start)
-    assert best < 2.0  # a guard against heavy imports, not a measurement

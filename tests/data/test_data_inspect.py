@@ -127,7 +127,7 @@ def test_page_shows_data_as_text(llama: PreTrainedTokenizerBase, tmp_path: Path)
     assert '">x.png' not in text
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(answer=st.text(min_size=1, max_size=30).filter(str.strip))
 @pytest.mark.parametrize("name", ["llama", "bytes_bpe", "unigram"])
 def test_tokens_of_the_page_are_all_of_the_text(name: str, answer: str, request: pytest.FixtureRequest) -> None:

@@ -264,7 +264,7 @@ PAIRS = [*((template, name) for template in TEMPLATES for name in TOKENIZERS), (
 
 class TestProperties:
     @pytest.mark.parametrize(("template", "name"), PAIRS)
-    @settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=25, suppress_health_check=list(HealthCheck))
     @given(rounds=st.lists(st.tuples(_questions, _answers), min_size=1, max_size=3))
     def test_prompts_are_prefixes_and_labels_are_ids(
         self, template: str, name: str, rounds: list[tuple[str, str]], request: pytest.FixtureRequest
@@ -285,7 +285,7 @@ class TestProperties:
     @pytest.mark.parametrize(
         ("template", "before", "after"), [("v1", " ", ""), ("mistral", " ", " "), ("chatml", "", None)]
     )
-    @settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=25, suppress_health_check=list(HealthCheck))
     @given(rounds=st.lists(st.tuples(_questions, _answers), min_size=1, max_size=3))
     def test_supervised_text_is_the_answers(
         self, template: str, before: str, after: str | None, rounds: Any, name: str, request: pytest.FixtureRequest
@@ -300,7 +300,7 @@ class TestProperties:
             texts = [text.removesuffix("<") for text in texts]
         assert texts == expected
 
-    @settings(max_examples=50, deadline=None)
+    @settings(max_examples=50)
     @given(
         parts=st.lists(st.one_of(st.integers(1, 5), st.booleans()), min_size=1, max_size=12),
         limit=st.integers(0, 30),

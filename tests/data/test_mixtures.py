@@ -6,7 +6,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from llava_npu.data import Source, fingerprint, open_records, open_sources
@@ -42,7 +42,6 @@ def test_weights_and_limits(tmp_path: Path) -> None:
     assert counts([Source(a, limit=50)]) == counts([Source(a)])
 
 
-@settings(deadline=None)
 @given(
     available=st.integers(1, 30),
     weight=st.floats(0.05, 4),

@@ -25,7 +25,7 @@ def instruction_mix(num_samples: int, seed: int = 0) -> TokenCounts:
     return TokenCounts(np.where(is_text, long_text, 576 + text), (~is_text).astype(np.int32))
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     tokens=st.lists(st.integers(1, 200), min_size=1, max_size=60),
     batch=st.sampled_from([1, 4, 6, 12]),

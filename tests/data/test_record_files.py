@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from llava_npu.data import json_spans, open_records, record_files
@@ -29,7 +29,6 @@ def record(number: int, words: str = "q") -> dict[str, Any]:
     return {"id": f"r{number}", "conversations": turns}
 
 
-@settings(deadline=None)
 @given(
     elements=st.lists(values, max_size=8),
     indent=st.sampled_from([None, 0, 3]),
@@ -56,7 +55,6 @@ def test_a_number_across_windows(number: str, window: int, monkeypatch: pytest.M
     assert [content[start : start + length].decode() for start, length, _ in spans] == [number] * 2
 
 
-@settings(deadline=None)
 @given(st.text(alphabet='[]{},:"\\ 1e-ntu\n', max_size=30), st.integers(1, 16))
 def test_what_is_no_json_list_is_refused(text: str, window: int) -> None:
     """Exactly what `json` refuses, or reads as something else than a list; never a bare exception."""

@@ -2,14 +2,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from llava_npu.data import Plan, micro_batches, plan_order
 from llava_npu.errors import UserError
 
 
-@settings(deadline=None)
 @given(
     num_samples=st.integers(1, 40),
     batch=st.integers(1, 50),

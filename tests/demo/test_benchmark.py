@@ -52,7 +52,7 @@ PICTURES = [Picture(f"stamps/{n}", Path(f"{n}.png"), caption, "things", "stamps"
 
 
 @given(count=st.integers(1, 12), seed=st.integers(0, 50))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_no_training_caption_names_a_held_out_concept_or_its_like(count, seed):
     split = hold_out(PICTURES, count, seed)
     assert len(split.held_out) == count
@@ -75,7 +75,7 @@ def test_too_few_concepts_is_an_error():
 
 
 @given(count=st.integers(4, 16), seed=st.integers(0, 50))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_no_concept_and_no_letter_is_right_more_often_than_another(count, seed):
     held_out = hold_out(PICTURES, count, seed).held_out
     questions = concept_questions(held_out, {held.picture.key: held.picture.path for held in held_out}, seed)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -19,7 +21,7 @@ def _package(folder: Path, name: str, code: str) -> None:
 def test_a_torch_that_cannot_be_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _package(tmp_path, "torch", "raise OSError('libgomp.so.1: cannot open\\n shared object file')\n")
     monkeypatch.syspath_prepend(tmp_path)
-    trial = try_torch(60, has_backend=False)
+    trial = try_torch(300, has_backend=False)
     assert trial.torch is None
     assert trial.torch_error == "libgomp.so.1: cannot open shared object file"
     assert trial.devices == ()
@@ -28,19 +30,30 @@ def test_a_torch_that_cannot_be_imported(tmp_path: Path, monkeypatch: pytest.Mon
 def test_a_torch_that_crashes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _package(tmp_path, "torch", CRASH)
     monkeypatch.syspath_prepend(tmp_path)
-    assert try_torch(60, has_backend=False).died == "import torch: crashed (SIGSEGV)"
+    assert try_torch(300, has_backend=False).died == "import torch: crashed (SIGSEGV)"
 
 
 def test_a_torch_that_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    _package(tmp_path, "torch", "import time\nprint('library chatter', flush=True)\ntime.sleep(600)\n")
+    hangs = tmp_path / "hangs"
+    code = f"import time\nprint('library chatter', flush=True)\nopen({str(hangs)!r}, 'w')\ntime.sleep(3600)\n"
+    _package(tmp_path, "torch", code)
     monkeypatch.syspath_prepend(tmp_path)
-    assert try_torch(2, has_backend=False).died == "import torch: no answer within 2 s"
+    communicate = subprocess.Popen.communicate
+
+    def once_it_hangs(process: subprocess.Popen[str], timeout: float | None = None) -> tuple[str, str]:
+        while timeout and not hangs.exists():
+            assert process.poll() is None
+            time.sleep(0.01)
+        return communicate(process, timeout=timeout and 0.1)
+
+    monkeypatch.setattr(subprocess.Popen, "communicate", once_it_hangs)
+    assert try_torch(20, has_backend=False).died == "import torch: no answer within 20 s"
 
 
 def test_a_torch_npu_that_crashes_leaves_the_cpu_undisturbed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _package(tmp_path, "torch_npu", CRASH)
     monkeypatch.syspath_prepend(tmp_path)
-    trial = try_torch(60, has_backend=False)
+    trial = try_torch(300, has_backend=False)
     assert trial.torch
     assert trial.died == "use npu devices: crashed (SIGSEGV)"
 
@@ -52,7 +65,7 @@ def test_a_torch_npu_that_breaks_torch_by_autoloading(tmp_path: Path, monkeypatc
     (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: torch-npu\nVersion: 2.9.0\n")
     (metadata / "entry_points.txt").write_text("[torch.backends]\ntorch_npu = torch_npu:_autoload\n")
     monkeypatch.syspath_prepend(tmp_path)
-    trial = try_torch(60, has_backend=True)
+    trial = try_torch(300, has_backend=True)
     assert trial.autoload_breaks_torch
     assert "libhccl.so" in trial.torch_error
     assert trial.torch  # without autoloading, it works
@@ -66,7 +79,7 @@ def test_a_global_hook_is_seen_wherever_it_hides(tmp_path: Path, monkeypatch: py
     (tmp_path / "torch_npu/contrib/transfer_to_npu.py").write_text("")
     (tmp_path / "sitecustomize.py").write_text("import torch_npu.contrib.transfer_to_npu")
     monkeypatch.syspath_prepend(tmp_path)
-    trial = try_torch(60, has_backend=False)
+    trial = try_torch(300, has_backend=False)
     assert ["transfer_to_npu is active" in warning for warning in trial.warnings] == [True]
 
 

@@ -6,11 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import settings
-
-# Machines that run tests are shared: how long one example takes says nothing.
-settings.register_profile("evaluation", deadline=None)
-settings.load_profile("evaluation")
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 

@@ -118,7 +118,7 @@ def _run(environment: dict[str, str], *arguments: str, **more: str) -> subproces
         [sys.executable, "-m", "llava_npu", *arguments],
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=600,
         check=False,
         env={**environment, **more},
     )

@@ -98,7 +98,7 @@ def test_packed_sliding_window(
     check_packed(*lengths, causal=True, device=device, window=window)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     lengths=st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6)), min_size=1, max_size=5),
     causal=st.booleans(),

@@ -59,7 +59,7 @@ def test_loss_and_gradients_equal_the_plain_way(
         torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     rows=st.integers(1, 20),
     vocab_size=st.integers(2, 40),

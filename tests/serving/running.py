@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import httpx
+
 from llava_npu.models import load
 from llava_npu.serving.api.limits import Limits
 from llava_npu.serving.api.ports import open_port
@@ -20,10 +22,14 @@ def make_service(model_folder: Path, *, max_batch: int = 8, limits: Limits | Non
     return Service(Engine(model, processor, max_batch=max_batch), "tiny", limits or Limits(), fetcher)
 
 
+# Patient, since the machine may do much else; a connection each, since a kept one may be closed just then.
+http = httpx.Client(timeout=300, limits=httpx.Limits(max_keepalive_connections=0))
+
+
 @contextmanager
 def running(service: Service, api_key: str | None = None) -> Iterator[str]:
     """The server's address."""
-    listener = open_port("127.0.0.1", 0, 5)
+    listener = open_port("127.0.0.1", 0, 60)
     addresses: list[str] = []
     is_ready = threading.Event()
     servers: list = []
@@ -35,10 +41,10 @@ def running(service: Service, api_key: str | None = None) -> Iterator[str]:
     arguments = {"api_key": api_key, "log_level": "error", "ready": ready, "started": servers.append}
     thread = threading.Thread(target=serve, args=(service, listener), kwargs=arguments, daemon=True)
     thread.start()
-    assert is_ready.wait(30)
+    assert is_ready.wait(300)
     try:
         yield addresses[0]
     finally:
         servers[0].should_exit = True
-        thread.join(20)
+        thread.join(300)
         assert not thread.is_alive()

@@ -35,7 +35,7 @@ def _whole(tokenizer: Any, ids: list[int], stops: list[str]) -> str:
 
 
 @pytest.mark.parametrize("tokenizer", TOKENIZERS, ids=["bytes", "sentencepiece"])
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(data=st.data())
 def test_pieces_add_up(tokenizer: Any, data: st.DataObject) -> None:
     first = (
@@ -45,7 +45,7 @@ def test_pieces_add_up(tokenizer: Any, data: st.DataObject) -> None:
     assert "".join(_streamed(tokenizer, ids, [])) == _whole(tokenizer, ids, [])
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(text=st.text("ab. \n", max_size=20), stops=st.lists(st.text("ab.", max_size=3), max_size=3))
 @example(text="ab", stops=["b"])
 def test_stop_texts(text: str, stops: list[str]) -> None:

@@ -5,16 +5,14 @@ from __future__ import annotations
 import base64
 import io
 import json
-import time
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
-from PIL import Image
-from running import make_service, running
+from PIL import Image, ImageFile
+from running import http, make_service, running
 
 from llava_npu import LlavaNpuForConditionalGeneration, LlavaNpuProcessor, Sampling, answer_all
 from llava_npu.serving.api.limits import Limits
@@ -180,49 +178,48 @@ def _text(text: str, **more: Any) -> dict[str, Any]:
     ],
 )  # fmt: skip
 def test_a_bad_request_is_one_clear_error(address: str, body: Any, status: int, message: str) -> None:
-    reply = httpx.post(f"{address}/v1/chat/completions", json=body)
+    reply = http.post(f"{address}/v1/chat/completions", json=body)
     assert reply.status_code == status, reply.text
     error = reply.json()["error"]
     assert message in error["message"]
     assert error["type"] == ("not_found_error" if status == 404 else "invalid_request_error")
-    assert httpx.get(f"{address}/health").status_code == 200
+    assert http.get(f"{address}/health").status_code == 200
 
 
 def test_what_is_no_json_or_too_large(address: str) -> None:
     url = f"{address}/v1/chat/completions"
     headers = {"Content-Type": "application/json"}
     for content in (b"{", b"\xff\xfe", b"[" * 100_000, b""):
-        reply = httpx.post(url, content=content, headers=headers)
+        reply = http.post(url, content=content, headers=headers)
         assert reply.status_code == 400, (content[:10], reply.text)
         assert "error" in reply.json()
-    reply = httpx.post(url, content=b"{}", headers={"Content-Type": "text/plain"})
+    reply = http.post(url, content=b"{}", headers={"Content-Type": "text/plain"})
     assert (reply.status_code, reply.json()["error"]["message"][:26]) == (415, "Content-Type is text/plain")
-    reply = httpx.post(url, content=b"x" * 200_001, headers=headers)
+    reply = http.post(url, content=b"x" * 200_001, headers=headers)
     assert (reply.status_code, reply.json()["error"]["code"]) == (413, "request_too_large")
 
     def endless() -> Iterator[bytes]:  # sent in chunks: its length is not announced
         for _ in range(300):
             yield b" " * 1000
 
-    reply = httpx.post(url, content=endless(), headers=headers)
+    reply = http.post(url, content=endless(), headers=headers)
     assert (reply.status_code, reply.json()["error"]["code"]) == (413, "request_too_large")
-    assert httpx.get(f"{address}/nowhere").json()["error"]["type"] == "not_found_error"
-    assert httpx.get(url).status_code == 405
+    assert http.get(f"{address}/nowhere").json()["error"]["type"] == "not_found_error"
+    assert http.get(url).status_code == 405
 
 
-def test_a_picture_of_a_hundred_megapixels_is_refused_unopened(address: str) -> None:
+def test_a_picture_of_a_hundred_megapixels_is_refused_unopened(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
     bomb = data_url(Image.new("1", (10_000, 10_000)))
     assert len(bomb) < 200_000
-    start = time.perf_counter()
-    reply = httpx.post(f"{address}/v1/chat/completions", json=_asked(bomb))
+    monkeypatch.setattr(ImageFile.ImageFile, "load", lambda self: pytest.fail("it was opened"))
+    reply = http.post(f"{address}/v1/chat/completions", json=_asked(bomb))
     assert "more than 10,000 pixels" in reply.json()["error"]["message"]
-    assert time.perf_counter() - start < 20
 
 
 def test_metrics(address: str, client: Any) -> None:
     client.chat.completions.create(model="tiny", messages=question("What?"), max_tokens=3, temperature=0)
-    httpx.get(f"{address}/a-name-from-outside")
-    text = httpx.get(f"{address}/metrics").text
+    http.get(f"{address}/a-name-from-outside")
+    text = http.get(f"{address}/metrics").text
     values = {line.rpartition(" ")[0]: float(line.rpartition(" ")[2]) for line in text.splitlines() if line[0] != "#"}
     assert values['llava_npu_requests_total{path="/v1/chat/completions",status="200"}'] >= 1
     assert values["llava_npu_answer_tokens_total"] >= 3
@@ -234,17 +231,17 @@ def test_the_key(model_folder: Path) -> None:
     with running(make_service(model_folder), api_key="sesame") as address:
         url = f"{address}/v1/chat/completions"
         for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": "sesame"}):
-            reply = httpx.post(url, json=_text("What?"), headers=headers)
+            reply = http.post(url, json=_text("What?"), headers=headers)
             assert (reply.status_code, reply.json()["error"]["code"]) == (401, "invalid_api_key")
-        assert httpx.post(f"{address}/worker_generate_stream", json={"prompt": "x"}).status_code == 401
-        assert httpx.get(f"{address}/v1/models").status_code == 401
-        assert httpx.get(f"{address}/health").status_code == 200
+        assert http.post(f"{address}/worker_generate_stream", json={"prompt": "x"}).status_code == 401
+        assert http.get(f"{address}/v1/models").status_code == 401
+        assert http.get(f"{address}/health").status_code == 200
         with openai.OpenAI(base_url=f"{address}/v1", api_key="sesame") as client:
             assert client.chat.completions.create(model="tiny", messages=question("What?"), max_tokens=2).choices
 
 
 def _generate(address: str, **body: Any) -> list[dict[str, Any]]:
-    reply = httpx.post(f"{address}/worker_generate_stream", json=body)
+    reply = http.post(f"{address}/worker_generate_stream", json=body)
     assert reply.status_code == 200, reply.text
     *chunks, rest = reply.content.split(b"\0")
     assert rest == b""
@@ -256,10 +253,10 @@ def test_llavas_own_protocol(address: str, loaded: Loaded, pictures: list[Image.
     (offline,) = answer_all(*loaded, ["What is it?"], [pictures[:1]], sampling=Sampling(8))
     prompt = "<|im_start|>user\n<image>\nWhat is it?<|im_end|>\n<|im_start|>assistant\n"
     picture = data_url(pictures[0]).partition(",")[2]
-    assert httpx.post(f"{address}/list_models").json() == {"models": ["tiny"]}
-    worker = httpx.post(f"{address}/get_worker_address", json={"model": "tiny"}).json()["address"]
-    assert httpx.post(f"{address}/get_worker_address", json={"model": "other"}).json() == {"address": ""}
-    assert httpx.post(f"{worker}/worker_get_status").json() == {"model_names": ["tiny"], "speed": 1, "queue_length": 0}
+    assert http.post(f"{address}/list_models").json() == {"models": ["tiny"]}
+    worker = http.post(f"{address}/get_worker_address", json={"model": "tiny"}).json()["address"]
+    assert http.post(f"{address}/get_worker_address", json={"model": "other"}).json() == {"address": ""}
+    assert http.post(f"{worker}/worker_get_status").json() == {"model_names": ["tiny"], "speed": 1, "queue_length": 0}
     asked = {"model": "tiny", "prompt": prompt, "temperature": 0.0, "top_p": 1.0, "max_new_tokens": 8}
     chunks = _generate(worker, **asked, stop="<|im_end|>", images=[picture])
     assert {chunk["error_code"] for chunk in chunks} == {0}

@@ -10,10 +10,9 @@ from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-import httpx
 import pytest
 from PIL import Image
-from running import make_service, running
+from running import http, make_service, running
 
 from llava_npu import UserError
 from llava_npu.serving.api.fetching import Address, ImageFetcher, is_public
@@ -44,6 +43,7 @@ class _Web:
 
     def __init__(self) -> None:
         self.asked: list[tuple[str, str]] = []
+        self.closing = threading.Event()
         web = self
         picture = io.BytesIO()
         Image.new("RGB", (30, 20), (200, 0, 0)).save(picture, "PNG")
@@ -64,7 +64,7 @@ class _Web:
                     for _ in range(1000 if name == "large" else 1):
                         self.wfile.write(bodies.get(name, b"picture"))
                     if name == "slow":
-                        threading.Event().wait(3)
+                        web.closing.wait()
                 except OSError:
                     pass
 
@@ -76,6 +76,7 @@ class _Web:
         threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
 
     def close(self) -> None:
+        self.closing.set()
         self._server.shutdown()
         self._server.server_close()
 
@@ -87,7 +88,7 @@ def web() -> Iterator[_Web]:
     server.close()
 
 
-def _fetch(url: str, names: dict[str, list[list[str]]] | None = None, timeout: float = 5) -> bytes:
+def _fetch(url: str, names: dict[str, list[list[str]]] | None = None, timeout: float = 120) -> bytes:
     """Fetches where 127.0.0.1 alone counts as public; `names`: what each name's successive look-ups give."""
 
     def allowed(address: Address) -> bool:
@@ -116,14 +117,14 @@ def test_one_private_address_among_several_is_enough_to_refuse(web: _Web) -> Non
 
 def test_a_question_about_a_picture_on_the_web(web: _Web, model_folder: Path) -> None:
     def fetcher(allowed: Callable[[Address], bool]) -> ImageFetcher:
-        return ImageFetcher(max_bytes=50_000, timeout=5, allowed=allowed)
+        return ImageFetcher(max_bytes=50_000, timeout=120, allowed=allowed)
 
     part = {"type": "image_url", "image_url": {"url": f"http://127.0.0.1:{web.port}/real.png"}}
     body = {"messages": [{"role": "user", "content": [part]}], "max_tokens": 2}
     with running(make_service(model_folder, fetcher=fetcher(lambda address: True))) as address:
-        assert httpx.post(f"{address}/v1/chat/completions", json=body, timeout=60).status_code == 200
+        assert http.post(f"{address}/v1/chat/completions", json=body).status_code == 200
     with running(make_service(model_folder, fetcher=fetcher(is_public))) as address:
-        reply = httpx.post(f"{address}/v1/chat/completions", json=body, timeout=60)
+        reply = http.post(f"{address}/v1/chat/completions", json=body)
     assert reply.status_code == 400
     assert "127.0.0.1 is no public address" in reply.json()["error"]["message"]
 
@@ -154,7 +155,7 @@ def test_redirections_are_followed_but_not_for_ever(web: _Web) -> None:
     [("absent", "status 404"), ("large", r"larger than 50,000 bytes"), ("slow", "not there after 0.5 s")],
 )
 def test_size_time_and_status(web: _Web, path: str, message: str) -> None:
-    seconds = 0.5 if path == "slow" else 5
+    seconds = 0.5 if path == "slow" else 120
     with pytest.raises(UserError, match=message):
         _fetch(f"http://a.example:{web.port}/{path}", {"a.example": [["127.0.0.1"]]}, seconds)
 
@@ -169,7 +170,7 @@ def test_size_time_and_status(web: _Web, path: str, message: str) -> None:
 )  # fmt: skip
 def test_the_real_check_refuses_every_way_to_write_this_machine(url: str) -> None:
     with pytest.raises(UserError, match=r"no public address|cannot be fetched|not an http"):
-        asyncio.run(ImageFetcher(max_bytes=1000, timeout=5).fetch(url))
+        asyncio.run(ImageFetcher(max_bytes=1000, timeout=120).fetch(url))
 
 
 @pytest.mark.parametrize(
@@ -177,4 +178,4 @@ def test_the_real_check_refuses_every_way_to_write_this_machine(url: str) -> Non
 )
 def test_other_urls(url: str) -> None:
     with pytest.raises(UserError, match="not an http or https URL"):
-        asyncio.run(ImageFetcher(max_bytes=1000, timeout=5).fetch(url))
+        asyncio.run(ImageFetcher(max_bytes=1000, timeout=120).fetch(url))

@@ -9,9 +9,8 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
-import httpx
 import pytest
-from running import make_service, running
+from running import http, make_service, running
 
 from llava_npu.serving.api.limits import Limits
 
@@ -39,8 +38,8 @@ def test_no_answer_is_wrong_and_nothing_is_left_over(benchmark: ModuleType, mode
         load = asyncio.run(benchmark.put_load(address, cases, clients=64, seconds=4, bad=0.25))
         assert not load.wrong
         assert set(load.outcomes) > {"whole", "streamed", "left", "oversized"}
-        assert httpx.get(f"{address}/health").status_code == 200
-        text = httpx.get(f"{address}/metrics").text
+        assert http.get(f"{address}/health").status_code == 200
+        text = http.get(f"{address}/metrics").text
     assert service.num_unfinished == 0
     values = {line.rpartition(" ")[0]: line.rpartition(" ")[2] for line in text.splitlines()}
     answers, steps = values["llava_npu_step_answers_sum"], values["llava_npu_step_answers_count"]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from llava_npu.models import compose, load
 from llava_npu.serving.background import BackgroundEngine
 from llava_npu.serving.engine import Engine
 from llava_npu.serving.web.columns import Column, Talk, about, ask, flag, without_last
+from llava_npu.training.launching import meeting_port
 
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
 PICTURE = Image.new("RGB", (60, 40), (200, 30, 30))
@@ -93,9 +93,7 @@ def address(columns: list[Column], tmp_path_factory: pytest.TempPathFactory) -> 
     folder = tmp_path_factory.mktemp("page")
     PICTURE.save(folder / "example.png")
     page = build_page(columns, folder / "flags", [folder / "example.png"])
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    yield launch(page, "127.0.0.1", port, 2**20, block=False), folder
+    yield launch(page, "127.0.0.1", meeting_port(), 2**20, block=False), folder
     page.close(verbose=False)
 
 
@@ -109,7 +107,7 @@ def browser() -> Iterator[Any]:
         browser = playwright.chromium.launch(
             executable_path=CHROMIUM,
             args=[*switches.split(), "--disable-component-update", "--disable-sync"],
-            timeout=120_000,
+            timeout=300_000,
         )
         yield browser
         browser.close()
@@ -119,7 +117,7 @@ def browser() -> Iterator[Any]:
 def test_in_a_browser(columns: list[Column], address: tuple[str, Path], browser: Any) -> None:
     url, folder = address
     page = browser.new_page(viewport={"width": 1280, "height": 800})
-    page.set_default_timeout(90_000)
+    page.set_default_timeout(300_000)
     outside: list[str] = []
     page.on("request", lambda request: request.url.startswith((url, "data:", "blob:")) or outside.append(request.url))
     page.goto(url)
@@ -133,11 +131,6 @@ def test_in_a_browser(columns: list[Column], address: tuple[str, Path], browser:
     question = page.locator("#question textarea")
     question.fill("What is it?")
     question.press("Enter")
-    import time
-
-    time.sleep(8)
-    page.screenshot(path="/tmp/dbg.png")
-    print(page.locator("#chat-0").inner_html()[:3000])
     for place, column in enumerate(columns):
         answer = page.locator(f"#chat-{place} .bot").get_by_text(_offline(column, "What is it?"))
         answer.wait_for()

@@ -23,7 +23,7 @@ def on_every_rank(rank: int, work: Callable[[int], None], meeting_point: str) ->
 
     torch.npu.set_device(rank)
     dist.init_process_group(
-        "hccl", init_method=f"file://{meeting_point}", rank=rank, world_size=RANKS, timeout=timedelta(seconds=60)
+        "hccl", init_method=f"file://{meeting_point}", rank=rank, world_size=RANKS, timeout=timedelta(seconds=300)
     )
     try:
         work(rank)
@@ -143,5 +143,5 @@ def test_torchrun(tmp_path: Path) -> None:
     program = tmp_path / "program.py"
     program.write_text(TORCHRUN_PROGRAM)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(program)]
-    answer = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    answer = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
     assert answer.returncode == 0, answer.stderr

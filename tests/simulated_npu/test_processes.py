@@ -46,7 +46,7 @@ def test_data_loader_workers(start_method: str) -> None:
     """Workers make CPU tensors; the parent, which already uses the device, pins and uploads them."""
     torch.ones(1, device="npu")
     loader = DataLoader(
-        Squares(), batch_size=3, num_workers=2, pin_memory=True, multiprocessing_context=start_method, timeout=60
+        Squares(), batch_size=3, num_workers=2, pin_memory=True, multiprocessing_context=start_method, timeout=300
     )
     seen, workers = [], set()
     for values, pids in loader:
@@ -65,12 +65,12 @@ class OnDevice(Squares):
 
 def test_device_work_in_a_forked_worker_fails_as_on_hardware() -> None:
     torch.ones(1, device="npu")
-    loader = DataLoader(OnDevice(), num_workers=1, multiprocessing_context="fork", timeout=60)
+    loader = DataLoader(OnDevice(), num_workers=1, multiprocessing_context="fork", timeout=300)
     with pytest.raises(RuntimeError, match="Cannot re-initialize NPU in forked subprocess"):
         next(iter(loader))
     assert torch.ones(1, device="npu").item() == 1  # the parent goes on
 
 
 def test_device_work_in_a_spawned_worker_is_fine() -> None:
-    loader = DataLoader(OnDevice(), num_workers=1, multiprocessing_context="spawn", timeout=60)
+    loader = DataLoader(OnDevice(), num_workers=1, multiprocessing_context="spawn", timeout=300)
     assert next(iter(loader))[0].item() == 1

@@ -11,7 +11,6 @@ from __future__ import annotations
 import os
 import resource
 import signal
-import socket
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +21,7 @@ from rich.console import Console
 from llava_npu.config import RunConfig
 from llava_npu.errors import UserError
 from llava_npu.training import checkpoints, loop, saving, state
+from llava_npu.training.launching import meeting_port
 
 
 def _die(*arguments: Any, **options: Any) -> Any:
@@ -93,9 +93,7 @@ def _process(config: RunConfig, rank: int, processes: int, port: int, point: str
 
 def _start(config: RunConfig, processes: int, point: str) -> list[int]:
     """Starts the run; returns how each process ended, as `waitstatus_to_exitcode` gives it."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = meeting_port()
     running: dict[int, int] = {}
     for rank in range(processes):
         pid = os.fork()

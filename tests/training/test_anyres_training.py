@@ -133,7 +133,7 @@ def test_squares_first_then_tiles_from_the_command_line(files: Path, tmp_path: P
 
 def _command(*arguments: str) -> str:
     command = [sys.executable, "-m", "llava_npu", *arguments]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+    result = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False)
     assert result.returncode == 0, result.stderr
     return result.stdout
 

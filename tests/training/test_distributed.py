@@ -31,7 +31,7 @@ def test_two_processes_equal_one(make_run: Callable[..., RunConfig], tmp_path: P
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=900,
         check=False,
     )
     assert result.returncode == 0, result.stderr

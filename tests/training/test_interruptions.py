@@ -146,18 +146,18 @@ def test_processes_end_with_their_launcher_and_when_asked(make_run: MakeRun, tmp
     assert len(children) == 2
     first.kill()
     first.wait()
-    _wait_until(lambda: not any(child.is_running() and child.status() != "zombie" for child in children))
+    _wait_until(lambda: not any(map(_lives, children)))
 
     second = _start(command)
     _wait_until(lambda: len(read_metrics(run.output_path)) > 22)
     second.send_signal(signal.SIGINT)
-    said = second.communicate(timeout=300)[1]
+    said = second.communicate(timeout=900)[1]
     assert second.returncode == EXIT_STATUS, said
     assert "all saved; the same command continues" in " ".join(said.split())
     assert "Traceback" not in said
 
     third = _start(command)
-    said = third.communicate(timeout=600)[1]
+    said = third.communicate(timeout=900)[1]
     assert third.returncode == 0, said
     assert "continuing after step" in said
     assert _losses(run) == pytest.approx(_losses(whole), abs=1e-4)
@@ -169,7 +169,14 @@ def _start(command: list[str]) -> subprocess.Popen[str]:
     )
 
 
-def _wait_until(condition: Callable[[], bool], seconds: float = 300) -> None:
+def _lives(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:  # ended between the two questions
+        return False
+
+
+def _wait_until(condition: Callable[[], bool], seconds: float = 900) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline

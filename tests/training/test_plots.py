@@ -40,8 +40,12 @@ def test_nothing_is_drawn_of_nothing(tmp_path: Path) -> None:
 
 def test_drawing_is_seldom(tmp_path: Path) -> None:
     _write_metrics(tmp_path, 3)
-    plotter = Plotter(tmp_path)
-    plotter.draw_if_due()
-    (tmp_path / "loss.png").unlink()
-    plotter.draw_if_due()
-    assert not (tmp_path / "loss.png").exists()
+    picture = tmp_path / "loss.png"
+    times = iter([0.0, 4.9, 5.0, 7.0, 206.9, 207.0, 207.1])  # a drawing of two seconds: not again for 200
+    plotter = Plotter(tmp_path, lambda: next(times))
+    drawn = []
+    for _ in range(4):
+        plotter.draw_if_due()
+        drawn.append(picture.exists())
+        picture.unlink(missing_ok=True)
+    assert drawn == [False, True, False, True]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -72,7 +73,7 @@ def _start(arguments: Sequence[str], devices: int, folder: Path) -> list[subproc
     environment = {
         **os.environ,
         "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(_free_port()),
+        "MASTER_PORT": str(meeting_port()),
         "WORLD_SIZE": str(devices),
         "LOCAL_WORLD_SIZE": str(devices),
         REPORTS: str(folder),
@@ -154,8 +155,19 @@ def _read(folder: Path, rank: int) -> Report | None:
     return Report(**json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port
+def meeting_port() -> int:
+    """A free port of this machine for processes to meet at.
+
+    They take seconds to start, and any port that the system gives out itself (from 32768 on) may be given to another
+    program meanwhile. So it is one below these, above those of HCCL (devices/npu.py), and drawn: two launches at once
+    rarely try the same.
+    """
+    ports = range(24_576, 32_768)
+    for port in random.SystemRandom().sample(ports, len(ports)):
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
+    raise UserError(f"no port from {ports.start} to {ports.stop - 1} is free for the processes to meet at")

@@ -6,7 +6,7 @@ import html
 import io
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,23 +19,25 @@ PICTURE = "loss.png"
 PAGE = "loss.html"
 # Drawing takes about half a second, while the device may run out of work: at most a hundredth of the time goes to it.
 MOST_OF_THE_TIME = 0.01
+FIRST_SECONDS = 5.0
 SECONDS_BETWEEN = 30.0
 # A curve has no more points than a screen shows; more of them are averaged.
 MOST_POINTS = 1500
 
 
 class Plotter:
-    """Draws a run's metrics from time to time."""
+    """Draws a run's metrics from time to time; not before there is a curve to see."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, clock: Callable[[], float] = time.monotonic) -> None:
         self._folder = folder
-        self._next = time.monotonic()
+        self._clock = clock
+        self._next = clock() + FIRST_SECONDS
 
     def draw_if_due(self) -> None:
-        started = time.monotonic()
+        started = self._clock()
         if started >= self._next:
             draw_plots(self._folder)
-            now = time.monotonic()
+            now = self._clock()
             self._next = now + max(SECONDS_BETWEEN, (now - started) / MOST_OF_THE_TIME)
 
 
@@ -52,6 +54,7 @@ def draw_plots(folder: Path) -> None:
     _draw(figure, lines)
     picture, drawing = io.BytesIO(), io.StringIO()
     figure.savefig(picture, format="png", dpi=110)
+    figure.set_layout_engine("none")  # what was laid out once, which takes half the time, stays
     figure.savefig(drawing, format="svg", metadata={"Date": None})
     _write(folder / PICTURE, picture.getvalue())
     _write(folder / PAGE, _page(folder.name, drawing.getvalue(), lines[-1]).encode())

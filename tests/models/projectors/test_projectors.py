@@ -94,7 +94,7 @@ def test_input_is_not_changed(type: str, options: dict[str, Any]) -> None:
     assert torch.equal(features, before)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     type=st.sampled_from(["adaptive_pool", "c_abstractor", "identity", "ldp", "ldpv2", "linear", "mlp2x_gelu",
                           "pixel_shuffle", "resampler", "tokenpacker"]),
