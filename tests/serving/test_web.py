@@ -1,14 +1,18 @@
-"""The page in a real browser: a picture is uploaded, a question asked, the answer seen as it comes, models compared."""
+"""The page in a real browser: pictures uploaded, questions asked, answers seen growing, stopped, given once more."""
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import shutil
-from collections.abc import Iterator
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -17,12 +21,16 @@ from llava_npu import Sampling, UserError, answer_all
 from llava_npu.models import compose, load
 from llava_npu.serving.background import BackgroundEngine
 from llava_npu.serving.engine import Engine
-from llava_npu.serving.web.columns import Column, Talk, about, ask, flag, without_last
+from llava_npu.serving.web.columns import Column, Exchange, Picture, Talk, ask, open_pictures, without_last
+from llava_npu.serving.web.flags import flag
+from llava_npu.serving.web.seeing import seen
 from llava_npu.training.launching import meeting_port
 
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
-PICTURE = Image.new("RGB", (60, 40), (200, 30, 30))
-GREEDY = Sampling(24)
+PICTURE = Picture("red.png", Image.new("RGB", (60, 40), (200, 30, 30)))
+OTHER = Picture("green.png", Image.new("RGB", (40, 40), (30, 200, 30)))
+GREEDY = Sampling(32)
+MINUTES = 300_000  # in milliseconds: what is waited for comes, on a slow machine later
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +45,7 @@ def columns(tmp_path_factory: pytest.TempPathFactory, model_folder: Path) -> Ite
     for _, (each, _) in pairs:  # they write letters only, which a page shows as they are
         mute = [number for number in range(len(each.lm_head.weight)) if number not in letters]
         each.lm_head.weight.data[mute] = 0
-    engines = [(name, Engine(*loaded, max_batch=2, max_length=192)) for name, loaded in pairs]
+    engines = [(name, Engine(*loaded, max_batch=2, max_length=256)) for name, loaded in pairs]
     columns = [Column(name, engine, BackgroundEngine(engine)) for name, engine in engines]
     for column in columns:
         column.background.start()
@@ -46,43 +54,130 @@ def columns(tmp_path_factory: pytest.TempPathFactory, model_folder: Path) -> Ite
         column.background.stop()
 
 
-def _last(talks: Iterator[Talk]) -> Talk:
-    return list(talks)[-1]
+def _last(talks: AsyncIterator[Talk]) -> Talk:
+    async def run() -> Talk:
+        return [talk async for talk in talks][-1]
+
+    return asyncio.run(run())
 
 
-def _offline(column: Column, question: str) -> str:
+def _offline(column: Column, question: str, *pictures: Picture, sampling: Sampling = GREEDY) -> str:
     # The engine's own thread is idle meanwhile: another engine on the same model.
-    return answer_all(column.engine.model, column.engine.processor, [question], [[PICTURE]], sampling=GREEDY)[0]
+    images = [[picture.image for picture in pictures]]
+    return answer_all(column.engine.model, column.engine.processor, [question], images, sampling=sampling)[0]
 
 
 def test_both_answer_the_same_question_each_with_its_own_history(columns: list[Column]) -> None:
-    first = _last(ask(columns, Talk(PICTURE, source="a.png"), "What is it?", GREEDY))
-    assert first.exchanges[0].answers == tuple(_offline(column, "What is it?") for column in columns)
+    first = _last(ask(columns, Talk(), "What is it?", [PICTURE], GREEDY))
+    assert first.exchanges[0].answers == tuple(_offline(column, "What is it?", PICTURE) for column in columns)
     assert first.exchanges[0].answers[0] != first.exchanges[0].answers[1]
-    second = _last(ask(columns, first, "Why?", GREEDY))
-    alone = _last(ask(columns[:1], Talk(PICTURE, first.exchanges), "Why?", GREEDY))
+    second = _last(ask(columns, first, "Why?", [], GREEDY))
+    alone = _last(ask(columns[:1], first, "Why?", [], GREEDY))
     assert alone.exchanges[1].answers[0] == second.exchanges[1].answers[0]
-    assert without_last(second) == (first, "Why?")
-    assert about("a.png", first) is first
-    assert about(None, first) == Talk()
+    assert without_last(second) == (first, second.exchanges[1])
+
+
+def test_several_pictures_in_several_turns(columns: list[Column]) -> None:
+    """Each stands where it was shown, also where a column answered nothing: its next prompt still has the picture."""
+    talk = Talk((Exchange("What is it?", (PICTURE,), ("a square", "")),))
+    turns, images = talk.prompt(0, "Is <image> or <image> red?", [OTHER, PICTURE])
+    assert [turn["value"] for turn in turns] == [
+        "<image>\nWhat is it?", "a square", "Is <image> or <image> red?"
+    ]  # fmt: skip
+    assert images == [PICTURE.image, OTHER.image, PICTURE.image]
+    turns, images = talk.prompt(1, "And this?", [OTHER])
+    assert [turn["value"] for turn in turns] == ["<image>\n<image>\nAnd this?"]
+    assert images == [PICTURE.image, OTHER.image]
+    both = _last(ask(columns, Talk(), "Which?", [PICTURE, OTHER], GREEDY))
+    assert both.exchanges[0].answers == tuple(_offline(column, "Which?", PICTURE, OTHER) for column in columns)
 
 
 def test_a_closed_answer_stops(columns: list[Column]) -> None:
-    answering = ask(columns, Talk(PICTURE), "What is it?", Sampling(300))
-    next(answering)
-    answering.close()  # type: ignore[attr-defined]
-    assert _last(ask(columns, Talk(), "Why?", GREEDY)).exchanges
+    async def leave() -> None:
+        answering = ask(columns, Talk(), "What is it?", [PICTURE], Sampling(100))
+        await anext(answering)
+        await answering.aclose()
+
+    asyncio.run(leave())
+    assert _last(ask(columns, Talk(), "Why?", [], GREEDY)).exchanges
+    assert not any(column.engine.num_running for column in columns)
 
 
 def test_what_a_visitor_gets_wrong(columns: list[Column], tmp_path: Path) -> None:
-    wrong = {"  ": "Write a question", "<image>": "cannot be written", "x " * 900: "together may"}
+    wrong = {
+        "  ": "Write a question",
+        "<image>": "Write a question",
+        "<image>?": "0 images",
+        "x " * 900: "together may",
+    }
     for question, message in wrong.items():
         with pytest.raises(UserError, match=message):
-            list(ask(columns, Talk(), question, GREEDY))
+            _last(ask(columns, Talk(), question, [], GREEDY))
     with pytest.raises(UserError, match="Nothing has been asked"):
         without_last(Talk())
     with pytest.raises(UserError, match="nothing to flag"):
         flag(columns, Talk(), GREEDY, tmp_path)
+    (tmp_path / "text.png").write_text("no picture")
+    with pytest.raises(UserError, match=r"picture 1: .*text\.png: not a picture"):
+        open_pictures([str(tmp_path / "text.png")], Talk())
+    with pytest.raises(UserError, match="room for 8 pictures"):
+        open_pictures(["a.png"] * 8, Talk((Exchange("What?", (PICTURE,), ("a", "b")),)))
+
+
+def test_what_is_shown_is_what_the_tower_gets(columns: list[Column]) -> None:
+    """Padded to a square with the mean colour, resized, and as many cells as there are tokens."""
+    mlp, ldpv2 = (seen(column.engine.model, column.engine.processor, PICTURE.image) for column in columns)
+    ((picture, line),) = mlp
+    assert line == "16 tokens, 4×4"
+    assert [line for _, line in ldpv2] == ["4 tokens, 2×2"]
+    pixels = np.asarray(picture).astype(int)
+    cell = picture.width // 4
+    mean = [int(255 * channel) for channel in columns[0].engine.processor.image_processor.image_mean]
+    assert abs(pixels[picture.height // 2 + 5, cell // 2] - np.array([200, 30, 30])).max() <= 2
+    assert abs(pixels[2, cell // 2] - np.array(mean)).max() <= 2
+    assert abs(pixels[2, cell] - np.array(mean)).max() > 20  # a line between two cells
+
+
+class Turnstile:
+    """Lets an engine make its steps one by one, as the test says."""
+
+    def __init__(self, engine: Engine):
+        self._step = engine.step
+        self._allowed = threading.Semaphore(0)
+        self._engine = engine
+        self._open = True
+        engine.step = self._pass  # type: ignore[method-assign]
+
+    def close(self) -> None:
+        """While it has nothing to do."""
+        while self._allowed.acquire(blocking=False):
+            pass
+        self._open = False
+
+    def let(self, steps: int) -> None:
+        self._allowed.release(steps)
+
+    def open(self) -> None:
+        self._open = True
+        self._allowed.release()
+
+    def _pass(self) -> Any:
+        if not self._open:
+            self._allowed.acquire()
+        return self._step()
+
+    @property
+    def tickets(self) -> list[Any]:
+        return [each.ticket for each in self._engine._running]
+
+
+@pytest.fixture
+def turnstiles(columns: list[Column]) -> Iterator[list[Turnstile]]:
+    turnstiles = [Turnstile(column.engine) for column in columns]
+    yield turnstiles
+    for turnstile, column in zip(turnstiles, columns, strict=True):
+        turnstile.open()
+        column.engine.step = turnstile._step  # type: ignore[method-assign]
 
 
 @pytest.fixture(scope="module")
@@ -91,14 +186,16 @@ def address(columns: list[Column], tmp_path_factory: pytest.TempPathFactory) -> 
     from llava_npu.serving.web.page import build_page, launch
 
     folder = tmp_path_factory.mktemp("page")
-    PICTURE.save(folder / "example.png")
-    page = build_page(columns, folder / "flags", [folder / "example.png"])
+    for picture in (PICTURE, OTHER):
+        picture.image.save(folder / picture.file)
+    (folder / "text.png").write_text("no picture")
+    page = build_page(columns, folder / "flags", [folder / "red.png", folder / "green.png"])
     yield launch(page, "127.0.0.1", meeting_port(), 2**20, block=False), folder
     page.close(verbose=False)
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
+@contextmanager
+def _browser() -> Iterator[Any]:
     api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     if not CHROMIUM:
         pytest.skip("no chromium here: apt-get install chromium")
@@ -107,45 +204,121 @@ def browser() -> Iterator[Any]:
         browser = playwright.chromium.launch(
             executable_path=CHROMIUM,
             args=[*switches.split(), "--disable-component-update", "--disable-sync"],
-            timeout=300_000,
+            timeout=MINUTES,
         )
         yield browser
         browser.close()
 
 
 @pytest.mark.slow
-def test_in_a_browser(columns: list[Column], address: tuple[str, Path], browser: Any) -> None:
+def test_in_a_browser(columns: list[Column], address: tuple[str, Path], turnstiles: list[Turnstile]) -> None:
     url, folder = address
-    page = browser.new_page(viewport={"width": 1280, "height": 800})
-    page.set_default_timeout(300_000)
-    outside: list[str] = []
-    page.on("request", lambda request: request.url.startswith((url, "data:", "blob:")) or outside.append(request.url))
-    page.goto(url)
-    page.get_by_text("Parameters").click()
-    temperature = page.get_by_label("number input for Temperature (0: always the likeliest word)")
-    temperature.fill("0")
-    temperature.press("Tab")
-    page.locator("#picture input[type=file]").set_input_files(str(folder / "example.png"))
-    page.locator("#picture img").first.wait_for()
+    whole = [_offline(column, "What is it?", PICTURE) for column in columns]
+    talk = Talk((Exchange("What is it?", (PICTURE,), tuple(whole)),))
+    begun = [_offline(column, "What is it?", PICTURE, sampling=Sampling(3)) for column in columns]
+    later = list(_last(ask(columns, talk, "And this?", [OTHER], GREEDY)).exchanges[-1].answers)
+    with _browser() as browser:
+        page = browser.new_page(viewport={"width": 1280, "height": 900})
+        page.set_default_timeout(MINUTES)
+        outside: list[str] = []
+        page.on(
+            "request", lambda request: request.url.startswith((url, "data:", "blob:")) or outside.append(request.url)
+        )
+        page.goto(url)
+        page.get_by_text("Parameters").click()
+        for name, value in {
+            "Temperature (0: always the likeliest word)": "0",
+            "Longest answer, in tokens": "32",
+        }.items():
+            page.get_by_label(f"number input for {name}").fill(value)
+            page.get_by_label(f"number input for {name}").press("Tab")
+        _talk_on_the_page(page, columns, turnstiles, folder, begun, whole, later)
+        assert not outside
+        page.close()
 
+
+def _talk_on_the_page(
+    page: Any,
+    columns: list[Column],
+    turnstiles: list[Turnstile],
+    folder: Path,
+    begun: list[str],
+    whole: list[str],
+    later: list[Any],
+) -> None:
+    """`begun`, `whole`: of the first answers, after three tokens and at their end; `later`: the second ones."""
     question = page.locator("#question textarea")
+    answers = [page.locator(f"#chat-{place} .bot") for place in range(2)]
+
+    def text(place: int, number: int = 0) -> str:
+        return answers[place].nth(number).inner_text().strip() if answers[place].count() > number else ""
+
+    def until(condition: Callable[[], bool]) -> None:
+        for _ in range(MINUTES // 50):
+            if condition():
+                return
+            page.wait_for_timeout(50)
+        page.screenshot(path=str(folder / "stuck.png"))
+        raise AssertionError(f"it does not happen: {folder / 'stuck.png'}")
+
+    def shown(number: int = 0) -> list[str]:
+        return [text(place, number) for place in range(2)]
+
+    # A picture is uploaded, a question asked, and the answers are seen while they grow.
+    page.locator("#pictures input[type=file]").set_input_files(str(folder / "red.png"))
+    page.locator("#pictures img").first.wait_for()
+    for turnstile in turnstiles:
+        turnstile.close()
     question.fill("What is it?")
     question.press("Enter")
-    for place, column in enumerate(columns):
-        answer = page.locator(f"#chat-{place} .bot").get_by_text(_offline(column, "What is it?"))
-        answer.wait_for()
+    for turnstile in turnstiles:
+        turnstile.let(3)
+    until(lambda: shown() == begun)
+    page.locator("#chat-0 .user img").wait_for()  # the picture went from its box into the conversation
+    assert page.locator("#pictures img").count() == 0
+    for turnstile in turnstiles:
+        turnstile.open()
+    until(lambda: shown() == whole)
+    page.get_by_text("What the models see").click()
+    page.locator("#seen-0").get_by_text("16 tokens, 4×4").wait_for()
     if picture := os.environ.get("LLAVA_NPU_SCREENSHOT"):
         page.screenshot(path=picture)
+
+    # Regenerate, and stop half-way: no more comes, and the engine is free again.
+    for turnstile in turnstiles:
+        turnstile.close()
+    page.locator("#again").click()
+    for turnstile in turnstiles:
+        turnstile.let(3)
+    until(lambda: shown() == begun)
+    page.locator("#stop").click()
+    until(lambda: all(ticket.cancelled for turnstile in turnstiles for ticket in turnstile.tickets))
+    for turnstile in turnstiles:
+        turnstile.open()
+    until(lambda: not any(column.engine.num_running for column in columns))
+    assert shown() == begun
+    page.locator("#again").click()
+    until(lambda: shown() == whole)
+
+    # Another picture in a later turn, from the examples, and one that is none.
+    page.locator("#examples img").nth(1).click()
+    page.locator("#pictures img").first.wait_for()
+    question.fill("And this?")
+    page.locator("#send").click()
+    until(lambda: shown(1) == later)
     page.locator("#flag").click()
     page.get_by_text("kept in").wait_for()
     kept = json.loads((folder / "flags" / "flagged.jsonl").read_text())
-    for column, answer in zip(columns, kept["exchanges"][0]["answers"], strict=True):
-        assert answer.startswith(_offline(column, "What is it?"))
-    assert (folder / "flags" / kept["image"]).is_file()
+    assert [each["answers"] for each in kept["exchanges"]] == [whole, later]
+    assert all((folder / "flags" / name).is_file() for each in kept["exchanges"] for name in each["images"])
+    assert [len(each["images"]) for each in kept["exchanges"]] == [1, 1]
     page.locator("#clear").click()
-    page.wait_for_function("document.querySelectorAll('#chat-0 .bot').length === 0")
+    until(lambda: page.locator("#chat-0 .bot").count() == 0)
     question.fill(" ")
     question.press("Enter")
     page.get_by_text("Write a question first").wait_for()
-    assert not outside
-    page.close()
+    page.locator("#pictures input[type=file]").set_input_files(str(folder / "text.png"))
+    page.locator("#pictures img").first.wait_for()
+    question.fill("What is it?")
+    question.press("Enter")
+    page.get_by_text("not a picture").wait_for()

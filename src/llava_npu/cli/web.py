@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from llava_npu.cli.model_options import BITS, DEVICE, DTYPE, MAX_LENGTH, MODEL
+from llava_npu.cli.model_options import BITS, DEVICE, DTYPE, HUB, MAX_LENGTH, MODEL
 from llava_npu.errors import UserError
 
 _LARGEST_PICTURE = 32 * 2**20  # bytes of a file
@@ -21,6 +21,7 @@ def web(
     port: Annotated[int, typer.Option(min=1, max=65535)] = 7860,
     examples: Annotated[Path | None, typer.Option(help="A folder of pictures to click on.")] = None,
     flags: Annotated[Path, typer.Option(help="Folder for flagged conversations.")] = Path("flagged"),
+    source: Annotated[str, HUB] = "huggingface",
     device: Annotated[str, DEVICE] = "auto",
     dtype: Annotated[str, DTYPE] = "auto",
     bits: Annotated[int, BITS] = 16,
@@ -45,11 +46,11 @@ def web(
     from llava_npu.serving.web.page import build_page, launch
 
     columns = []
-    for source in [model, *([compare] if compare else [])]:
-        loaded, processor, _ = load_model(source, device, dtype, bits)
+    for name in [model, *([compare] if compare else [])]:
+        loaded, processor, _ = load_model(name, device, dtype, bits, source)
         engine = Engine(loaded, processor, max_batch=max_batch, max_length=max_length)
         engine.warm_up()
-        columns.append(Column(source, engine, BackgroundEngine(engine)))
+        columns.append(Column(name, engine, BackgroundEngine(engine)))
     for column in columns:
         column.background.start()
     page = build_page(columns, flags, pictures)

@@ -36,6 +36,7 @@ def serve(
         timeout_graceful_shutdown=10,
         timeout_keep_alive=15,
         server_header=False,
+        ws="none",
     )
     try:
         listener.listen(config.backlog)  # of two that reserved a port at the same time, one hears it here

@@ -1,24 +1,25 @@
-"""What happens behind the page: one column of conversation for each model, all about the same picture."""
+"""What happens behind the page: one column of conversation for each model, all about the same pictures."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-import queue
-from collections.abc import Iterator, Sequence
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
 
 from PIL import Image
 
 from llava_npu.data.images import load_image
 from llava_npu.errors import UserError
+from llava_npu.models.processing import IMAGE_TOKEN
 from llava_npu.serving.background import BackgroundEngine
 from llava_npu.serving.engine import Engine
 from llava_npu.serving.generation import Piece, Sampling, Ticket
-from llava_npu.serving.prompts import Turns, prepare_prompt
+from llava_npu.serving.prompts import Turns, prepare_prompt, with_images_first
+
+_MAX_PICTURES = 8  # of one conversation
+_MAX_PIXELS = 25_000_000  # of one picture
 
 
 @dataclass(frozen=True)
@@ -31,101 +32,130 @@ class Column:
 
 
 @dataclass(frozen=True)
+class Picture:
+    """A visitor's picture, and the file that it came from."""
+
+    file: str
+    image: Image.Image
+
+
+@dataclass(frozen=True)
 class Exchange:
-    """A question and each column's answer to it, as far as it has come; None from a column that failed."""
+    """A question, its pictures, and each column's answer as far as it has come; None from a column that failed."""
 
     question: str
+    pictures: tuple[Picture, ...]
     answers: tuple[str | None, ...]
 
 
 @dataclass(frozen=True)
 class Talk:
-    """A visitor's conversation.
+    """A visitor's conversation: questions and answers, oldest first."""
 
-    Attributes:
-        picture: what it is about, if anything.
-        source: the file that the picture came from.
-        exchanges: questions and answers, oldest first.
-    """
-
-    picture: Image.Image | None = None
     exchanges: tuple[Exchange, ...] = ()
-    source: str | None = None
 
-    def turns(self, column: int, question: str) -> Turns:
-        """The prompt of a column: its own answers, and the question that follows."""
+    @property
+    def num_pictures(self) -> int:
+        return sum(len(exchange.pictures) for exchange in self.exchanges)
+
+    def prompt(self, column: int, question: str, pictures: Sequence[Picture]) -> tuple[Turns, list[Image.Image]]:
+        """What a column is asked: its own answers so far and the question, and all pictures in their order."""
         turns = []
+        waiting = 0  # pictures of questions left out: a template has no place for an answer without words
         for exchange in self.exchanges:
             answer = exchange.answers[column]
-            if answer:  # a template has no place for an answer without words
-                turns.append({"from": "human", "value": exchange.question})
+            if answer and answer.strip():
+                turns.append(_question(exchange.question, len(exchange.pictures), waiting))
                 turns.append({"from": "gpt", "value": answer})
-        turns.append({"from": "human", "value": question})
-        if self.picture is not None:
-            turns[0] = {**turns[0], "value": f"<image>\n{turns[0]['value']}"}
-        return turns
+                waiting = 0
+            else:
+                waiting += len(exchange.pictures)
+        turns.append(_question(question, len(pictures), waiting))
+        shown = [*(picture for exchange in self.exchanges for picture in exchange.pictures), *pictures]
+        return turns, [picture.image for picture in shown]
 
 
-def ask(columns: Sequence[Column], talk: Talk, question: str, sampling: Sampling) -> Iterator[Talk]:
-    """All columns answer at the same time; yields the conversation as it grows. Closing the iterator stops them.
+def _question(text: str, num_pictures: int, waiting: int) -> dict[str, str]:
+    return {"from": "human", "value": f"{IMAGE_TOKEN}\n" * waiting + with_images_first(text, num_pictures)}
+
+
+def open_pictures(files: Sequence[str], talk: Talk) -> tuple[Picture, ...]:
+    """The pictures of the next question.
 
     Raises:
-        UserError: the question has no words, `<image>` is written in it, or a prompt has become too long.
+        UserError: too many, or one that is no picture or too large.
     """
-    if not question.strip():
+    if talk.num_pictures + len(files) > _MAX_PICTURES:
+        raise UserError(f"A conversation here has room for {_MAX_PICTURES} pictures. Clear it to start another.")
+    return tuple(
+        Picture(file, load_image(Path(file), f"picture {number}", max_pixels=_MAX_PIXELS))
+        for number, file in enumerate(files, 1)
+    )
+
+
+async def ask(
+    columns: Sequence[Column], talk: Talk, question: str, pictures: Sequence[Picture], sampling: Sampling
+) -> AsyncGenerator[Talk]:
+    """All columns answer at the same time; yields the conversation as it grows. Closing the iterator stops them.
+
+    `<image>` in the question says where each picture stands; without any, they all come first.
+
+    Raises:
+        UserError: the question has no words, `<image>` and pictures differ in number, or a prompt has become too long.
+    """
+    if not question.replace(IMAGE_TOKEN, "").strip():
         raise UserError("Write a question first.")
-    if "<image>" in question:
-        raise UserError("'<image>' cannot be written in a question here: the picture comes first by itself.")
-    pictures = [] if talk.picture is None else [talk.picture]
-    tickets = []
-    for place, column in enumerate(columns):
-        prompt = prepare_prompt(column.engine.processor, talk.turns(place, question), pictures)
-        room = column.engine.max_length - len(prompt.input_ids)
-        limited = replace(sampling, max_new_tokens=max(1, min(sampling.max_new_tokens, room)))
-        column.engine.check(prompt, limited)
-        tickets.append(Ticket(prompt, limited))
-    news: _News = queue.SimpleQueue()
+    tickets = await asyncio.to_thread(_tickets, columns, talk, question, pictures, sampling)
+    news: asyncio.Queue[tuple[int, Piece]] = asyncio.Queue()
     answers: list[str | None] = [""] * len(columns)
+
+    def with_answers() -> Talk:
+        return replace(talk, exchanges=(*talk.exchanges, Exchange(question, tuple(pictures), tuple(answers))))
+
     try:
         for place, (column, ticket) in enumerate(zip(columns, tickets, strict=True)):
-            column.background.submit(ticket, partial(_tell, news, place))
+            column.background.submit(ticket, _teller(news, place))
+        yield with_answers()
         running = len(columns)
         while running:
-            place, piece = news.get()
+            place, piece = await news.get()
             running -= piece.finish_reason is not None
             if piece.error is not None:
                 answers[place] = None
                 raise UserError(f"{columns[place].name} failed: {piece.error}")
-            if piece.text or piece.finish_reason:
+            if piece.text:
                 answers[place] = (answers[place] or "") + piece.text
-                exchange = Exchange(question, tuple(answers))
-                yield replace(talk, exchanges=(*talk.exchanges, exchange))
+                yield with_answers()
     finally:
         for ticket in tickets:
             ticket.cancel()
 
 
-_MAX_PIXELS = 25_000_000
-_News = queue.SimpleQueue[tuple[int, Piece]]
+def _tickets(
+    columns: Sequence[Column], talk: Talk, question: str, pictures: Sequence[Picture], sampling: Sampling
+) -> list[Ticket]:
+    tickets = []
+    for place, column in enumerate(columns):
+        prompt = prepare_prompt(column.engine.processor, *talk.prompt(place, question, pictures), name="conversation")
+        room = column.engine.max_length - len(prompt.input_ids)
+        limited = replace(sampling, max_new_tokens=max(1, min(sampling.max_new_tokens, room)))
+        column.engine.check(prompt, limited)
+        tickets.append(Ticket(prompt, limited))
+    return tickets
 
 
-def _tell(news: _News, place: int, piece: Piece) -> None:
-    news.put((place, piece))
+def _teller(news: asyncio.Queue[tuple[int, Piece]], place: int) -> Callable[[Piece], None]:
+    """What an engine's thread calls with each piece; it reaches `news` in this event loop."""
+    loop = asyncio.get_running_loop()
+
+    def tell(piece: Piece) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop was closed: nobody is there any more
+            loop.call_soon_threadsafe(news.put_nowait, (place, piece))
+
+    return tell
 
 
-def about(path: str | None, talk: Talk) -> Talk:
-    """The conversation, if it is about this picture's file; else a new one about it.
-
-    Raises:
-        UserError: the file is no picture, or too large a one.
-    """
-    if path == talk.source:
-        return talk
-    picture = None if path is None else load_image(Path(path), "picture", max_pixels=_MAX_PIXELS)
-    return Talk(picture, source=path)
-
-
-def without_last(talk: Talk) -> tuple[Talk, str]:
+def without_last(talk: Talk) -> tuple[Talk, Exchange]:
     """The conversation before its last question, and that question.
 
     Raises:
@@ -133,39 +163,4 @@ def without_last(talk: Talk) -> tuple[Talk, str]:
     """
     if not talk.exchanges:
         raise UserError("Nothing has been asked yet.")
-    return replace(talk, exchanges=talk.exchanges[:-1]), talk.exchanges[-1].question
-
-
-def flag(columns: Sequence[Column], talk: Talk, sampling: Sampling, folder: Path) -> Path:
-    """Keeps a conversation in a local file, one JSON value a line, its picture beside it. Nothing of the visitor.
-
-    Returns:
-        The file.
-
-    Raises:
-        UserError: there is no conversation, or the file cannot be written.
-    """
-    if not talk.exchanges:
-        raise UserError("There is nothing to flag yet.")
-    path = folder / "flagged.jsonl"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        record = {
-            "time": datetime.now(UTC).isoformat(timespec="seconds"),
-            "models": [column.name for column in columns],
-            "image": None if talk.picture is None else _keep_picture(talk.picture, folder),
-            "sampling": {"temperature": sampling.temperature, "top_p": sampling.top_p},
-            "exchanges": [{"question": each.question, "answers": list(each.answers)} for each in talk.exchanges],
-        }
-        with path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record, ensure_ascii=False) + "\n")
-    except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror or error}") from error
-    return path
-
-
-def _keep_picture(picture: Image.Image, folder: Path) -> str:
-    name = f"{hashlib.sha256(picture.tobytes()).hexdigest()[:16]}.png"
-    if not (folder / name).exists():
-        picture.save(folder / name)
-    return name
+    return replace(talk, exchanges=talk.exchanges[:-1]), talk.exchanges[-1]

@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import asyncio
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import aclosing, contextmanager
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from starlette.datastructures import MutableHeaders
+from starlette.middleware import Middleware
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from llava_npu.errors import UserError
 from llava_npu.serving.generation import Sampling
-from llava_npu.serving.web.columns import Column, Talk, about, ask, flag, without_last
+from llava_npu.serving.web.columns import Column, Picture, Talk, ask, open_pictures, without_last
+from llava_npu.serving.web.flags import flag
+from llava_npu.serving.web.seeing import seen
 
 _FONTS = ["ui-sans-serif", "system-ui", "sans-serif"]  # of this machine: nothing is loaded from elsewhere
+_STYLE = ".message img { max-height: 9rem; width: auto; object-fit: contain }"  # answers stay in sight
+# Answers are shown as Markdown, and what models write may name pictures of other sites.
+_OWN_CONTENT_ONLY = "default-src 'self' data: blob: 'unsafe-inline' 'unsafe-eval'"
 
 
 def build_page(columns: Sequence[Column], flags: Path, examples: Sequence[Path] = ()) -> gr.Blocks:
-    """A page that talks with one model, or with two side by side about the same picture.
+    """A page that talks with one model, or with two side by side about the same pictures.
 
     Args:
         columns: the models; their engines run.
@@ -29,15 +39,17 @@ def build_page(columns: Sequence[Column], flags: Path, examples: Sequence[Path] 
         talk = gr.State(Talk())
         with gr.Row():
             with gr.Column(scale=2):
-                picture = gr.Image(
-                    label="Picture",
+                pictures = gr.Gallery(
+                    label="Pictures for the next question",
                     type="filepath",
+                    file_types=["image"],
                     sources=["upload", "webcam", "clipboard"],
-                    height=320,
-                    elem_id="picture",
+                    interactive=True,
+                    columns=2,
+                    elem_id="pictures",
                 )
                 if examples:
-                    gr.Examples([str(path) for path in examples], picture, label="Examples")
+                    _shelf(examples, pictures)
                 with gr.Accordion("Parameters", open=False):
                     temperature = gr.Slider(0, 2, 0.2, step=0.1, label="Temperature (0: always the likeliest word)")
                     top_p = gr.Slider(0.05, 1, 0.7, step=0.05, label="Top p")
@@ -49,7 +61,7 @@ def build_page(columns: Sequence[Column], flags: Path, examples: Sequence[Path] 
                         for place, column in enumerate(columns)
                     ]
                 question = gr.Textbox(
-                    show_label=False, placeholder="Ask about the picture, then press Enter", elem_id="question"
+                    show_label=False, placeholder="Ask about the pictures, then press Enter", elem_id="question"
                 )
                 with gr.Row():
                     send = gr.Button("Send", variant="primary", elem_id="send", min_width=80)
@@ -57,30 +69,56 @@ def build_page(columns: Sequence[Column], flags: Path, examples: Sequence[Path] 
                     again = gr.Button("Regenerate", elem_id="again", min_width=80)
                     clear = gr.Button("Clear", elem_id="clear", min_width=80)
                     keep = gr.Button("Flag", elem_id="flag", min_width=80)
+                with gr.Accordion("What the models see (a cell is a visual token)", open=False), gr.Row():
+                    sights = [
+                        gr.Gallery(
+                            label=column.name,
+                            format="png",
+                            interactive=False,
+                            columns=2,
+                            fit_columns=False,
+                            object_fit="contain",
+                            elem_id=f"seen-{place}",
+                            buttons=["fullscreen"],
+                        )
+                        for place, column in enumerate(columns)
+                    ]
         settings = [temperature, top_p, length]
 
-        def answer(text: str, path: str | None, now: Talk, *values: float) -> Iterator[list[Any]]:
-            # Another picture starts another conversation, as users of LLaVA's page know it.
-            yield from _shown(columns, _or_error(lambda: about(path, now)), text, _sampling(values))
+        async def answer(text: str, files: list[Any] | None, now: Talk, *values: float) -> AsyncIterator[list[Any]]:
+            with _errors_shown():
+                opened = await asyncio.to_thread(open_pictures, [file for file, _ in files or []], now)
+                async with aclosing(ask(columns, now, text, opened, _sampling(values))) as answering:
+                    sights = await asyncio.to_thread(_sights, columns, opened)
+                    box: list[Any] = ["", None, *sights]  # the question is asked: empty for the next
+                    async for later in answering:
+                        yield [later, *_chats(columns, later), *box]
+                        box = [gr.skip()] * len(box)
 
-        def regenerate(now: Talk, *values: float) -> Iterator[list[Any]]:
-            earlier, text = _or_error(lambda: without_last(now))
-            yield from _shown(columns, earlier, text, _sampling(values))
+        async def regenerate(now: Talk, *values: float) -> AsyncIterator[list[Any]]:
+            with _errors_shown():
+                earlier, last = without_last(now)
+                async with aclosing(
+                    ask(columns, earlier, last.question, last.pictures, _sampling(values))
+                ) as answering:
+                    async for later in answering:
+                        yield [later, *_chats(columns, later)]
 
         def keep_talk(now: Talk, *values: float) -> None:
-            path = _or_error(lambda: flag(columns, now, _sampling(values), flags))
+            with _errors_shown():
+                path = flag(columns, now, _sampling(values), flags)
             gr.Info(f"kept in {path}")
 
-        outputs = [talk, *chats, question]
+        asked = ([question, pictures, talk, *settings], [talk, *chats, question, pictures, *sights])
         running: list[Any] = [
-            question.submit(answer, [question, picture, talk, *settings], outputs),
-            send.click(answer, [question, picture, talk, *settings], outputs),
-            again.click(regenerate, [talk, *settings], outputs),
+            question.submit(answer, *asked),
+            send.click(answer, *asked),
+            again.click(regenerate, [talk, *settings], [talk, *chats]),
         ]
         stop.click(None, cancels=running, queue=False)
-        emptied = [picture, talk, question, *chats]
+        everything = [talk, question, pictures, *chats, *sights]
         for clicked in (clear.click, *(chat.clear for chat in chats)):  # a column's own button means the whole talk
-            clicked(lambda: [None, Talk(), "", *[[] for _ in columns]], None, emptied, cancels=running)
+            clicked(lambda: [Talk(), "", *[None] * (len(everything) - 2)], None, everything, cancels=running)
         keep.click(keep_talk, [talk, *settings])
     return page
 
@@ -100,41 +138,75 @@ def launch(page: gr.Blocks, host: str, port: int, max_bytes: int, block: bool = 
             max_file_size=max_bytes,
             prevent_thread_lock=not block,
             theme=gr.themes.Soft(font=_FONTS, font_mono=["monospace"]),
+            css=_STYLE,
             footer_links=[],
             ssr_mode=False,
+            app_kwargs={"middleware": [Middleware(_ContentPolicy)]},
         )
     except OSError as error:
         raise UserError(f"--port {port}: in use on {host}, or not ours to take ({error}); choose another") from error
     return str(address)
 
 
-def _shown(columns: Sequence[Column], talk: Talk, text: str, sampling: Sampling) -> Iterator[list[Any]]:
-    answering = ask(columns, talk, text, sampling)
-    try:
-        for now in answering:
-            yield [now, *(_messages(now, place) for place in range(len(columns))), ""]
-    except UserError as error:
-        raise gr.Error(str(error), print_exception=False) from error
-    finally:
-        answering.close()  # type: ignore[attr-defined]
+class _ContentPolicy:
+    """ASGI middleware: tells browsers to load nothing from elsewhere, whatever an answer's text asks for."""
+
+    def __init__(self, app: ASGIApp):
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_with_policy(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message)["Content-Security-Policy"] = _OWN_CONTENT_ONLY
+            await send(message)
+
+        await self._app(scope, receive, send_with_policy)
 
 
-def _messages(talk: Talk, column: int) -> list[dict[str, str]]:
-    messages = []
+def _shelf(examples: Sequence[Path], pictures: gr.Gallery) -> None:
+    """Pictures that a click puts among those of the next question."""
+    shelf = gr.Dataset(
+        components=[gr.Image(render=False, type="filepath")],
+        samples=[[str(path)] for path in examples],
+        label="Examples",
+        type="index",
+        elem_id="examples",
+    )
+    shelf.click(lambda place, now: [*(now or []), str(examples[place])], [shelf, pictures], pictures)
+
+
+def _chats(columns: Sequence[Column], talk: Talk) -> list[list[dict[str, Any]]]:
+    return [_messages(talk, place) for place in range(len(columns))]
+
+
+def _messages(talk: Talk, column: int) -> list[dict[str, Any]]:
+    messages: list[dict[str, Any]] = []
     for exchange in talk.exchanges:
-        messages.append({"role": "user", "content": exchange.question})
+        shown: list[Any] = [*({"path": picture.file} for picture in exchange.pictures), exchange.question]
+        messages.append({"role": "user", "content": shown})
         messages.append({"role": "assistant", "content": exchange.answers[column] or ""})
     return messages
 
 
+def _sights(columns: Sequence[Column], pictures: Sequence[Picture]) -> list[Any]:
+    """What each model sees of the latest pictures; a question without any leaves them."""
+    if not pictures:
+        return [gr.skip()] * len(columns)
+    return [
+        [sight for picture in pictures for sight in seen(column.engine.model, column.engine.processor, picture.image)]
+        for column in columns
+    ]
+
+
 def _sampling(values: Sequence[float]) -> Sampling:
     temperature, top_p, length = values
-    return _or_error(lambda: Sampling(int(length), temperature=float(temperature), top_p=float(top_p)))
+    return Sampling(int(length), temperature=float(temperature), top_p=float(top_p))
 
 
-def _or_error(work: Any) -> Any:
+@contextmanager
+def _errors_shown() -> Iterator[None]:
     """What a visitor got wrong is shown on the page."""
     try:
-        return work()
+        yield
     except UserError as error:
         raise gr.Error(str(error), print_exception=False) from error

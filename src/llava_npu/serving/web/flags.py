@@ -1,0 +1,56 @@
+"""Conversations that a visitor wants kept, in a local folder."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+from PIL import Image
+
+from llava_npu.errors import UserError
+from llava_npu.serving.generation import Sampling
+from llava_npu.serving.web.columns import Column, Talk
+
+
+def flag(columns: Sequence[Column], talk: Talk, sampling: Sampling, folder: Path) -> Path:
+    """Keeps a conversation in a local file, one JSON value a line, its pictures beside it. Nothing of the visitor.
+
+    Returns:
+        The file.
+
+    Raises:
+        UserError: there is no conversation, or the file cannot be written.
+    """
+    if not talk.exchanges:
+        raise UserError("There is nothing to flag yet.")
+    path = folder / "flagged.jsonl"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        record = {
+            "time": datetime.now(UTC).isoformat(timespec="seconds"),
+            "models": [column.name for column in columns],
+            "sampling": {"temperature": sampling.temperature, "top_p": sampling.top_p},
+            "exchanges": [
+                {
+                    "question": each.question,
+                    "images": [_keep(picture.image, folder) for picture in each.pictures],
+                    "answers": list(each.answers),
+                }
+                for each in talk.exchanges
+            ],
+        }
+        with path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record, ensure_ascii=False) + "\n")
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror or error}") from error
+    return path
+
+
+def _keep(picture: Image.Image, folder: Path) -> str:
+    name = f"{hashlib.sha256(picture.tobytes()).hexdigest()[:16]}.png"
+    if not (folder / name).exists():
+        picture.save(folder / name)
+    return name
