@@ -24,6 +24,7 @@ import tiny
 from llava_npu import LlavaNpuConfig, LlavaNpuForConditionalGeneration, LlavaNpuProcessor, UserError
 from llava_npu.models import compose, load
 from llava_npu.models.anyres import Tiling, default_resolutions, resolutions_from_llava
+from llava_npu.models.composing import change_aspect_ratio
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden/misc.json").read_text())["anyres"]
 LLAVA_16 = [[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]]  # (width, height)
@@ -309,6 +310,73 @@ def test_projectors_keep_the_picture_in_place(parts: Path, projector: str, optio
         assert torch.equal(rows[top : top + side, left : left + side].flatten(0, 1), each[number])
 
 
+FLAT = [("resampler", {"num_queries": 4}, False, 4), ("mlp2x_gelu", {}, True, 17), ("linear", {}, True, 17)]
+
+
+@pytest.mark.parametrize(("projector", "options", "special_tokens", "tokens"), FLAT)
+def test_tokens_without_places_follow_each_other(
+    parts: Path, tmp_path: Path, projector: str, options: dict, special_tokens: bool, tokens: int
+) -> None:
+    """Reference: LLaVA's `mm_patch_merge_type: flat`, the whole picture's tokens and then each tile's, nothing else."""
+    model, processor = compose(
+        str(parts / "clip"), str(parts / "lm"), projector, options, keep_prefix_tokens=special_tokens,
+        image_aspect_ratio="anyres",
+    )  # fmt: skip
+    sizes = [(56, 56), (20, 90)]  # (height, width)
+    assert [processor.tiling.num_tiles(size) for size in sizes] == [5, 4]
+    assert [processor.count_image_tokens(size) for size in sizes] == [5 * tokens, 4 * tokens]
+    inner = model.eval().model
+    assert inner.image_newline is None
+    features = model.encode_images(processor.preprocess_images([_picture(56, 56), _picture(90, 20)]))
+    each = inner.project(features)
+    packed = inner.get_image_features(vision_features=features, image_sizes=sizes).pooler_output
+    assert torch.equal(packed[0], each[:5].flatten(0, 1))
+    assert torch.equal(packed[1], each[5:].flatten(0, 1))
+
+    expected = _answer(model, processor)
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    assert (
+        json.loads((tmp_path / "config.json").read_text())["model_type"] == "llava_npu"
+    )  # LLaVA-NeXT has no such form
+    loaded, loaded_processor = load(tmp_path)
+    assert loaded_processor.tiling == processor.tiling
+    assert _answer(loaded, loaded_processor) == expected
+
+
+def _answer(model: LlavaNpuForConditionalGeneration, processor: LlavaNpuProcessor) -> list[int]:
+    inputs = processor.encode_prompts([[{"from": "human", "value": "<image>\nWhat is it?"}]], [PICTURES[:1]])
+    return model.generate(**inputs, max_new_tokens=4, do_sample=False)[0].tolist()
+
+
+def test_a_model_of_squares_goes_on_with_tiles_and_gets_a_newline_only_where_rows_end(parts: Path) -> None:
+    for projector, options, newline in (("resampler", {"num_queries": 4}, False), ("ldpv2", {"num_queries": 4}, True)):
+        model, processor = compose(str(parts / "clip"), str(parts / "lm"), projector, options)
+        processor = change_aspect_ratio(model, processor, "anyres")
+        assert (model.model.image_newline is not None) is newline
+        assert processor.tiling == model.config.tiling
+        _answer(model.eval(), processor)
+        change_aspect_ratio(model, processor, "pad")
+        assert model.model.image_newline is None
+
+
+def test_each_tile_at_several_scales(parts: Path) -> None:
+    """Reference: each tile, a picture of its own, through the same weights without anyres."""
+    common = {"projector_type": "ldpv2", "projector_options": {"num_queries": 4}, "scales": [1, 2]}
+    squares, _ = compose(str(parts / "clip"), str(parts / "lm"), **common)
+    model, processor = compose(str(parts / "clip"), str(parts / "lm"), image_aspect_ratio="anyres", **common)
+    assert processor.tiling == model.config.tiling
+    assert processor.tiling.tile_size == (56, 56)
+    assert model.config.image_grid_pinpoints[0] == [112, 56]
+    tiles = processor.preprocess_images([_picture(112, 112)])
+    assert tiles.shape == (5, 3, 56, 56)
+    assert processor.count_image_tokens((112, 112)) == 4 + 4 * (4 + 1)
+    features = model.eval().encode_images(tiles)
+    alone = torch.cat([squares.eval().encode_images(tile[None]) for tile in tiles])
+    torch.testing.assert_close(features, alone, atol=1e-5, rtol=0)
+    _answer(model, processor)
+
+
 # ---- what may be wrong ----
 
 
@@ -320,10 +388,8 @@ def test_errors_say_what_works(parts: Path) -> None:
         compose(clip, lm, image_aspect_ratio="anyres", image_grid_pinpoints=[[56]])
     with pytest.raises(UserError, match="belong to image_aspect_ratio 'anyres', not 'pad'"):
         compose(clip, lm, image_grid_pinpoints=[[56, 28]])
-    with pytest.raises(UserError, match=r"'resampler' do not"):
-        compose(clip, lm, "resampler", {"num_queries": 4}, image_aspect_ratio="anyres")
-    with pytest.raises(UserError, match="vision_select_feature 'patch'"):
-        compose(clip, lm, keep_prefix_tokens=True, image_aspect_ratio="anyres")
+    with pytest.raises(UserError, match=r"\[28, 56\] is no pair of multiples .*56×56"):  # tiles at twice the size
+        compose(clip, lm, scales=[1, 2], image_aspect_ratio="anyres", image_grid_pinpoints=[[56, 28]])
 
 
 def test_sizes_are_asked_for_and_compared(composed: Loaded) -> None:

@@ -6,11 +6,13 @@ All runs of a device go through the same two processes, one after the other; the
 from __future__ import annotations
 
 import importlib.util
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 from llava_npu.config import RunConfig
@@ -51,6 +53,13 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "parts": {"language_model": {"train": "lora"}, "vision_tower": {"train": "lora"}},
         "lora": {"rank": 4, "dropout": 0.0},
     },
+    # Pictures of several shapes: the processes have other numbers of tiles and of tokens.
+    "anyres": {"model": {"image_aspect_ratio": "anyres"}, "gradient_checkpointing": True},
+    "anyres-flat-lora": {
+        "model": {"image_aspect_ratio": "anyres", "projector": "resampler", "projector_options": {"num_queries": 4}},
+        "parts": {"language_model": {"train": "lora"}, "vision_tower": {"train": "lora"}},
+        "lora": {"rank": 4, "dropout": 0.0},
+    },
 }
 
 
@@ -71,6 +80,8 @@ class Runs:
             return small_run(material, folder / name, device_type, **{"max_steps": 5, "batch_size": 4, **changes})
 
         self.folder = folder
+        shapes = {"data": {"path": str(_write_shapes(material, folder / "shapes"))}}
+        variants = {name: {**changes, **(shapes if "anyres" in name else {})} for name, changes in VARIANTS.items()}
         engines = {name: options for name, options in ENGINES.items() if _is_there(options["engine"])}
         two = {name: run(name, micro_batch_size=1, **options) for name, options in engines.items()}
         stop_after = {}
@@ -82,7 +93,7 @@ class Runs:
             two[f"relay-{name}"] = run("relay", micro_batch_size=2, **engines[name])
             stop_after[f"relay-{name}"] = step
         for engine in filter(_is_there, SHARDING):
-            for name, changes in VARIANTS.items():
+            for name, changes in variants.items():
                 two[f"{engine}-{name}"] = run(f"{engine}-{name}", micro_batch_size=1, engine=engine, **changes)
             two[f"{engine}-bf16"] = run(f"{engine}-bf16", engine=engine, micro_batch_size=2, precision="bf16")
         self.raised = in_two_processes(folder / "processes", two, stop_after)
@@ -92,7 +103,7 @@ class Runs:
             "accumulated": {"micro_batch_size": 2},
             "bf16": {"precision": "bf16"},
             "relay": {},
-            **VARIANTS,
+            **variants,
         }.items():
             train(run(name, **changes))
 
@@ -109,6 +120,17 @@ class Runs:
         assert weights.keys() == expected.keys()
         for key, tensor in expected.items():
             torch.testing.assert_close(weights[key], tensor, atol=tolerance, rtol=0, msg=key)
+
+
+def _write_shapes(material: Path, folder: Path) -> Path:
+    """The records with their pictures in shapes that are cut into two, three and four tiles, beside the whole one."""
+    records = json.loads((material / "train.json").read_text())
+    (folder / "images").mkdir(parents=True)
+    for number, path in enumerate(sorted((material / "images").iterdir())):
+        with Image.open(path) as picture:
+            picture.resize(((56, 28), (56, 56), (20, 80))[number % 3]).save(folder / "images" / path.name)
+    (folder / "train.json").write_text(json.dumps(records))
+    return folder / "train.json"
 
 
 @pytest.fixture(scope="module")

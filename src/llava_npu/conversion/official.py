@@ -300,7 +300,7 @@ def _config(
 ) -> LlavaNpuConfig:
     values = parts.values
     selected = values.get("mm_vision_select_feature", "patch")
-    return LlavaNpuConfig(
+    config = LlavaNpuConfig(
         vision_config=tower,
         text_config=text,
         image_token_index=image_token_id,
@@ -311,6 +311,8 @@ def _config(
         image_grid_pinpoints=_resolutions(parts),
         tie_word_embeddings=bool(text.tie_word_embeddings),
     )
+    _check_merge_type(parts, config)
+    return config
 
 
 def _resolutions(parts: Parts) -> list[list[int]] | None:
@@ -318,13 +320,19 @@ def _resolutions(parts: Parts) -> list[list[int]] | None:
     values = parts.values
     if values.get("image_aspect_ratio") != "anyres":
         return None
-    merge = values.get("mm_patch_merge_type", "flat")
-    if merge != "spatial_unpad":
-        raise UserError(
-            f"{parts.folder}/config.json: mm_patch_merge_type {merge!r} is not known; of anyres models those with "
-            "'spatial_unpad' are, as LLaVA-1.6."
-        )
     return resolutions_from_llava(values["image_grid_pinpoints"])
+
+
+def _check_merge_type(parts: Parts, config: LlavaNpuConfig) -> None:
+    """Raises `UserError` for an anyres model whose tokens are laid out otherwise than ours are."""
+    if config.tiling is None:
+        return
+    merge, ours = parts.values.get("mm_patch_merge_type", "flat"), "spatial_unpad" if config.tiling.is_map else "flat"
+    if merge != ours:
+        raise UserError(
+            f"{parts.folder}/config.json: mm_patch_merge_type {merge!r} is not known here; of anyres models with such "
+            f"a projector and mm_vision_select_feature those with {ours!r} are."
+        )
 
 
 def _with_rows(tensor: torch.Tensor, rows: int) -> torch.Tensor:

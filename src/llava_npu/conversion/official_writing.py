@@ -162,7 +162,11 @@ def _anyres(config: LlavaNpuConfig) -> dict[str, Any]:
     if config.image_grid_pinpoints is None:
         return {}
     pinpoints = [list(reversed(pair)) for pair in config.image_grid_pinpoints]  # (width, height)
-    return {"image_grid_pinpoints": pinpoints, "mm_patch_merge_type": "spatial_unpad"}
+    assert config.tiling is not None
+    return {
+        "image_grid_pinpoints": pinpoints,
+        "mm_patch_merge_type": "spatial_unpad" if config.tiling.is_map else "flat",
+    }
 
 
 def _write_tokenizer(checkpoint: Checkpoint, folder: Path, rows: int) -> None:

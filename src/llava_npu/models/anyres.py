@@ -2,8 +2,9 @@
 
 A picture is scaled into the best of several resolutions, padded with black and cut into tiles of the tower's size; the
 whole picture, squashed to one tile, comes first. After tower and projector the tiles' tokens are laid out as one map,
-what belongs to the padding is cut away, and a learned `image_newline` ends each row. How many tokens that makes follows
-from the picture's size alone.
+what belongs to the padding is cut away, and a learned `image_newline` ends each row. Tokens without a place in the
+picture (a Resampler's queries, or with special tokens among them) are no map: they follow each other tile by tile, as
+with LLaVA's `mm_patch_merge_type: flat`. How many tokens there are follows from the picture's size alone.
 
 Sizes are (height, width) throughout. As everywhere in transformers, resolutions are too; LLaVA's own configurations
 write (width, height), which decides ties: `resolutions_from_llava` turns them around, so that the choice is LLaVA's.
@@ -33,13 +34,19 @@ class Tiling:
 
     Attributes:
         resolutions: sizes that a picture may be scaled into, in order of preference where they fit equally.
-        tile_size: of one tile, the tower's image size.
-        token_grid: (rows, columns) of the tokens that the projector makes of one tile.
+        tile_size: of one tile, the tower's image size (with several scales, at the largest).
+        token_grid: (rows, columns) of the tokens that the projector makes of one tile; of tokens without places, how
+            many they are.
     """
 
     resolutions: tuple[Size, ...]
     tile_size: Size
-    token_grid: Grid
+    token_grid: Grid | int
+
+    @property
+    def is_map(self) -> bool:
+        """Whether tokens are laid out as a map of the picture, its rows ended by `image_newline`."""
+        return not isinstance(self.token_grid, int)
 
     def layout(self, size: Size) -> Grid:
         """(rows, columns) of tiles for a picture of this size, the whole picture not counted."""
@@ -53,7 +60,9 @@ class Tiling:
 
     def num_tokens(self, size: Size) -> int:
         """Tokens that a picture of this size takes in the text."""
-        _, _, rows, columns = self._kept(size)
+        if isinstance(self.token_grid, int):
+            return self.num_tiles(size) * self.token_grid
+        _, _, rows, columns = self._kept(size, self.token_grid)
         return self.token_grid[0] * self.token_grid[1] + rows * (columns + 1)
 
     def cut(self, picture: Image.Image) -> list[Image.Image]:
@@ -68,30 +77,33 @@ class Tiling:
         ]
         return [picture.resize((tile_width, tile_height), Image.Resampling.BICUBIC), *map(canvas.crop, boxes)]
 
-    def pack(self, tiles: torch.Tensor, size: Size, newline: torch.Tensor) -> torch.Tensor:
+    def pack(self, tiles: torch.Tensor, size: Size, newline: torch.Tensor | None) -> torch.Tensor:
         """Lays out the tokens of one picture's tiles.
 
         Args:
             tiles: (tiles, tokens of a tile, channels), the whole picture first.
             size: of the picture.
-            newline: (channels,), what ends a row.
+            newline: (channels,), what ends a row of a map; else None.
 
         Returns:
             (num_tokens(size), channels).
         """
+        if isinstance(self.token_grid, int):
+            return tiles.flatten(0, 1)
+        assert newline is not None
         rows, columns = self.layout(size)
         height, width = self.token_grid
         whole, parts = tiles[0], tiles[1:]
         table = parts.reshape(rows, columns, height, width, -1).transpose(1, 2).flatten(2, 3).flatten(0, 1)
-        top, left, kept_rows, kept_columns = self._kept(size)
+        top, left, kept_rows, kept_columns = self._kept(size, self.token_grid)
         table = table[top : top + kept_rows, left : left + kept_columns]  # (rows, columns, channels)
         ends = newline.to(table.dtype).expand(kept_rows, 1, -1)
         return torch.cat([whole, torch.cat([table, ends], dim=1).flatten(0, 1)])
 
-    def _kept(self, size: Size) -> tuple[int, int, int, int]:
+    def _kept(self, size: Size, token_grid: Grid) -> tuple[int, int, int, int]:
         """(top, left, rows, columns) of the tokens that show the picture, not padding; rounded as in transformers."""
         tile_rows, tile_columns = self.layout(size)
-        rows, columns = tile_rows * self.token_grid[0], tile_columns * self.token_grid[1]
+        rows, columns = tile_rows * token_grid[0], tile_columns * token_grid[1]
         height, width = size
         if width / height > columns / rows:
             padding = (rows - int(round(height * (columns / width), 7))) // 2
@@ -119,7 +131,7 @@ def check_resolutions(resolutions: Sequence[Sequence[int]], tile_size: Size) -> 
         )
         if not good:
             raise UserError(
-                f"image_grid_pinpoints: {list(pair)} is no pair of multiples of the tower's image size, "
+                f"image_grid_pinpoints: {list(pair)} is no pair of multiples of a tile's size, "
                 f"{tile_size[0]}×{tile_size[1]} pixels; for this tower LLaVA-1.6 would have "
                 f"{[[across * tile_size[1], down * tile_size[0]] for across, down in _LLAVA_16]} (width, height)."
             )

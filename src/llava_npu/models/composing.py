@@ -70,7 +70,8 @@ def compose(
     tower = open_part(lambda: load_tower(vision_tower, dtype), "model.vision_tower", vision_tower)
     decoder = open_part(lambda: _load_language_model(language_model, dtype), "model.language_model", language_model)
     tower, image_processor = fit_tower(tower, image_processor, image_size)
-    resolutions = _resolutions(image_aspect_ratio, image_grid_pinpoints, describe_tower(tower.config).image_size)
+    height, width = (side * max(scales or [1]) for side in describe_tower(tower.config).image_size)
+    resolutions = _resolutions(image_aspect_ratio, image_grid_pinpoints, (height, width))
 
     torch.manual_seed(seed)
     image_token_id = add_special_tokens(tokenizer)
@@ -102,7 +103,7 @@ def compose(
         text_hidden_size=decoder.config.hidden_size,
         **config.projector_options,
     ).to(dtype)
-    if resolutions is not None:
+    if config.tiling is not None and config.tiling.is_map:
         model.model.image_newline = _fresh_newline(decoder.config.hidden_size, dtype)
     model.generation_config = decoder.generation_config
     model.generation_config.pad_token_id = tokenizer.pad_token_id
@@ -125,7 +126,8 @@ def change_aspect_ratio(
     """Makes a model that was trained one way see pictures in another, as LLaVA-1.6 goes from squares to anyres.
 
     Args:
-        model: changed in place: with "anyres" it gets an `image_newline` unless it has one; else it loses it.
+        model: changed in place: with "anyres" it gets an `image_newline` where it lacks one and tokens are laid
+            out as a map; else it loses it.
         processor: the model's own.
         image_aspect_ratio, image_grid_pinpoints, seed: as in `compose`.
 
@@ -133,11 +135,11 @@ def change_aspect_ratio(
         the processor that now belongs to the model.
     """
     config = model.config
-    resolutions = _resolutions(image_aspect_ratio, image_grid_pinpoints, config.tower.image_size)
+    resolutions = _resolutions(image_aspect_ratio, image_grid_pinpoints, config.input_size)
     if image_aspect_ratio == "anyres" and image_grid_pinpoints is None:
         resolutions = config.image_grid_pinpoints or resolutions
     config.change_resolutions(resolutions)
-    if resolutions is None:
+    if config.tiling is None or not config.tiling.is_map:
         model.model.image_newline = None
     elif model.model.image_newline is None:
         torch.manual_seed(seed)

@@ -55,7 +55,7 @@ class LlavaNpuConfig(LlavaConfig):
             )
         check_scales(self.scales)
         if self.image_grid_pinpoints is not None:
-            self._check_anyres()
+            check_resolutions(self.image_grid_pinpoints, self.input_size)
         self.image_seq_length = self.num_image_tokens
 
     @property
@@ -90,11 +90,11 @@ class LlavaNpuConfig(LlavaConfig):
         """How pictures are cut into tiles; None: they are not."""
         if self.image_grid_pinpoints is None:
             return None
-        tower = self.tower
-        grid = token_grid(self.projector_type, tower.grid, **self.projector_options)
-        assert grid is not None
+        grid = token_grid(self.projector_type, self.tower.grid, **self.projector_options)
+        if self.keep_prefix_tokens and self.tower.num_prefix_tokens:
+            grid = None  # special tokens have no place in the picture
         resolutions = tuple((height, width) for height, width in self.image_grid_pinpoints)
-        return Tiling(resolutions, tower.image_size, grid)
+        return Tiling(resolutions, self.input_size, grid or self.num_image_tokens)
 
     def count_image_tokens(self, size: Size) -> int:
         """Tokens that an image of this (height, width) takes in the text."""
@@ -117,7 +117,7 @@ class LlavaNpuConfig(LlavaConfig):
             and self.scales == [1]
             and not self.tower.last_layer_only
             and (self.keep_prefix_tokens or self.tower.num_prefix_tokens == 1)
-            and (self.image_grid_pinpoints is None or isinstance(self.vision_config.image_size, int))
+            and (self.tiling is None or (self.tiling.is_map and isinstance(self.vision_config.image_size, int)))
         )
 
     @property
@@ -129,23 +129,7 @@ class LlavaNpuConfig(LlavaConfig):
         """Sets what anyres chooses from, (height, width), or with None ends it."""
         self.image_grid_pinpoints = resolutions
         if resolutions is not None:
-            self._check_anyres()
-
-    def _check_anyres(self) -> None:
-        assert self.image_grid_pinpoints is not None
-        tower = self.tower
-        check_resolutions(self.image_grid_pinpoints, tower.image_size)
-        if len(self.scales) > 1:
-            raise UserError("image_aspect_ratio 'anyres' and several scales are two ways to see details; choose one.")
-        if self.keep_prefix_tokens and tower.num_prefix_tokens:
-            raise UserError(
-                "image_aspect_ratio 'anyres' lays patches out as a map; it takes vision_select_feature 'patch'."
-            )
-        if token_grid(self.projector_type, tower.grid, **self.projector_options) is None:
-            raise UserError(
-                f"image_aspect_ratio 'anyres' needs tokens that keep their places in the picture; those of projector "
-                f"{self.projector_type!r} do not. Linear, MLP, pooling, convolutional and TokenPacker projectors do."
-            )
+            check_resolutions(resolutions, self.input_size)
 
     @classmethod
     def get_config_dict(

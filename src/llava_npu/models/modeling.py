@@ -82,7 +82,7 @@ class LlavaNpuModel(LlavaNpuPreTrainedModel, LlavaModel):
                 f" {taken}. Choose a tower of that width, or a projector that maps one to the other, such as 'linear'."
             )
         self.image_newline = None
-        if config.image_grid_pinpoints is not None:  # with the initialisation of LLaVA-1.6
+        if config.tiling is not None and config.tiling.is_map:  # with the initialisation of LLaVA-1.6
             width = config.text_config.hidden_size
             self.image_newline = nn.Parameter(torch.randn(width) * width**-0.5)
         self.language_model = AutoModel.from_config(config.text_config)
@@ -187,7 +187,6 @@ class LlavaNpuModel(LlavaNpuPreTrainedModel, LlavaModel):
                 f"{len(tokens)} tiles are given, but images of {sizes} pixels (height, width) make {sum(counts)}. "
                 "Prepare pictures and sizes with the model's own processor."
             )
-        assert self.image_newline is not None
         return [
             tiling.pack(tiles, size, self.image_newline)
             for tiles, size in zip(tokens.split(counts), sizes, strict=True)

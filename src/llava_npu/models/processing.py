@@ -18,6 +18,7 @@ from llava_npu.errors import UserError
 from llava_npu.models.anyres import Size, Tiling
 from llava_npu.models.configuration import LlavaNpuConfig
 from llava_npu.models.image_processors import as_llava_next, processor_size
+from llava_npu.models.projectors.grid import Grid
 
 IMAGE_TOKEN = "<image>"
 ASPECT_RATIOS = ("pad", "square", "anyres")
@@ -32,7 +33,7 @@ class LlavaNpuProcessor(LlavaProcessor):
         template: name of the conversation template (`llava_npu.data.templates`).
         image_aspect_ratio: "pad" to a square with the mean colour, "square" (resize and crop), or "anyres" (tiles).
         image_grid_pinpoints: with anyres, (height, width) of what pictures may be scaled into.
-        token_grid: with anyres, (rows, columns) of the tokens of one tile.
+        token_grid: with anyres, (rows, columns) of the tokens of one tile, or their number (`Tiling.token_grid`).
     """
 
     def __init__(
@@ -48,7 +49,7 @@ class LlavaNpuProcessor(LlavaProcessor):
         template: str = "v1",
         image_aspect_ratio: str = "pad",
         image_grid_pinpoints: list[list[int]] | None = None,
-        token_grid: list[int] | None = None,
+        token_grid: list[int] | int | None = None,
         **kwargs: Any,
     ):
         super().__init__(
@@ -98,7 +99,7 @@ class LlavaNpuProcessor(LlavaProcessor):
             template=template,
             image_aspect_ratio=image_aspect_ratio if tiling is None else "anyres",
             image_grid_pinpoints=config.image_grid_pinpoints,
-            token_grid=None if tiling is None else list(tiling.token_grid),
+            token_grid=_as_json(tiling.token_grid) if tiling is not None else None,
         )
         processor._plain_model_type = config.plain_model_type if config.is_plain_llava else None
         return processor
@@ -131,7 +132,8 @@ class LlavaNpuProcessor(LlavaProcessor):
         tile_size = processor_size(self.image_processor)
         assert tile_size is not None
         resolutions = tuple((height, width) for height, width in self.image_grid_pinpoints)
-        return Tiling(resolutions, tile_size, (self.token_grid[0], self.token_grid[1]))
+        grid = self.token_grid if isinstance(self.token_grid, int) else (self.token_grid[0], self.token_grid[1])
+        return Tiling(resolutions, tile_size, grid)
 
     def preprocess_images(self, images: Sequence[Image.Image]) -> torch.Tensor:
         """RGB pictures of any size → (images, 3, height, width), as the tower was trained on.
@@ -255,6 +257,10 @@ _TEXT_ARGUMENTS = frozenset(
 def sizes_of(pictures: Sequence[Image.Image]) -> list[Size]:
     """(height, width) of each."""
     return [(picture.height, picture.width) for picture in pictures]
+
+
+def _as_json(token_grid: Grid | int) -> list[int] | int:
+    return token_grid if isinstance(token_grid, int) else list(token_grid)
 
 
 def _flatten(images: Any) -> list[Image.Image]:
