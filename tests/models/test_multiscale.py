@@ -92,8 +92,3 @@ def test_projectors_take_the_wider_features(parts: Path, pictures: list[Image.Im
 def test_scales_are_checked(parts: Path, scales: list) -> None:
     with pytest.raises(UserError, match=r"scales .* rising from 1"):
         compose(str(parts / "clip"), str(parts / "lm"), scales=scales)
-
-
-def test_not_together_with_anyres(parts: Path) -> None:
-    with pytest.raises(UserError, match="choose one"):
-        compose(str(parts / "clip"), str(parts / "lm"), scales=[1, 2], image_aspect_ratio="anyres")
