@@ -104,6 +104,7 @@ def _one_process(folder: Path) -> None:
                     os.kill(os.getpid(), signal.SIGTERM)
 
             reporting.append_metrics = noted
+            reporting.Plotter.draw_if_due = loop.draw_plots = lambda *_: None
             try:
                 loop.train(RunConfig.model_validate(job["config"]), console=Console(quiet=True))
             except Exception as error:  # noqa: BLE001  for the test to look at

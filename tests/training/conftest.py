@@ -36,3 +36,16 @@ def make_run(material: Path, tmp_path: Path, device: torch.device) -> Callable[.
         return small_run(material, tmp_path / name, device.type, **changes)
 
     return make
+
+
+class _NoPlotter:
+    def __init__(self, folder: Path) -> None: ...
+    def draw_if_due(self) -> None: ...
+
+
+@pytest.fixture(autouse=True)
+def _draw_nothing(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawing takes longer than a small run; it is tested in test_plots.py."""
+    if request.path.name != "test_plots.py":
+        monkeypatch.setattr("llava_npu.training.reporting.Plotter", _NoPlotter)
+        monkeypatch.setattr("llava_npu.training.loop.draw_plots", lambda folder: None)

@@ -2,8 +2,17 @@
 
     python killed_runs.py CONFIG.json NUM_PROCESSES POINT …
 
-Imports once and forks for every start, which is what makes it cheap. At POINT, as `renamed` or `renamed@1` (in process
-1), the process kills itself with SIGKILL, and the others of that start are killed too. Prints a line for each start.
+A point is one of
+
+    SCOPE:N      SIGKILL before the Nth line of Python that the process runs in that scope (`SCOPES`), whoever wrote it
+    torn:N       the end (SIGXFSZ, of which it gets no word) in the middle of a write, N bytes of a file being there
+    full         no space is left on the disk
+    none         nothing
+    count        nothing; prints how many lines there are in each scope
+
+each in process 0, or in process 1 as `step:9@1`; the others of that start are killed too. Imports once and forks for
+every start, which is what makes it cheap. Prints, for each start, the point, how each process ended and, if one died,
+where.
 """
 
 from __future__ import annotations
@@ -12,61 +21,104 @@ import os
 import resource
 import signal
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
+import matplotlib.figure  # noqa: F401  what a run imports late is imported once, here
+import peft  # noqa: F401
 from rich.console import Console
 
+import llava_npu.training
 from llava_npu.config import RunConfig
 from llava_npu.errors import UserError
-from llava_npu.training import checkpoints, loop, saving, state
+from llava_npu.training import loop, reporting, saving
+from llava_npu.training.engines import ddp, fsdp2
 from llava_npu.training.launching import meeting_port
 
+SCOPES = (
+    "step",  # forward, backward and optimizer
+    "save",  # a checkpoint is written and gets its name
+    "cleanup",  # from then on, until nothing of older ones is left
+    "export",  # the final model takes the checkpoints' place
+    "anywhere",  # in this project's code of training: starting, continuing and reporting too
+)
+_TRAINING = str(Path(llava_npu.training.__file__).parent)
 
-def _die(*arguments: Any, **options: Any) -> Any:
+
+class _Lines:
+    """Counts the lines that run in each scope; before line `number` of `scope` the process dies."""
+
+    def __init__(self, scope: str | None = None, number: int = 0) -> None:
+        self.counts = dict.fromkeys(SCOPES, 0)
+        self._scope, self._number = scope, number
+
+    def within(self, scope: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        """`function`, what runs in which is counted for `scope`."""
+        if self._scope not in (None, scope):
+            return function
+
+        def trace(frame: FrameType, event: str, argument: Any) -> Any:
+            if scope == "anywhere" and not frame.f_code.co_filename.startswith(_TRAINING):
+                return None
+            if event == "line":
+                self.counts[scope] += 1
+                if self.counts[scope] == self._number:
+                    _die(f"{frame.f_code.co_filename}:{frame.f_lineno}, in {frame.f_code.co_qualname}")
+            return trace
+
+        def call(*arguments: Any, **options: Any) -> Any:
+            outer = sys.gettrace()
+            if scope == "anywhere":
+                threading.settrace(trace)
+            sys.settrace(trace)
+            try:
+                return function(*arguments, **options)
+            finally:
+                sys.settrace(outer)
+
+        return call
+
+
+def _die(place: str) -> None:
+    os.write(1, f"  {place}\n".encode())  # behind the start's line or before it
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def _then_die(function: Callable[..., Any], calls: int = 1) -> Callable[..., Any]:
-    """Does what `function` does, `calls` times, and dies."""
-    done = 0
+def _with_room_for(size: int, function: Callable[..., Any]) -> Callable[..., Any]:
+    """No file grows beyond `size` bytes from `function` on."""
 
     def call(*arguments: Any, **options: Any) -> Any:
-        nonlocal done
-        result = function(*arguments, **options)
-        done += 1
-        return _die() if done == calls else result
-
-    return call
-
-
-def _on_a_full_disk(function: Callable[..., Any]) -> Callable[..., Any]:
-    def call(*arguments: Any, **options: Any) -> Any:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (2000, resource.RLIM_INFINITY))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
         return function(*arguments, **options)
 
     return call
 
 
-def _arm(point: str) -> None:
+def _arm(point: str) -> _Lines | None:
     """Puts the end of this process where `point` says."""
-    if point == "backward":  # the second step's gradients are there, nothing is saved yet
-        loop._accumulate = _then_die(loop._accumulate, calls=2)
-    elif point == "weights":  # a part of a checkpoint is written
-        state.write_tensors = _then_die(state.write_tensors)
-    elif point == "manifest":  # all of it is, but it has no name yet
-        checkpoints._sync = _die
-    elif point == "renamed":  # it has a name, and the one that it replaces is there
-        saving.prune = _die
-    elif point == "pruning":  # half deleted
-        checkpoints.shutil.rmtree = lambda path, **options: _die() if "checkpoint" in str(path) else None
-    elif point == "full":
-        saving.write_folder = _on_a_full_disk(saving.write_folder)
-    elif point == "exporting":
-        loop.export_whole = loop.export_adapters = _die
-    elif point != "none":
+    kind, _, number = point.partition(":")
+    if kind in ("torn", "full"):
+        if kind == "torn":  # the write ends short, and the system ends the process: Python would go on with an error
+            resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+            signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+        saving.write_folder = _with_room_for(int(number or 2000), saving.write_folder)
+    elif kind in SCOPES or kind == "count":
+        lines = _Lines() if kind == "count" else _Lines(kind, int(number))
+        loop._accumulate = lines.within("step", loop._accumulate)
+        for engine in (ddp.DdpEngine, fsdp2.Fsdp2Engine):
+            engine.step = lines.within("step", engine.step)
+        saving.write_folder = lines.within("save", saving.write_folder)
+        saving.prune = lines.within("cleanup", saving.prune)
+        loop.write_folder = lines.within("export", loop.write_folder)
+        loop.prune = lines.within("export", loop.prune)
+        loop._train = lines.within("anywhere", loop._train)
+        return lines
+    elif kind != "none":
         raise ValueError(point)
+    return None
 
 
 def _process(config: RunConfig, rank: int, processes: int, port: int, point: str) -> None:
@@ -79,15 +131,18 @@ def _process(config: RunConfig, rank: int, processes: int, port: int, point: str
             "MASTER_ADDR": "127.0.0.1",
             "MASTER_PORT": str(port),
         }
+    loop.find_peak = lambda *_: None  # which is measured for a second
+    reporting.Plotter.draw_if_due = loop.draw_plots = lambda *_: None
     point, _, at = point.partition("@")
-    if int(at or 0) == rank:
-        _arm(point)
+    lines = _arm(point) if int(at or 0) == rank or point == "count" else None
     status = 0
     try:
         loop.train(config, console=Console(file=sys.stderr))
     except UserError as error:
         print("error:", str(error).partition(" (")[0], flush=True)
         status = 2
+    if point == "count" and lines is not None:
+        print("  lines", rank, *(f"{scope}={count}" for scope, count in lines.counts.items()), flush=True)
     os._exit(status)
 
 

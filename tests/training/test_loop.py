@@ -39,8 +39,6 @@ def test_align_then_finetune_learns(make_run: MakeRun) -> None:
     align = make_run("align", stage="align", max_steps=20, epochs=10, optimizer={"learning_rate": 1e-2})
     model = train(align)
     assert _losses(align)[-1] < _losses(align)[0] - 0.3
-    assert (align.output_path / "loss.png").stat().st_size > 1000
-    assert "<svg" in (align.output_path / "loss.html").read_text()
 
     finetune = make_run(
         "finetune",

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 from PIL import Image
 
+from llava_npu.config import RunConfig
+from llava_npu.training import loop, plots
+from llava_npu.training.metrics import read_metrics
 from llava_npu.training.plots import MOST_POINTS, Plotter, draw_plots
 
 
@@ -49,3 +54,21 @@ def test_drawing_is_seldom(tmp_path: Path) -> None:
         drawn.append(picture.exists())
         picture.unlink(missing_ok=True)
     assert drawn == [False, True, False, True]
+
+
+def test_a_run_draws_itself(make_run: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[int] = []
+
+    def count(folder: Path) -> None:
+        drawn.append(len(read_metrics(folder)))
+        draw_plots(folder)
+
+    monkeypatch.setattr(plots, "FIRST_SECONDS", 0.0)
+    for module in (plots, loop):
+        monkeypatch.setattr(module, "draw_plots", count)
+    run = make_run(max_steps=3)
+    loop.train(run)
+    assert drawn[0] == 1  # as it goes
+    assert drawn[-1] == 3  # and what it came to
+    assert "<tr><td>step<td>3" in (run.output_path / "loss.html").read_text()
+    assert (run.output_path / "loss.png").stat().st_size > 10_000
