@@ -96,12 +96,15 @@ class Runs:
             for name, changes in variants.items():
                 two[f"{engine}-{name}"] = run(f"{engine}-{name}", micro_batch_size=1, engine=engine, **changes)
             two[f"{engine}-bf16"] = run(f"{engine}-bf16", engine=engine, micro_batch_size=2, precision="bf16")
+        half = {"micro_batch_size": 2, "precision": "fp16", "fsdp2": {"offload": True}}
+        two["fsdp2-fp16"] = run("fsdp2-fp16", engine="fsdp2", **half)
         self.raised = in_two_processes(folder / "processes", two, stop_after)
         self.stopped = {name: self.raised.pop(name, "it finished") for name in stop_after}
         for name, changes in {
             "one": {},
             "accumulated": {"micro_batch_size": 2},
             "bf16": {"precision": "bf16"},
+            "fp16": {"precision": "fp16"},
             "relay": {},
             **variants,
         }.items():
@@ -192,3 +195,8 @@ def test_sixteen_bits_in_shards(runs: Runs, engine: str) -> None:
     frozen = [name for name in runs.weights("one") if "vision_tower" in name]
     assert frozen
     assert all(torch.equal(runs.weights(f"{engine}-bf16")[name], runs.weights("one")[name]) for name in frozen)
+
+
+def test_float16_in_shards_in_the_hosts_memory(runs: Runs) -> None:
+    """Whose loss is scaled on the device, and whose gradients are divided on the host."""
+    assert runs.losses("fsdp2-fp16") == pytest.approx(runs.losses("fp16"), abs=0.02)

@@ -11,7 +11,7 @@ import typer
 def replay(
     run: Annotated[Path, typer.Argument(help="A run folder whose run stopped over gradients that are not finite.")],
     device: Annotated[str, typer.Option(help="auto, npu, cuda, cpu, or as npu:1.")] = "auto",
-    precision: Annotated[str | None, typer.Option(help="fp32 or bf16; by default the run's own.")] = None,
+    precision: Annotated[str | None, typer.Option(help="fp32, bf16 or fp16; by default the run's own.")] = None,
 ) -> None:
     """Compute the batch that a stopped run saved, and say in which module numbers stop being finite.
 
@@ -21,7 +21,7 @@ def replay(
     from llava_npu.errors import UserError
     from llava_npu.training.replay import replay as run_replay
 
-    if precision not in (None, "auto", "fp32", "bf16"):
-        raise UserError(f"--precision {precision!r} is unknown. Allowed: auto, fp32, bf16.")
+    if precision not in (None, "auto", "fp32", "bf16", "fp16"):
+        raise UserError(f"--precision {precision!r} is unknown. Allowed: auto, fp32, bf16, fp16.")
     if not run_replay(run, devices.select(device), precision, typer.echo):  # type: ignore[arg-type]
         raise typer.Exit(1)

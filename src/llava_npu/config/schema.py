@@ -260,8 +260,10 @@ class RunConfig(Section):
         description="Pack the samples of a step into rows of at most this many tokens, one row per device at once, "
         "instead of padding them: the fast way to train on texts of different lengths. At least the longest sample.",
     )
-    precision: Literal["auto", "fp32", "bf16"] = Field(
-        "auto", description="`auto`: bfloat16 where the device computes it faster, else fp32."
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
+        "auto",
+        description="`auto`: bfloat16 where the device computes it faster, fp16 where it has no bfloat16, else fp32. "
+        "In fp16 the loss is scaled, so that small gradients are not lost (`zero2` and `zero3` cannot).",
     )
     gradient_checkpointing: bool = Field(
         False, description="Recompute activations in the backward pass: less memory, about a third more time."

@@ -104,7 +104,8 @@ def _trace(
     ]
     try:
         with torch.autocast("cpu", dtype=compute_dtype, enabled=compute_dtype is not None):
-            objective(_held(_inputs(model, batch), tracer), _lengths(batch)).backward()
+            loss = objective(_held(_inputs(model, batch), tracer), _lengths(batch))
+        loss.backward()
     finally:
         for hook in hooks:
             hook.remove()

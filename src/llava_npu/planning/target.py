@@ -10,6 +10,7 @@ from llava_npu import devices
 from llava_npu.devices import Device
 from llava_npu.devices.peaks import PEAKS, published
 from llava_npu.errors import UserError, nearest
+from llava_npu.training.precision import DTYPES, Precision, compute_dtype
 
 GIB = 2**30
 # What drivers, communication libraries and the allocator's rounding take of an accelerator, or other programs of a CPU.
@@ -47,7 +48,7 @@ class Target:
         return int(self.memory * (1 - HEADROOM))
 
 
-def product(name: str, count: int, nodes: int, precision: str) -> Target:
+def product(name: str, count: int, nodes: int, precision: Precision) -> Target:
     """A listed product, as in "ascend-910b2" or "h200".
 
     Raises:
@@ -57,12 +58,12 @@ def product(name: str, count: int, nodes: int, precision: str) -> Target:
     if peak is None:
         known = [each.match.lower() for each in PEAKS]
         raise UserError(f"--device {name!r}: not listed.{nearest(name.lower(), known)} Known: {', '.join(known)}.")
-    dtype = None if precision == "fp32" else torch.bfloat16
+    dtype = torch.bfloat16 if precision == "auto" else DTYPES[precision]
     flops = peak.tflops(dtype or torch.float32) * 1e12
     return Target(peak.match, peak.kind, count * nodes, nodes, peak.memory_gib * GIB, flops or None, peak.source, dtype)
 
 
-def this_machine(device: Device, count: int, nodes: int, precision: str, *, for_time: bool = True) -> Target:
+def this_machine(device: Device, count: int, nodes: int, precision: Precision, *, for_time: bool = True) -> Target:
     """Devices like the one at hand.
 
     Args:
@@ -79,14 +80,7 @@ def this_machine(device: Device, count: int, nodes: int, precision: str, *, for_
     return Target(device.name, device.kind, count * nodes, nodes, amount, flops, source, dtype)
 
 
-def compute_dtype(precision: str, device: Device) -> torch.dtype | None:
-    """The 16-bit type that a run computes in; None: float32."""
-    if precision == "fp32":
-        return None
-    return torch.bfloat16 if precision == "bf16" else device.autocast_dtype
-
-
-def find_target(name: str | None, count: int | None, nodes: int, precision: str, configured: str) -> Target:
+def find_target(name: str | None, count: int | None, nodes: int, precision: Precision, configured: str) -> Target:
     """A product by name or, where none is given, what the run's configuration would choose here.
 
     Args:

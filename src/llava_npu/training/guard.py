@@ -75,7 +75,7 @@ class NonFiniteGuard:
         """The last step's gradient norm, NaN if there was no step since it last looked; every process calls it.
 
         Raises:
-            UserError: more steps were skipped than may be, or the engine cannot skip one.
+            UserError: more steps were skipped than may be.
         """
         if not self._norms:
             return math.nan
@@ -89,18 +89,15 @@ class NonFiniteGuard:
 
     def _handle(self, step: int, now: int) -> None:
         engine = self._engine
-        if not engine.skips_nonfinite:
-            raise UserError(
-                f"step {step}: the gradient is not finite, and this engine cannot skip a step: the weights are spoilt. "
-                "The last complete checkpoint is kept. Continue from it with a lower optimizer.learning_rate, or find "
-                "the cause with engine: ddp or fsdp2, which skip such steps and name module and samples."
-            )
         generators = random_state(self._device)
         micro_batches = self._batches_of(step)  # loaded again: keeping them would take memory while all is well
         finding = self._find(micro_batches)
         restore_random_state(generators, self._device)
         findings = [each for each in gather_object([finding]) if each is not None]
         names = gather_object([name for micro_batch in micro_batches for name in micro_batch.names])
+        if not findings and engine.scaler.is_enabled():  # computed once more without the scale, it is finite
+            self._console.print(f"step {step}: skipped, its scaled gradient left float16's range; the scale was halved")
+            return
         self.skipped += 1
         if engine.accelerator.is_main_process:
             note_step(self._folder, step, findings, names, self._console)
@@ -111,7 +108,7 @@ class NonFiniteGuard:
         engine = self._engine
         supervised = max(sum(micro_batch.supervised_tokens for micro_batch in micro_batches), 1)
         finding = find_nonfinite(engine, engine.model, micro_batches, supervised, engine.accelerator.device)
-        engine.optimizer.zero_grad(set_to_none=True)
+        engine.forget_gradients()
         return finding
 
     def _stop(self, step: int, now: int, micro_batches: Sequence[MicroBatch]) -> None:

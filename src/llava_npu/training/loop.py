@@ -289,11 +289,11 @@ def _accumulate(engine: Engine, micro_batches: Sequence[MicroBatch], supervised_
     loss = torch.zeros((), device=device)
     for number, micro_batch in enumerate(micro_batches, start=1):
         with engine.micro_step(last=number == len(micro_batches)):
-            summed = engine.objective(micro_batch.to(device), micro_batch.sequence_lengths)
+            summed = engine.loss(micro_batch.to(device), micro_batch.sequence_lengths)
             # The mean over all supervised tokens of the step, so that 1 × N and N × 1 give the same gradient.
             part = summed / supervised_tokens
             # A loss that is not finite makes the gradient so, on every process: all of them skip the step.
-            engine.backward(part * (1 + 0 * part.detach()))
+            engine.backward(engine.scaler.scale(part * (1 + 0 * part.detach())))
         loss += part.detach()
     return loss
 

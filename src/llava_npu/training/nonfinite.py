@@ -6,7 +6,7 @@ behind every module.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from itertools import accumulate
@@ -40,7 +40,7 @@ class NonFinite:
 class Passes(Protocol):
     """How a forward and backward pass is made: an engine, or a bare model."""
 
-    objective: nn.Module
+    def loss(self, batch: Mapping[str, Any], sequence_lengths: tuple[int, ...]) -> torch.Tensor: ...
 
     def micro_step(self, last: bool) -> AbstractContextManager[object]: ...
 
@@ -55,14 +55,14 @@ def find_nonfinite(
     Every process of a run must call it. The gradients that it leaves are to be forgotten.
 
     Args:
-        model: inside `passes.objective`.
+        model: whose loss it is.
         supervised_tokens: of the whole step.
     """
     found: list[NonFinite] = []
     for micro_batch in micro_batches:
         here: list[NonFinite] = []
         with _checks(model, micro_batch, here), passes.micro_step(last=False):
-            loss = passes.objective(micro_batch.to(device), micro_batch.sequence_lengths) / supervised_tokens
+            loss = passes.loss(micro_batch.to(device), micro_batch.sequence_lengths) / supervised_tokens
             if not here and not _is_finite(loss.detach()):
                 here.append(NonFinite(LOSS, "output", micro_batch.names))
             passes.backward(loss)

@@ -8,11 +8,12 @@ import torch
 
 from llava_npu.devices import Device
 
-Precision = Literal["auto", "fp32", "bf16"]
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+
+# The type of products under autocast; None: float32 throughout. `auto` is the device's own.
+DTYPES: dict[Precision, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def compute_dtype(precision: Precision, device: Device) -> torch.dtype | None:
     """The type of products under autocast; None: float32 throughout."""
-    if precision == "fp32":
-        return None
-    return torch.bfloat16 if precision == "bf16" else device.autocast_dtype
+    return device.autocast_dtype if precision == "auto" else DTYPES[precision]

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
@@ -75,14 +76,17 @@ class _Bare:
     """Passes of a model that no engine holds."""
 
     def __init__(self, objective: nn.Module, dtype: torch.dtype | None) -> None:
-        self.objective = objective
+        self._objective = objective
         self._dtype = dtype
         self._device_type = next(objective.parameters()).device.type
 
-    @contextmanager
-    def micro_step(self, last: bool) -> Iterator[None]:
+    def loss(self, batch: Mapping[str, Any], sequence_lengths: tuple[int, ...]) -> torch.Tensor:
         with torch.autocast(self._device_type, dtype=self._dtype, enabled=self._dtype is not None):
-            yield
+            loss: torch.Tensor = self._objective(batch, sequence_lengths)
+        return loss
+
+    def micro_step(self, last: bool) -> AbstractContextManager[object]:
+        return nullcontext()
 
     def backward(self, part: torch.Tensor) -> None:
         part.backward()

@@ -49,8 +49,7 @@ def validation_loss(
             workers=workers if len(dataset) > _FEW else 0,
             pin_memory=device.kind != "cpu",
         ):
-            with engine.micro_step(last=False):
-                total += engine.objective(micro_batch.to(accelerator.device), micro_batch.sequence_lengths)
+            total += engine.loss(micro_batch.to(accelerator.device), micro_batch.sequence_lengths)
             supervised += micro_batch.supervised_tokens
     restore_random_state(generators, device)
     if accelerator.num_processes > 1:

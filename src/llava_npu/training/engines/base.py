@@ -5,10 +5,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 from llava_npu.training.objective import SupervisedLoss
 from llava_npu.training.parts import trained_parameters
@@ -20,13 +22,13 @@ class Engine(ABC):
     Attributes:
         shards_weights: whether a process holds only a part of the weights. All processes must then run the same
             modules, whatever their batches hold.
-        skips_nonfinite: whether `step` leaves everything as it is where the gradient is not finite.
-        objective: the module to call, once `prepare` has run; returns the summed loss.
+        objective: the module whose forward pass gives the summed loss, once `prepare` has run.
         optimizer: whose groups carry the learning rates.
+        scaler: multiplies what goes to `backward` in a training step, where float16 would lose small gradients; does
+            nothing in other types. `step` divides again.
     """
 
     shards_weights: bool
-    skips_nonfinite: bool
     objective: nn.Module
     optimizer: torch.optim.Optimizer
     _model: nn.Module  # inside the objective
@@ -34,6 +36,7 @@ class Engine(ABC):
     def __init__(self, accelerator: Accelerator, compute_dtype: torch.dtype | None):
         self.accelerator = accelerator
         self.compute_dtype = compute_dtype
+        self.scaler = torch.amp.GradScaler(accelerator.device.type, enabled=compute_dtype is torch.float16)
 
     @abstractmethod
     def prepare(self, objective: SupervisedLoss, make_optimizer: Callable[[], torch.optim.Optimizer]) -> None:
@@ -43,6 +46,14 @@ class Engine(ABC):
             objective: the model inside a module whose forward pass gives its loss.
             make_optimizer: builds the optimizer over what the model's trained parameters are by then.
         """
+
+    def loss(self, batch: Mapping[str, Any], sequence_lengths: tuple[int, ...]) -> torch.Tensor:
+        """The summed loss of a batch, as `SupervisedLoss` has it; products are computed in `compute_dtype`."""
+        dtype = self.compute_dtype
+        # The forward pass alone: a backward pass takes each product's type from it.
+        with torch.autocast(self.accelerator.device.type, dtype=dtype, enabled=dtype is not None):
+            loss: torch.Tensor = self.objective(batch, sequence_lengths)
+        return loss
 
     @abstractmethod
     def micro_step(self, last: bool) -> AbstractContextManager[object]:
@@ -60,19 +71,30 @@ class Engine(ABC):
             max_grad_norm: gradients are scaled down to this norm; 0 leaves them alone.
 
         Returns:
-            The norm of the whole gradient, before scaling. Where it is not finite, nothing has moved, if
-            `skips_nonfinite`; the host has not waited to know.
+            The norm of the whole gradient, before scaling. Where it is not finite, nothing has moved.
         """
+
+    def forget_gradients(self) -> None:
+        """Drops what passes have accumulated since the last step."""
+        self.optimizer.zero_grad(set_to_none=True)
 
     @property
     def model(self) -> nn.Module:
         """What is trained, inside the objective."""
         return self._model
 
-    def _skip_unless_finite(self, norm: torch.Tensor) -> None:
-        """Has the optimizer's next step do nothing if `norm` is not finite. The device decides."""
+    def _clip_and_step(self, max_grad_norm: float) -> torch.Tensor:
+        """`step` of torch's optimizer. The device decides whether it moves anything; the host does not wait to know."""
+        self.scaler.unscale_(self.optimizer)
+        trained = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        norm = nn.utils.clip_grad_norm_(trained, max_grad_norm or float("inf"))
+        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
         # Fused AdamW reads this, as torch's GradScaler has it: weights, moments and the count of steps stay.
         self.optimizer.found_inf = (~norm.isfinite()).float()  # type: ignore[attr-defined]
+        self.optimizer.step()
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        return norm
 
     def weights(self) -> Iterator[tuple[str, torch.Tensor]]:
         """(name, weight) of everything that is trained: whole, float32 where it is kept so, on the main process's host.
@@ -87,6 +109,8 @@ class Engine(ABC):
         for name, parameter in trained_parameters(self._model):
             for key, value in self.optimizer.state[parameter].items():
                 yield f"{key}/{name}", self._whole(value)
+        for key, value in self.scaler.state_dict().items():  # nothing where it does nothing
+            yield f"{_SCALER}/{key}", torch.tensor(value)
 
     def load_optimizer_state(self, saved: Mapping[str, torch.Tensor], weights: Mapping[str, torch.Tensor]) -> None:
         """Puts back what `optimizer_state` gave, of any engine.
@@ -102,6 +126,9 @@ class Engine(ABC):
                 key: self._part(saved[f"{key}/{name}"], parameter) for key in state_keys(saved, name)
             }
         self.optimizer.load_state_dict(packed)
+        keys = self.scaler.state_dict().keys()
+        if all(f"{_SCALER}/{key}" in saved for key in keys):  # not where the run began in another type
+            self.scaler.load_state_dict({key: saved[f"{_SCALER}/{key}"].item() for key in keys})
 
     def _whole(self, tensor: torch.Tensor) -> torch.Tensor:
         """The tensor of which each process may hold a part: a copy on the host of the main process."""
@@ -118,3 +145,4 @@ def state_keys(saved: Mapping[str, torch.Tensor], name: str) -> list[str]:
 
 
 _KEYS = ("step", "exp_avg", "exp_avg_sq")  # of AdamW
+_SCALER = "loss_scale"

@@ -5,9 +5,9 @@ Built on torch's own function: accelerate's wrapper for it leaves out CPUs, on w
 
 from __future__ import annotations
 
-import contextlib
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from accelerate import Accelerator
@@ -34,7 +34,6 @@ class Fsdp2Engine(Engine):
     """Shards the layers of tower and language model one by one, the projector as one, and the rest together."""
 
     shards_weights = True
-    skips_nonfinite = True
 
     def __init__(self, accelerator: Accelerator, compute_dtype: torch.dtype | None, options: Fsdp2Config):
         super().__init__(accelerator, compute_dtype)
@@ -71,25 +70,15 @@ class Fsdp2Engine(Engine):
             objective.get_submodule(owner)._buffers[own_name] = buffer.to(self.accelerator.device)
         self.objective, self._model = objective, objective.model
         self.optimizer = make_optimizer()
-        self._trained = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
 
-    @contextlib.contextmanager
-    def micro_step(self, last: bool) -> Iterator[None]:
-        # Gradients are reduced in every pass: holding them whole until the last one is what sharding is to avoid.
-        device_type, dtype = self.accelerator.device.type, self.compute_dtype
-        with torch.autocast(device_type, dtype=dtype, enabled=dtype is not None):
-            yield
+    def micro_step(self, last: bool) -> AbstractContextManager[object]:
+        return nullcontext()  # gradients are reduced in every pass: not to hold them whole is what sharding is for
 
     def backward(self, part: torch.Tensor) -> None:
         part.backward()
 
     def step(self, max_grad_norm: float) -> torch.Tensor:
-        norm = nn.utils.clip_grad_norm_(self._trained, max_grad_norm or float("inf"))
-        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
-        self._skip_unless_finite(norm)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        return norm
+        return self._clip_and_step(max_grad_norm)
 
     def _whole(self, tensor: torch.Tensor) -> torch.Tensor:
         return super()._whole(tensor.full_tensor() if isinstance(tensor, DTensor) else tensor)

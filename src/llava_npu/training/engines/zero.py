@@ -33,8 +33,6 @@ class ZeroEngine(Engine):
     In 16 bits DeepSpeed keeps all weights in that type, and float32 copies of the trained ones in the shards.
     """
 
-    skips_nonfinite = False  # DeepSpeed knows the norm when it has stepped
-
     def __init__(
         self,
         accelerator: Accelerator,
@@ -44,6 +42,12 @@ class ZeroEngine(Engine):
         max_grad_norm: float,
     ):
         super().__init__(accelerator, compute_dtype)
+        if compute_dtype is torch.float16:
+            raise UserError(
+                f"engine: zero{stage} computes in bfloat16 or float32; in float16 (which this device prefers, or "
+                "`precision` asks for) it would lose small gradients. Use fsdp2, which shards as much and scales its "
+                "loss, or precision=fp32."
+            )
         self.shards_weights = stage == 3
         self._stage = stage
         self._options = options
@@ -116,9 +120,12 @@ class ZeroEngine(Engine):
             "zero_force_ds_cpu_optimizer": False,
             "zero_optimization": zero,
             "bf16": {"enabled": self.compute_dtype is torch.bfloat16},
-            "fp16": {"enabled": self.compute_dtype is torch.float16},
             "data_types": {"grad_accum_dtype": "fp32"},
         }
+
+    def loss(self, batch: Mapping[str, Any], sequence_lengths: tuple[int, ...]) -> torch.Tensor:
+        loss: torch.Tensor = self.objective(batch, sequence_lengths)  # its weights are in `compute_dtype`
+        return loss
 
     @contextmanager
     def micro_step(self, last: bool) -> Iterator[None]:
@@ -131,8 +138,21 @@ class ZeroEngine(Engine):
 
     def step(self, max_grad_norm: float) -> torch.Tensor:
         assert max_grad_norm == self._max_grad_norm
-        self._engine.step()
+        self._engine.step()  # which looks at the norm, and forgets a gradient that is not finite
         return torch.as_tensor(self._engine.get_global_grad_norm())
+
+    def forget_gradients(self) -> None:
+        # As DeepSpeed itself does after a step that it left out; it has no name for it that both stages share.
+        zero = self._engine.optimizer
+        if self._stage == 3:
+            zero._overflow_clean_up(zero.loss_scale)
+            return
+        zero.zero_grad(set_to_none=True)
+        zero.micro_step_id = -1  # what is next is the first pass of a step
+        for group in zero.averaged_gradients:
+            zero.averaged_gradients[group] = zero.all_grad_tensors[group] = None
+        if self._options.offload_optimizer:
+            zero.reset_cpu_buffers()
 
     def weights(self) -> Iterator[tuple[str, torch.Tensor]]:
         for name, parameter in trained_parameters(self._model):
@@ -210,6 +230,7 @@ def _import_deepspeed(device_type: str) -> Any:
     try:
         import deepspeed
         import deepspeed.ops
+        import deepspeed.runtime.utils
     except ImportError as error:
         raise UserError(
             f"engine: zero2 and zero3 need DeepSpeed, which cannot be imported ({error}). "
@@ -220,6 +241,11 @@ def _import_deepspeed(device_type: str) -> Any:
             f"engine: DeepSpeed needs the environment variable {error}, which is not set; on an NPU, source CANN's "
             "set_env.sh first. Or use engine=fsdp2."
         ) from error
+    if not hasattr(deepspeed.runtime.utils, "is_invalid_grad_norm"):
+        raise UserError(
+            f"engine: DeepSpeed {deepspeed.__version__} also steps where a gradient is not finite, which spoils the "
+            "weights. Install 0.19.8 or newer (`pip install -U 'llava-npu[deepspeed]'`), or use engine=fsdp2."
+        )
     if device_type == "cpu":
         # A helper for tensor-parallel inference, which DeepSpeed would compile for a minute before the first run.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
