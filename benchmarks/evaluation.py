@@ -1,7 +1,7 @@
 """Answering a benchmark, beside the original's loop, in one run with one model.
 
     python benchmarks/evaluation.py [--device auto] [--size debug|7b] [--pictures 8] [--batch-size 16]
-                                    [--new-tokens 4] [--rounds 3]
+                                    [--new-tokens 4] [--rounds 3] [--only KIND]
 
 The original's loop (LLaVA's model_vqa_loader.py and model_vqa_mmbench.py): one question at a time, its picture decoded,
 preprocessed and encoded, its whole prompt read, its answer generated with a key-value cache. Ours is what
@@ -9,10 +9,11 @@ preprocessed and encoded, its whole prompt read, its answer generated with a key
 benchmark fails (in 16 bits it counts how many differ). They alternate, so that a machine that slows down slows both;
 processor time, beside the time that passed, says what a CPU shared with others would have taken alone.
 
-Three kinds of benchmarks:
+Four kinds of benchmarks:
     rotations       multiple choice with four rotations of each question about a picture, as MMBench
     six a picture   six yes-or-no questions about a picture, as POPE (MME has two)
     one a picture   nothing to share: what batches alone bring
+    long answers    the same, and each answer eight times as long, as in MM-Vet or LLaVA-Bench
 
 Also measured, where there are options: choosing the likeliest option instead of writing.
 """
@@ -25,6 +26,7 @@ import random
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import chain
 
 import torch
@@ -64,15 +66,22 @@ def main() -> None:
         f"{sum(p.numel() for p in model.parameters()) / 1e6:.0f} M weights, {processor.num_image_tokens} tokens an "
         f"image, {str(dtype).removeprefix('torch.')}; {options.new_tokens} new tokens, batches of {options.batch_size}"
     )
-    for name, make in {"rotations": rotations, "six a picture": six_questions, "one a picture": one_question}.items():
+    kinds = {
+        "rotations": (rotations, options.new_tokens),
+        "six a picture": (six_questions, options.new_tokens),
+        "one a picture": (one_question, options.new_tokens),
+        "long answers": (one_question, 8 * options.new_tokens),
+    }
+    for name in options.only or kinds:
+        make, new_tokens = kinds[name]
         questions = make(options.pictures)
         ways: dict[str, Callable[[], list[str]]] = {
-            "original's loop": lambda q=questions: one_by_one(model, processor, q, options.new_tokens),  # type: ignore[misc]
-            "ours": lambda q=questions: in_batches(model, processor, q, options, "generate"),  # type: ignore[misc]
+            "original's loop": partial(one_by_one, model, processor, questions, new_tokens),
+            "ours": partial(in_batches, model, processor, questions, new_tokens, options.batch_size, "generate"),
         }
         if questions[0].options:
-            ways["ours, likeliest letter"] = lambda q=questions: in_batches(  # type: ignore[misc]
-                model, processor, q, options, "likelihood-letter"
+            ways["ours, likeliest letter"] = partial(
+                in_batches, model, processor, questions, new_tokens, options.batch_size, "likelihood-letter"
             )
         compare(name, questions, ways, device, options.rounds, exact=dtype == torch.float32)
 
@@ -136,15 +145,16 @@ def in_batches(
     model: LlavaNpuForConditionalGeneration,
     processor: LlavaNpuProcessor,
     questions: Sequence[Question],
-    options: argparse.Namespace,
+    new_tokens: int,
+    batch_size: int,
     mode: str,
 ) -> list[str]:
     """What `llava-npu eval` does, files aside."""
-    answerer: ModelAnswerer = build_answerer(mode, model, processor, max_new_tokens=options.new_tokens)
+    answerer: ModelAnswerer = build_answerer(mode, model, processor, max_new_tokens=new_tokens)
     ordered = list(chain.from_iterable(order_questions(questions)))
     found = {}
-    for start in range(0, len(ordered), options.batch_size):
-        batch = ordered[start : start + options.batch_size]
+    for start in range(0, len(ordered), batch_size):
+        batch = ordered[start : start + batch_size]
         found.update(zip((question.id for question in batch), answerer.answer(batch), strict=True))
     return [found[question.id].text for question in questions]
 
@@ -262,6 +272,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--batch-size", type=int, default=16, help="of ours")
     parser.add_argument("--new-tokens", type=int, default=4, help="of each answer")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--only", action="append", help="a kind of benchmark; may be given several times")
     parser.add_argument("--dtype", choices=["bfloat16", "float16", "float32"], help="by default the device's best")
     return parser.parse_args()
 

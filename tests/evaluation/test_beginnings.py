@@ -14,9 +14,9 @@ from evaluation_samples import circular_rows, picture, write_tsv
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llava_npu.evaluation import benchmarks
+from llava_npu.evaluation import benchmarks, features
 from llava_npu.evaluation.answering import ChooseLikeliest, GenerateText, ModelAnswerer
-from llava_npu.evaluation.beginnings import Prompt, begin, can_share, shared_lengths
+from llava_npu.evaluation.beginnings import Prompt, begin, beginning_lengths, can_share, shared_lengths
 from llava_npu.evaluation.features import ImageFeatures
 from llava_npu.evaluation.images import LoadedImage
 from llava_npu.evaluation.questions import Question
@@ -99,17 +99,32 @@ def one_at_a_time(tiny: Tiny, method: Any, questions: list[Question]) -> list[An
     return [answer for question in questions for answer in ModelAnswerer(*tiny, method).answer([question])]
 
 
-def test_shared_batches_generate_what_one_at_a_time_does(tiny: Tiny, questions: list[Question]) -> None:
+at_once = pytest.mark.parametrize("tokens_at_once", [1, 150, None], ids=["row by row", "some rows", "all rows"])
+
+
+@at_once
+def test_shared_batches_generate_what_one_at_a_time_does(
+    tiny: Tiny, questions: list[Question], monkeypatch: pytest.MonkeyPatch, tokens_at_once: int | None
+) -> None:
     alone = one_at_a_time(tiny, GenerateText(8), questions)
+    monkeypatch.setattr(features, "_TOKENS_AT_ONCE_ON_HOST", tokens_at_once)
     together = ModelAnswerer(*tiny, GenerateText(8)).answer(questions)
     assert [answer.text for answer in together] == [answer.text for answer in alone]
     assert len({answer.text for answer in alone}) > 4
 
 
+@at_once
 @pytest.mark.parametrize("candidates", ["text", "letter"])
-def test_shared_batches_find_the_same_likelihoods(tiny: Tiny, questions: list[Question], candidates: str) -> None:
+def test_shared_batches_find_the_same_likelihoods(
+    tiny: Tiny,
+    questions: list[Question],
+    candidates: str,
+    monkeypatch: pytest.MonkeyPatch,
+    tokens_at_once: int | None,
+) -> None:
     method = ChooseLikeliest(candidates)
     alone = one_at_a_time(tiny, method, questions)
+    monkeypatch.setattr(features, "_TOKENS_AT_ONCE_ON_HOST", tokens_at_once)
     for one, other in zip(alone, ModelAnswerer(*tiny, method).answer(questions), strict=True):
         assert one.scores == pytest.approx(other.scores, abs=1e-4)
 
@@ -127,6 +142,27 @@ def test_what_prompts_share_is_computed_once(tiny: Tiny, questions: list[Questio
     assert beginning > rest  # the system text, the picture, the question
 
 
+def test_prompts_that_share_nothing_are_read_apart_and_answered_together(
+    tiny: Tiny, questions: list[Question], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a host, where several long prompts in one pass are slower than one after the other."""
+    apart = [question for question in questions if question.rotation == int(question.group) - 1][:3]
+    assert len({question.images for question in apart}) == 3
+    alone = one_at_a_time(tiny, GenerateText(3), apart)
+    monkeypatch.setattr(features, "_TOKENS_AT_ONCE_ON_HOST", 100)
+    with counted_tokens(tiny[0]) as passes:
+        together = ModelAnswerer(*tiny, GenerateText(3)).answer(apart)
+    assert [answer.text for answer in together] == [answer.text for answer in alone]
+    assert [rows for rows, _ in passes] == [1, 1, 1, 3, 3, 3]
+    assert [columns for _, columns in passes[3:]] == [1, 1, 1]
+
+
+def test_a_prompt_that_ends_in_its_picture_is_not_cut(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(features, "_TOKENS_AT_ONCE_ON_HOST", 2)
+    assert beginning_lengths(tiny[0], [prompt("1II2", 0), prompt("1II", 1)], IMAGE) is None
+    assert beginning_lengths(tiny[0], [prompt("1II2", 0), prompt("1II3", 1)], IMAGE) == [3, 3]
+
+
 def test_generation_sees_the_positions_of_the_whole_prompt(tiny: Tiny) -> None:
     """Scores, not only the tokens that win: a few padded columns counted as positions change those slightly."""
     model, processor = tiny
@@ -138,7 +174,7 @@ def test_generation_sees_the_positions_of_the_whole_prompt(tiny: Tiny) -> None:
         for each, (_, number) in zip(turns, asked, strict=True)
     ]
     encoded = model.encode_images(processor.preprocess_images([image.open() for image in images]))
-    features = {
+    seen = {
         image.key: ImageFeatures(feature[None], (1, 1)) for image, feature in zip(images, encoded.detach(), strict=True)
     }
     lengths = shared_lengths(prompts, processor.image_token_id)
@@ -146,7 +182,7 @@ def test_generation_sees_the_positions_of_the_whole_prompt(tiny: Tiny) -> None:
     wanted: dict[str, Any] = {"do_sample": False, "max_new_tokens": 3, "min_new_tokens": 3, "output_scores": True}
     wanted["return_dict_in_generate"] = True
     with torch.no_grad():
-        begun = begin(model, processor, prompts, lengths, features)
+        begun = begin(model, processor, prompts, lengths, seen)
         together = model.generate(
             input_ids=begun.input_ids, attention_mask=begun.attention_mask, past_key_values=begun.cache, **wanted
         )
@@ -170,12 +206,12 @@ def test_states_behind_a_beginning_are_those_of_the_whole_prompt(tiny: Tiny, dev
     with torch.no_grad():
         pixels = processor.preprocess_images([image.open() for image in PICTURES])
         encoded = model.encode_images(pixels.to(device)).cpu()
-        features = {
+        seen = {
             image.key: ImageFeatures(feature[None], (1, 1)) for image, feature in zip(PICTURES, encoded, strict=True)
         }
         lengths = shared_lengths(prompts, processor.image_token_id)
         assert lengths is not None
-        begun = begin(model, processor, prompts, lengths, features)
+        begun = begin(model, processor, prompts, lengths, seen)
         behind = model.model(
             input_ids=begun.input_ids[:, begun.computed :].to(device),
             attention_mask=begun.attention_mask.to(device),

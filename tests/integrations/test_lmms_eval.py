@@ -46,6 +46,21 @@ generation_kwargs: {{max_new_tokens: 6, temperature: 0, do_sample: false, until:
 metric_list:
   - {{metric: exact_match, aggregation: mean, higher_is_better: true}}
 """
+CHOICE_TASK = """\
+task: choices
+dataset_path: json
+dataset_kwargs:
+  data_files: {{test: {data}}}
+  cache_dir: {cache}
+test_split: test
+output_type: multiple_choice
+doc_to_visual: !function functions.visual
+doc_to_text: question
+doc_to_choice: {options}
+doc_to_target: answer
+metric_list:
+  - {{metric: acc, aggregation: mean, higher_is_better: true}}
+"""
 FUNCTIONS = f"""\
 from PIL import Image
 
@@ -84,6 +99,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (tasks / "functions.py").write_text(FUNCTIONS)
     paths = {"data": folder / "theirs.json", "cache": folder / "cache"}
     (tasks / "ours.yaml").write_text(TASK.format(**paths))
+    (tasks / "choices.yaml").write_text(CHOICE_TASK.format(**paths, options=json.dumps(list(COLOURS))))
+    columns = ("index", "question", *"ABCD", "answer", "image_path")
+    rows = [
+        (r["question_id"], r["question"], *COLOURS, "ABCD"[list(COLOURS).index(r["answer"])], r["image"])
+        for r in records
+    ]
+    (folder / "choices.tsv").write_text("".join("\t".join(row) + "\n" for row in (columns, *rows)))
     return folder
 
 
@@ -134,8 +156,23 @@ def test_answers_are_ours(
     assert report.num_questions == len(QUESTIONS)
 
 
+def test_choices_are_ours(folder: Path, manifest: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A task that compares likelihoods, through lmms-eval's own evaluator."""
+    results = run(folder, "choices", monkeypatch, force_simple=True)  # its messages are for generation alone
+    model, processor = load(folder / "model", "cpu")
+    answerer = build_answerer("likelihood", model, processor, max_new_tokens=1)
+    report = evaluate("multiple_choice", folder / "choices.tsv", answerer, tmp_path / "out")
+    assert results["results"]["choices"]["acc,none"] == pytest.approx(report.overall("vanilla").value)
+    lines = [json.loads(line) for line in (tmp_path / "out" / "predictions.jsonl").read_text().splitlines()]
+    ours = {line["id"]: line["scores"] for line in lines}
+    for sample in results["samples"]["choices"]:
+        losses = [loss for loss, _ in sample["filtered_resps"]]
+        scores = ours[sample["doc"]["question_id"]]
+        assert losses == pytest.approx([-scores[letter] for letter in "ABCD"], abs=1e-3)
+    assert len({round(score, 4) for scores in ours.values() for score in scores.values()}) > 4  # pictures are heard
+
+
 def test_loss_of_continuations(folder: Path, manifest: Any) -> None:
-    """Asked directly: the evaluator of release 0.7.3 makes texts of (loss, greedy) pairs and then fails on them."""
     from llava_npu.integrations.lmms_eval.model import LlavaNpu
 
     lm = LlavaNpu(str(folder / "model"), device="cpu", batch_size=3, dtype="float32")

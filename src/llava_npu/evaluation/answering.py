@@ -24,7 +24,7 @@ import torch
 
 from llava_npu.data.records import IMAGE_MARK
 from llava_npu.errors import UserError, nearest
-from llava_npu.evaluation.beginnings import Prompt, begin, can_share, shared_lengths
+from llava_npu.evaluation.beginnings import Prompt, begin, beginning_lengths
 from llava_npu.evaluation.features import FeatureCache, ImageFeatures, image_inputs
 from llava_npu.evaluation.fingerprints import fingerprint_model, fingerprint_processor
 from llava_npu.evaluation.likelihood import AnsweredPrompt, answer_log_probabilities
@@ -112,14 +112,14 @@ class GenerateText:
         """Generates an answer to each question."""
         texts = [_full_prompt(question) for question in questions]
         prompts = _encode_prompts(processor, texts, questions, features)
-        shared = shared_lengths(prompts, processor.image_token_id) if can_share(model) else None
+        lengths = beginning_lengths(model, prompts, processor.image_token_id)
         context: dict[str, Any]
-        if shared is None:
+        if lengths is None:
             batch = processor.pad_left([prompt.ids for prompt in prompts])
             input_ids, attention_mask = batch["input_ids"], batch["attention_mask"]
             context = image_inputs([question.images for question in questions], features, model.device)
         else:
-            begun = begin(model, processor, prompts, shared, features)
+            begun = begin(model, processor, prompts, lengths, features)
             input_ids, attention_mask = begun.input_ids, begun.attention_mask
             context = {"past_key_values": begun.cache}
         output = model.generate(

@@ -19,9 +19,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.nn import functional
 from transformers import DynamicCache
 
-from llava_npu.evaluation.features import ImageFeatures, image_inputs
+from llava_npu.evaluation.features import ImageFeatures, image_inputs, tokens_at_once
 from llava_npu.evaluation.images import ImageSource
 
 
@@ -94,10 +95,27 @@ def shared_lengths(prompts: Sequence[Prompt], image_token_id: int) -> list[int] 
     ]
 
 
+def beginning_lengths(model: Any, prompts: Sequence[Prompt], image_token_id: int) -> list[int] | None:
+    """How many tokens of each prompt to compute before generation, which goes on from there.
+
+    What prompts share; or, where they share nothing and are too much for one pass (see `tokens_at_once`), all but each
+    prompt's last token. None where generation may as well read the prompts itself.
+    """
+    if not can_share(model):
+        return None
+    shared = shared_lengths(prompts, image_token_id)
+    if shared is not None:
+        return shared
+    most = [len(prompt.ids) - 1 for prompt in prompts]
+    least = [max(1, _end_of_images(prompt, image_token_id)) for prompt in prompts]
+    fits = len(_portions(most, tokens_at_once(model.device))) == 1
+    return None if fits or any(a < b for a, b in zip(most, least, strict=True)) else most
+
+
 def begin(
     model: Any, processor: Any, prompts: Sequence[Prompt], lengths: Sequence[int], features: Mapping[str, ImageFeatures]
 ) -> Begun:
-    """Runs the distinct beginnings of a batch of prompts, in one forward pass.
+    """Runs the distinct beginnings of a batch of prompts, in as few passes as the device is served well with.
 
     Args:
         model, processor: as `llava_npu.models.load` gives them.
@@ -109,15 +127,12 @@ def begin(
     rows = {beginning: row for row, beginning in enumerate(dict.fromkeys(beginnings))}
     batch = processor.pad_left([beginning.ids for beginning in rows])
     mask = batch["attention_mask"]  # (beginnings, longest)
-    cache = DynamicCache(config=model.config.get_text_config())
-    hidden = model.model(
-        input_ids=batch["input_ids"].to(model.device),
-        attention_mask=mask.to(model.device),
-        position_ids=(mask.cumsum(1) - 1).clamp(min=0).to(model.device),
-        **image_inputs([beginning.images for beginning in rows], features, model.device),
-        past_key_values=cache,
-        use_cache=True,
-    ).last_hidden_state
+    portions = _portions([len(beginning.ids) for beginning in rows], tokens_at_once(model.device))
+    runs = [
+        _run(model, batch["input_ids"][portion], mask[portion], list(rows)[portion], features) for portion in portions
+    ]
+    cache = _joined([cache for cache, _ in runs], model)
+    last = torch.cat([each for _, each in runs])
     chosen = [rows[beginning] for beginning in beginnings]
     on_device = torch.tensor(chosen, device=model.device)
     if chosen != list(range(len(rows))):
@@ -128,8 +143,55 @@ def begin(
         attention_mask=torch.cat([mask[chosen], rests["attention_mask"].long()], dim=1),
         computed=mask.shape[1],
         cache=cache,
-        last=hidden[:, -1:].index_select(0, on_device),
+        last=last.index_select(0, on_device),
     )
+
+
+def _portions(lengths: Sequence[int], most: int | None) -> list[slice]:
+    """Rows that go through the model together: of at most so many tokens, padding included, and one row at least."""
+    starts = [0]
+    for row in range(1, len(lengths)):
+        together = lengths[starts[-1] : row + 1]
+        if most is not None and len(together) * max(together) > most:
+            starts.append(row)
+    return [slice(start, end) for start, end in zip(starts, [*starts[1:], len(lengths)], strict=True)]
+
+
+def _run(
+    model: Any,
+    input_ids: torch.Tensor,
+    mask: torch.Tensor,
+    prompts: Sequence[Prompt],
+    features: Mapping[str, ImageFeatures],
+) -> tuple[DynamicCache, torch.Tensor]:
+    """Keys and values of some rows, without columns of nothing but padding; their last hidden states, (rows, 1, C)."""
+    width = int(mask.sum(1).max())
+    mask = mask[:, -width:]
+    cache = DynamicCache(config=model.config.get_text_config())
+    hidden = model.model(
+        input_ids=input_ids[:, -width:].to(model.device),
+        attention_mask=mask.to(model.device),
+        position_ids=(mask.cumsum(1) - 1).clamp(min=0).to(model.device),
+        **image_inputs([prompt.images for prompt in prompts], features, model.device),
+        past_key_values=cache,
+        use_cache=True,
+    ).last_hidden_state
+    return cache, hidden[:, -1:]
+
+
+def _joined(caches: Sequence[DynamicCache], model: Any) -> DynamicCache:
+    """One cache of all rows, padded on the left to the longest."""
+    if len(caches) == 1:
+        return caches[0]
+    longest = max(cache.get_seq_length() for cache in caches)
+    joined = DynamicCache(config=model.config.get_text_config())
+    for number, layers in enumerate(zip(*(cache.layers for cache in caches), strict=True)):
+        keys, values = (
+            torch.cat([functional.pad(part, (0, 0, longest - part.shape[2], 0)) for part in parts])
+            for parts in zip(*((layer.keys, layer.values) for layer in layers), strict=True)
+        )  # (rows, heads, longest, head_dim) each
+        joined.update(keys, values, number)
+    return joined
 
 
 def _end_of_images(prompt: Prompt, image_token_id: int) -> int:

@@ -13,6 +13,16 @@ from PIL import Image
 from llava_npu.evaluation.images import ImageSource, UnreadableImageError
 
 MAX_IMAGES = 256  # of CLIP-L/336 in 16 bits: 300 MB
+_TOKENS_AT_ONCE_ON_HOST = 1024
+
+
+def tokens_at_once(device: torch.device) -> int | None:
+    """How many tokens a pass should hold at most; None for as many as there are.
+
+    A host's matrix products are no faster for more rows than one long prompt or picture has, and all else is slower
+    once what it works on has left the caches.
+    """
+    return _TOKENS_AT_ONCE_ON_HOST if device.type == "cpu" else None
 
 
 @dataclass(frozen=True)
@@ -75,7 +85,10 @@ class FeatureCache:
     @torch.no_grad()
     def _encode(self, images: Sequence[Image.Image]) -> list[ImageFeatures]:
         tiles = [self._processor.preprocess_images([image]) for image in images]  # (tiles, 3, height, width) each
-        features = self._model.encode_images(torch.cat(tiles).to(self._model.device)).cpu()
+        pixels = torch.cat(tiles)
+        most = tokens_at_once(self._model.device)
+        passes = pixels.split(max(1, most // self._processor.num_image_tokens) if most else len(pixels))
+        features = torch.cat([self._model.encode_images(each.to(self._model.device)).cpu() for each in passes])
         parts = features.split([len(each) for each in tiles])  # (tiles, tokens, channels) each
         return [ImageFeatures(part, (each.height, each.width)) for part, each in zip(parts, images, strict=True)]
 

@@ -14,6 +14,7 @@ from itertools import chain
 from typing import Any
 
 import torch
+from lmms_eval.api.instance import GenerationResult
 from lmms_eval.api.model import lmms
 from loguru import logger
 from PIL import Image
@@ -32,6 +33,20 @@ from llava_npu.models import load
 
 _WINDOW = 256  # requests whose pictures are held in memory at once
 _MAX_NEW_TOKENS = 1024  # where a task names none, as in LLaVA's scripts
+
+
+class Likelihood(GenerationResult):
+    """A loss, and whether greedy decoding would have written it, as a pair.
+
+    Release 0.7.3 makes a text of every pair that a model returns, in which tasks then do not find two numbers; what is
+    in a `GenerationResult` goes through as it is. Unpacked, it is the pair that the interface asks for.
+    """
+
+    def __init__(self, pair: tuple[float, bool]):
+        super().__init__(text=pair)
+
+    def __iter__(self) -> Iterator[float | bool]:
+        return iter(self.text)
 
 
 class LlavaNpu(lmms):
@@ -76,11 +91,11 @@ class LlavaNpu(lmms):
             self.cache_hook.add_partial("generate_until", request.args, answer)
         return answers
 
-    def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:
+    def loglikelihood(self, requests: Sequence[Any]) -> list[Likelihood]:
         """The mean loss of each continuation as the assistant's answer (what lmms-eval takes the least of), and whether
         greedy decoding would have written it.
         """
-        found: list[tuple[float, bool]] = []
+        found: list[Likelihood] = []
         for window in _windows(requests):
             for start in range(0, len(window), self.batch_size):
                 found += self._score([request.args for request in window[start : start + self.batch_size]])
@@ -109,7 +124,7 @@ class LlavaNpu(lmms):
                 texts.update({question.id: answer.text for question, answer in zip(batch, answers, strict=True)})
         return [_cut(texts[str(number)], each.settings.get("until")) for number, each in enumerate(asked)]
 
-    def _score(self, batch: Sequence[tuple[Any, ...]]) -> list[tuple[float, bool]]:
+    def _score(self, batch: Sequence[tuple[Any, ...]]) -> list[Likelihood]:
         items = []
         for number, (context, target, doc_to_visual, doc_id, task, split) in enumerate(batch):
             doc = self.task_dict[task][split][doc_id]
@@ -119,7 +134,7 @@ class LlavaNpu(lmms):
             items.append(AnsweredPrompt(turns, each.images, f"request {number} of {task}"))
         features, _ = self._features.load([image for item in items for image in item.images])
         scores = answer_log_probabilities(self.model, self.processor, items, features)
-        return [(-score.mean, score.is_greedy) for score in scores]
+        return [Likelihood((-score.mean, score.is_greedy)) for score in scores]
 
     def _warn(self, settings: Mapping[str, Any]) -> None:
         wanted = [name for name in ("temperature", "do_sample") if settings.get(name)]
