@@ -57,9 +57,9 @@ its tasks run on every device that this project knows:
 
     python -m lmms_eval --model llava_npu --model_args pretrained=runs/finetune --tasks mmbench_en_dev --batch_size 16
 
-Pictures come first in a prompt, decoding is greedy, batches are answered as above. Tested with release 0.7.3 and a
-local tasks, one that generates and one that compares likelihoods (which asks lmms-eval for `--force_simple`); the answers
-are those of `llava-npu eval`. Not there: videos, sounds, and several rounds.
+Pictures come first in a prompt, decoding is greedy, batches are answered as above. Tested with release 0.7.3 and two
+local tasks, one that generates and one that compares likelihoods (for which lmms-eval wants `--force_simple`); the
+answers are those of `llava-npu eval`. Not there: videos, sounds, and several rounds.
 
 ## A judge
 
