@@ -15,8 +15,11 @@ import pytest
 import torch
 from comparison_samples import QUESTIONS
 
+from llava_npu import devices
+from llava_npu.comparison import measures
 from llava_npu.comparison.folder import Failure, read_failure, read_result
 from llava_npu.evaluation.predictions import read_predictions
+from llava_npu.models import compose
 
 DEBUG = Path(__file__).parents[2] / "configs/compare-debug.yaml"
 
@@ -163,6 +166,20 @@ def test_a_comparison_by_name_through_both_stages_at_debug_size(
     assert result.visual_tokens == 36
     assert result.runs["finetune"]["model"]["checkpoint"] == str(cell.relative_to(tmp_path) / "align")
     assert result.benchmarks[0].score.count == 16
+
+
+def test_numbers_of_an_image_are_those_of_a_whole_picture_with_anyres(material: Path) -> None:
+    """Not of one tile: 640×480 pixels are scaled into 56×56, two tiles by two, beside the whole picture."""
+    parts = (str(material / "clip"), str(material / "lm"), "linear")
+    squares, _ = compose(*parts)
+    tiles, processor = compose(*parts, image_aspect_ratio="anyres")
+    assert measures.visual_tokens(squares) == 16
+    assert measures.visual_tokens(tiles) == processor.count_image_tokens((480, 640)) == 16 + 6 * (8 + 1)
+    one, whole = measures.flops_per_image(squares), measures.flops_per_image(tiles)
+    assert whole["vision_tower"] == 5 * one["vision_tower"]
+    assert whole["projector"] == 5 * one["projector"]
+    assert whole["language_model"] > 70 / 16 * one["language_model"]
+    assert measures.first_token(tiles.eval(), processor, devices.select("cpu")).value > 0
 
 
 @pytest.mark.slow

@@ -106,6 +106,34 @@ def test_a_tower_is_planned_for_the_pictures_that_its_image_processor_makes(make
     assert "taken to make 224 pixels" in remarks[0]
 
 
+def test_tiles_are_planned_as_the_pictures_make_them(make_run: MakeRun, tmp_path: Path) -> None:
+    run = make_run(model={"image_aspect_ratio": "anyres"})
+    tokenizer = find_tokenizer(run)
+    planned, _ = model_config(run, tokenizer)
+    model, processor = build_model(run)
+    assert planned.tiling == model.config.tiling
+    samples = expected_samples(run, planned, tokenizer)
+    dataset = ConversationDataset(check_records(run), processor)
+    items = [dataset[index] for index in range(len(dataset))]
+    assert samples.lengths == tuple(len(item.input_ids) for item in items)
+    tiles = [0 if item.pixel_values is None else len(item.pixel_values) for item in items]
+    assert samples.image_counts == tuple(tiles)
+    assert max(tiles) > 2  # of two pictures, each several
+    assert samples.tiles
+
+    squares = plan_run(make_run(), small_target(8 * 2**30), 0.4)
+    plan = plan_run(run, small_target(8 * 2**30), 0.4)
+    assert plan.work.sample.forward > 1.5 * squares.work.sample.forward  # three tiles for each picture, and text
+    assert plan.configured.at_configured.device.total > squares.configured.at_configured.device.total
+    assert not any("square" in remark for remark in plan.remarks)
+    # A checkpoint's own way; a run that says otherwise.
+    model.save_pretrained(tmp_path / "anyres")
+    processor.save_pretrained(tmp_path / "anyres")
+    checkpoint = {"checkpoint": str(tmp_path / "anyres"), "vision_tower": None, "language_model": None}
+    assert model_config(make_run(model=checkpoint))[0].tiling == planned.tiling
+    assert model_config(make_run(model={**checkpoint, "image_aspect_ratio": "pad"}))[0].tiling is None
+
+
 def test_samples_are_measured_on_the_data(make_run: MakeRun) -> None:
     run = make_run()
     tokenizer = find_tokenizer(run)

@@ -137,7 +137,7 @@ def run_cell(folder: Path, device_name: str) -> Result | None:
         projector=cell.projector,
         varied=cell.varied,
         seed=cell.align.seed,
-        visual_tokens=model.config.num_image_tokens,
+        visual_tokens=measures.visual_tokens(model),
         parameters=measures.parameters(model),
         flops=measures.flops_per_image(model),
         stages={run.stage: measures.stage_result(run.output_path, peaks[run.stage]) for run in _runs(cell)},

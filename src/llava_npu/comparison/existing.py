@@ -139,7 +139,7 @@ def _result_of(folder: Path, evaluations: Sequence[dict[str, Any]]) -> Result:
         projector=f"{config.projector_type} ({options})" if options else config.projector_type,
         varied={"run": folder.name},
         seed=run.seed,
-        visual_tokens=config.num_image_tokens,
+        visual_tokens=measures.visual_tokens(model),
         parameters=measures.parameters(model),
         flops=measures.flops_per_image(model),
         stages={run.stage: measures.stage_result(folder, None)},

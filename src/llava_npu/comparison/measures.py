@@ -12,6 +12,7 @@ from PIL import Image
 from llava_npu.comparison.results import StageResult, Value
 from llava_npu.devices import Device
 from llava_npu.errors import UserError
+from llava_npu.models.anyres import TYPICAL
 from llava_npu.models.modeling import LlavaNpuForConditionalGeneration
 from llava_npu.models.stopping import stopping_arguments
 from llava_npu.planning.flops import causal_pairs, flop_model
@@ -37,15 +38,23 @@ _PARTS = {"model.vision_tower.": "vision_tower", "model.multi_modal_projector.":
 def flops_per_image(model: LlavaNpuForConditionalGeneration) -> dict[str, int]:
     """Floating-point operations of one image's forward pass, two per multiply-add; see `planning/flops.py`.
 
+    With anyres, of a picture of `anyres.TYPICAL` pixels.
+
     Returns:
         of the vision tower, the projector, and the language model as it reads the image's tokens.
     """
-    cost, tokens = flop_model(model).inference, model.config.num_image_tokens
+    cost, tokens, tiling = flop_model(model).inference, visual_tokens(model), model.config.tiling
+    tiles = 1 if tiling is None else tiling.num_tiles(TYPICAL)
     return {
-        "vision_tower": cost.tower.total,
-        "projector": cost.projector.total,
+        "vision_tower": tiles * cost.tower.total,
+        "projector": tiles * cost.projector.total,
         "language_model": cost.count(tokens, causal_pairs([tokens]), supervised=0, images=0).total,
     }
+
+
+def visual_tokens(model: LlavaNpuForConditionalGeneration) -> int:
+    """Tokens that an image takes in the text; with anyres, one of `anyres.TYPICAL` pixels."""
+    return model.config.count_image_tokens(TYPICAL)
 
 
 def stage_result(folder: Path, peak_memory: int | None) -> StageResult:
@@ -68,13 +77,13 @@ def stage_result(folder: Path, peak_memory: int | None) -> StageResult:
 def first_token(model: LlavaNpuForConditionalGeneration, processor: Any, device: Device) -> Value:
     """Milliseconds from a prepared picture and a short question to the answer's first token, one at a time.
 
-    Vision tower, projector, the whole prompt through the language model, one token chosen. The picture is blank: what
-    it shows makes no difference.
+    Vision tower, projector, the whole prompt through the language model, one token chosen. The picture is blank, for
+    what it shows makes no difference, and has `anyres.TYPICAL` pixels.
 
     Returns:
         the median, and the range of the middle half.
     """
-    height, width = model.config.tower.image_size
+    height, width = TYPICAL
     picture = Image.new("RGB", (width, height), "white")
     prompt = processor.encode_prompts([[{"from": "human", "value": PROMPT}]], [[picture]])
     inputs = prompt.to(model.device, dtype=model.dtype)

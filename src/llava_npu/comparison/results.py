@@ -70,7 +70,7 @@ class Result:
 
     Attributes:
         encoder, projector, varied, seed: which cell.
-        visual_tokens: tokens that an image takes in the text.
+        visual_tokens: tokens that an image takes in the text (with anyres, one of 640×480 pixels).
         parameters: of "vision_tower", "projector" and "language_model".
         flops: of one image through each of these (the language model reads its visual tokens), forward.
         stages: "align" and, if there was one, "finetune".

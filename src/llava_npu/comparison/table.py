@@ -80,8 +80,8 @@ def columns(results: Sequence[Result]) -> list[Column]:
     """The columns that these results fill: what a model is worth, then what it costs."""
     found = [
         Column(
-            "visual tokens", "", "tokens that an image takes in the text", lambda r: f"{r.visual_tokens}",
-            lambda r: r.visual_tokens, higher_is_better=False,
+            "visual tokens", "", "tokens that an image takes in the text; with anyres, one of 640×480 pixels",
+            lambda r: f"{r.visual_tokens}", lambda r: r.visual_tokens, higher_is_better=False,
         ),
         *(_benchmark_column(label, results) for label in labels(results)),
         Column(

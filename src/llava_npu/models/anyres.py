@@ -25,6 +25,7 @@ from llava_npu.models.projectors.grid import Grid
 
 Size = tuple[int, int]  # (height, width) in pixels
 
+TYPICAL: Size = (480, 640)  # of a picture, where one stands for all: COCO's, of which most of LLaVA's data is made
 _LLAVA_16 = ((1, 2), (2, 1), (2, 2), (3, 1), (1, 3))  # (tiles across, tiles down) that LLaVA-1.6 chooses from
 
 

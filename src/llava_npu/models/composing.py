@@ -135,9 +135,7 @@ def change_aspect_ratio(
         the processor that now belongs to the model.
     """
     config = model.config
-    resolutions = _resolutions(image_aspect_ratio, image_grid_pinpoints, config.input_size)
-    if image_aspect_ratio == "anyres" and image_grid_pinpoints is None:
-        resolutions = config.image_grid_pinpoints or resolutions
+    resolutions = chosen_resolutions(config, image_aspect_ratio, image_grid_pinpoints)
     config.change_resolutions(resolutions)
     if config.tiling is None or not config.tiling.is_map:
         model.model.image_newline = None
@@ -154,6 +152,16 @@ def change_aspect_ratio(
         template=processor.template,
         image_aspect_ratio=image_aspect_ratio,
     )
+
+
+def chosen_resolutions(
+    config: LlavaNpuConfig, image_aspect_ratio: str, image_grid_pinpoints: list[list[int]] | None
+) -> list[list[int]] | None:
+    """What a model that is to see pictures in this way chooses from, (height, width); None: it cuts no tiles."""
+    resolutions = _resolutions(image_aspect_ratio, image_grid_pinpoints, config.input_size)
+    if image_aspect_ratio == "anyres" and image_grid_pinpoints is None:
+        return config.image_grid_pinpoints or resolutions
+    return resolutions
 
 
 def _model_folder(source: str, field: str) -> str:

@@ -11,7 +11,7 @@ from llava_npu.config import ModelConfig, RunConfig, load_config
 from llava_npu.errors import UserError
 from llava_npu.models.adapters import BASE, is_adapter_folder
 from llava_npu.models.agreement import check_agreement
-from llava_npu.models.composing import EMBEDDING_MULTIPLE
+from llava_npu.models.composing import EMBEDDING_MULTIPLE, chosen_resolutions
 from llava_npu.models.configuration import LlavaNpuConfig
 from llava_npu.models.folders import check_configuration
 from llava_npu.models.hubs import HubModel, fetch, is_local, local_folder, on_hub, parse_source
@@ -74,15 +74,11 @@ def model_config(
         _set_picture_size(tower, choice, remarks)
         model = _joined(choice, tower, text, tokenizer)
     check_agreement(config.model.said_beside_checkpoint, str(config.model.checkpoint), model)
-    return _without_tiles(model, choice, remarks), remarks
-
-
-def _without_tiles(model: LlavaNpuConfig, choice: ModelConfig, remarks: list[str]) -> LlavaNpuConfig:
-    """The model as if it saw each picture as one square: how many tiles a data set's pictures make is not looked up."""
-    if model.image_grid_pinpoints is not None or choice.image_aspect_ratio == "anyres":
-        remarks.append("anyres: planned as if each picture were one square; tiles take more tokens, time and memory")
-        model.change_resolutions(None)
-    return model
+    for said in (choice, config.model):  # what it was made with, and what this run says
+        if said.image_aspect_ratio is not None:
+            pinpoints = said.image_grid_pinpoints
+            model.change_resolutions(chosen_resolutions(model, said.image_aspect_ratio, pinpoints))
+    return model, remarks
 
 
 def _set_picture_size(tower: Any, choice: ModelConfig, remarks: list[str]) -> None:
@@ -167,8 +163,11 @@ def _without_adapters(choice: ModelConfig) -> ModelConfig:
     if not (folder / BASE).is_file():
         return choice
     base = read_source(folder / BASE)
+    told = {"image_aspect_ratio": choice.image_aspect_ratio, "image_grid_pinpoints": choice.image_grid_pinpoints}
+    made = base.changes or base.parts
+    pictures = told if choice.image_aspect_ratio is not None else {key: made.get(key) for key in told}
     if base.checkpoint is not None:
-        return _without_adapters(choice.model_copy(update={"checkpoint": base.checkpoint}))
+        return _without_adapters(choice.model_copy(update={"checkpoint": base.checkpoint, **pictures}))
     parts = base.parts
     return ModelConfig(
         vision_tower=parts["vision_tower"],
@@ -179,6 +178,7 @@ def _without_adapters(choice: ModelConfig) -> ModelConfig:
         vision_select_feature="cls_patch" if parts.get("keep_prefix_tokens") else "patch",
         image_size=parts.get("image_size"),
         scales=parts.get("scales") or [1],
+        **pictures,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -26,7 +27,7 @@ class BatchShape:
     Attributes:
         rows, length: of `input_ids`.
         supervised: positions that are learned from.
-        images: how many are encoded.
+        images: how many are encoded; with anyres, tiles.
         sequences: in each row; 1 where samples are padded, several where they are packed.
         cached_features: images come as the tower's output.
     """
@@ -50,10 +51,14 @@ def fake_model(
 ) -> LlavaNpuForConditionalGeneration:
     """The model as training prepares it, its weights without numbers; takes no memory.
 
+    Of an anyres model tiles are images of their own here: it is made as one of squares.
+
     Args:
         parts, compute_dtype, checkpointing, lora: as for `prepare_parts`, but that no weight is quantised.
         sharded: as an engine that shards weights has a layer while it runs: all in `compute_dtype`.
     """
+    config = copy.deepcopy(config)
+    config.change_resolutions(None)
     with torch.device("meta"):  # where weights are initialised by doing nothing
         model = LlavaNpuForConditionalGeneration(config)
         unquantised = None if lora is None else lora.model_copy(update={"base_bits": None})

@@ -38,7 +38,8 @@ def _parts(plan: RunPlan) -> Iterator[RenderableType]:
         f"{target.name} ({amount(target.memory)} each, {amount(target.usable_memory)} to plan with)",
     )
     yield Text(
-        f"samples of {samples.mean_length:,.0f} tokens and {samples.images:.2g} images on average, at most "
+        f"samples of {samples.mean_length:,.0f} tokens and {samples.images:.2g} "
+        f"{'tiles' if samples.tiles else 'images'} on average, at most "
         f"{samples.longest:,} tokens; {samples.supervised:,.0f} learned from"
     )
     yield _memory(plan)

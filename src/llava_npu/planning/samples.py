@@ -8,9 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from llava_npu.config import RunConfig
+from llava_npu.data.image_roots import ImagePath
+from llava_npu.data.images import image_size
 from llava_npu.data.labels import IGNORE_INDEX, encode_conversation, expand_images
 from llava_npu.data.parsing import Record
 from llava_npu.errors import UserError
+from llava_npu.models.anyres import TYPICAL, Size
 from llava_npu.models.configuration import LlavaNpuConfig
 from llava_npu.planning.published import PublishedData, published_data
 from llava_npu.training.parts import STAGE_TEMPLATES
@@ -29,11 +32,12 @@ class Samples:
     Attributes:
         count: in an epoch; None: not known.
         lengths: tokens of some samples, images included, that stand for all.
-        image_counts: likewise, images.
+        image_counts: likewise, images; with anyres, as everywhere below, tiles.
         supervised: positions that are learned from, per sample.
         images: per sample, on average.
         longest: tokens of the longest sample that is to be expected, with `most_images` images.
         source: where this comes from, in words.
+        tiles: whether images are tiles.
     """
 
     count: int | None
@@ -44,6 +48,7 @@ class Samples:
     longest: int
     most_images: int
     source: str
+    tiles: bool = False
 
     @property
     def mean_length(self) -> float:
@@ -88,7 +93,7 @@ def expected_samples(config: RunConfig, model: LlavaNpuConfig, tokenizer: Any | 
 
 
 def probe_samples(records: Sequence[Record], tokenizer: Any, config: RunConfig, model: LlavaNpuConfig) -> Samples:
-    """Tokenizes some of the records, spread over all, as training will; opens no picture."""
+    """Tokenizes some of the records, spread over all, as training will; decodes no picture."""
     template = config.data.template or STAGE_TEMPLATES[config.stage]
     template = template or ("tokenizer" if getattr(tokenizer, "chat_template", None) else "v1")
     count = min(len(records), PROBED)
@@ -97,13 +102,14 @@ def probe_samples(records: Sequence[Record], tokenizer: Any, config: RunConfig, 
         try:
             record = records[number * len(records) // count]
             encoded = encode_conversation(record.conversations, tokenizer, template, record=record)
-            per_image = [model.num_image_tokens] * len(record.images)
+            sizes = [_size(path, record, model) for path in record.image_paths]
+            per_image = [model.count_image_tokens(size) for size in sizes]
             expanded = expand_images(encoded, per_image, model.image_token_index, config.data.max_length, record)
         except UserError:
             continue  # training says what is wrong with it, or passes it over
         lengths.append(len(expanded.input_ids))
         supervised += sum(label != IGNORE_INDEX for label in expanded.labels)
-        images.append(expanded.num_images)
+        images.append(sum(_num_tiles(model, size) for size in sizes[: expanded.num_images]))
     if not lengths:
         raise UserError(f"data: none of {count} records can be used; `llava-npu data check` says why.")
     return Samples(
@@ -115,12 +121,27 @@ def probe_samples(records: Sequence[Record], tokenizer: Any, config: RunConfig, 
         max(lengths),
         max(images),
         f"measured on {len(lengths)} of {len(records):,} records",
+        tiles=model.tiling is not None,
     )
 
 
 def _described(data: PublishedData, config: RunConfig, model: LlavaNpuConfig) -> Samples:
-    length = min(round(data.words + data.images * model.num_image_tokens), config.data.max_length)
+    tokens, tiles = model.count_image_tokens(TYPICAL), _num_tiles(model, TYPICAL)
+    length = min(round(data.words + data.images * tokens), config.data.max_length)
     longest = config.data.max_length
     if data.longest is not None:
-        longest = min(longest, data.longest + model.num_image_tokens)
-    return Samples(data.samples, (length,), (1,), data.supervised, data.images, longest, 1, data.source)
+        longest = min(longest, data.longest + tokens)
+    source = data.source
+    if model.tiling is not None:
+        source += f"; pictures taken to be of {TYPICAL[1]}×{TYPICAL[0]} pixels: {tiles} tiles, {tokens:,} tokens"
+    images, cut = tiles * data.images, model.tiling is not None
+    return Samples(data.samples, (length,), (tiles,), data.supervised, images, longest, tiles, source, cut)
+
+
+def _size(path: ImagePath, record: Record, model: LlavaNpuConfig) -> Size:
+    """(height, width) of a picture, from its file's head, where it matters."""
+    return TYPICAL if model.tiling is None else image_size(path, record.name)
+
+
+def _num_tiles(model: LlavaNpuConfig, size: Size) -> int:
+    return 1 if model.tiling is None else model.tiling.num_tiles(size)
