@@ -188,6 +188,23 @@ def test_type_names_of_originals(layout: str, name: str, type: str) -> None:
     assert type_from_original(layout, name) == type
 
 
+@pytest.mark.parametrize(
+    ("called", "layout"),
+    [
+        ("official LLaVA", "llava"),
+        ("haotian-liu/LLaVA", "llava"),
+        ("LLaVA-NPU", "llava_npu_2024"),
+        ("zkyredstart/LLaVA-NPU", "llava_npu_2024"),
+        ("Meituan-AutoML/MobileVLM", "mobilevlm"),
+        ("TokenPacker", "tokenpacker"),
+        ("Qwen-VL", "qwen_vl"),
+        ("OpenBMB/OmniLMM", "omnilmm"),
+    ],
+)
+def test_layouts_by_the_names_of_their_projects(called: str, layout: str) -> None:
+    assert conversion._layout_name(called) == layout
+
+
 def test_every_layout_has_a_round_trip_test() -> None:
     assert {layout for layout, _, _ in HOMES} == set(conversion.LAYOUTS)
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoTokenizer, LlamaTokenizer, PretrainedConfig
+from transformers import AutoConfig, PretrainedConfig
 
 from llava_npu.conversion.adapters import merged, read_adapter
 from llava_npu.conversion.checkpoint import Checkpoint, Weights
@@ -36,6 +36,7 @@ from llava_npu.conversion.weight_names import (
     from_official,
     tower_weight,
 )
+from llava_npu.data.tokenizer import open_tokenizer
 from llava_npu.errors import UserError
 from llava_npu.models.anyres import resolutions_from_llava
 from llava_npu.models.composing import EMBEDDING_MULTIPLE, add_special_tokens
@@ -94,7 +95,7 @@ def read_official(
     parts = _locate(folder, values, base, vision_tower)
     tower_config = _tower_config(parts.tower)
     projector = _projector(parts)
-    tokenizer = open_part(lambda: _tokenizer(parts.base), "model (tokenizer)", str(parts.base))
+    tokenizer = open_part(lambda: open_tokenizer(parts.base), "model (tokenizer)", str(parts.base))
     image_token_id = add_special_tokens(tokenizer)
     text_config = _text_config(parts, values)
     rows = text_config.vocab_size
@@ -271,13 +272,6 @@ def _tower_weights(tower: str, kind: str) -> Weights:
             name.endswith("position_ids")
         ):
             yield tower_weight(name, kind), tensor
-
-
-def _tokenizer(folder: Path) -> Any:
-    # Beside a config.json that says "llava", transformers 5 reads a sentencepiece model as something that it is not: no
-    # token for a space before a piece of text, which LLaVA was trained with.
-    sentencepiece = (folder / "tokenizer.model").is_file() and not (folder / "tokenizer.json").is_file()
-    return (LlamaTokenizer if sentencepiece else AutoTokenizer).from_pretrained(folder)
 
 
 def _text_config(parts: Parts, values: dict[str, Any]) -> PretrainedConfig:

@@ -16,6 +16,7 @@ State dicts of either side are relative to the projector; the prefixes of whole 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -127,10 +128,11 @@ LAYOUTS: dict[str, Layout] = {
 }
 _LAYOUT_ALIASES = {
     "official": "llava",
-    "official_llava": "llava",
-    "llava_npu": "llava_npu_2024",
+    "officialllava": "llava",
+    "llavanpu": "llava_npu_2024",
     "predecessor": "llava_npu_2024",
     "qwen": "qwen_vl",
+    "minicpmv": "omnilmm",  # the repository of OmniLMM
     "idefics3": "nanovlm",
     "smolvlm": "nanovlm",
 }
@@ -240,12 +242,17 @@ def type_from_original(layout: str, name: str) -> str:
 
 
 def _layout_name(layout: str) -> str:
-    plain = layout.strip().lower().replace("-", "_")
-    plain = _LAYOUT_ALIASES.get(plain, plain)
-    if plain not in LAYOUTS:
+    """The layout that is called so, as "MobileVLM", "qwen-vl" or by its repository, "khanrc/honeybee"."""
+    names = {_letters(name): name for name in LAYOUTS} | _LAYOUT_ALIASES
+    plain = _letters(layout.rpartition("/")[2])
+    if plain not in names:
         known = ", ".join(LAYOUTS)
         raise UserError(f"Unknown layout {layout!r} of projector weights.{nearest(plain, LAYOUTS)} Known: {known}.")
-    return plain
+    return names[plain]
+
+
+def _letters(name: str) -> str:
+    return re.sub("[^a-z0-9]", "", name.lower())
 
 
 def _names(family: str, layout: str) -> Pairs:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
+from llava_npu.data.tokenizer import open_tokenizer
 from llava_npu.errors import UserError
 from llava_npu.models.anyres import default_resolutions, resolutions_from_llava
 from llava_npu.models.configuration import LlavaNpuConfig
@@ -65,7 +67,7 @@ def compose(
     language_model = _model_folder(language_model, "model.language_model")
     image_processor = load_image_processor(vision_tower, "model.vision_tower")
     tokenizer = open_part(
-        lambda: AutoTokenizer.from_pretrained(language_model), "model.language_model (tokenizer)", language_model
+        lambda: open_tokenizer(Path(language_model)), "model.language_model (tokenizer)", language_model
     )
     tower = open_part(lambda: load_tower(vision_tower, dtype), "model.vision_tower", vision_tower)
     decoder = open_part(lambda: _load_language_model(language_model, dtype), "model.language_model", language_model)
