@@ -48,6 +48,7 @@ from llava_npu.ops.install import install_kernels
 from llava_npu.planning.flops import causal_pairs, flop_model
 from llava_npu.training.batches import MicroBatch, micro_batch
 from llava_npu.training.objective import SupervisedLoss
+from llava_npu.training.parts import recompute_activations
 
 PAD = 0
 
@@ -277,7 +278,7 @@ def build_model(
     model.train()
     model.model.vision_tower.eval()
     if options.checkpointing:
-        model.model.language_model.gradient_checkpointing_enable({"use_reentrant": False})
+        recompute_activations(model.model.language_model)
     if not ours:
         model.set_attn_implementation("sdpa")
         return model

@@ -11,8 +11,18 @@ import traceback
 from pathlib import Path
 from typing import Any
 
+import tiny
 from llava_npu.config import RunConfig
 from llava_npu.training.launching import meeting_port
+
+
+def write_material(folder: Path) -> Path:
+    """Writes what small runs are made of: the tiny `lm` and `clip`, `captions.json` and `train.json`."""
+    tiny.write_language_model(folder / "lm")
+    tiny.write_clip(folder / "clip")
+    tiny.write_captions(folder)
+    tiny.write_records(folder)
+    return folder
 
 
 def small_run(material: Path, output: Path, device_type: str, **changes: Any) -> RunConfig:

@@ -51,6 +51,9 @@ def test_what_is_printed_is_the_same_run(file: Path, tmp_path: Path) -> None:
         ("optimizer.learning_rate=-1", "greater than 0"),
         ("model.checkpoint=x", "`checkpoint` already holds a tower"),
         ("model.vision_tower=null", "give `checkpoint`, or both"),
+        ("data.template=vicunna", r"`data.template` is 'vicunna': .* Did you mean 'vicuna'\?"),
+        ("data.sources=[{path:x.json}]", r"unknown key `data.sources.0.path:x.json`. In YAML a space follows"),
+        ("optimizer=3", "`optimizer` is 3: it is a section of keys"),
         ("nonsense", "not of the form key=value"),
         ("batch_size=[", "not valid YAML"),
         ("stage.deep=3", "`stage` is a value, not a section"),
@@ -72,7 +75,7 @@ def test_mistakes_on_the_command_line_are_named(file: Path, override: str, messa
         (GOOD + "stage: finetune\n", "'stage' is given twice"),
         ("- a\n- b\n", "found list"),
         ("a: [1", "not valid YAML"),
-        ("", "found NoneType"),
+        ("", "found nothing"),
         ("a: !!python/object/apply:os.system [ls]", "not valid YAML"),
     ],
 )

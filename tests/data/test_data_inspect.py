@@ -53,6 +53,13 @@ def shown(path: Path, tokenizer: PreTrainedTokenizerBase, *, color: bool, limit:
     return num_faulty, console.file.getvalue()  # type: ignore[attr-defined]
 
 
+def test_a_damaged_picture_is_a_fault(data: Path, llama: PreTrainedTokenizerBase) -> None:
+    (data.parent / "a.png").write_bytes(b"no picture")
+    num_faulty, text = shown(data, llama, color=False, limit=1)
+    assert num_faulty == 1
+    assert f"image {data.parent / 'a.png'}: not a picture in a supported format" in text
+
+
 def test_plain_text(data: Path, llama: PreTrainedTokenizerBase) -> None:
     num_faulty, text = shown(data, llama, color=False)
     assert "record 0 (id 'good')" in text
@@ -85,7 +92,7 @@ def test_command(data: Path, llama: PreTrainedTokenizerBase, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--tokenizer", "/nowhere/at/all"], "--tokenizer /nowhere/at/all: no tokenizer"),
+        (["--tokenizer", "/nowhere/at/all"], "--tokenizer: /nowhere/at/all does not exist"),
         (["--template", "v7"], "template 'v7' is unknown"),
     ],
 )

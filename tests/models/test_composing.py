@@ -128,8 +128,8 @@ def saved(parts: Path, tmp_path: Path) -> Path:
     [
         ("config.json", "no config.json"),
         ("model.safetensors", "no weights"),
-        ("tokenizer.json", "tokenizer"),
-        ("processor_config.json", "image processor"),
+        ("tokenizer.json", "has no tokenizer: none of the files tokenizer.json"),
+        ("processor_config.json", "has no image processor: none of the files preprocessor_config.json"),
     ],
 )
 def test_a_missing_file_is_named(saved: Path, file: str, message: str) -> None:

@@ -180,6 +180,11 @@ def _console() -> Any:
     return Console(quiet=True)
 
 
+def test_a_language_model_that_reads_no_text_is_refused(make_run: MakeRun, material: Path) -> None:
+    with pytest.raises(UserError, match="a model of type 'clip_vision_model', which reads no text"):
+        model_config(make_run(model={"language_model": str(material / "clip")}))
+
+
 def test_a_batch_must_divide_over_the_devices(make_run: MakeRun) -> None:
     with pytest.raises(UserError, match="batch_size: 8 does not divide over 3 devices; use 6 or 9"):
         plan_run(make_run(), small_target(64 * MIB, count=3), mfu=0.4)

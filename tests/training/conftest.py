@@ -7,20 +7,14 @@ from typing import Any
 import pytest
 import torch
 
-import tiny
 from llava_npu.config import RunConfig
-from small_run import small_run
+from small_run import small_run, write_material
 
 
 @pytest.fixture(scope="session")
 def material(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the tiny `lm`, `clip` and `train.json`, to be read only."""
-    folder = tmp_path_factory.mktemp("material")
-    tiny.write_language_model(folder / "lm")
-    tiny.write_clip(folder / "clip")
-    tiny.write_captions(folder)
-    tiny.write_records(folder)
-    return folder
+    """To be read only."""
+    return write_material(tmp_path_factory.mktemp("material"))
 
 
 @pytest.fixture(autouse=True)

@@ -5,6 +5,7 @@ Whatever takes long to import is imported inside the commands: `llava-npu --help
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from typing import Annotated
@@ -75,6 +76,8 @@ def set_environment() -> None:
     """Silences libraries: ours are the progress lines and messages that matter. What the user has set stays."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    # Where there is no accelerator DeepSpeed says so, on stdout, whenever it is imported.
+    logging.getLogger("DeepSpeed").addFilter(lambda record: "Setting accelerator to CPU" not in record.getMessage())
 
 
 def main() -> None:

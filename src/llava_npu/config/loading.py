@@ -123,7 +123,8 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     except yaml.YAMLError as error:
         raise UserError(f"{path}: is not valid YAML: {error}") from None
     if not isinstance(values, dict):
-        raise UserError(f"{path}: should hold `key: value` lines, found {type(values).__name__}.")
+        found = "nothing" if values is None else type(values).__name__
+        raise UserError(f"{path}: should hold `key: value` lines, found {found}.")
     return values
 
 
@@ -183,12 +184,18 @@ def _explain(schema: type[BaseModel], problem: Any, path: str, origin: Mapping[s
     if problem["type"] == "extra_forbidden":
         section = _section(schema, location[:-1])
         allowed = list(section.model_fields) if section else []
-        return f"{where}: unknown key `{key}`.{nearest(location[-1], allowed)} Valid here: {', '.join(allowed)}."
+        hint = nearest(location[-1], allowed)
+        if ":" in key:
+            hint = " In YAML a space follows the colon, as in {limit: 5}."
+        return f"{where}: unknown key `{key}`.{hint} Valid here: {', '.join(allowed)}."
     if problem["type"] == "missing":
-        return f"{where}: `{key}` is required. {_describe(schema, location)}"
+        return f"{where}: `{key}` is required. {_describe(schema, location)}".rstrip()
     message = problem["msg"].removeprefix("Value error, ")
+    if problem["type"] == "model_type":
+        message = "it is a section of keys"
     given = "" if isinstance(problem["input"], dict) else f" is {problem['input']!r}"
-    return f"{where}: `{key or 'configuration'}`{given}: {message}. {_describe(schema, location)}".rstrip()
+    stop = "" if message.endswith((".", "?")) else "."
+    return f"{where}: `{key or 'configuration'}`{given}: {message}{stop} {_describe(schema, location)}".rstrip()
 
 
 def _describe(schema: type[BaseModel], location: Sequence[str]) -> str:

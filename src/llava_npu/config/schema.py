@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from llava_npu.config.parts import LoraConfig, Part, PartName, PartsConfig, StageName, resolve_parts
 from llava_npu.config.section import Section
@@ -179,6 +179,15 @@ class DataConfig(Section):
     validation: ValidationConfig | None = Field(
         None, description="Samples held out of training, to validate on; null: none."
     )
+
+    @field_validator("template")
+    @classmethod
+    def _known_template(cls, name: str | None) -> str | None:
+        from llava_npu.data.templates import get_template
+
+        if name is not None:
+            get_template(name)
+        return name
 
     @model_validator(mode="after")
     def _path_or_sources(self) -> DataConfig:

@@ -95,7 +95,7 @@ def read_official(
     parts = _locate(folder, values, base, vision_tower)
     tower_config = _tower_config(parts.tower)
     projector = _projector(parts)
-    tokenizer = open_part(lambda: open_tokenizer(parts.base), "model (tokenizer)", str(parts.base))
+    tokenizer = open_tokenizer(parts.base, "model")
     image_token_id = add_special_tokens(tokenizer)
     text_config = _text_config(parts, values)
     rows = text_config.vocab_size

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.text import Text
 
-from llava_npu.data.image_roots import exists
+from llava_npu.data.image_roots import ImagePath, exists
+from llava_npu.data.images import load_image
 from llava_npu.data.labels import IGNORE_INDEX, IMAGE_PLACEHOLDER, EncodedConversation, encode_conversation
 from llava_npu.data.parsing import Record
 from llava_npu.data.records import open_records
@@ -33,7 +34,7 @@ class InspectedSample:
 
     Args:
         title: the record's name, or its number where it could not be read.
-        problems: why it cannot be trained on, its missing images among them; empty if it can.
+        problems: why it cannot be trained on, its missing and damaged images among them; empty if it can.
     """
 
     title: str
@@ -62,7 +63,7 @@ def inspect_records(
         html: also write them to this page, token by token, with the pictures.
 
     Returns:
-        The number of shown records that cannot be trained on: wrong text, or a missing image.
+        The number of shown records that cannot be trained on: wrong text, or a missing or damaged image.
 
     Raises:
         UserError: the file cannot be read, the template is unknown, or the page cannot be written.
@@ -102,10 +103,21 @@ def inspect_sample(
     except UserError as error:
         problems.append(str(error))
     try:
-        problems += [f"missing image: {path}" for path in record.image_paths if not exists(path)]
+        problems += [problem for path in record.image_paths if (problem := _picture_problem(path))]
     except UserError as error:
         problems.append(str(error))
     return InspectedSample(record.name, record, encoded, tuple(problems))
+
+
+def _picture_problem(path: ImagePath) -> str:
+    """Why a picture cannot be used; "" if it can."""
+    if not exists(path):
+        return f"missing image: {path}"
+    try:
+        load_image(path)
+    except UserError as error:
+        return str(error).removeprefix("image: ")
+    return ""
 
 
 def headline(sample: InspectedSample) -> str:

@@ -11,6 +11,8 @@ from llava_npu.errors import UserError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
+
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     """The tokenizer of a folder or hub id; of the latter no weights are fetched.
@@ -20,23 +22,29 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     """
     from llava_npu.models.hubs import local_folder
 
-    try:
-        return open_tokenizer(local_folder(name, "--tokenizer", weights=False))
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().split("\n")[0]
-        raise UserError(f"--tokenizer {name}: no tokenizer could be loaded from there: {reason}") from error
+    folder = local_folder(name, "--tokenizer", weights=False)
+    if not folder.exists():
+        raise UserError(f"--tokenizer: {name} does not exist. Give a folder with a tokenizer, or a model on a hub.")
+    return open_tokenizer(folder, "--tokenizer")
 
 
-def open_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer in a folder.
+def open_tokenizer(folder: Path, field: str) -> PreTrainedTokenizerBase:
+    """The tokenizer in a folder, which the setting `field` names.
 
     A Llama's that is a sentencepiece model alone is opened as such: by itself, or beside a config.json that says
     "llava", transformers 5 reads it as something else, without the space before a piece of text that LLaVA was trained
     with, and without `<s>`.
+
+    Raises:
+        UserError: there is none.
     """
     from transformers import AutoTokenizer, LlamaTokenizer
 
-    return (LlamaTokenizer if _is_llama_sentencepiece(folder) else AutoTokenizer).from_pretrained(folder)
+    from llava_npu.models.folders import check_any_file, open_part
+
+    check_any_file(folder, _FILES, field, "tokenizer")
+    kind = LlamaTokenizer if _is_llama_sentencepiece(folder) else AutoTokenizer
+    return open_part(lambda: kind.from_pretrained(folder), f"{field} (tokenizer)", str(folder))
 
 
 def _is_llama_sentencepiece(folder: Path) -> bool:

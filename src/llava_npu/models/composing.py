@@ -66,9 +66,7 @@ def compose(
     vision_tower = _model_folder(vision_tower, "model.vision_tower")
     language_model = _model_folder(language_model, "model.language_model")
     image_processor = load_image_processor(vision_tower, "model.vision_tower")
-    tokenizer = open_part(
-        lambda: open_tokenizer(Path(language_model)), "model.language_model (tokenizer)", language_model
-    )
+    tokenizer = open_tokenizer(Path(language_model), "model.language_model")
     tower = open_part(lambda: load_tower(vision_tower, dtype), "model.vision_tower", vision_tower)
     decoder = open_part(lambda: _load_language_model(language_model, dtype), "model.language_model", language_model)
     tower, image_processor = fit_tower(tower, image_processor, image_size)

@@ -14,6 +14,7 @@ from llava_npu.errors import UserError
 _T = TypeVar("_T")
 _INDICES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")  # of weights in several files
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin", *_INDICES)
+_IMAGE_PROCESSORS = ("preprocessor_config.json", "processor_config.json")
 
 
 def check_configuration(folder: Path, field: str) -> None:
@@ -59,6 +60,23 @@ def open_part(load: Callable[[], _T], field: str, source: str) -> _T:
             f"{field}: cannot load {source}: {reason[0] if reason else type(error).__name__}\n"
             "Give a complete model folder, or a model on a hub."
         ) from error
+
+
+def open_image_processor(source: str, field: str) -> Any:
+    """The image processor in a folder, as it is stored, or `UserError`."""
+    from transformers import AutoImageProcessor
+
+    check_any_file(source, _IMAGE_PROCESSORS, field, "image processor")
+    return open_part(
+        lambda: AutoImageProcessor.from_pretrained(source, backend="pil"), f"{field} (image processor)", source
+    )
+
+
+def check_any_file(source: str | Path, names: tuple[str, ...], field: str, what: str) -> None:
+    """Raises `UserError` if a folder holds none of the files in which a tokenizer, say, may be."""
+    folder = Path(source)
+    if folder.is_dir() and not any((folder / name).is_file() for name in names):
+        raise UserError(f"{field}: {folder} has no {what}: none of the files {', '.join(names)} is there.")
 
 
 def check_loaded(info: dict[str, Any], field: str, source: str, ignore: tuple[str, ...] = ()) -> None:

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from transformers import AutoImageProcessor, CLIPImageProcessorPil, LlavaImageProcessorPil, LlavaNextImageProcessorPil
+from transformers import CLIPImageProcessorPil, LlavaImageProcessorPil, LlavaNextImageProcessorPil
 
 from llava_npu.models.anyres import Size, Tiling
-from llava_npu.models.folders import open_part
+from llava_npu.models.folders import open_image_processor
 
 
 def load_image_processor(source: str, field: str) -> Any:
@@ -20,9 +20,7 @@ def load_image_processor(source: str, field: str) -> Any:
     Raises:
         UserError: there is none; `field` names the setting that `source` comes from.
     """
-    processor = open_part(
-        lambda: AutoImageProcessor.from_pretrained(source, backend="pil"), f"{field} (image processor)", source
-    )
+    processor = open_image_processor(source, field)
     if isinstance(processor, LlavaNextImageProcessorPil | LlavaImageProcessorPil):  # tiles and padding are ours
         return CLIPImageProcessorPil.from_dict(_settings(processor))
     return processor

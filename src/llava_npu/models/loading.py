@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoTokenizer
 
+from llava_npu.data.tokenizer import open_tokenizer
 from llava_npu.errors import UserError
 from llava_npu.models.adapters import BASE, is_adapter_folder, load_adapters, merge_adapters
 from llava_npu.models.agreement import check_agreement
@@ -105,7 +105,7 @@ def _load_whole(
 
 def load_processor(source: str, config: LlavaNpuConfig) -> LlavaNpuProcessor:
     """Loads the processor that belongs to a model of this configuration from its folder."""
-    tokenizer = open_part(lambda: AutoTokenizer.from_pretrained(source), "model (tokenizer)", source)
+    tokenizer = open_tokenizer(Path(source), "model")
     image_processor = load_image_processor(source, "model")
     if tokenizer.convert_tokens_to_ids(IMAGE_TOKEN) != config.image_token_id:
         raise UserError(

@@ -70,6 +70,11 @@ def model_config(
             _part(on_hub(source, choice.source), f"model.{field}", remarks)
             for field, source in (("vision_tower", choice.vision_tower), ("language_model", choice.language_model))
         )
+        if not hasattr(text, "vocab_size"):
+            raise UserError(
+                f"model.language_model: {choice.language_model} holds a model of type {text.model_type!r}, which reads "
+                "no text; give a causal language model."
+            )
         tower = getattr(tower, "vision_config", tower)
         _set_picture_size(tower, choice, remarks)
         model = _joined(choice, tower, text, tokenizer)

@@ -30,7 +30,7 @@ def choose_layout(
         return PaddedLayout(plan, num_processes, min(config.micro_batch_size, config.batch_size // num_processes))
     mixture = [(source.weight, source.limit) for source in sources(config.data)]
     held_out = config.data.validation and config.data.validation.model_dump(include={"size", "fraction"})
-    with Progress(console=console, transient=True) as progress:
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("counting tokens", total=len(dataset))
         counts = load_token_counts(
             dataset,

@@ -87,7 +87,7 @@ def train(
         UserError: something in the configuration, the data or the machine is wrong; nothing half-written is left.
         RunStopped: SIGTERM or SIGINT came; all is saved.
     """
-    console = console or Console(stderr=True)
+    console = console or Console(stderr=True, soft_wrap=True)
     device = devices.select(config.device)
     check_quantization(config, device)
     devices.apply_environment(device, console.print)
@@ -374,7 +374,7 @@ def _features(
             return None
         raise UserError(f"data.cache_features: {problem}. Free some space, move the cache, or set it to false.")
     model.model.vision_tower.to(accelerator.device)
-    with accelerator.main_process_first(), Progress(console=console) as progress:
+    with accelerator.main_process_first(), Progress(console=console, disable=not console.is_terminal) as progress:
         task = progress.add_task("vision features", total=len(images))
         fill_feature_cache(
             cache,

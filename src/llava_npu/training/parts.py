@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 
 import torch
 from torch import nn
-from transformers import AutoModel
+from transformers import AutoModel, PreTrainedModel
 
 from llava_npu.config.parts import LoraConfig, Part, PartName, StageName
 from llava_npu.models.adapters import (
@@ -131,9 +131,16 @@ def _set_modes(model: LlavaNpuForConditionalGeneration, parts: Mapping[PartName,
     if checkpointing:
         # Transformers recomputes only in modules that are in training mode; without dropout the mode changes no number.
         inner.language_model.train()
-        inner.language_model.gradient_checkpointing_enable({"use_reentrant": False})
+        recompute_activations(inner.language_model)
         if parts["vision_tower"].train != "frozen" and inner.vision_tower.supports_gradient_checkpointing:
-            inner.vision_tower.gradient_checkpointing_enable({"use_reentrant": False})
+            recompute_activations(inner.vision_tower)
+
+
+def recompute_activations(module: PreTrainedModel) -> None:
+    """Gradient checkpointing in all layers of a part that are in training mode."""
+    # Its name in transformers 5.13, the oldest that we take, is deprecated in later ones.
+    enable = getattr(module, "activation_checkpointing_enable", None) or module.gradient_checkpointing_enable
+    enable({"use_reentrant": False})
 
 
 def _batch_norm_parameters(model: nn.Module) -> Iterator[nn.Parameter]:
