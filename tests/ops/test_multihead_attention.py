@@ -244,6 +244,15 @@ def test_wrong_arguments_are_named() -> None:
         ours(*inputs, attn_mask=torch.zeros(5, 5))
     with pytest.raises(ValueError, match=r"key_padding_mask has shape \(3, 5\), not \(3, 7\)"):
         ours(*inputs, key_padding_mask=torch.zeros(3, 5, dtype=torch.bool))
+    with pytest.raises(ValueError, match=r"attn_mask is of torch\.int64; allowed are torch\.bool"):
+        ours(*inputs, attn_mask=torch.zeros(5, 7, dtype=torch.long))
+    query, key, value = inputs
+    with pytest.raises(ValueError, match=rf"query has shape \(3, 5, 1\); .* width {WIDTH}"):
+        ours(query[..., :1], key, value)
+    with pytest.raises(ValueError, match=r"key has shape \(3, 7, .* of one length"):
+        ours(query, key, value[:, :-1])
+    with pytest.raises(ValueError, match=r"value has shape .* 3 dimensions, as query"):
+        ours(query, key, value[0])
     nested = torch.nested.nested_tensor([torch.zeros(2, WIDTH), torch.zeros(3, WIDTH)], layout=torch.jagged)
     with pytest.raises(ValueError, match="nested tensors are not supported"):
         ours(nested, nested, nested)

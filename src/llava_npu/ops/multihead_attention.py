@@ -56,10 +56,9 @@ class FusedMultiheadAttention(nn.MultiheadAttention):
             batch, or None.
 
         Raises:
-            ValueError: nested tensors, `is_causal` without `attn_mask`, or a mask whose shape does not fit.
+            ValueError: nested tensors, `is_causal` without `attn_mask`, shapes that do not fit, or a mask of integers.
         """
-        if query.is_nested or key.is_nested or value.is_nested:
-            raise ValueError("FusedMultiheadAttention: nested tensors are not supported; pad them and pass a mask")
+        self._check_shapes(query, key, value)
         if is_causal and attn_mask is None:
             raise ValueError("FusedMultiheadAttention: is_causal says what attn_mask is; pass attn_mask as well")
         is_batched = query.dim() == 3
@@ -102,6 +101,24 @@ class FusedMultiheadAttention(nn.MultiheadAttention):
             return out.squeeze(0), None if weights is None else weights.squeeze(0)
         return (out if self.batch_first else out.transpose(0, 1)), weights
 
+    def _check_shapes(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> None:
+        if query.is_nested or key.is_nested or value.is_nested:
+            raise ValueError("FusedMultiheadAttention: nested tensors are not supported; pad them and pass a mask")
+        given = {"query": query, "key": key, "value": value}
+        widths = {"query": self.embed_dim, "key": self.kdim, "value": self.vdim}
+        dimensions = 3 if query.dim() == 3 else 2
+        for name, tensor in given.items():
+            if tensor.dim() != dimensions or tensor.shape[-1] != widths[name]:
+                raise ValueError(
+                    f"FusedMultiheadAttention: {name} has shape {tuple(tensor.shape)}; it should have {dimensions} "
+                    f"dimensions, as query, and width {widths[name]}"
+                )
+        if key.shape[:-1] != value.shape[:-1]:
+            raise ValueError(
+                f"FusedMultiheadAttention: key has shape {tuple(key.shape)}, value {tuple(value.shape)}; both should be "
+                "of one length"
+            )
+
     def _heads(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -142,6 +159,7 @@ def _attention_mask(
     """(L, S) or (batch × heads, L, S) -> (batch or 1, heads or 1, L, S)."""
     if mask is None:
         return None
+    _check_type("attn_mask", mask)
     if mask.shape == (length, key_length):
         return mask[None, None]
     if mask.shape == (batch * heads, length, key_length):
@@ -158,7 +176,18 @@ def _padding_mask(mask: torch.Tensor | None, batch: int, key_length: int) -> tor
         raise ValueError(
             f"FusedMultiheadAttention: key_padding_mask has shape {tuple(mask.shape)}, not {(batch, key_length)}"
         )
-    return None if mask is None else mask[:, None, None]
+    if mask is None:
+        return None
+    _check_type("key_padding_mask", mask)
+    return mask[:, None, None]
+
+
+def _check_type(name: str, mask: torch.Tensor) -> None:
+    if mask.dtype != torch.bool and not mask.is_floating_point():  # 0 and 1 would be added to the scores
+        raise ValueError(
+            f"FusedMultiheadAttention: {name} is of {mask.dtype}; allowed are torch.bool (True masks out) and "
+            "floating point (added to the scores)"
+        )
 
 
 def _merge(first: torch.Tensor | None, second: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor | None:
