@@ -167,6 +167,31 @@ def test_unreadable_image_spares_the_rest_of_the_batch(tiny: Tiny, tmp_path: Pat
     assert "row 2, column 'image'" in bad.error
 
 
+def test_a_prompt_longer_than_the_models_context_is_an_error_of_that_question(
+    tiny: Tiny, questions: list[Question], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = tiny[0].config.get_text_config()
+    long = replace(questions[0], id="long", prompt="word " * text.max_position_embeddings)
+    first, second = ModelAnswerer(*tiny, GenerateText(2)).answer([long, questions[1]])
+    assert f"the model has positions for {text.max_position_embeddings}" in (first.error or "")
+    assert second.error is None
+    assert second.text
+
+
+def test_a_batch_too_large_for_memory_is_one_clear_error(
+    tiny: Tiny, questions: list[Question], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*arguments: Any, **more: Any) -> None:
+        raise torch.OutOfMemoryError("out of memory. Tried to allocate 9 GiB.\nDetails")
+
+    answerer = ModelAnswerer(*tiny, GenerateText(2), "a device")
+    monkeypatch.setattr(tiny[0], "generate", fail)
+    with pytest.raises(
+        UserError, match=r"a batch of 2 questions does not fit .* a device: out .* smaller --batch-size"
+    ):
+        answerer.answer(questions[:2])
+
+
 def test_stops_where_the_template_ends_an_answer(tiny: Tiny, questions: list[Question], monkeypatch: Any) -> None:
     model, processor = tiny
     seen: dict[str, Any] = {}

@@ -103,14 +103,20 @@ def test_evaluates_and_goes_on(folder: Path, bench: Path, tmp_path: Path) -> Non
         (("mmbench", "--model", "x", "--data", "{bench}", "--output", "o", "--images", "given."), "--images 'given.'"),
         (("mmbench", "--model", "x", "--data", "{bench}", "--output", "o", "--answer", "guess"), "--answer 'guess'"),
         (("mmbench", "--model", "x", "--data", "absent.tsv", "--output", "o"), r"absent\.tsv is not a file"),
+        (
+            ("pope", "--model", "x", "--data", "{pope}", "--output", "o", "--answer", "likelihood"),
+            "pope: question 1 has",
+        ),
         (("mmbench,mmbench", "--model", "x", "--data", "{bench}", "--output", "o"), "mmbench is there twice"),
         (("mmbench,pope", "--model", "x", "--data", "{bench}", "--output", "o"), "several benchmarks need a folder"),
         (("mmbench", "--model", "x", "--data", "{bench}", "--output", "o", "--judge-url", "x"), "--judge-model"),
         (("mmbench", "--model", "./absent", "--data", "{bench}", "--output", "o", "--device", "cpu"), "absent"),
     ],
 )
-def test_mistakes(bench: Path, arguments: tuple[str, ...], message: str) -> None:
-    result = run(*(argument.format(bench=bench) for argument in arguments))
+def test_mistakes(bench: Path, tmp_path: Path, arguments: tuple[str, ...], message: str) -> None:
+    if "{pope}" in arguments:
+        pope(tmp_path, [["yes", "no"]])
+    result = run(*(argument.format(bench=bench, pope=tmp_path) for argument in arguments))
     assert isinstance(result.exception, UserError)
     with pytest.raises(UserError, match=message):
         raise result.exception

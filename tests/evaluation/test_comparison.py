@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from benchmark_samples import mme, pope
+from benchmark_samples import mme, pope, vqav2
 from evaluation_samples import FakeAnswerer, always_a, circular_rows, knows, write_tsv
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -233,6 +233,13 @@ def test_what_is_no_finished_run(make: Make, tmp_path: Path) -> None:
     (folder / "report.json").unlink()
     with pytest.raises(UserError, match="not finished"):
         read_runs([folder])
+
+
+def test_runs_without_scores_say_so(tmp_path: Path) -> None:
+    evaluate("vqav2", vqav2(tmp_path), FakeAnswerer(lambda question: "no"), tmp_path / "run")
+    result = CliRunner().invoke(app, ["report", str(tmp_path / "run")])
+    assert result.exit_code == 0
+    assert "VQA v2 (test-dev): no scores (of run)." in result.output
 
 
 def test_report_command(make: Make, tmp_path: Path) -> None:

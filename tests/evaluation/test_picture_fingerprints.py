@@ -12,6 +12,7 @@ from benchmark_samples import pope, save_picture
 from evaluation_samples import FakeAnswerer
 
 from llava_npu.errors import UserError
+from llava_npu.evaluation.comparison import compare_runs, read_runs
 from llava_npu.evaluation.images import ImageFile
 from llava_npu.evaluation.picture_fingerprints import fingerprint_pictures
 from llava_npu.evaluation.predictions import read_predictions
@@ -65,6 +66,14 @@ def test_a_picture_that_was_missing_and_is_there_now_is_asked_about_again(data: 
     assert report.num_errors == 0
     assert any("2 questions whose pictures could not be read before" in note for note in report.notes)
     assert len(read_predictions(tmp_path / "out" / "predictions.jsonl")[0]) == 4
+
+
+def test_runs_about_other_pictures_are_told_apart(data: Path, tmp_path: Path) -> None:
+    evaluate("pope", data, answerer(), tmp_path / "one")
+    save_picture(data.parent / "val2014" / FIRST, 99)
+    evaluate("pope", data, FakeAnswerer(lambda question: "No", "sha256:other"), tmp_path / "other")
+    (comparison,) = compare_runs(read_runs([tmp_path / "one", tmp_path / "other"]))
+    assert "other differs from one also in: pictures." in comparison.notes
 
 
 def test_a_run_of_an_earlier_version_goes_on(data: Path, tmp_path: Path) -> None:

@@ -275,6 +275,17 @@ def test_hallusionbench_figures_and_questions(tmp_path: Path) -> None:
     assert get("hallusionbench").read(data).questions[0].prompt == "Is VD_map_x_0_0_0 right?"
 
 
+def test_hallusionbench_without_a_picture(tmp_path: Path) -> None:
+    # As VLMEvalKit, which leaves such questions out: its rule does, ours does not.
+    data = hallusion(tmp_path / "h.tsv", [("VS_ocr_x_0_0_0", "VS", "ocr"), ("VS_ocr_x_0_1_0", "VS", "ocr")])
+    lines = data.read_text(encoding="utf-8").splitlines()
+    data.write_text("\n".join([*lines[:2], lines[2].rpartition("\t")[0] + "\t"]) + "\n", encoding="utf-8")
+    report = run("hallusionbench", data, tmp_path, lambda q: "Yes" if q.images else "No")
+    assert (value(report, "aAcc"), value(report, "qAcc")) == (0.5, 0)
+    assert (value(report, "aAcc", "vlmevalkit"), value(report, "qAcc", "vlmevalkit")) == (1, 1)
+    assert any("1 of 2 questions have no picture" in note for note in report.notes)
+
+
 def test_hallusionbench_same_name_in_two_categories(tmp_path: Path) -> None:
     # As VLMEvalKit: overall they are one figure, in each category one of its own.
     names = [("VD_ocr_x_0_0_0", "VD", "ocr"), ("VS_ocr_x_0_0_0", "VS", "ocr")]

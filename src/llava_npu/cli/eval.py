@@ -71,7 +71,7 @@ def eval_(
     assert output is not None
 
     from llava_npu.evaluation.ablations import IMAGE_MODES
-    from llava_npu.evaluation.answering import ANSWER_MODES
+    from llava_npu.evaluation.answering import ANSWER_MODES, no_options
     from llava_npu.evaluation.datasets import read_dataset
     from llava_npu.evaluation.judge_client import JudgeClient, judge_settings
     from llava_npu.evaluation.processes import joined, launch, launched
@@ -85,7 +85,10 @@ def eval_(
     if len(chosen) > 1 and not data.is_dir():
         raise UserError(f"--data {data}: several benchmarks need a folder that holds the data of all of them.")
     for each in chosen:
-        read_dataset(each, data)  # bad data is reported before a model is loaded
+        questions = read_dataset(each, data).questions  # bad data is reported before a model is loaded
+        without = next((question for question in questions if not question.options), None)
+        if without is not None and answer != ANSWER_MODES[0]:
+            raise UserError(f"--answer {answer}, {each.name}: {no_options(without)}")
     if devices > 1 and launched() == 1:
         launch(devices, device, sys.argv[1:])
         return

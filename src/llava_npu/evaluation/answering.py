@@ -79,17 +79,37 @@ class ModelAnswerer:
         }
 
     def answer(self, questions: Sequence[Question]) -> list[Answer]:
-        """One answer for each question; those with an unreadable image get an error instead."""
-        features, errors = self._features.load([image for question in questions for image in question.images])
-        unreadable = {
-            question.id: errors[image.key] for question in questions for image in question.images if image.key in errors
-        }
-        readable = [question for question in questions if question.id not in unreadable]
+        """One answer for each question; one with an unreadable image, or too long a prompt, gets an error instead.
+
+        Raises:
+            UserError: the batch does not fit the device's memory.
+        """
+        try:
+            return self._answer(questions)
+        except RuntimeError as error:
+            if "out of memory" not in str(error).lower():
+                raise
+            raise UserError(
+                f"a batch of {len(questions)} questions does not fit the memory of {self.device}: "
+                f"{str(error).splitlines()[0]} Give a smaller --batch-size; what was answered is kept."
+            ) from error
+
+    def _answer(self, questions: Sequence[Question]) -> list[Answer]:
+        features, unreadable = self._features.load([image for question in questions for image in question.images])
+        errors: dict[str, str] = {}
+        for question in questions:
+            missing = [unreadable[image.key] for image in question.images if image.key in unreadable]
+            error = missing[0] if missing else _too_long(self._model, self._processor, question, features)
+            if error:
+                errors[question.id] = error
+        readable = [question for question in questions if question.id not in errors]
         found = self._method.answer(self._model, self._processor, readable, features) if readable else []
         answers = {question.id: answer for question, answer in zip(readable, found, strict=True)}
-        for question in questions:
-            if question.id in unreadable:
-                answers[question.id] = Answer(_full_prompt(question), "", error=unreadable[question.id])
+        answers |= {
+            question.id: Answer(_full_prompt(question), "", error=errors[question.id])
+            for question in questions
+            if question.id in errors
+        }
         return [answers[question.id] for question in questions]
 
 
@@ -205,6 +225,11 @@ def build_answerer(
     return ModelAnswerer(model, processor, methods[mode], device, features)
 
 
+def no_options(question: Question) -> UserError:
+    """The error for a question that offers nothing to choose from."""
+    return UserError(f"question {question.id} has no options to choose from: it is to be answered with generate.")
+
+
 # --- prompts ----------------------------------------------------------------------------------------------------------
 
 
@@ -228,6 +253,17 @@ def _encode_prompts(
     ]
 
 
+def _too_long(model: Any, processor: Any, question: Question, features: Features) -> str | None:
+    """What is wrong with a prompt for which the language model has not positions enough, if it has not."""
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if positions is None:
+        return None
+    (prompt,) = _encode_prompts(processor, [_full_prompt(question)], [question], features)
+    if len(prompt.ids) < positions:
+        return None
+    return f"its prompt has {len(prompt.ids)} tokens with its pictures; the model has positions for {positions}"
+
+
 def _turns(prompt: str, answer: str | None = None) -> list[dict[str, str]]:
     turns = [{"from": "human", "value": prompt}]
     return turns if answer is None else [*turns, {"from": "gpt", "value": answer}]
@@ -235,7 +271,7 @@ def _turns(prompt: str, answer: str | None = None) -> list[dict[str, str]]:
 
 def _options(question: Question) -> dict[str, str]:
     if not question.options:
-        raise UserError(f"question {question.id} has no options: it can be answered by generation only.")
+        raise no_options(question)
     return dict(question.options)
 
 

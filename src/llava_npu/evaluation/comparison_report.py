@@ -81,7 +81,10 @@ def as_terminal(comparison: Comparison) -> RenderableType:
     from rich.table import Table
     from rich.text import Text
 
+    notes = [Text(f"! {note}", style="yellow") for note in comparison.notes]
     columns, rows = _table(_of_level(comparison, OVERALL), comparison.runs)
+    if not rows:
+        return Group(Text(f"{comparison.title}: no scores (of {', '.join(columns[1:])})."), *notes)
     table = Table(
         *map(escape, columns), title=escape(comparison.title), caption=escape(_caption(comparison)), show_lines=True
     )
@@ -89,7 +92,7 @@ def as_terminal(comparison: Comparison) -> RenderableType:
         column.justify = "right"
     for row in rows:
         table.add_row(*map(escape, row))
-    return Group(table, *(Text(f"! {note}", style="yellow") for note in comparison.notes))
+    return Group(table, *notes)
 
 
 def as_markdown(comparison: Comparison) -> str:

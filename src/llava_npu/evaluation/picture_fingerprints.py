@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from llava_npu.evaluation.images import ImageFile, ImageSource
@@ -28,6 +28,12 @@ def fingerprint_pictures(images: Sequence[ImageSource]) -> str | None:
     for file in files:
         digest.update(_sample(file))
     return digest.hexdigest()[:_DIGITS]
+
+
+def fingerprint_all(pictures: Mapping[str, str | None]) -> str | None:
+    """One fingerprint of what `fingerprint_pictures` gave for each question, by its id; None if there are no files."""
+    lines = [f"{name}\t{fingerprint}\n" for name, fingerprint in sorted(pictures.items()) if fingerprint is not None]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()[:_DIGITS] if lines else None
 
 
 def _sample(image: ImageFile) -> bytes:

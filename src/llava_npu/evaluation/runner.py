@@ -28,7 +28,7 @@ from llava_npu.evaluation.datasets import read_dataset
 from llava_npu.evaluation.judge_client import JudgeClient
 from llava_npu.evaluation.judging import judge_notes, judge_predictions, write_judgements
 from llava_npu.evaluation.page import PageRun, ScoreTable, write_page
-from llava_npu.evaluation.picture_fingerprints import fingerprint_pictures
+from llava_npu.evaluation.picture_fingerprints import fingerprint_all, fingerprint_pictures
 from llava_npu.evaluation.predictions import Prediction, append_predictions
 from llava_npu.evaluation.processes import ALONE, Processes
 from llava_npu.evaluation.questions import Answerer, Dataset, Question
@@ -138,7 +138,8 @@ def evaluate(
         if processes.is_first:
             predictions, _ = collect_predictions(output, names)
             notes = [*image_notes, *resume_notes, *session_notes(sessions)]
-            provenance = {**identity, "sessions": sessions}
+            pictures = fingerprint_all({prediction.id: prediction.pictures for prediction in predictions})
+            provenance = {**identity, "pictures": pictures, "sessions": sessions}
             if benchmark.submission and images == GIVEN:
                 texts = {prediction.id: prediction.answer for prediction in predictions}
                 notes += write_submission(benchmark.submission, dataset, texts, output)[1]

@@ -30,7 +30,8 @@ _RULES = ("strict", "vlmevalkit")
 def _read(path: Path) -> Dataset:
     dataset = yes_no.read_yes_no_table(path, _of_row, instruction=None)
     blind = any(not question.images for question in dataset.questions)
-    return replace(dataset, notes=("Questions without a picture are scored; VLMEvalKit leaves them out.",) * blind)
+    note = "Questions without a picture count by the rule strict; by vlmevalkit they do not, as there."
+    return replace(dataset, notes=(note,)) if blind else dataset
 
 
 def _of_row(row: Row, question: Question) -> Question:
@@ -40,6 +41,7 @@ def _of_row(row: Row, question: Question) -> Question:
         raise row.error("index", f"{question.id!r}: six parts are expected, the last three set, figure and question.")
     named = (question.l2_category, parts[3])
     facts = {"figure": "_".join((*named, parts[4])), "question": "_".join((*named, parts[5]))}
+    facts["has picture"] = yes_no.YES if question.images else yes_no.NO  # whatever a model is shown of it
     # Figures and questions of a set are entangled: the set is what is resampled.
     return replace(question, group="_".join(named), facts=facts)
 
@@ -49,9 +51,9 @@ def _parse(question: Question, answer: str) -> Parsed:
 
 
 def _score(questions: Sequence[Question], parsed: Mapping[str, Parsed]) -> list[Score]:
-    known = [question for question in questions if question.answer is not None]
     scores = []
     for rule in extraction_rules(parsed):
+        known = [question for question in questions if question.answer is not None and _counts(question, rule)]
         right = {question.id: parsed.get(question.id, {}).get(rule) == question.answer for question in known}
         scores += tabulate([hit(question, right[question.id]) for question in known], "aAcc", rule)
         for metric, fact in (("fAcc", "figure"), ("qAcc", "question")):
@@ -59,6 +61,11 @@ def _score(questions: Sequence[Question], parsed: Mapping[str, Parsed]) -> list[
                 units = _all_right(known, right, fact, level)
                 scores += tabulate(units, metric, rule, labels=partial(_labels_of, level))
     return scores
+
+
+def _counts(question: Question, rule: str) -> bool:
+    # The published numbers of VLMEvalKit are without the questions that have no picture.
+    return rule != "vlmevalkit" or question.facts["has picture"] == yes_no.YES
 
 
 def _all_right(questions: Sequence[Question], right: Mapping[str, bool], fact: str, level: str) -> list[Unit]:
