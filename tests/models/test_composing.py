@@ -190,3 +190,5 @@ def test_identity_needs_a_tower_of_the_language_model_s_width(parts: Path) -> No
 def test_layer_outside_the_tower(parts: Path) -> None:
     with pytest.raises(UserError, match="has 3 layers"):
         compose(str(parts / "clip"), str(parts / "lm"), vision_feature_layer=-9)
+    with pytest.raises(UserError, match=r"12, 16, 22, 23 too \(its `region_layers`\).* 3 layers"):
+        compose(str(parts / "clip"), str(parts / "lm"), "tokenpacker")

@@ -45,7 +45,7 @@ class LlavaNpuConfig(LlavaConfig):
         super().__post_init__(**kwargs)
         self.projector_options = dict(self.projector_options)
         tower = self.tower
-        check_layers(tower, self.feature_layers)
+        self._check_layers(tower)
         if self.vision_feature_select_strategy is None:
             self.vision_feature_select_strategy = "default" if tower.num_prefix_tokens else "full"
         if self.vision_feature_select_strategy == "default" and tower.num_prefix_tokens == 0:
@@ -57,6 +57,16 @@ class LlavaNpuConfig(LlavaConfig):
         if self.image_grid_pinpoints is not None:
             check_resolutions(self.image_grid_pinpoints, self.input_size)
         self.image_seq_length = self.num_image_tokens
+
+    def _check_layers(self, tower: Tower) -> None:
+        check_layers(tower, self.vision_feature_layer)
+        try:
+            check_layers(tower, self.feature_layers)
+        except UserError as error:
+            added = ", ".join(map(str, self.feature_layers[1:]))
+            raise UserError(
+                f"Projector {self.projector_type!r} reads the tower's layers {added} too (its `region_layers`). {error}"
+            ) from None
 
     @property
     def tower(self) -> Tower:

@@ -108,7 +108,7 @@ class ProjectorOptions:
         if special_tokens:
             raise UserError(
                 f"Projector {self.projector!r} works on the patch grid and cannot place {special_tokens} class or"
-                f" register token(s). Select patch tokens only (vision_feature_select_strategy 'patch')."
+                " register token(s). Take patch tokens alone: `vision_select_feature: patch`."
             )
         return as_grid(grid)
 
