@@ -26,8 +26,9 @@ print("pipeline:      ", repr(reply[0]["generated_text"]))
 # %%
 model = AutoModelForImageTextToText.from_pretrained(folder).eval()
 processor = AutoProcessor.from_pretrained(folder)
-prompt = processor.apply_chat_template(messages, add_generation_prompt=True)
-inputs = processor(text=prompt, images=picture, return_tensors="pt")
+inputs = processor.apply_chat_template(
+    messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+)
 with torch.no_grad():
     output = model.generate(**inputs, max_new_tokens=16, do_sample=False)
 answer = processor.tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)

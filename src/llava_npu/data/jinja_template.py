@@ -2,6 +2,10 @@
 
 Messages have the roles "user" and "assistant", and as content a string or a list of {"type": "image"} and {"type":
 "text", "text": …}.
+
+Training tokenizes the text before, between and behind images piece by piece (`labels.py`), and some tokenizers, Llama's
+for one, put a space before each piece. Whoever uses the chat template tokenizes its text whole; so the template writes
+those spaces itself, and the ids are the same.
 """
 
 from __future__ import annotations
@@ -10,7 +14,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from llava_npu.data.special_tokens import opening_token
+from llava_npu.data.special_tokens import opening_token, special_texts
 from llava_npu.data.templates import BOS, EOS, TOKENIZER, VALUE, Segment, Template, get_template
 from llava_npu.data.turns import IMAGE_MARK
 
@@ -34,24 +38,23 @@ def chat_template(name: str, tokenizer: Any) -> str:
     """The Jinja text of the template called `name` for this tokenizer."""
     template = get_template(name)
     if template is TOKENIZER:
-        return _around(tokenizer.chat_template)
-    return _from_data(template, tokenizer)
+        return _FLATTEN + _in_pieces(_around(tokenizer.chat_template), "", tokenizer)
+    opening = opening_token(tokenizer, image_first=template.captions)
+    return _FLATTEN + _in_pieces(_from_data(template, tokenizer, opening), opening, tokenizer)
 
 
 def _around(inner: str) -> str:
     """The tokenizer's own chat template, which takes texts, behind one that takes images too."""
     return (
-        _FLATTEN
-        + "{%- set flat = namespace(messages=[]) -%}"
+        "{%- set flat = namespace(messages=[]) -%}"
         + "{%- for message in messages -%}"
         + "{%- set flat.messages = flat.messages + [{'role': message.role, 'content': flatten(message.content)}] -%}"
         + "{%- endfor -%}{%- set messages = flat.messages -%}"
-        + inner
+        + inner.removesuffix("\n")  # as Jinja does at the end of a template
     )
 
 
-def _from_data(template: Template, tokenizer: Any) -> str:
-    bos = opening_token(tokenizer, image_first=template.captions)
+def _from_data(template: Template, tokenizer: Any, bos: str) -> str:
     separator = template.separator.replace(BOS, bos)
 
     def write(segments: Sequence[Segment], value: str) -> str:
@@ -59,8 +62,7 @@ def _from_data(template: Template, tokenizer: Any) -> str:
         return "".join(f"{{{{ {value} }}}}" if text == VALUE else _literal(text) for text in texts)
 
     return (
-        _FLATTEN
-        + _literal(bos + template.opening)
+        _literal(template.opening)
         + "{%- for message in messages -%}{%- set text = flatten(message.content) -%}"
         + "{%- if message.role == 'user' -%}"
         + "{%- if not loop.first -%}"
@@ -75,6 +77,35 @@ def _from_data(template: Template, tokenizer: Any) -> str:
         + write(template.header, "''")
         + "{%- endif -%}"
     )
+
+
+def _in_pieces(inner: str, opening: str, tokenizer: Any) -> str:
+    """The text that `inner` writes, behind the token `opening`, with the spaces that its pieces have in training."""
+    if not _puts_a_space_before("a", tokenizer):
+        return _literal(opening) + inner
+    spaceless = sorted(special_texts(tokenizer) | ({" "} if not _puts_a_space_before(" a", tokenizer) else set()))
+    mark, starts = json.dumps(IMAGE_MARK), ", ".join(json.dumps(text) for text in spaceless)
+    behind_token = "true" if opening else "not loop.first"
+    return (
+        "{%- set whole -%}"
+        + inner
+        + "{% endset -%}"
+        + _literal(opening)
+        + f"{{%- for piece in whole.split({mark}) -%}}"
+        + f"{{{{ '' if loop.first else {mark} }}}}"
+        + f"{{{{ ' ' if piece and {behind_token} and not piece.startswith(({starts},)) else '' }}}}{{{{ piece }}}}"
+        + "{%- endfor -%}"
+    )
+
+
+def _puts_a_space_before(text: str, tokenizer: Any) -> bool:
+    """Whether this text alone is tokenized as it would be behind a special token and a space."""
+
+    def ids(text: str) -> list[int]:
+        return list(tokenizer(text, add_special_tokens=False).input_ids)
+
+    wanted = [tokenizer.convert_tokens_to_ids(IMAGE_MARK), *ids(text)]
+    return ids(IMAGE_MARK + text) != wanted and ids(f"{IMAGE_MARK} {text}") == wanted
 
 
 def _literal(text: str) -> str:

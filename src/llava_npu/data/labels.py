@@ -111,14 +111,15 @@ def encode_prompt(
     return _encode_segments(segments, tokenizer, _opening(form, tokenizer)).input_ids
 
 
-def encode_rendered_prompt(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+def encode_rendered_prompt(text: str, tokenizer: PreTrainedTokenizerBase, *, add_bos: bool = True) -> list[int]:
     """Token ids of a prompt that is text already, with a template's markup and `<image>` in it, as a client of LLaVA's
-    own server sends it. One `IMAGE_PLACEHOLDER` for each `<image>`; a begin-of-sequence token comes first if the
-    tokenizer has sequences start with one.
+    own server sends it. One `IMAGE_PLACEHOLDER` for each `<image>`. If the tokenizer has sequences start with a
+    begin-of-sequence token, it comes first once, whether the text has it or not (`add_bos` False: only if it has).
     """
     opening = opening_token(tokenizer, image_first=False)
-    bare = text.removeprefix(opening) if opening else text
-    return _encode_segments([Segment(bare)], tokenizer, opening).input_ids
+    if not add_bos or text.startswith(opening):
+        opening = ""
+    return _encode_segments([Segment(text)], tokenizer, opening).input_ids
 
 
 def expand_images(

@@ -25,6 +25,16 @@ def begins_with_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
     return is_llama and not described and "add_bos_token" not in tokenizer.init_kwargs
 
 
+def settle_bos(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Has the tokenizer itself put its begin-of-sequence token first, where `begins_with_bos` says that it comes first.
+
+    A tokenizer is saved as it is, without the doubt about it: one that transformers 5 made of a vocabulary whose
+    configuration does not mention `add_bos_token` would come back as one that uses none.
+    """
+    if begins_with_bos(tokenizer) and tokenizer("a").input_ids[:1] != [tokenizer.bos_token_id]:
+        tokenizer.add_bos_token = True
+
+
 def opening_token(tokenizer: PreTrainedTokenizerBase, *, image_first: bool) -> str:
     """The token that a sequence starts with, as text, or "".
 

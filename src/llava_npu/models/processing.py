@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,6 +12,7 @@ from transformers import BatchFeature, LlavaNextProcessor, LlavaProcessor
 from llava_npu.data.images import pad_to_square
 from llava_npu.data.jinja_template import chat_template
 from llava_npu.data.labels import IMAGE_PLACEHOLDER, encode_prompt, encode_rendered_prompt
+from llava_npu.data.special_tokens import settle_bos
 from llava_npu.data.templates import get_template
 from llava_npu.errors import UserError
 from llava_npu.models.anyres import Size, Tiling
@@ -87,6 +87,7 @@ class LlavaNpuProcessor(LlavaProcessor):
         """
         template = template or ("tokenizer" if getattr(tokenizer, "chat_template", None) else "v1")
         get_template(template)  # raises UserError for an unknown name
+        settle_bos(tokenizer)
         tower, tiling = config.tower, config.tiling
         processor = cls(
             image_processor,
@@ -217,10 +218,14 @@ class LlavaNpuProcessor(LlavaProcessor):
         return BatchFeature({"input_ids": input_ids, "attention_mask": mask})
 
     def __call__(self, images: Any = None, text: Any = None, **kwargs: Any) -> BatchFeature:
-        """As transformers' processors are called (by `pipeline`, for one): text with `<image>`, and the images."""
+        """As transformers' processors are called (by `pipeline`, for one): text with `<image>`, and the images.
+
+        A text is tokenized as in training: piece by piece between its images, and with one begin-of-sequence token
+        where the tokenizer has sequences start with one, be it written in the text or not (`add_special_tokens=False`:
+        only if it is written).
+        """
         kwargs.pop("videos", None), kwargs.pop("audio", None)
-        text_kwargs = {**kwargs.pop("text_kwargs", {}), **kwargs.pop("common_kwargs", {}), **kwargs}
-        text_kwargs = {key: value for key, value in text_kwargs.items() if key in _TEXT_ARGUMENTS}
+        options = {**kwargs.pop("text_kwargs", {}), **kwargs.pop("common_kwargs", {}), **kwargs}
         texts = [text] if isinstance(text, str) else list(text or [])
         pictures = _flatten(self.image_processor.fetch_images(images)) if images is not None else []
         num_places = sum(each.count(self.image_token) for each in texts)
@@ -231,27 +236,22 @@ class LlavaNpuProcessor(LlavaProcessor):
             )
         batch = BatchFeature()
         if texts:
-            counts = iter([self.count_image_tokens(size) for size in sizes_of(pictures)])
-            expanded = [
-                re.sub(re.escape(self.image_token), lambda _: self.image_token * next(counts), each) for each in texts
-            ]
-            batch.update(self.tokenizer(expanded, **text_kwargs))
+            sizes = iter(sizes_of(pictures))
+            longest = options.get("max_length") if options.get("truncation") else None
+            input_ids = []
+            for each in texts:
+                of_text = [next(sizes) for _ in range(each.count(self.image_token))]
+                add_bos = options.get("add_special_tokens", True)
+                placed = encode_rendered_prompt(each, self.tokenizer, add_bos=add_bos)
+                input_ids.append(self._expand(placed, of_text, "text")[:longest])
+            padding = {key: value for key, value in options.items() if key in _PADDING_ARGUMENTS}
+            batch.update(self.tokenizer.pad({"input_ids": input_ids}, **{"padding": False, **padding}))
         if pictures:
             batch.update(self._image_inputs([picture.convert("RGB") for picture in pictures]))
         return batch
 
 
-_TEXT_ARGUMENTS = frozenset(
-    {
-        "padding",
-        "truncation",
-        "max_length",
-        "return_tensors",
-        "add_special_tokens",
-        "padding_side",
-        "pad_to_multiple_of",
-    }
-)
+_PADDING_ARGUMENTS = frozenset({"padding", "max_length", "return_tensors", "padding_side", "pad_to_multiple_of"})
 
 
 def sizes_of(pictures: Sequence[Image.Image]) -> list[Size]:
