@@ -39,8 +39,14 @@ def test_absent_hint_leaves_no_line(tmp_path: Path, hint: str) -> None:
 
 
 def test_option_none_is_an_option(tmp_path: Path) -> None:
-    (question,) = read(write_tsv(tmp_path / "a.tsv", [question_row(1, ["None", "dog", "nan"], 0)])).questions
-    assert question.options == {"A": "None", "B": "dog"}
+    rows = [
+        question_row(1, ["None", "dog", "nan"], 0),
+        question_row(2, ["cat", "N/A"], 0),
+        question_row(3, ["a", "b"], 0),
+    ]
+    dataset = read(write_tsv(tmp_path / "a.tsv", rows))
+    assert dataset.questions[0].options == {"A": "None", "B": "dog"}
+    assert "2 rows have an option like “None” or “NA” (first: 1)." in dataset.notes[0]
 
 
 def test_rotations_form_groups_and_share_the_image_by_reference(tmp_path: Path) -> None:

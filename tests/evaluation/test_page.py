@@ -83,6 +83,7 @@ def test_partly_right_answers(tmp_path: Path) -> None:
     evaluate("textvqa", textvqa(tmp_path), answerer, tmp_path / "out")  # three of ten annotators said cola
     data = data_of((tmp_path / "out" / "report.html").read_text(encoding="utf-8"))
     assert [case["answers"][0]["credit"]["strict"] for case in data["cases"]] == [pytest.approx(0.9), 0.0]
+    assert data["cases"][0]["references"] == [["Coca Cola", 6], ["cola", 3], ["pepsi", 1]]
 
 
 def test_a_page_has_its_limits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -38,6 +38,10 @@ from llava_npu.evaluation.tables import Row, Table, read_tsv, unique_indices
 
 ROTATION_STEP = 1_000_000
 _WHOLE_NUMBER = re.compile(r"0|[1-9][0-9]*")
+# What pandas takes for an empty cell; pandas.read_csv, na_values.
+_NOTHING_TO_PANDAS = frozenset(
+    ("#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "1.#IND", "1.#QNAN", "<NA>", "N/A", "NA", "NULL", "n/a", "null")
+)
 _MAX_NOTED = 10  # groups named in a note
 
 ABOUT = {
@@ -230,9 +234,19 @@ def _notes(questions: Sequence[Question], circular: bool) -> list[str]:
     secret = sum(question.answer is None for question in questions)
     if secret:
         notes.append(f"{secret} of {len(questions)} rows have no answer (kept secret?): predicted, not scored.")
+    dropped = [question for question in questions if any(map(_is_lost_in_pandas, question.options.values()))]
+    if dropped:
+        notes.append(
+            f"{len(dropped)} rows have an option like “None” or “NA” (first: {dropped[0].id}). Here it is one; pandas, "
+            "with which LLaVA's script and VLMEvalKit read the file, drops it: their prompts lack it."
+        )
     if circular:
         notes += _rotation_notes(questions)
     return notes
+
+
+def _is_lost_in_pandas(option: str) -> bool:
+    return option in _NOTHING_TO_PANDAS or option.lower() == "none"
 
 
 def _rotation_notes(questions: Sequence[Question]) -> list[str]:

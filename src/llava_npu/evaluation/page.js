@@ -118,6 +118,11 @@ function answerBox(one, place, rule) {
     make("div", { class: "text" }, answer.error ? `no answer: ${answer.error}` : answer.text || "(empty)"), read);
 }
 
+function expected(one) {
+  if (one.references.length < 2) return one.truth;
+  return one.references.map(([text, count]) => (count > 1 ? `${text} (${count})` : text)).join(", ");
+}
+
 function card(one, rule) {
   const pictures = one.images.map((place) => place === null
     ? make("p", { class: "faint small" }, "(picture not in this page)")
@@ -126,7 +131,7 @@ function card(one, rule) {
   const options = Object.entries(one.options).map(([letter, text]) =>
     make("li", letter === one.truth ? { class: "truth" } : {}, `${letter}. ${text}`));
   const known = one.truth !== null && !(one.truth in one.options)
-    ? make("p", { class: "small" }, make("span", { class: "faint" }, "expected: "), one.truth) : null;
+    ? make("p", { class: "small" }, make("span", { class: "faint" }, "expected: "), expected(one)) : null;
   const prompt = (one.answers.find((answer) => answer) || {}).prompt;
   return make("article", { id: `q-${one.id}` },
     make("div", {}, ...(pictures.length ? pictures : [make("p", { class: "faint small" }, "(no picture)")])),

@@ -11,6 +11,7 @@ import hashlib
 import html
 import io
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -111,6 +112,7 @@ def _case(benchmark: Benchmark, question: Question, runs: Sequence[PageRun], pic
         "text": question.text,
         "options": dict(question.options),
         "truth": question.answer,
+        "references": Counter(question.references).most_common(),
         "images": [pictures.place(image) for image in question.images],
         "answers": [_answer(benchmark, question, run.predictions.get(question.id)) for run in runs],
     }
