@@ -161,6 +161,17 @@ def test_finished_run_is_only_scored_again(bench: Path, tmp_path: Path) -> None:
     assert report.overall("every rotation").value == 0.25
 
 
+def test_stored_answers_are_read_by_this_versions_rules(bench: Path, tmp_path: Path) -> None:
+    evaluate("mmbench", bench, FakeAnswerer(always_a), tmp_path / "out")
+    path = tmp_path / "out" / "predictions.jsonl"
+    stored = path.read_text(encoding="utf-8")
+    path.write_text(stored.replace('"strict": "A"', '"strict": "B"', 3), encoding="utf-8")
+    report = evaluate("mmbench", bench, FakeAnswerer(always_a), tmp_path / "out")
+    assert report.overall("every rotation").value == 0.25
+    assert "3 answers had been read by other rules (another version's?); they were read anew." in report.notes
+    assert path.read_text(encoding="utf-8") == stored
+
+
 def test_other_model_or_settings_are_refused_with_the_difference(bench: Path, tmp_path: Path) -> None:
     evaluate("mmbench", bench, FakeAnswerer(always_a, "sha256:one", max_new_tokens=8), tmp_path / "out")
     other = FakeAnswerer(knows, "sha256:two", max_new_tokens=16)

@@ -14,7 +14,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -22,14 +22,14 @@ from typing import Any
 from llava_npu.errors import UserError
 from llava_npu.evaluation.ablations import GIVEN, with_images
 from llava_npu.evaluation.accuracy import CATEGORY, L2_CATEGORY, OVERALL
-from llava_npu.evaluation.benchmarks import Benchmark, get
+from llava_npu.evaluation.benchmarks import Benchmark, Parsed, get
 from llava_npu.evaluation.checksums import checksum_note, md5_of
 from llava_npu.evaluation.datasets import read_dataset
 from llava_npu.evaluation.judge_client import JudgeClient
 from llava_npu.evaluation.judging import judge_notes, judge_predictions, write_judgements
 from llava_npu.evaluation.page import PageRun, ScoreTable, write_page
 from llava_npu.evaluation.picture_fingerprints import fingerprint_all, fingerprint_pictures
-from llava_npu.evaluation.predictions import Prediction, append_predictions
+from llava_npu.evaluation.predictions import Prediction, append_predictions, replace_predictions
 from llava_npu.evaluation.processes import ALONE, Processes
 from llava_npu.evaluation.questions import Answerer, Dataset, Question
 from llava_npu.evaluation.report import Report, build_report, scores_by_rule, write_report
@@ -137,7 +137,8 @@ def evaluate(
         report = None
         if processes.is_first:
             predictions, _ = collect_predictions(output, names)
-            notes = [*image_notes, *resume_notes, *session_notes(sessions)]
+            predictions, rule_notes = _read_anew(benchmark, questions, predictions, output / PREDICTIONS_FILE)
+            notes = [*image_notes, *resume_notes, *rule_notes, *session_notes(sessions)]
             pictures = fingerprint_all({prediction.id: prediction.pictures for prediction in predictions})
             provenance = {**identity, "pictures": pictures, "sessions": sessions}
             if benchmark.submission and images == GIVEN:
@@ -271,10 +272,7 @@ def _answer(benchmark: Benchmark, answerer: Answerer, batch: Sequence[Question])
             id=question.id,
             prompt=answer.prompt,
             answer=answer.text,
-            # Without an answer there is nothing to read: an empty text must not happen to match an option.
-            parsed=dict.fromkeys(benchmark.parse(question, ""))
-            if answer.error
-            else benchmark.parse(question, answer.text),
+            parsed=_readings(benchmark, question, answer.text, answer.error),
             truth=question.answer,
             seconds=round(seconds, 6),
             error=answer.error,
@@ -283,6 +281,24 @@ def _answer(benchmark: Benchmark, answerer: Answerer, batch: Sequence[Question])
         )
         for question, answer in zip(batch, answers, strict=True)
     ]
+
+
+def _readings(benchmark: Benchmark, question: Question, answer: str, error: str | None) -> Parsed:
+    # Without an answer there is nothing to read: an empty text must not happen to match an option.
+    return dict.fromkeys(benchmark.parse(question, "")) if error else benchmark.parse(question, answer)
+
+
+def _read_anew(
+    benchmark: Benchmark, questions: Sequence[Question], predictions: Sequence[Prediction], path: Path
+) -> tuple[list[Prediction], list[str]]:
+    """Predictions as this version's rules read their answers; stored so if an earlier one's read them otherwise."""
+    by_id = {question.id: question for question in questions}
+    anew = [replace(each, parsed=_readings(benchmark, by_id[each.id], each.answer, each.error)) for each in predictions]
+    changed = sum(one.parsed != other.parsed for one, other in zip(anew, predictions, strict=True))
+    if not changed:
+        return anew, []
+    replace_predictions(path, anew)
+    return anew, [f"{changed} answers had been read by other rules (another version's?); they were read anew."]
 
 
 def _batches(questions: Sequence[Question], size: int) -> Iterator[Sequence[Question]]:
