@@ -38,13 +38,16 @@ def open_tokenizer(folder: Path, field: str) -> PreTrainedTokenizerBase:
     Raises:
         UserError: there is none.
     """
-    from transformers import AutoTokenizer, LlamaTokenizer
-
     from llava_npu.models.folders import check_any_file, open_part
 
     check_any_file(folder, _FILES, field, "tokenizer")
-    kind = LlamaTokenizer if _is_llama_sentencepiece(folder) else AutoTokenizer
-    return open_part(lambda: kind.from_pretrained(folder), f"{field} (tokenizer)", str(folder))
+    return open_part(lambda: _open(folder), f"{field} (tokenizer)", str(folder))
+
+
+def _open(folder: Path) -> PreTrainedTokenizerBase:
+    from transformers import AutoTokenizer, LlamaTokenizer
+
+    return (LlamaTokenizer if _is_llama_sentencepiece(folder) else AutoTokenizer).from_pretrained(folder)
 
 
 def _is_llama_sentencepiece(folder: Path) -> bool:
