@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import benchmark_samples as samples
 import pytest
 import typer
 from benchmark_samples import mme, pope
@@ -16,6 +17,7 @@ from typer.testing import CliRunner
 
 from llava_npu.cli.eval import eval_
 from llava_npu.errors import UserError
+from llava_npu.evaluation.benchmarks import available
 
 app = typer.Typer()
 app.command("eval")(eval_)
@@ -49,18 +51,64 @@ def test_list() -> None:
     assert "mmbench" not in one.output
 
 
-def test_several_benchmarks_from_one_folder(folder: Path, tmp_path: Path) -> None:
-    pope(tmp_path / "data", [["yes", "no"]])
-    mme(tmp_path / "data", {"count": 1})
-    required = ("pope,mme", "--model", folder, "--data", tmp_path / "data", "--output", tmp_path / "out")
-    result = run(*required, "--device", "cpu", "--max-new-tokens", 2)
+TABLES = (
+    "AI2D_TEST",
+    "MMBench_DEV_CN",
+    "MMBench_TEST_CN",
+    "MMBench_TEST_EN",
+    "MMMU_DEV_VAL",
+    "MMStar",
+    "SEEDBench_IMG",
+)
+SUBMITTED = {
+    "gqa": {"testdev_balanced_predictions.json"},
+    "mmbench": {"mmbench_dev_20230712.xlsx"},
+    "mmbench_cn": {"MMBench_DEV_CN.xlsx"},
+    "mmbench_cn_test": {"MMBench_TEST_CN.xlsx"},
+    "mmbench_test": {"MMBench_TEST_EN.xlsx"},
+    "mme": {"count.txt"},
+    "mmvet": {"mm-vet.json"},
+    "qbench": {"llvisionqa_dev_answers.jsonl"},
+    "qbench_cn": {"llvisionqa_zh_dev_answers.jsonl"},
+    "seedbench": {"seed_bench.jsonl"},
+    "vizwiz": {"vizwiz.json"},
+    "vqav2": {"vqav2.json"},
+}
+
+
+def test_the_whole_suite_from_one_folder(folder: Path, tmp_path: Path) -> None:
+    """Every benchmark but the two for one's own data, in the forms of LLaVA's scripts and of VLMEvalKit's tables."""
+    data = tmp_path / "data"
+    pope(data, [["yes", "no"]])
+    mme(data, {"count": 1})
+    samples.scienceqa(data, [True, False])
+    for make in (samples.textvqa, samples.vqav2, samples.vizwiz, samples.gqa, samples.seedbench, samples.qbench):
+        make(data)
+    samples.qbench(data, "质衡-问答-验证集.json")
+    samples.mmvet(data)
+    samples.llavabench(data)
+    rows = circular_rows(groups=1)
+    for name in TABLES:
+        write_tsv(data / f"{name}.tsv", rows if "MMBench" in name else rows[:1])
+    write_tsv(data / "mmbench_dev_20230712.tsv", rows)
+    row = {"index": "VD_a_b_0_0_0", "question": "Is it?", "answer": "Yes", "image": rows[0]["image"]}
+    write_tsv(data / "HallusionBench.tsv", [row], tuple(row))
+
+    names = sorted(available().keys() - {"multiple_choice", "vqa_jsonl"})
+    required = (",".join(names), "--model", folder, "--data", data, "--output", tmp_path / "out")
+    result = run(*required, "--device", "cpu", "--max-new-tokens", 1)
     assert result.exit_code == 0, result.output
-    for name, questions in {"pope": 2, "mme": 2}.items():
-        report = json.loads((tmp_path / "out" / name / "report.json").read_text(encoding="utf-8"))
-        assert report["num_questions"] == questions
+    for name in names:
+        output = tmp_path / "out" / name
+        report = json.loads((output / "report.json").read_text(encoding="utf-8"))
+        assert report["num_questions"] > 0
         assert report["num_errors"] == 0
-        assert report["provenance"]["settings.max_new_tokens"] == 2
-    assert (tmp_path / "out" / "mme" / "submission" / "count.txt").is_file()
+        assert report["provenance"]["settings.max_new_tokens"] == 1
+        written = (
+            {path.name for path in (output / "submission").iterdir()} if (output / "submission").exists() else set()
+        )
+        assert written == SUBMITTED.get(name, set()), name
+        assert (output / "report.html").is_file()
 
 
 def test_what_the_table_has_no_room_for_stands_below_it_and_differences_are_printed(

@@ -22,6 +22,7 @@ from llava_npu.evaluation.submissions import Submission
 Parsed = dict[str, str | None]  # extraction rule → what it read from an answer
 
 LOCALLY, SERVER, JUDGE = "here", "by the benchmark's server", "by a judge model"
+MAY_JUDGE = "a judge model may help"
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class Description:
         licence: as its publishers state it.
         prompt: what the model is given, and how it answers.
         metric: what is computed.
-        scored: where: one or more of `LOCALLY`, `SERVER`, `JUDGE`.
+        scored: where: one or more of `LOCALLY`, `SERVER`, `JUDGE`, `MAY_JUDGE`.
     """
 
     source: str

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 from llava_npu.evaluation import choice_judge
-from llava_npu.evaluation.benchmarks import JUDGE, LOCALLY, Benchmark, Description, register
+from llava_npu.evaluation.benchmarks import LOCALLY, MAY_JUDGE, Benchmark, Description, register
 from llava_npu.evaluation.choices import ABOUT, ENGLISH, parse_choice, read_choices, review_vanilla, score_vanilla
 
 register(
@@ -19,7 +19,7 @@ register(
             licence="CC BY-SA 4.0",
             prompt=f"question, one option a line, “{ENGLISH}”; greedy, at most 128 new tokens",
             metric="accuracy by category",
-            scored=(LOCALLY, JUDGE),
+            scored=(LOCALLY, MAY_JUDGE),
         ),
         files=("AI2D_TEST.tsv", "AI2D_TEST_NO_MASK.tsv"),
         read=partial(read_choices, instruction=ENGLISH, circular=False),

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from functools import partial
 
 from llava_npu.evaluation import choice_judge
-from llava_npu.evaluation.benchmarks import JUDGE, LOCALLY, SERVER, Benchmark, Description, register
+from llava_npu.evaluation.benchmarks import LOCALLY, MAY_JUDGE, SERVER, Benchmark, Description, register
 from llava_npu.evaluation.choices import (
     ABOUT,
     CHINESE,
@@ -99,7 +99,7 @@ register(
             *(f"{folder}mmbench_dev_{name}2023*.tsv" for name in ("", "en_") for folder in ("mmbench/", "")),
             "MMBench_DEV_EN_V11.tsv",
         ),
-        (LOCALLY, JUDGE),
+        (LOCALLY, MAY_JUDGE),
     )
 )
 register(
@@ -114,7 +114,7 @@ register(
             "mmbench_dev_cn_*.tsv",
             "MMBench_DEV_CN_V11.tsv",
         ),
-        (LOCALLY, JUDGE),
+        (LOCALLY, MAY_JUDGE),
     )
 )
 register(

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from llava_npu.evaluation import choice_judge
-from llava_npu.evaluation.benchmarks import JUDGE, LOCALLY, SERVER, Benchmark, Description, register
+from llava_npu.evaluation.benchmarks import LOCALLY, MAY_JUDGE, SERVER, Benchmark, Description, register
 from llava_npu.evaluation.choices import (
     ABOUT,
     CHINESE,
@@ -97,7 +97,7 @@ def _qbench(name: str, title: str, language: str, files: tuple[str, ...], instru
             "line, "
             f"“{instruction}”; greedy, at most 1024 new tokens",
             metric="accuracy by type of question and concern; of the test file, whose answers are secret, predictions",
-            scored=(LOCALLY, JUDGE, SERVER),
+            scored=(LOCALLY, MAY_JUDGE, SERVER),
         ),
         files=files,
         read=partial(_read, language=language),
