@@ -115,8 +115,8 @@ class FusedMultiheadAttention(nn.MultiheadAttention):
                 )
         if key.shape[:-1] != value.shape[:-1]:
             raise ValueError(
-                f"FusedMultiheadAttention: key has shape {tuple(key.shape)}, value {tuple(value.shape)}; both should be "
-                "of one length"
+                f"FusedMultiheadAttention: key has shape {tuple(key.shape)}, value {tuple(value.shape)}; both should "
+                "be of one length"
             )
 
     def _heads(
