@@ -39,20 +39,20 @@ def reference() -> str:
 
 def _section(section: type[BaseModel], prefix: str) -> list[str]:
     title = f"`{prefix.rstrip('.')}`" if prefix else "Top level"
-    lines = [f"## {title}", "", section.__doc__ or "", "", "| key | type | default | meaning |", "|---|---|---|---|"]
-    nested = []
+    rows, nested = [], []
     for name, field in section.model_fields.items():
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
             nested.append((field.annotation, f"{prefix}{name}."))
         elif inner := _optional_section(field.annotation):
-            lines.append(f"| `{prefix}{name}` | mapping, see below, or null | `null` | {field.description} |")
+            rows.append(f"| `{prefix}{name}` | mapping, see below, or null | `null` | {field.description} |")
             nested.append((inner, f"{prefix}{name}."))
         else:
             meaning = (field.description or "").replace("|", "\\|")
-            lines.append(f"| `{prefix}{name}` | {_type(field.annotation)} | {_default(field)} | {meaning} |")
+            rows.append(f"| `{prefix}{name}` | {_type(field.annotation)} | {_default(field)} | {meaning} |")
             if items := _section_of_items(field.annotation):
                 nested.append((items, f"{prefix}{name}[]."))
-    lines.append("")
+    table = ["| key | type | default | meaning |", "|---|---|---|---|", *rows, ""] if rows else []
+    lines = [f"## {title}", "", section.__doc__ or "", "", *table]
     return lines + [line for each, inner_prefix in nested for line in _section(each, inner_prefix)]
 
 

@@ -412,5 +412,8 @@ def _say_goodbye(run: _Run, findings: Findings, report: Path) -> None:
     run.console.rule("[bold]Done", align="left")
     run.console.print(findings.as_terminal())
     run.console.print(f"Report with pictures: {report}\nWhat to try next:")
+    activate = Path(sys.executable).with_name("activate")
+    if shutil.which("llava-npu") is None and activate.is_file():  # started by `make demo`
+        run.console.print(f"  first, once in each terminal:\n    [bold]source {activate}[/]", soft_wrap=True)
     for what, command in findings.next_commands(run.output):
         run.console.print(f"  {what}:\n    [bold]{command}[/]", soft_wrap=True)
