@@ -18,7 +18,7 @@ import yaml
 from llava_npu.comparison import measures
 from llava_npu.comparison.cell import choose_score
 from llava_npu.comparison.examples import Example, load_examples
-from llava_npu.comparison.folder import CELL, read_cell, read_failure, read_json, read_result
+from llava_npu.comparison.folder import CELL, DELETE, read_cell, read_failure, read_result
 from llava_npu.comparison.grid import CELLS, expand
 from llava_npu.comparison.report import Comparison, write_report
 from llava_npu.comparison.results import BenchmarkResult, Result, Value
@@ -29,6 +29,7 @@ from llava_npu.config.comparison import BenchmarkConfig, ComparisonConfig
 from llava_npu.errors import UserError
 from llava_npu.evaluation.accuracy import OVERALL, Score
 from llava_npu.evaluation.fingerprints import fingerprint_model
+from llava_npu.json_objects import read_json
 from llava_npu.models import load
 from llava_npu.training.run_folder import RUN_FILE, is_finished
 
@@ -78,7 +79,7 @@ def report_on(folders: Sequence[Path], output: Path) -> tuple[Path, list[Line]]:
         for cell in cells:
             lines.append(_line_of(cell))
             examples = examples or _examples_of(cell)
-    found = [read_json(folder / _EVALUATION) | {"folder": str(folder)} for folder in evaluations]
+    found = [read_json(folder / _EVALUATION, advice=DELETE) | {"folder": str(folder)} for folder in evaluations]
     lines += [Line(r.encoder, r.projector, r.varied, r) for r in (_result_of(run, found) for run in runs)]
     if not lines:
         raise UserError("--report: these folders hold evaluations only; name the runs that they belong to as well.")
@@ -121,7 +122,9 @@ def _result_of(folder: Path, evaluations: Sequence[dict[str, Any]]) -> Result:
     if not is_finished(folder):
         raise UserError(f"--report: {folder} is not finished: it has no model yet. Train it to its end first.")
     run = RunConfig.model_validate(yaml.safe_load((folder / RUN_FILE).read_text(encoding="utf-8"))["config"])
-    inside = [read_json(path) | {"folder": str(path.parent)} for path in sorted(folder.rglob(_EVALUATION))]
+    inside = [
+        read_json(path, advice=DELETE) | {"folder": str(path.parent)} for path in sorted(folder.rglob(_EVALUATION))
+    ]
     model, _ = load(folder, dtype=torch.float32)
     config = model.config
     known: dict[str, str] = {}

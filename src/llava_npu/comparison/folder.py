@@ -22,12 +22,13 @@ from llava_npu.comparison.grid import Cell
 from llava_npu.comparison.results import Result
 from llava_npu.config import RunConfig
 from llava_npu.config.comparison import BenchmarkConfig
-from llava_npu.errors import UserError
 from llava_npu.evaluation.files import write_text
+from llava_npu.json_objects import read_json
 
 CELL, RESULT, FAILURE, LOG, PARTS = "cell.json", "result.json", "failure.json", "cell.log", "parts"
 EVALUATION = "evaluation"
 HELD_OUT = f"{EVALUATION}/held-out"
+DELETE = "Delete it; what it held is made again"  # a damaged file of a comparison
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ def write_cell(cell: Cell, measured: Measured) -> None:
 
 def read_cell(folder: Path) -> tuple[Cell, Measured]:
     """What `write_cell` wrote."""
-    values = read_json(folder / CELL)
+    values = read_json(folder / CELL, advice=DELETE)
     finetune = values["finetune"]
     cell = Cell(
         encoder=values["encoder"],
@@ -115,7 +116,7 @@ def read_result(folder: Path, measured: Measured | None = None) -> Result | None
     """The cell's result; None if it is not finished, or something else was measured than is wanted now."""
     if not (folder / RESULT).is_file():
         return None
-    values = read_json(folder / RESULT)
+    values = read_json(folder / RESULT, advice=DELETE)
     if measured is not None and values["measured"] != json.loads(json.dumps(measured.as_json())):
         return None
     return Result.from_json(values["result"])
@@ -130,21 +131,8 @@ def read_failure(folder: Path) -> Failure | None:
     """Why the cell has no result, if it was tried."""
     if not (folder / FAILURE).is_file():
         return None
-    values = read_json(folder / FAILURE)
+    values = read_json(folder / FAILURE, advice=DELETE)
     return Failure(values["kind"], values["reason"])
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object that this package wrote."""
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}.") from error
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise UserError(f"{path} is damaged: {error}. Delete it; what it held is made again.") from error
-    if not isinstance(values, dict):
-        raise UserError(f"{path}: should hold a JSON object, found {type(values).__name__}.")
-    return values
 
 
 def _dump(values: dict[str, Any]) -> str:

@@ -13,11 +13,11 @@ from typing import Literal
 from llava_npu.cache import build_once, cache_root
 from llava_npu.conversion.checkpoint import Checkpoint
 from llava_npu.conversion.hugging_face import is_hugging_face, read_hugging_face, write_hugging_face
-from llava_npu.conversion.json_objects import read_json
 from llava_npu.conversion.official import is_official, read_official
 from llava_npu.conversion.official_writing import write_official
 from llava_npu.conversion.weight_files import SHARD_BYTES
 from llava_npu.errors import UserError
+from llava_npu.json_objects import read_json
 from llava_npu.models.adapters import BASE
 from llava_npu.models.loading import MODEL_FOLDER
 from llava_npu.training.checkpoints import write_folder

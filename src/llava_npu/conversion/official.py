@@ -24,7 +24,6 @@ from transformers import AutoConfig, PretrainedConfig
 
 from llava_npu.conversion.adapters import merged, read_adapter
 from llava_npu.conversion.checkpoint import Checkpoint, Weights
-from llava_npu.conversion.json_objects import read_json
 from llava_npu.conversion.projectors import from_original, infer_options, type_from_original
 from llava_npu.conversion.weight_files import WeightFiles, find_weights, read_weights
 from llava_npu.conversion.weight_names import (
@@ -38,6 +37,7 @@ from llava_npu.conversion.weight_names import (
 )
 from llava_npu.data.tokenizer import open_tokenizer
 from llava_npu.errors import UserError
+from llava_npu.json_objects import read_json
 from llava_npu.models.anyres import resolutions_from_llava
 from llava_npu.models.composing import EMBEDDING_MULTIPLE, add_special_tokens
 from llava_npu.models.configuration import LlavaNpuConfig

@@ -14,12 +14,12 @@ from typing import Any
 import torch
 
 from llava_npu.conversion.checkpoint import Checkpoint, Weights, checked
-from llava_npu.conversion.json_objects import read_json
 from llava_npu.conversion.official import LANGUAGE_MODELS
 from llava_npu.conversion.projectors import LAYOUTS, to_original
 from llava_npu.conversion.weight_files import write_weights
 from llava_npu.conversion.weight_names import EMBEDDING, LM_HEAD, PROJECTOR, VISION_TOWER, to_official
 from llava_npu.errors import UserError
+from llava_npu.json_objects import read_json
 from llava_npu.models.configuration import LlavaNpuConfig
 from llava_npu.models.projectors import canonical_type, registered_name
 

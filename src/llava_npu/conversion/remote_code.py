@@ -13,7 +13,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from llava_npu.conversion.json_objects import read_json
+from llava_npu.json_objects import read_json
 from llava_npu.version import __version__
 
 FILE = "modeling_llava_npu.py"

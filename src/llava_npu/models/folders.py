@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -10,6 +9,7 @@ from typing import Any, TypeVar
 from safetensors import SafetensorError
 
 from llava_npu.errors import UserError
+from llava_npu.json_objects import read_json
 
 _T = TypeVar("_T")
 _INDICES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")  # of weights in several files
@@ -23,7 +23,7 @@ def check_configuration(folder: Path, field: str) -> None:
         raise UserError(
             f"{field}: {folder} is not a folder. Give a model folder, or a model on a hub such as 'openai/…'."
         )
-    _read_json(folder / "config.json", field)
+    read_json(folder / "config.json", field)
 
 
 def check_model_folder(folder: Path, field: str) -> None:
@@ -43,7 +43,7 @@ def missing_file(folder: Path) -> str:
         return f"weights ({', '.join(_WEIGHTS)})"
     for name in _INDICES:
         if (folder / name).is_file():
-            shards = sorted(set(_read_json(folder / name, "model").get("weight_map", {}).values()))
+            shards = sorted(set(read_json(folder / name, "model").get("weight_map", {}).values()))
             return ", ".join(shard for shard in shards if not (folder / shard).is_file())
     return ""
 
@@ -90,15 +90,3 @@ def check_loaded(info: dict[str, Any], field: str, source: str, ignore: tuple[st
         problems.append(f"{key} has shape {tuple(found)} in the file, {tuple(wanted)} in the configuration")
     if problems:
         raise UserError(f"{field}: {source} does not fit its configuration:\n  " + "\n  ".join(problems))
-
-
-def _read_json(path: Path, field: str) -> dict[str, Any]:
-    if not path.is_file():
-        raise UserError(f"{field}: {path.parent} has no {path.name}; it is not a complete model folder.")
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise UserError(f"{field}: {path} is not valid JSON: {error}") from error
-    if not isinstance(values, dict):
-        raise UserError(f"{field}: {path} should hold a JSON object, found {type(values).__name__}.")
-    return values

@@ -1,0 +1,35 @@
+"""Reading a file that holds one JSON object, with one clear error."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from llava_npu.errors import UserError
+
+OF_A_MODEL = "It is not a complete model folder"
+
+
+def read_json(path: Path, field: str = "", advice: str = OF_A_MODEL) -> dict[str, Any]:
+    """The JSON object in a file.
+
+    Args:
+        field: the setting that led to the file, if any; it begins the message.
+        advice: ends the message: what follows from a file that is absent or damaged, or what to do.
+
+    Raises:
+        UserError: there is no such file, or something else in it.
+    """
+    place = f"{field}: " if field else ""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{place}{path.parent} has no {path.name}. {advice}.") from None
+    except OSError as error:
+        raise UserError(f"{place}{path} cannot be read: {error.strerror or error}.") from error
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise UserError(f"{place}{path} is damaged, not JSON: {error}. {advice}.") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{place}{path} should hold a JSON object, found {type(values).__name__}. {advice}.")
+    return values
