@@ -100,18 +100,19 @@ def _set_picture_size(tower: Any, choice: ModelConfig, remarks: list[str]) -> No
 
 
 def _image_processor(source: str) -> Any | None:
-    """The tower's image processor if it is on this machine."""
+    """The tower's image processor if it is where its configuration was read."""
     parsed = parse_source(source, "model.vision_tower")
-    if is_local(source):
-        folder = Path(source).expanduser()
-        return load_image_processor(source, "model.vision_tower") if (folder / _PROCESSOR_FILE).is_file() else None
-    assert isinstance(parsed, HubModel)
-    try:
-        return AutoImageProcessor.from_pretrained(
-            parsed.name, revision=parsed.revision or "main", local_files_only=True, backend="pil"
-        )
-    except (OSError, ValueError):
-        return None
+    if isinstance(parsed, HubModel) and parsed.hub != "modelscope":
+        revision = parsed.revision or "main"
+        try:
+            return AutoImageProcessor.from_pretrained(
+                parsed.name, revision=revision, local_files_only=True, backend="pil"
+            )
+        except (OSError, ValueError):
+            return None
+    folder = fetch(parsed, "model.vision_tower", weights=False) if isinstance(parsed, HubModel) else parsed
+    there = (folder / _PROCESSOR_FILE).is_file()
+    return load_image_processor(str(folder), "model.vision_tower") if there else None
 
 
 def _joined(choice: ModelConfig, tower: Any, text: Any, tokenizer: Any | None) -> LlavaNpuConfig:
