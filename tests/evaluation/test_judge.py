@@ -124,6 +124,47 @@ def test_settings_come_from_arguments_or_environment(monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize(
+    ("url", "key"),
+    [
+        ("https://api.openai.com/v1", "open"),
+        ("http://api.openai.com/v1", ""),
+        ("https://openai.com.evil.example/v1", ""),
+        ("https://notopenai.com/v1", ""),
+        ("http://localhost:8000/v1", ""),
+    ],
+)
+def test_openais_key_goes_to_openai_alone(monkeypatch: pytest.MonkeyPatch, url: str, key: str) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "open")
+    found = judge_settings(url, "m")
+    assert found is not None
+    assert found.key == key
+
+
+def test_models_that_take_other_parameters(tmp_path: Path) -> None:
+    def refuse(request: dict[str, Any]) -> Any:  # as OpenAI's newer models do
+        if "max_tokens" in request:
+            return 400, "Unsupported parameter: 'max_tokens' is not supported. Use 'max_completion_tokens' instead."
+        if "temperature" in request:
+            return 400, "Unsupported value: 'temperature' does not support 0 with this model."
+        return "1.0"
+
+    with JudgeServer(refuse) as server:
+        judge = client(server, tmp_path / "cache", parallel=1)
+        report = run("mmvet", mmvet(tmp_path), tmp_path, lambda question: "six", judge)
+        assert len(server.requests) == 2 + 3
+        assert server.requests[-1]["max_completion_tokens"] >= 1024
+    assert values(report)["score", "overall"] == 1
+    assert "The judge does not take a temperature" in " ".join(report.notes)
+
+
+def test_a_judge_that_refuses_every_answer_is_the_users_to_mend(tmp_path: Path) -> None:
+    with JudgeServer(lambda request: (400, "no such template")) as server:
+        judge = client(server, tmp_path / "cache")
+        with pytest.raises(UserError, match=r"refuses every answer, the first so: .* 400: no such template"):
+            run("mmvet", mmvet(tmp_path), tmp_path, lambda question: "six", judge)
+
+
+@pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (("http://x/v1", None), "its model: give --judge-model or set LLAVA_NPU_JUDGE_MODEL"),

@@ -4,7 +4,8 @@ Where it is and which model is configured by the command line or the environment
 
     LLAVA_NPU_JUDGE_URL      such as http://localhost:8000/v1; "/chat/completions" is added
     LLAVA_NPU_JUDGE_MODEL    its name there
-    LLAVA_NPU_JUDGE_KEY      the key, if it wants one (else OPENAI_API_KEY). Only here: a command line is recorded.
+    LLAVA_NPU_JUDGE_KEY      the key, if it wants one (for OpenAI itself OPENAI_API_KEY, too). Only here: a command line
+                             is recorded.
     LLAVA_NPU_JUDGE_PRICES   money for a million tokens read and a million written, as 2.5,10
 
 The key is sent to that address alone (redirections are not followed) and never written anywhere.
@@ -35,6 +36,9 @@ URL, MODEL, KEY, PRICES = (f"LLAVA_NPU_JUDGE_{name}" for name in ("URL", "MODEL"
 _TRANSIENT = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
 _OF_THIS_REQUEST = frozenset({400, 413, 422})  # too long, or against the rules of the house; another may pass
 _MOST_FAILURES = 3  # requests in a row without a reply, each repeated: then the judge is down
+# What newer models of OpenAI refuse. For the first they have another name; the second they choose themselves.
+_SOMETIMES_REFUSED = ("max_tokens", "temperature")
+_ROOM_TO_THINK = 4096  # tokens at least: for models that want `max_completion_tokens` it bounds their thinking, too
 _LONGEST_WAIT = 60.0  # seconds
 _LARGEST_REPLY = 16 * 2**20  # bytes
 _LONGEST_MESSAGE = 300  # characters of a server's error shown
@@ -107,7 +111,9 @@ def judge_settings(
         usable = False
     if not usable:
         raise UserError(f"judge URL {url!r}: expected something like http://localhost:8000/v1 or https://host/v1.")
-    key = os.environ.get(KEY) or os.environ.get("OPENAI_API_KEY") or ""
+    key = os.environ.get(KEY) or ""
+    if not key and parts.scheme == "https" and f".{parts.hostname}".endswith(".openai.com"):
+        key = os.environ.get("OPENAI_API_KEY") or ""  # nobody else's business
     return JudgeSettings(url, model, key, _prices(prices or os.environ.get(PRICES)), **more)
 
 
@@ -151,6 +157,7 @@ class JudgeClient:
         self.settings = settings
         self._sleep = sleep
         self._failures = _Failures()
+        self.refused_parameters: set[str] = set()
         self._opener = urllib.request.build_opener(_NoRedirection)
         base = settings.url.rstrip("/")
         self._url = base if base.endswith("/chat/completions") else f"{base}/chat/completions"
@@ -180,21 +187,40 @@ class JudgeClient:
         cached = _read_cached(path)
         if cached is not None:
             return cached
-        reply = self._failures.watch(lambda: self._ask_repeatedly(json.dumps(request).encode()))
+        reply = self._failures.watch(lambda: self._ask_repeatedly(request))
         kept = {name: value for name, value in asdict(reply).items() if name != "cached"}
         write_text(path, json.dumps(kept, ensure_ascii=False) + "\n")
         return reply
 
-    def _ask_repeatedly(self, body: bytes) -> Reply:
+    def _ask_repeatedly(self, request: Mapping[str, Any]) -> Reply:
         for repetition in range(self.settings.retries + 1):
             try:
-                return self._ask_once(body)
+                return self._ask_understood(request)
             except _TransientError as error:
                 if repetition == self.settings.retries:
                     raise JudgeError(f"{error} (asked {repetition + 1} times)") from error
                 wait = self.settings.backoff * 2**repetition * random.uniform(1.0, 1.5)
                 self._sleep(min(max(wait, error.wait), _LONGEST_WAIT))
         raise AssertionError("unreachable")
+
+    def _ask_understood(self, request: Mapping[str, Any]) -> Reply:
+        """Asks again without parameters that this model does not take, and remembers them."""
+        while True:
+            body = self._in_its_words(request)
+            try:
+                return self._ask_once(json.dumps(body).encode())
+            except RefusedError as error:
+                said = str(error)
+                refused = {name for name in _SOMETIMES_REFUSED if name in body and f"'{name}'" in said}
+                if not refused or "unsupported" not in said.lower():
+                    raise
+                self.refused_parameters |= refused
+
+    def _in_its_words(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        body = {name: value for name, value in request.items() if name not in self.refused_parameters}
+        if "max_tokens" in self.refused_parameters:
+            body["max_completion_tokens"] = max(request["max_tokens"], _ROOM_TO_THINK)
+        return body
 
     def _ask_once(self, body: bytes) -> Reply:
         headers = {"Content-Type": "application/json", "Accept": "application/json", "User-Agent": "llava-npu"}

@@ -22,6 +22,7 @@ from llava_npu.evaluation.questions import Question
 
 JUDGEMENTS_FILE = "judgements.jsonl"
 _ATTEMPTS = 3  # at a reply that can be read
+_FEW = 3  # answers, all of which a judge may refuse for what is in them
 
 
 @dataclass(frozen=True)
@@ -117,6 +118,11 @@ def judge_predictions(
             pool.shutdown(cancel_futures=True)  # one refusal is enough
     if any(judgement.pending for judgement in judgements):
         return list(predictions), judgements
+    if len(judgements) >= _FEW and not any(judgement.reply for judgement in judgements):
+        raise UserError(
+            f"judge {client.settings.model} at {client.settings.address} refuses every answer, the first so: "
+            f"{judgements[0].error}"
+        )
     readings.update({judgement.id: judgement.reading for judgement in judgements})
     judged = [
         replace(prediction, parsed={**prediction.parsed, rule.rule: readings[prediction.id]})
@@ -168,6 +174,10 @@ def judge_notes(rule: JudgeRule, judgements: Sequence[Judgement], client: JudgeC
         notes.append(
             f"The judge gave no reply for {len(pending)} of {len(judgements)} answers (first: {first.id}: "
             f"{first.error}), so there is no score by the rule {rule.rule}. Run again to go on: what it said is kept."
+        )
+    if "temperature" in client.refused_parameters:
+        notes.append(
+            "The judge does not take a temperature: it replied with its own, and may reply otherwise next time."
         )
     failed = [judgement for judgement in judgements if judgement.reading is None and not judgement.pending]
     if failed:

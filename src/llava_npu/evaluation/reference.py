@@ -64,8 +64,8 @@ answers are those of `llava-npu eval`. Not there: videos, sounds, and several ro
 ## A judge
 
 Any endpoint that speaks OpenAI's chat protocol can be the judge: `--judge-url http://host:8000/v1 --judge-model NAME`,
-or `LLAVA_NPU_JUDGE_URL` and `LLAVA_NPU_JUDGE_MODEL`. The key is read from `LLAVA_NPU_JUDGE_KEY` (else
-`OPENAI_API_KEY`) and never stored. Failed requests are repeated, waiting longer each time; replies are kept in
+or `LLAVA_NPU_JUDGE_URL` and `LLAVA_NPU_JUDGE_MODEL`. The key is read from `LLAVA_NPU_JUDGE_KEY` (for OpenAI itself also
+from `OPENAI_API_KEY`) and never stored. Failed requests are repeated, waiting longer each time; replies are kept in
 `$LLAVA_NPU_CACHE/judge` and in `judgements.jsonl`. With `LLAVA_NPU_JUDGE_PRICES=2.5,10` (for a million tokens read and
 written) the report says what it cost. Replies that cannot be read are counted and reported; nothing is guessed. A judge
 that is down is given up soon: there is no score of its then, and the same command asks for what is missing. Benchmarks

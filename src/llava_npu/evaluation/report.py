@@ -317,7 +317,8 @@ def percent(score: Score | None) -> str:
 
 def _origin(report: Report) -> list[tuple[str, Any]]:
     sessions = report.provenance.get("sessions", [])
-    facts = [("data", report.data), *((k, v) for k, v in report.provenance.items() if k != "sessions")]
+    told = {name: value for name, value in report.provenance.items() if name != "sessions" and value is not None}
+    facts = [("data", report.data), *told.items()]
     facts += [("questions", f"{report.num_questions} in {report.num_groups} groups"), ("seconds", report.seconds)]
     for session in sessions[-1:]:
         facts += [("command", session["command"]), ("device", session["device"])]
