@@ -99,6 +99,10 @@ def test_a_renamed_cell_keeps_its_folder(material: Path, tmp_path: Path) -> None
         ({"align": {"data": {"path": "absent.json"}}}, "absent.json"),
         ({"align": {"output": "x"}}, "`align.output` is for the comparison to say"),
         ({"align": {"model": {"projector": "linear"}}}, "`align.model.projector` is for the grid to say"),
+        (
+            {"finetune": {"model": {"scales": [1, 2]}}},
+            "`finetune.model.scales`: stage 2 goes on from the model of stage 1",
+        ),
         ({"projektors": []}, "unknown key `projektors`. Did you mean 'projectors'"),
     ],
 )

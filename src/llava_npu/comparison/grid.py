@@ -14,6 +14,7 @@ from typing import Any
 
 from llava_npu.config import ModelConfig, RunConfig, set_key, validate
 from llava_npu.config.comparison import ComparisonConfig
+from llava_npu.config.schema import OF_A_NEW_MODEL
 from llava_npu.errors import UserError
 from llava_npu.models.projectors import make_options
 from llava_npu.training.run_data import data_fingerprint
@@ -174,6 +175,10 @@ def _run(
     for key in given:
         if key in model or key in _NOT_THE_TOWER:
             raise UserError(f"{where}: `{stage}.model.{key}` is for the grid to say. Take it out.")
+        if stage == "finetune" and key in OF_A_NEW_MODEL:
+            raise UserError(
+                f"{where}: `finetune.model.{key}`: stage 2 goes on from the model of stage 1. Say it of the encoder."
+            )
     data = section.get("data", {})
     if isinstance(data, dict) and config.share_features and not _trains_tower(section):
         data = {"cache_features": "auto", **data}

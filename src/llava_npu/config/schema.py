@@ -11,7 +11,7 @@ from llava_npu.config.parts import LoraConfig, Part, PartName, PartsConfig, Stag
 from llava_npu.config.section import Section
 
 # Of a new model alone: a checkpoint brings these with it.
-_OF_A_NEW_MODEL = (
+OF_A_NEW_MODEL = (
     "projector",
     "projector_options",
     "vision_feature_layer",
@@ -93,11 +93,11 @@ class ModelConfig(Section):
         """
         if self.checkpoint is None:
             return {}
-        written_out = set(_OF_A_NEW_MODEL) <= self.model_fields_set
+        written_out = set(OF_A_NEW_MODEL) <= self.model_fields_set
         defaults = ModelConfig.model_construct()
         return {
             key: getattr(self, key)
-            for key in _OF_A_NEW_MODEL
+            for key in OF_A_NEW_MODEL
             if key in self.model_fields_set and not (written_out and getattr(self, key) == getattr(defaults, key))
         }
 
