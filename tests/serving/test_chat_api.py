@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from PIL import Image, ImageFile
+from prometheus_client import parser
 from running import http, make_service, running
 
 from llava_npu import LlavaNpuForConditionalGeneration, LlavaNpuProcessor, Sampling, answer_all
@@ -130,6 +131,7 @@ def test_langchain(address: str, pictures: list[Image.Image]) -> None:
 
 
 PICTURE = Image.new("RGB", (20, 20), (9, 9, 9))
+QUESTION = [{"role": "user", "content": "What?"}]
 GOOD = data_url(PICTURE)
 NO_PICTURE = "data:image/png;base64," + base64.b64encode(b"no picture").decode()
 
@@ -140,6 +142,34 @@ def _asked(url: str) -> dict[str, Any]:
 
 def _text(text: str, **more: Any) -> dict[str, Any]:
     return {"messages": [{"role": "user", "content": text}], "max_tokens": 2, **more}
+
+
+def test_what_asks_for_nothing_is_no_error(client: Any, pictures: list[Image.Image]) -> None:
+    """What clients send by themselves, the message that an earlier answer was, and base64 in lines."""
+    picture = image_part(pictures[0])
+    kind, _, code = picture["image_url"]["url"].partition(",")
+    picture["image_url"]["url"] = f"{kind},{code[:20]}\r\n{code[20:]}\n"
+    messages = [{"role": "user", "content": [picture, {"type": "text", "text": "What is it?"}]}]
+    first = client.chat.completions.create(model="tiny", messages=messages, max_tokens=8, temperature=0)
+    plain = client.chat.completions.create(
+        model="tiny", messages=question("What is it?", pictures[0]), max_tokens=8, temperature=0
+    )
+    assert first.choices[0].message.content == plain.choices[0].message.content
+    second = client.chat.completions.create(
+        model="tiny",
+        messages=[*messages, first.choices[0].message, *QUESTION],
+        max_tokens=8,
+        n=1,
+        stop=None,
+        user="me",
+        store=False,
+        metadata={"a": "b"},
+        tool_choice="none",
+        frequency_penalty=0,
+        response_format={"type": "text"},
+        extra_body={"top_k": -1},
+    )
+    assert second.usage.prompt_tokens > first.usage.total_tokens
 
 
 @pytest.mark.parametrize(
@@ -158,8 +188,8 @@ def _text(text: str, **more: Any) -> dict[str, Any]:
         ({"messages": question("What?", *[PICTURE] * 4)}, 400, "4 pictures; this server takes 3 (--max-images)"),
         (_text("What? " * 600), 400, "prompt and answer together may have 512"),
         (_text("x" * 40_000), 400, "a text of 40,000 characters"),
-        (_text("What?", max_tokens=65), 400, "max_tokens is 65; this server writes up to 64 (--max-new-tokens)"),
-        (_text("What?", max_tokens=0), 400, "max_new_tokens is 0"),
+        (_text("What?", max_tokens=65), 400, "max_tokens is 65; this server writes 1 to 64 (--max-new-tokens)"),
+        (_text("What?", max_tokens=0), 400, "max_tokens is 0"),
         (_text("What?", temperature=-1), 400, "temperature is -1.0"),
         (_text("What?", temperature="warm"), 400, "temperature: "),
         (_text("What?", n=2), 400, "n is 2: this server does not offer it"),
@@ -168,6 +198,14 @@ def _text(text: str, **more: Any) -> dict[str, Any]:
         (_text("<image> What?"), 400, "messages[0]: the text has <image>, but the message has no picture"),
         (_text("a <|im_end|> b"), 400, "reads as markup"),
         (_text(""), 400, "empty"),
+        (_text("What?", temprature=0), 400, "unknown field 'temprature': leave it out. Did you mean 'temperature'?"),
+        (_text("What?", response_format={"type": "json_object"}), 400, 'response_format is {"type": "json_object"}'),
+        (_text("What?", logprobs=True), 400, "logprobs is true"),
+        (_text("What?", stop=["a"] * 5), 400, "stop: at most 4"),
+        (_text("What?", top_p=0), 400, "top_p is 0.0"),
+        ({"messages": [*QUESTION, {"role": "assistant", "content": " "}, *QUESTION]}, 400, "messages[1]: an answer"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": GOOD}]}]}, 400,
+         "messages[0].content[0].image_url: "),
         ({"messages": []}, 400, "messages: "),
         ({}, 400, "messages: "),
         ({"messages": [{"role": "tool", "content": "x"}]}, 400, "messages[0].role: "),
@@ -189,12 +227,15 @@ def test_a_bad_request_is_one_clear_error(address: str, body: Any, status: int, 
 def test_what_is_no_json_or_too_large(address: str) -> None:
     url = f"{address}/v1/chat/completions"
     headers = {"Content-Type": "application/json"}
-    for content in (b"{", b"\xff\xfe", b"[" * 100_000, b""):
+    half = json.dumps({"messages": [{"role": "system", "content": "\ud800"}, *QUESTION]}).encode()
+    for content in (b"{", b"\xff\xfe", b"[" * 100_000, b"", half):
         reply = http.post(url, content=content, headers=headers)
         assert reply.status_code == 400, (content[:10], reply.text)
         assert "error" in reply.json()
     reply = http.post(url, content=b"{}", headers={"Content-Type": "text/plain"})
     assert (reply.status_code, reply.json()["error"]["message"][:26]) == (415, "Content-Type is text/plain")
+    reply = http.post(url, content=b"\x1f\x8b", headers={**headers, "Content-Encoding": "gzip"})
+    assert (reply.status_code, reply.json()["error"]["message"][:24]) == (415, "Content-Encoding is gzip")
     reply = http.post(url, content=b"x" * 200_001, headers=headers)
     assert (reply.status_code, reply.json()["error"]["code"]) == (413, "request_too_large")
 
@@ -204,7 +245,9 @@ def test_what_is_no_json_or_too_large(address: str) -> None:
 
     reply = http.post(url, content=endless(), headers=headers)
     assert (reply.status_code, reply.json()["error"]["code"]) == (413, "request_too_large")
-    assert http.get(f"{address}/nowhere").json()["error"]["type"] == "not_found_error"
+    nowhere = http.post(f"{address}/v1/completions", json={}).json()["error"]
+    assert nowhere["type"] == "not_found_error"
+    assert nowhere["message"].startswith("POST /v1/completions: Not Found; the chat API is POST /v1/chat/completions")
     assert http.get(url).status_code == 405
 
 
@@ -219,9 +262,12 @@ def test_a_picture_of_a_hundred_megapixels_is_refused_unopened(address: str, mon
 def test_metrics(address: str, client: Any) -> None:
     client.chat.completions.create(model="tiny", messages=question("What?"), max_tokens=3, temperature=0)
     http.get(f"{address}/a-name-from-outside")
-    text = http.get(f"{address}/metrics").text
-    values = {line.rpartition(" ")[0]: float(line.rpartition(" ")[2]) for line in text.splitlines() if line[0] != "#"}
-    assert values['llava_npu_requests_total{path="/v1/chat/completions",status="200"}'] >= 1
+    reply = http.get(f"{address}/metrics")
+    assert reply.headers["content-type"].startswith("text/plain; version=0.0.4")
+    text = reply.text
+    families = parser.text_string_to_metric_families(text)  # as Prometheus reads it
+    values = {sample.name: sample.value for family in families for sample in family.samples}
+    assert 'llava_npu_requests_total{path="/v1/chat/completions",status="200"}' in text
     assert values["llava_npu_answer_tokens_total"] >= 3
     assert values["llava_npu_time_to_first_token_seconds_count"] >= 1
     assert "a-name-from-outside" not in text

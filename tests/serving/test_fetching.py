@@ -142,12 +142,22 @@ def test_redirections_are_checked_again(web: _Web, target: str) -> None:
         _fetch(f"http://cats.example:{web.port}/to={target}", names)
 
 
+def test_an_address_that_cannot_be_reached_is_passed_by(web: _Web) -> None:
+    async def resolve(host: str, port: int) -> list[str]:
+        return ["::1", "127.0.0.1"]  # nothing listens on the first
+
+    fetcher = ImageFetcher(max_bytes=50_000, timeout=300, allowed=lambda address: True, resolve=resolve)
+    assert asyncio.run(fetcher.fetch(f"http://a.example:{web.port}/cat.png")) == b"picture"
+
+
 def test_redirections_are_followed_but_not_for_ever(web: _Web) -> None:
     assert _fetch(f"http://a.example:{web.port}/to=/cat.png", {"a.example": [["127.0.0.1"]] * 2}) == b"picture"
     with pytest.raises(UserError, match="more than 3 redirections"):
         _fetch(f"http://a.example:{web.port}/to=/to=/to=/to=/to=/x", {"a.example": [["127.0.0.1"]] * 9})
     with pytest.raises(UserError, match="not an http or https URL"):
         _fetch(f"http://a.example:{web.port}/to=file:///etc/passwd", {"a.example": [["127.0.0.1"]]})
+    with pytest.raises(UserError, match="cannot be fetched"):
+        _fetch(f"http://a.example:{web.port}/to=http://[::1/", {"a.example": [["127.0.0.1"]]})
 
 
 @pytest.mark.parametrize(
@@ -165,7 +175,7 @@ def test_size_time_and_status(web: _Web, path: str, message: str) -> None:
     [
         "http://127.0.0.1/", "http://localhost/", "http://2130706433/", "http://0x7f000001/", "http://0177.0.0.1/",
         "http://127.1/", "http://[::1]/", "http://[::ffff:127.0.0.1]/", "http://[fe80::1%25lo]/", "http://0/",
-        "http://user:key@127.0.0.1/", "http://127.0.0.1:1/", "HTTP://LOCALHOST/",
+        f"http://{'a' * 70}.example/", "http://a..example/", "http://user:key@127.0.0.1/", "http://127.0.0.1:1/", "HTTP://LOCALHOST/",
     ],
 )  # fmt: skip
 def test_the_real_check_refuses_every_way_to_write_this_machine(url: str) -> None:

@@ -41,6 +41,8 @@ def serve(
     log_level: Annotated[str, typer.Option(help="info also logs each request's line.")] = "warning",
 ) -> None:
     """Serve a model over HTTP: OpenAI's chat API, and the protocol of LLaVA's own workers."""
+    if api_key is not None and not api_key.strip():
+        raise UserError("--api-key (LLAVA_NPU_API_KEY) is empty: give a key, or leave it out.")
     if log_level not in _LEVELS:
         raise UserError(f"--log-level {log_level}: allowed are {', '.join(_LEVELS)}.")
     try:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-from llava_npu.data.defects import RecordError
+from llava_npu.data.defects import RecordError, require_encodable
 from llava_npu.data.parsing import Record
 from llava_npu.data.special_tokens import opening_token, special_texts
 from llava_npu.data.templates import Segment, Template, get_template, render
@@ -111,13 +111,24 @@ def encode_prompt(
     return _encode_segments(segments, tokenizer, _opening(form, tokenizer)).input_ids
 
 
-def encode_rendered_prompt(text: str, tokenizer: PreTrainedTokenizerBase, *, add_bos: bool = True) -> list[int]:
+def encode_rendered_prompt(
+    text: str, tokenizer: PreTrainedTokenizerBase, template: str | Template = "v1", *, add_bos: bool = True
+) -> list[int]:
     """Token ids of a prompt that is text already, with a template's markup and `<image>` in it, as a client of LLaVA's
-    own server sends it. One `IMAGE_PLACEHOLDER` for each `<image>`. If the tokenizer has sequences start with a
-    begin-of-sequence token, it comes first once, whether the text has it or not (`add_bos` False: only if it has).
+    own server sends it. One `IMAGE_PLACEHOLDER` for each `<image>`.
+
+    Args:
+        template: whose markup it is.
+        add_bos: where the tokenizer has sequences start with a begin-of-sequence token, it comes first once, whether
+            the text has it or not; False: only if it has.
     """
+    form = get_template(template) if isinstance(template, str) else template
     opening = opening_token(tokenizer, image_first=False)
-    if not add_bos or text.startswith(opening):
+    if text.startswith(opening):
+        if form.writes_bos:  # then training has it in the text as well
+            opening = ""
+        text = text.removeprefix(opening)
+    elif not add_bos:
         opening = ""
     return _encode_segments([Segment(text)], tokenizer, opening).input_ids
 
@@ -201,6 +212,7 @@ def _refuse_markup(turns: Sequence[Turn], template: Template, tokenizer: PreTrai
 
 
 def _refuse_markup_in_system(system: str, template: Template, tokenizer: PreTrainedTokenizerBase, name: str) -> None:
+    require_encodable(system, f"{name}: the system prompt")
     for text in [*_markup(template, tokenizer), IMAGE_MARK]:
         if text in system:
             raise UserError(

@@ -187,7 +187,7 @@ class LlavaNpuProcessor(LlavaProcessor):
 
     def encode_rendered_prompt(self, text: str, image_sizes: Sequence[Size], name: str) -> list[int]:
         """As `encode_prompt`, of a prompt that has its markup and `<image>` in it already."""
-        return self._expand(encode_rendered_prompt(text, self.tokenizer), image_sizes, name)
+        return self._expand(encode_rendered_prompt(text, self.tokenizer, self.template), image_sizes, name)
 
     def _expand(self, input_ids: Sequence[int], image_sizes: Sequence[Size], name: str) -> list[int]:
         num_places = input_ids.count(IMAGE_PLACEHOLDER)
@@ -242,7 +242,7 @@ class LlavaNpuProcessor(LlavaProcessor):
             for each in texts:
                 of_text = [next(sizes) for _ in range(each.count(self.image_token))]
                 add_bos = options.get("add_special_tokens", True)
-                placed = encode_rendered_prompt(each, self.tokenizer, add_bos=add_bos)
+                placed = encode_rendered_prompt(each, self.tokenizer, self.template, add_bos=add_bos)
                 input_ids.append(self._expand(placed, of_text, "text")[:longest])
             padding = {key: value for key, value in options.items() if key in _PADDING_ARGUMENTS}
             batch.update(self.tokenizer.pad({"input_ids": input_ids}, **{"padding": False, **padding}))

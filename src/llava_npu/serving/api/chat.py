@@ -12,7 +12,7 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel, Field
 from starlette.responses import JSONResponse, Response
 
-from llava_npu.errors import UserError
+from llava_npu.errors import UserError, nearest
 from llava_npu.serving.api.errors import ApiError
 from llava_npu.serving.api.event_stream import ClientLeftError, PieceResponse, unless_client_leaves
 from llava_npu.serving.api.messages import Message, read_messages
@@ -21,7 +21,7 @@ from llava_npu.serving.generation import Prompt, Sampling
 
 _DEFAULT_NEW_TOKENS = 512  # if the client names no limit, and there is room
 _MAX_STOPS = 4
-# What would change the answer, and this server does not do: refused rather than ignored.
+# What would change the answer, and this server does not do: refused rather than ignored, but for what asks for nothing.
 _NOT_OFFERED: dict[str, tuple[Any, ...]] = {
     "n": (None, 1),
     "logprobs": (None, False),
@@ -35,7 +35,26 @@ _NOT_OFFERED: dict[str, tuple[Any, ...]] = {
     "response_format": (None, {"type": "text"}),
     "modalities": (None, ["text"]),
     "audio": (None,),
+    "verbosity": (None, "medium"),
+    "reasoning_effort": (None, "none"),
+    "web_search_options": (None,),
+    "function_call": (None, "none", "auto"),
 }
+# What says nothing about the answer.
+_WITHOUT_EFFECT = frozenset(
+    {
+        "user",
+        "metadata",
+        "store",
+        "service_tier",
+        "parallel_tool_calls",
+        "prediction",
+        "prompt_cache_key",
+        "prompt_cache_options",
+        "prompt_cache_retention",
+        "safety_identifier",
+    }
+)
 
 
 class StreamOptions(BaseModel):
@@ -43,7 +62,7 @@ class StreamOptions(BaseModel):
 
 
 class ChatRequest(BaseModel, extra="allow"):
-    """What is read of a request; other fields are refused if they would change the answer, else ignored."""
+    """What is read of a request; other fields are refused unless they have no effect on the answer."""
 
     model: str | None = None
     messages: list[Message] = Field(min_length=1)
@@ -164,9 +183,15 @@ def _require_model(service: Service, name: str | None) -> None:
 
 def _refuse_what_is_not_offered(body: ChatRequest) -> None:
     for name, value in (body.model_extra or {}).items():
-        if name in _NOT_OFFERED and value not in _NOT_OFFERED[name]:
-            shown = json.dumps(value)[:60]
-            raise ApiError(400, f"{name} is {shown}: this server does not offer it; leave it out", "not_offered", name)
+        if name in _NOT_OFFERED:
+            if value not in _NOT_OFFERED[name]:
+                shown = json.dumps(value)
+                shown = shown if len(shown) <= 60 else f"{shown[:60]}…"
+                reason = f"{name} is {shown}: this server does not offer it; leave it out"
+                raise ApiError(400, reason, "not_offered", name)
+        elif name not in _WITHOUT_EFFECT:
+            hint = nearest(name, [*ChatRequest.model_fields, *_NOT_OFFERED])
+            raise ApiError(400, f"unknown field {name[:60]!r}: leave it out.{hint}", "unknown_parameter", name[:60])
 
 
 def _sampling(body: ChatRequest, service: Service, prompt: Prompt) -> Sampling:
@@ -175,15 +200,15 @@ def _sampling(body: ChatRequest, service: Service, prompt: Prompt) -> Sampling:
         raise UserError(f"stop: at most {_MAX_STOPS} texts of up to 200 characters")
     limit = service.limits.max_new_tokens
     wanted = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
-    if wanted is not None and wanted > limit:
-        raise UserError(f"max_tokens is {wanted}; this server writes up to {limit} (--max-new-tokens)")
+    if wanted is not None and not 1 <= wanted <= limit:
+        raise UserError(f"max_tokens is {wanted}; this server writes 1 to {limit} (--max-new-tokens)")
     if wanted is None:
         wanted = max(1, min(_DEFAULT_NEW_TOKENS, limit, service.room(prompt)))
     return Sampling(
         max_new_tokens=wanted,
         temperature=1.0 if body.temperature is None else body.temperature,
         top_p=1.0 if body.top_p is None else body.top_p,
-        top_k=body.top_k or 0,
+        top_k=0 if body.top_k in (None, -1) else body.top_k,  # −1: all, as in vLLM
         repetition_penalty=1.0 if body.repetition_penalty is None else body.repetition_penalty,
         seed=body.seed,
         stop=tuple(stops),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ from starlette.exceptions import HTTPException
 
 from llava_npu.errors import UserError
 
+_FORM_OF_PART = re.compile(r"(\.content\[\d+\])\.(?:text|image_url)\b")  # named by pydantic before its own field
 _TYPES = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
 
 
@@ -52,7 +54,10 @@ def install_error_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def refuse_path(request: Request, error: HTTPException) -> JSONResponse:
-        return as_response(ApiError(error.status_code, str(error.detail)))
+        what = f"{request.method} {request.url.path[:100]}: {error.detail}"
+        if error.status_code == 404:
+            what += "; the chat API is POST /v1/chat/completions"
+        return as_response(ApiError(error.status_code, what))
 
     @app.exception_handler(Exception)
     async def fail(request: Request, error: Exception) -> JSONResponse:
@@ -70,8 +75,9 @@ def _malformed(errors: Sequence[Any]) -> ApiError:
         return ApiError(400, f"the body is not valid JSON: {first.get('ctx', {}).get('error', first['msg'])}")
     place = ""
     for part in first["loc"][1:]:
-        if (isinstance(part, str) and not part.isidentifier()) or part in ("str", "text", "list"):
+        if part == "str" or (isinstance(part, str) and not part.isidentifier()):
             continue  # pydantic's names of the forms
         place += f"[{part}]" if isinstance(part, int) else f".{part}" if place else str(part)
+    place = _FORM_OF_PART.sub(r"\1", place)
     place = place or "the body"
     return ApiError(400, f"{place}: {first['msg']}", param=place)

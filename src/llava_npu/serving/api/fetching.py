@@ -10,6 +10,7 @@ not used: they would do the looking-up themselves.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ipaddress
 import socket
 from collections.abc import Awaitable, Callable, Iterable
@@ -86,7 +87,9 @@ class ImageFetcher:
                 return await self._follow(url, shown)
         except TimeoutError as error:
             raise UserError(f"image {shown}: not there after {self._timeout:g} s (--read-timeout)") from error
-        except (httpcore.NetworkError, httpcore.ProtocolError, httpcore.TimeoutException, OSError) as error:
+        except UserError:
+            raise
+        except (httpcore.NetworkError, httpcore.ProtocolError, httpcore.TimeoutException, OSError, ValueError) as error:
             raise UserError(f"image {shown}: cannot be fetched: {error or type(error).__name__}") from error
 
     async def _follow(self, url: str, shown: str) -> bytes:
@@ -143,7 +146,10 @@ class _CheckedBackend(httpcore.AsyncNetworkBackend):
         addresses = await self._resolve(host, port)
         if not addresses or not all(self._allowed(ipaddress.ip_address(each)) for each in addresses):
             raise UserError(f"image: {host} is no public address; this server fetches from the public internet only")
-        return await self._inner.connect_tcp(addresses[0], port, timeout, local_address, socket_options)
+        for address in addresses[:-1]:  # a host may have an IPv6 address that this machine cannot reach
+            with contextlib.suppress(httpcore.NetworkError, OSError):
+                return await self._inner.connect_tcp(address, port, timeout, local_address, socket_options)
+        return await self._inner.connect_tcp(addresses[-1], port, timeout, local_address, socket_options)
 
     async def connect_unix_socket(self, path: str, *arguments: Any, **more: Any) -> httpcore.AsyncNetworkStream:
         raise UserError("image: local sockets are not connected to")

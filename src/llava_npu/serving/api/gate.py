@@ -99,6 +99,10 @@ class Gate:
         empty = headers.get("content-length") == "0"
         if path.startswith("/v1/") or not empty:
             _require_json(kind)
+        if (coding := headers.get("content-encoding", "identity").lower()) != "identity":
+            raise ApiError(
+                415, f"Content-Encoding is {coding[:40]}; this server unpacks nothing, send the body as it is"
+            )
         length = headers.get("content-length", "0")
         if not length.isdigit():
             raise ApiError(400, f"Content-Length is {length!r}, not a number")

@@ -44,13 +44,13 @@ def decode_data_url(url: str, name: str) -> bytes:
 
 
 def decode_base64(content: str, name: str) -> bytes:
-    """The bytes of base64 text, strictly: what was cut off on its way is refused, not guessed.
+    """The bytes of base64 text, in lines or not, strictly: what was cut off on its way is refused, not guessed.
 
     Raises:
         UserError: it is damaged or empty.
     """
     try:
-        data = base64.b64decode(content, validate=True)
+        data = base64.b64decode(content.encode("ascii").translate(None, b"\r\n"), validate=True)
     except (binascii.Error, ValueError) as error:
         raise UserError(f"{name}: damaged base64, maybe cut off ({error}); encode the picture's file again") from error
     if not data:

@@ -71,6 +71,8 @@ def read_messages(messages: Sequence[Message]) -> Asked:
             continue
         urls += pictures
         role = "human" if message.role == "user" else "gpt"
+        if role == "gpt" and not text.strip():
+            raise UserError(f"{where}: an answer without words; leave it and its question out")
         if turns and turns[-1]["from"] == role:
             turns[-1]["value"] += f"\n{text}"
         else:
