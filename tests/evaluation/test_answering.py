@@ -19,7 +19,7 @@ from llava_npu.data.images import load_image
 from llava_npu.data.labels import encode_conversation, expand_images
 from llava_npu.data.records import load_records
 from llava_npu.errors import UserError
-from llava_npu.evaluation import benchmarks
+from llava_npu.evaluation import benchmarks, features
 from llava_npu.evaluation.ablations import with_images
 from llava_npu.evaluation.answering import ChooseLikeliest, GenerateText, ModelAnswerer, build_answerer
 from llava_npu.evaluation.caption_loss import caption_loss
@@ -95,6 +95,17 @@ def test_feature_cache_forgets_the_oldest(tiny: Tiny) -> None:
         cache.load(images[2:3])
     assert counts == [4, 1, 1]
     torch.testing.assert_close(found["80"].tensor, cache.load(images[1:2])[0]["80"].tensor)
+
+
+def test_a_host_encodes_large_pictures_one_by_one(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = [LoadedImage(str(shade), picture((shade, shade, shade))) for shade in (0, 80, 160)]
+    together, _ = FeatureCache(*tiny).load(images)
+    monkeypatch.setattr(features, "_PIXELS_AT_ONCE_ON_HOST", 2 * 32 * 32)
+    with counted_images(tiny[0]) as counts:
+        apart, _ = FeatureCache(*tiny).load(images)
+    assert counts == [2, 1]
+    for key, found in apart.items():
+        torch.testing.assert_close(found.tensor, together[key].tensor)
 
 
 def test_likelihood_is_that_of_the_training_loss(tiny: Tiny, questions: list[Question]) -> None:

@@ -14,6 +14,7 @@ from llava_npu.evaluation.images import ImageSource, UnreadableImageError
 
 MAX_IMAGES = 256  # of CLIP-L/336 in 16 bits: 300 MB
 _TOKENS_AT_ONCE_ON_HOST = 1024
+_PIXELS_AT_ONCE_ON_HOST = 150_000  # one picture of 384 × 384, or three of 224 × 224
 
 
 def tokens_at_once(device: torch.device) -> int | None:
@@ -23,6 +24,13 @@ def tokens_at_once(device: torch.device) -> int | None:
     once what it works on has left the caches.
     """
     return _TOKENS_AT_ONCE_ON_HOST if device.type == "cpu" else None
+
+
+def _tiles_at_once(pixels: torch.Tensor, device: torch.device) -> int:
+    """The same of pictures, (tiles, channels, height, width)."""
+    if device.type != "cpu":
+        return len(pixels)
+    return max(1, _PIXELS_AT_ONCE_ON_HOST // pixels[0, 0].numel())
 
 
 @dataclass(frozen=True)
@@ -86,8 +94,7 @@ class FeatureCache:
     def _encode(self, images: Sequence[Image.Image]) -> list[ImageFeatures]:
         tiles = [self._processor.preprocess_images([image]) for image in images]  # (tiles, 3, height, width) each
         pixels = torch.cat(tiles)
-        most = tokens_at_once(self._model.device)
-        passes = pixels.split(max(1, most // self._processor.num_image_tokens) if most else len(pixels))
+        passes = pixels.split(_tiles_at_once(pixels, self._model.device))
         features = torch.cat([self._model.encode_images(each.to(self._model.device)).cpu() for each in passes])
         parts = features.split([len(each) for each in tiles])  # (tiles, tokens, channels) each
         return [ImageFeatures(part, (each.height, each.width)) for part, each in zip(parts, images, strict=True)]
