@@ -19,6 +19,8 @@ _HOME = {
     "Sampling": "llava_npu.serving.generation",
     "UserError": "llava_npu.errors",
     "answer_all": "llava_npu.serving.batch",
+    "build_answerer": "llava_npu.evaluation.answering",
+    "evaluate": "llava_npu.evaluation.runner",
     "load": "llava_npu.models.loading",
 }
 __all__ = ["__version__", *_HOME]

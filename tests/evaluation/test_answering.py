@@ -15,6 +15,7 @@ import pytest
 import torch
 from evaluation_samples import circular_rows, picture, question_row, write_tsv
 
+import llava_npu
 from llava_npu.data.images import load_image
 from llava_npu.data.labels import encode_conversation, expand_images
 from llava_npu.data.records import load_records
@@ -268,6 +269,14 @@ def test_unknown_mode(tiny: Tiny) -> None:
 def test_open_question_cannot_be_chosen(tiny: Tiny) -> None:
     with pytest.raises(UserError, match="question 7 has no options"):
         ModelAnswerer(*tiny, ChooseLikeliest("text")).answer([Question("7", "Why?", "Why?")])
+
+
+def test_evaluation_from_python(tiny: Tiny, tmp_path: Path) -> None:
+    """As docs/evaluation.md shows it."""
+    data = write_tsv(tmp_path / "bench.tsv", [{**row, "split": "dev"} for row in circular_rows(groups=1)])
+    answerer = llava_npu.build_answerer("generate", *tiny, max_new_tokens=2)
+    report = llava_npu.evaluate("mmbench", data, answerer, tmp_path / "out")
+    assert 0 <= report.overall("circular", "vlmevalkit", split="dev").value <= 1
 
 
 @pytest.mark.parametrize("mode", ["generate", "likelihood", "likelihood-letter"])

@@ -31,6 +31,17 @@ Pictures that cannot be read count as wrong answers and are reported. Intervals 
 that loads nothing), `samples.json` (what the scores were computed from) and, where a benchmark has a server or a tool
 of its own, its files under `submission/`.
 
+The same from Python:
+
+```python
+import llava_npu
+
+model, processor = llava_npu.load("runs/finetune", "cuda")
+answerer = llava_npu.build_answerer("generate", model, processor, max_new_tokens=1024)
+report = llava_npu.evaluate("mmbench", "mmbench_dev_en.tsv", answerer, "runs/finetune-mmbench")
+report.overall("circular", "vlmevalkit", split="dev").value
+```
+
 ## Comparing models
 
     llava-npu report RUN RUN… [--output DIR]
