@@ -170,7 +170,7 @@ def test_command_on_a_training_configuration(path: Path, tokenizer_folder: str, 
     ("arguments", "message"),
     [
         (["--images", "look"], "--images 'look' is unknown"),
-        (["--tokenizer", "/nowhere"], "--tokenizer /nowhere: no tokenizer"),
+        (["--tokenizer", "/nowhere"], "--tokenizer: /nowhere does not exist"),
         (["--json", "/nowhere/report.json"], "/nowhere/report.json: cannot be written"),
     ],
 )
