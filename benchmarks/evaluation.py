@@ -272,7 +272,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--batch-size", type=int, default=16, help="of ours")
     parser.add_argument("--new-tokens", type=int, default=4, help="of each answer")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--only", action="append", help="a kind of benchmark; may be given several times")
+    kinds = ["rotations", "six a picture", "one a picture", "long answers"]
+    parser.add_argument("--only", action="append", choices=kinds, help="may be given several times; by default all")
     parser.add_argument("--dtype", choices=["bfloat16", "float16", "float32"], help="by default the device's best")
     return parser.parse_args()
 
