@@ -13,6 +13,7 @@ import pytest
 import typer
 from benchmark_samples import mme, pope
 from evaluation_samples import circular_rows, write_tsv
+from judge_server import JudgeServer
 from typer.testing import CliRunner
 
 from llava_npu.cli.eval import eval_
@@ -121,6 +122,31 @@ def test_what_the_table_has_no_room_for_stands_below_it_and_differences_are_prin
     assert "answers are read differently" not in plain
     shown = run(*required, "--max-new-tokens", 2, "--differences").output
     assert "POPE: 4 of 4 answers are read differently" in shown  # neither yes nor no is a yes by LLaVA's rule
+
+
+def test_a_judge_from_the_command_line(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LLAVA_NPU_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("LLAVA_NPU_JUDGE_KEY", "sk-hidden")
+    monkeypatch.setenv("LLAVA_NPU_JUDGE_PRICES", "1,10")
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    data = samples.mmvet(tmp_path)
+    with JudgeServer(lambda request: "0.5") as server:
+        judge = ("--judge-url", server.url, "--judge-model", "judge-1")
+        required = ("mmvet", "--model", folder, "--data", data, "--output", tmp_path / "out", "--device", "cpu", *judge)
+        result = run(*required, "--max-new-tokens", 3)
+    assert result.exit_code == 0, result.output
+    assert "3 answers, 0 from the cache; now 300 tokens read and 30 written, cost 0.0006" in " ".join(
+        result.output.split()
+    )
+    assert {headers["Authorization"] for headers in server.headers} == {"Bearer sk-hidden"}
+    (overall,) = [
+        score
+        for score in json.loads((tmp_path / "out" / "report.json").read_text(encoding="utf-8"))["scores"]
+        if score["level"] == "overall"
+    ]
+    assert overall["value"] == 0.5
+    written = [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
+    assert not any(b"sk-hidden" in path.read_bytes() for path in written)
 
 
 def test_evaluates_and_goes_on(folder: Path, bench: Path, tmp_path: Path) -> None:
