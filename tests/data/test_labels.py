@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from transformers import PreTrainedTokenizerBase
+from transformers import LlamaTokenizer, PreTrainedTokenizerBase
 
 from llava_npu.data import (
     IGNORE_INDEX,
@@ -190,6 +190,11 @@ class TestBadConversations:
     def test_malformed(self, turns: Any, message: str, llama: PreTrainedTokenizerBase) -> None:
         with pytest.raises(UserError, match=f"^d.json:record 2.*{message}"):
             encode_conversation(turns, llama, record="d.json:record 2")
+
+    def test_tokenizer_without_a_vocabulary(self) -> None:
+        """What transformers 5 makes of `LlamaTokenizer(vocab_file=…)`, silently."""
+        with pytest.raises(UserError, match="here: this tokenizer, of 3 tokens, has none for its answers"):
+            encode_conversation([human("q"), gpt("a")], LlamaTokenizer(legacy=False), "chatml", record="here")
 
     def test_unknown_template(self, llama: PreTrainedTokenizerBase) -> None:
         with pytest.raises(

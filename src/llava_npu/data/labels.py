@@ -78,6 +78,11 @@ def encode_conversation(
     segments = render(turns, form, tokenizer, name)
     encoded = _encode_segments(segments, tokenizer, _opening(form, tokenizer))
     if not _is_supervised(encoded.labels):
+        if any(turn.role == "gpt" for turn in turns):
+            raise UserError(
+                f"{name}: this tokenizer, of {len(tokenizer)} tokens, has none for its answers; is it the language "
+                "model's, and loaded whole?"
+            )
         raise RecordError(
             f"{name}: no answer, so there is nothing to learn; add a gpt turn or remove the record",
             "empty or unanswerable",
