@@ -98,22 +98,22 @@ def _one_process(folder: Path) -> None:
     from rich.console import Console
 
     from llava_npu import devices
-    from llava_npu.training import loop, processes, reporting
+    from llava_npu.training import guard, loop, processes, reporting
 
     rank = os.environ["RANK"]
     jobs = json.loads((folder / "jobs.json").read_text())
     raised: dict[str, str] = {}
-    append = reporting.append_metrics
+    add = guard.NonFiniteGuard.add
     device = devices.select(next(iter(jobs.values()))["config"]["device"])
     with processes.join(device, needs_group=True):
         for name, job in jobs.items():
 
-            def noted(folder: Path, metrics: Any, last: int | None = job["stop_after"]) -> None:
-                append(folder, metrics)
-                if metrics.step == last:
+            def noted(guard: Any, step: int, norm: Any, last: int | None = job["stop_after"]) -> None:
+                add(guard, step, norm)
+                if step == last and rank == "0":
                     os.kill(os.getpid(), signal.SIGTERM)
 
-            reporting.append_metrics = noted
+            guard.NonFiniteGuard.add = noted
             reporting.Plotter.draw_if_due = loop.draw_plots = lambda *_: None
             try:
                 loop.train(RunConfig.model_validate(job["config"]), console=Console(quiet=True))

@@ -14,22 +14,28 @@ import torch
 
 from llava_npu.config import RunConfig, render_config
 from llava_npu.training import train
+from llava_npu.training.metrics import read_metrics
 
 
-@pytest.mark.parametrize(("stage", "pack_tokens"), [("align", None), ("finetune", None), ("finetune", 256)])
+@pytest.mark.parametrize(
+    ("stage", "pack_tokens", "precision"),
+    [("align", None, "fp32"), ("finetune", None, "bf16"), ("finetune", 256, "fp32"), ("finetune", 256, "fp16")],
+)
 def test_more_steps_mean_no_more_waiting(
-    make_run: Callable[..., RunConfig], device: torch.device, stage: str, pack_tokens: int | None
+    make_run: Callable[..., RunConfig], device: torch.device, stage: str, pack_tokens: int | None, precision: str
 ) -> None:
+    """Although each of them is reported (`log_every` is 1)."""
     if device.type != "npu":
         pytest.skip("the simulated NPU counts waits; other devices do not")
     from torch_npu.simulation import count_host_syncs
 
     found = []
     for steps in (2, 8):
-        changes = {"stage": stage, "pack_tokens": pack_tokens, "max_steps": steps, "log_every": 100}
+        changes = {"stage": stage, "pack_tokens": pack_tokens, "max_steps": steps, "precision": precision}
         run = make_run(f"{steps}-steps", micro_batch_size=4, **changes)
         with count_host_syncs() as syncs:
             train(run)
+        assert len(read_metrics(run.output_path)) == steps
         found.append(syncs)
     short, long = found
     assert long.total == short.total, {"2 steps": short.by_kind, "8 steps": long.by_kind}
@@ -41,6 +47,7 @@ import json, os, sys
 from pathlib import Path
 from llava_npu.config import load_config
 from llava_npu.training import train
+from llava_npu.training.metrics import read_metrics
 from torch_npu.simulation import count_host_syncs
 
 found = []
@@ -64,7 +71,7 @@ def test_nor_do_processes_that_count_together(
         pytest.skip("the simulated NPU counts waits; other devices do not")
     configs = []
     for steps in (2, 8):
-        run = make_run(f"{steps}-steps", pack_tokens=256, max_steps=steps, log_every=100)
+        run = make_run(f"{steps}-steps", pack_tokens=256, max_steps=steps)
         configs.append(tmp_path / f"{steps}.yaml")
         configs[-1].write_text(render_config(run))
     (tmp_path / "count.py").write_text(_COUNT)

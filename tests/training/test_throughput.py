@@ -9,6 +9,8 @@ import torch
 
 from llava_npu import devices
 from llava_npu.config import RunConfig
+from llava_npu.devices.cpu import CpuDevice
+from llava_npu.devices.marks import HostMark
 from llava_npu.planning.flops import FlopModel, Flops
 from llava_npu.training import train
 from llava_npu.training.batches import MicroBatch
@@ -20,19 +22,25 @@ COSTS = FlopModel(
 )
 
 
+class _At(HostMark):
+    def __init__(self, time: float) -> None:
+        self._time = time
+
+
 def _micro_batch() -> MicroBatch:
     tensors = {"input_ids": torch.zeros(1, 16, dtype=torch.long), "pixel_values": torch.zeros(2, 3, 4, 4)}
     return MicroBatch(tensors, sequence_lengths=(4, 6, 6), sample_lengths=(4, 6), supervised_tokens=3)
 
 
 @pytest.mark.parametrize("cached", [False, True])
-def test_useful_work_per_second(cached: bool) -> None:
-    now = iter([0.0, 2.0, 4.0])
+def test_useful_work_per_second(cached: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    marks = iter([_At(0.0), _At(2.0), _At(4.0)])
+    monkeypatch.setattr(CpuDevice, "mark", lambda device: next(marks))
     peak = Peak(1.0, "published")
-    meter = ThroughputMeter(COSTS, devices.select("cpu"), peak, cached_features=cached, clock=lambda: next(now))
+    meter = ThroughputMeter(COSTS, devices.select("cpu"), peak, cached_features=cached)
     for _ in range(2):
         meter.add([_micro_batch()], tokens=20, samples=4)
-    report = meter.report(steps_left=5)
+    report = meter.report(steps_left=5)()
     # Per step 10 tokens, 10 + 21 pairs (not those of the padding), 3 supervised positions, 2 images.
     work = 10 * 10**9 + 31 * 10**6 + 3 * 10**8 + 2 * (10**9 if cached else 11 * 10**9)
     assert report.tflops_per_device == pytest.approx(2 * work / 2.0 / 1e12)
@@ -40,7 +48,7 @@ def test_useful_work_per_second(cached: bool) -> None:
     assert (report.tokens_per_second, report.samples_per_second) == (20, 4)
     assert report.seconds_left == 5.0  # two steps took two seconds
     meter.add([_micro_batch()], tokens=20, samples=4)
-    assert meter.report(steps_left=0).tokens_per_second == 10  # since the last report only
+    assert meter.report(steps_left=0)().tokens_per_second == 10  # since the last report only
 
 
 def test_a_run_reports_its_speed(make_run: Callable[..., RunConfig], device: torch.device) -> None:

@@ -303,9 +303,7 @@ class RunConfig(Section):
         description="A step whose loss or gradient is not finite is skipped, and noted in nonfinite_steps.jsonl with "
         "module and samples. Above this many the run stops, and saves the batch for `llava-npu replay`.",
     )
-    log_every: int = Field(
-        1, ge=1, description="Steps between lines of metrics.jsonl. Only then does the host wait for the device."
-    )
+    log_every: int = Field(1, ge=1, description="Steps between lines of metrics.jsonl.")
     save_every: int = Field(
         500, ge=1, description="Steps between checkpoints; at the end the final model takes their place."
     )

@@ -11,6 +11,8 @@ from typing import ClassVar
 
 import torch
 
+from llava_npu.devices.marks import HostMark, Mark
+
 
 @dataclass(frozen=True)
 class Memory:
@@ -129,6 +131,16 @@ class Device(ABC):
     def stream(self) -> AbstractContextManager[object]:
         """A context in which work goes to a queue of its own, beside the device's default one."""
         return nullcontext()
+
+    def mark(self) -> Mark:
+        """A point behind all work that the device has been given so far."""
+        return HostMark()
+
+    def start_reading(self, tensor: torch.Tensor) -> torch.Tensor:
+        """A copy on the host of a tensor on this device. It is right once a mark made from now on is reached."""
+        if tensor.device.type == "cpu":
+            return tensor.clone()
+        return torch.empty_like(tensor, device="cpu", pin_memory=True).copy_(tensor, non_blocking=True)
 
     def environment(self) -> list[Variable]:
         """What to set before the first work on the device, for variables that the user has not set."""

@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager
 import torch
 
 from llava_npu.devices.base import Device, Memory
+from llava_npu.devices.marks import Mark, QueueMark
 from llava_npu.devices.peaks import measured_tflops, published_tflops
 
 
@@ -65,6 +66,9 @@ class CudaDevice(Device):
 
     def stream(self) -> AbstractContextManager[object]:
         return torch.cuda.stream(torch.cuda.Stream(self.index))
+
+    def mark(self) -> Mark:
+        return QueueMark(torch.cuda.Event(enable_timing=True))
 
     def use_exact_float32(self) -> list[str]:
         # Matrix products are exact unless someone chose otherwise; convolutions (a tower's patches) are not.

@@ -17,6 +17,7 @@ from types import ModuleType
 import torch
 
 from llava_npu.devices.base import Device, Memory, Variable
+from llava_npu.devices.marks import Mark, QueueMark
 from llava_npu.devices.peaks import measured_tflops, published_tflops
 
 _GLOBAL_HOOK = "torch_npu.contrib.transfer_to_npu"
@@ -96,6 +97,9 @@ class NpuDevice(Device):
     def stream(self) -> AbstractContextManager[object]:
         context: AbstractContextManager[object] = self._npu.stream(self._npu.Stream(self.index))
         return context
+
+    def mark(self) -> Mark:
+        return QueueMark(self._npu.Event(enable_timing=True))
 
     def environment(self) -> list[Variable]:
         variables = [

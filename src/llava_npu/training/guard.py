@@ -1,16 +1,16 @@
 """Steps whose gradient is not finite: skipped on the device, named once the host looks, and not too many of them.
 
 The engine skips such a step without the host (`Engine.step`), so nothing is waited for while all is well. The host
-looks where it waits anyway, before it logs, validates or saves. Then each skipped step is computed once more to find
-where numbers stopped being finite, and noted in nonfinite_steps.jsonl. Above the limit the run stops, with a checkpoint
-and the step's batch saved for `llava-npu replay`.
+looks when norms have come there (`observing.py`), and before it saves. Then each skipped step is computed once more to
+find where numbers stopped being finite, and noted in nonfinite_steps.jsonl. Above the limit the run stops, with a
+checkpoint and the step's batch saved for `llava-npu replay`.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -63,29 +63,30 @@ class NonFiniteGuard:
         self._batches_of = batches_of
         self._save = save
         self._console = console
-        self._norms: list[tuple[int, torch.Tensor]] = []
+        self._norms: dict[int, torch.Tensor] = {}
+        self._made = 0
         main = engine.accelerator.is_main_process
         self.skipped: int = broadcast_object_list([len(read_lines(folder / NONFINITE_STEPS)) if main else 0])[0]
 
     def add(self, step: int, norm: torch.Tensor) -> None:
         """A step that was made, and the norm of its gradient, still on the device."""
-        self._norms.append((step, norm))
+        self._norms[step] = norm
+        self._made = step
 
-    def look(self) -> float:
-        """The last step's gradient norm, NaN if there was no step since it last looked; every process calls it.
+    def take(self) -> dict[int, torch.Tensor]:
+        """The norms of the steps since it was last called, for whoever brings them to the host."""
+        taken, self._norms = self._norms, {}
+        return taken
+
+    def look(self, norms: Mapping[int, float]) -> None:
+        """Looks at norms that are on the host; every process calls it, between the same steps.
 
         Raises:
             UserError: more steps were skipped than may be.
         """
-        if not self._norms:
-            return math.nan
-        steps = [step for step, _ in self._norms]
-        norms = torch.stack([norm for _, norm in self._norms]).tolist()  # waits for the device, once
-        self._norms = []
-        for step, norm in zip(steps, norms, strict=True):
+        for step, norm in norms.items():
             if not math.isfinite(norm):
-                self._handle(step, steps[-1])
-        return float(norms[-1])
+                self._handle(step, self._made)
 
     def _handle(self, step: int, now: int) -> None:
         engine = self._engine

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
@@ -39,14 +37,16 @@ from llava_npu.training.bad_samples import note_bad_samples, refuse_too_many, re
 from llava_npu.training.batches import MicroBatch, steps
 from llava_npu.training.checkpoints import prune, write_folder
 from llava_npu.training.compiling import compile_layers
+from llava_npu.training.counts import count_together
 from llava_npu.training.engines import Engine, open_engine
 from llava_npu.training.export import build_model, export_adapters, export_whole, with_pristine_frozen_parts
 from llava_npu.training.guard import NonFiniteGuard
 from llava_npu.training.interruption import RunStopped, StopRequest, stop_on_signal
 from llava_npu.training.layouts import choose_layout, describe_layout
 from llava_npu.training.lines import NONFINITE_STEPS, rewind_lines
-from llava_npu.training.metrics import StepMetrics, rewind_metrics
+from llava_npu.training.metrics import rewind_metrics
 from llava_npu.training.objective import SupervisedLoss
+from llava_npu.training.observing import Observer
 from llava_npu.training.optimizer import build_optimizer, schedule, set_learning_rate
 from llava_npu.training.parts import STAGE_TEMPLATES, prepare_parts, trained_parameters
 from llava_npu.training.plots import draw_plots
@@ -214,11 +214,14 @@ def _train(
         training_progress(console, config.stage, num_steps, done, accelerator.is_main_process) as progress,
         open_report(config, folder, progress, console) if accelerator.is_main_process else nullcontext() as report,
     ):
+        observer = Observer(device, guard, report)
         for step, micro_batches in enumerate(batches, start=done):
             saver.check()
-            counts = _counts(micro_batches, stop, accelerator)
+            counts = count_together(micro_batches, observer.has_arrived(), stop.made, accelerator)
+            if counts.arrived == accelerator.num_processes:
+                observer.look()
             if counts.stops:
-                guard.look()
+                observer.finish()
                 _save_and_stop(step, done, saver, config, accelerator)
             if counts.replaced:
                 _report_bad_samples(folder, step + 1, micro_batches, config, accelerator, console)
@@ -231,31 +234,25 @@ def _train(
             meter.add(micro_batches, tokens=counts.tokens, samples=config.batch_size)
             saves = finished % config.save_every == 0 and finished < num_steps
             validates = config.data.validation is not None and is_due(finished, num_steps, config.data.validation.every)
-            logs = validates or finished % config.log_every == 0 or finished == num_steps
-            if logs or saves:
-                grad_norm = guard.look()
-            if logs:
-                total_loss = float(accelerator.reduce(loss))
-                throughput = meter.report(num_steps - finished)
-                metrics = StepMetrics(
-                    step=finished,
-                    epoch=finished * config.batch_size / len(data.training),
-                    loss=total_loss if math.isfinite(total_loss) else None,
-                    learning_rate=config.optimizer.learning_rate * factor,
-                    learning_rates={
+            if validates or finished % config.log_every == 0 or finished == num_steps:
+                speed = meter.report(num_steps - finished)
+                known = {
+                    "step": finished,
+                    "epoch": finished * config.batch_size / len(data.training),
+                    "learning_rate": config.optimizer.learning_rate * factor,
+                    "learning_rates": {
                         name: part.learning_rate * factor for name, part in parts.items() if part.train != "frozen"
                     },
-                    grad_norm=grad_norm if math.isfinite(grad_norm) else None,
-                    supervised_tokens=counts.supervised_tokens,
-                    tokens=counts.tokens,
-                    samples=config.batch_size,
-                    skipped_steps=guard.skipped,
-                    validation_loss=_validate(engine, held_out, device, config) if validates else None,
-                    **asdict(throughput),
-                )
-                meter.resume()
-                if report is not None:
-                    report(metrics)
+                    "supervised_tokens": counts.supervised_tokens,
+                    "tokens": counts.tokens,
+                    "samples": config.batch_size,
+                    "validation_loss": _validate(engine, held_out, device, config) if validates else None,
+                }
+                observer.observe(accelerator.reduce(loss), known, speed)
+                if validates:
+                    meter.resume()
+            if saves or finished == num_steps:
+                observer.finish()
             if saves:
                 save(finished)
 
@@ -296,28 +293,6 @@ def _accumulate(engine: Engine, micro_batches: Sequence[MicroBatch], supervised_
             engine.backward(engine.scaler.scale(part * (1 + 0 * part.detach())))
         loss += part.detach()
     return loss
-
-
-@dataclass(frozen=True)
-class _Counts:
-    """Of a step, over micro-batches and processes; `stops`: how many processes have been asked to stop."""
-
-    supervised_tokens: int
-    tokens: int
-    replaced: int
-    stops: int
-
-
-def _counts(micro_batches: Sequence[MicroBatch], stop: StopRequest, accelerator: Accelerator) -> _Counts:
-    counts = [
-        sum(micro_batch.supervised_tokens for micro_batch in micro_batches),
-        sum(micro_batch.tokens for micro_batch in micro_batches),
-        sum(len(micro_batch.replaced) for micro_batch in micro_batches),
-        int(stop.made),
-    ]
-    if accelerator.num_processes > 1:  # on the host: the device need not be waited for
-        counts = accelerator.reduce(torch.tensor(counts)).tolist()
-    return _Counts(*counts)
 
 
 def _save_and_stop(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -46,7 +45,7 @@ class Throughput:
 
 
 class ThroughputMeter:
-    """Adds up the work of a run's steps on the host; asks the device nothing.
+    """Adds up the work of a run's steps on the host, and has the device say when it was done; waits for nothing.
 
     FLOPs are those of this process: what the others compute meanwhile is as much, by the plan.
     """
@@ -58,14 +57,12 @@ class ThroughputMeter:
         peak: Peak | None,
         *,
         cached_features: bool,
-        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._flops = flops
         self._device = device
         self._peak = peak
         self._cached_features = cached_features
-        self._clock = clock
-        self._started = self._reported = clock()
+        self._started = self._reported = device.mark()
         self._steps = 0
         self._reset()
 
@@ -85,27 +82,31 @@ class ThroughputMeter:
             for each in micro_batches
         )
 
-    def report(self, steps_left: int) -> Throughput:
-        """The speed since the last report."""
-        now = self._clock()
-        seconds = now - self._reported
-        tflops = self._work / seconds / 1e12
-        report = Throughput(
-            tokens_per_second=self._tokens / seconds,
-            samples_per_second=self._samples / seconds,
-            tflops_per_device=tflops,
-            mfu=tflops / self._peak.tflops if self._peak else None,
-            peak_memory_gib=self._device.memory().peak / 2**30,
-            seconds=now - self._started,
-            seconds_left=(now - self._started) / self._steps * steps_left,
-        )
+    def report(self, steps_left: int) -> Callable[[], Throughput]:
+        """The speed since the last report; to be called once the device has done what it was given by now."""
+        now, before, started = self._device.mark(), self._reported, self._started
+        tokens, samples, work, steps = self._tokens, self._samples, self._work, self._steps
+
+        def speed() -> Throughput:
+            seconds, in_all = now.seconds_since(before), now.seconds_since(started)
+            tflops = work / seconds / 1e12
+            return Throughput(
+                tokens_per_second=tokens / seconds,
+                samples_per_second=samples / seconds,
+                tflops_per_device=tflops,
+                mfu=tflops / self._peak.tflops if self._peak else None,
+                peak_memory_gib=self._device.memory().peak / 2**30,
+                seconds=in_all,
+                seconds_left=in_all / steps * steps_left,
+            )
+
         self._reported = now
         self._reset()
-        return report
+        return speed
 
     def resume(self) -> None:
         """Starts the clock anew after something that is no training, such as validation."""
-        self._reported = self._clock()
+        self._reported = self._device.mark()
 
     def _reset(self) -> None:
         self._tokens = self._samples = self._work = 0

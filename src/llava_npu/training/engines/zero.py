@@ -139,7 +139,7 @@ class ZeroEngine(Engine):
     def step(self, max_grad_norm: float) -> torch.Tensor:
         assert max_grad_norm == self._max_grad_norm
         self._engine.step()  # which looks at the norm, and forgets a gradient that is not finite
-        return torch.as_tensor(self._engine.get_global_grad_norm())
+        return torch.as_tensor(self._engine.get_global_grad_norm(), device=self.accelerator.device)
 
     def forget_gradients(self) -> None:
         # As DeepSpeed itself does after a step that it left out; it has no name for it that both stages share.
