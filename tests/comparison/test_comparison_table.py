@@ -40,6 +40,18 @@ def test_the_frontier_holds_what_nothing_beats_at_the_same_price_or_less() -> No
     assert [each.projector for each in pareto.frontier(RESULTS, loss, pareto.AXES[0].cost)] == ["adaptive_pool"]
 
 
+def test_points_of_equally_many_tokens_stay_in_the_plot_and_apart_from_others() -> None:
+    many = [result(f"p{number}", 4 if number < 14 else 6, 0.5) for number in range(28)]
+    figure = pareto.draw(many, pareto.measures(many)[0])
+    panel = figure.axes[0]
+    left, right = panel.get_xlim()
+    points = {line.get_gid(): line.get_xdata()[0] for line in panel.lines if (line.get_gid() or "").endswith("-0")}
+    assert len(points) == len(many)
+    assert all(1.05 * left < x < right / 1.05 for x in points.values())
+    places = [points[f"point-{number}-0"] for number in range(28)]
+    assert places == sorted(places)  # none of those with 4 tokens stands among those with 6
+
+
 def test_markdown_has_every_number_and_every_reason() -> None:
     text = table.as_markdown(LINES)
     head, _, first, *_ = text.splitlines()

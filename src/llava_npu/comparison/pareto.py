@@ -6,6 +6,7 @@ import io
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from llava_npu.comparison.results import Result, Value
@@ -19,6 +20,8 @@ PALETTE = (
 MARKERS = "osD^vP*X"
 _GREY = "#8a8a8a"
 _SIDE_BY_SIDE = 1.09  # factor between points of equally many tokens
+_WIDEST = 2.1  # factor between the outermost of them, within the plot's edges
+_EDGE = 1.6  # factor from the fewest and the most tokens to the edges
 
 
 @dataclass(frozen=True)
@@ -176,7 +179,7 @@ def _draw_panel(
         panel.set_xscale("log", base=2)
         panel.set_xticks(tokens, [str(count) for count in tokens])
         panel.set_xticks([], minor=True)
-        panel.set_xlim(tokens[0] / 1.6, tokens[-1] * 1.6)
+        panel.set_xlim(tokens[0] / _EDGE, tokens[-1] * _EDGE)
     panel.set_xlabel(axis.title, fontsize=11)
     panel.grid(color=_GREY, alpha=0.18)
     panel.tick_params(colors=_GREY, labelcolor="black", labelsize=9.5)
@@ -194,13 +197,20 @@ def _places(results: Sequence[Result], measure: Measure, axis: Axis) -> dict[int
             at[cost].append(index)
     places = {}
     for cost, indices in at.items():
+        step = _step(len(indices), sorted(at)) if axis.logarithmic else 1.0
         for rank, index in enumerate(indices):
-            shift = _SIDE_BY_SIDE ** (rank - (len(indices) - 1) / 2) if axis.logarithmic else 1.0
+            shift = step ** (rank - (len(indices) - 1) / 2)
             found = measure.value(results[index])
             assert found is not None
             value, low, high = (measure.scale * number for number in (found.value, found.low, found.high))
             places[index] = (cost * shift, value, low, high)
     return places
+
+
+def _step(count: int, costs: Sequence[float]) -> float:
+    """The factor between points that stand side by side: they keep off the edges and their neighbours' places."""
+    nearest = min((after / before for before, after in pairwise(costs)), default=_WIDEST**2)
+    return min(_SIDE_BY_SIDE, min(_WIDEST, nearest**0.7) ** (1 / max(1, count - 1)))
 
 
 def _legend(figure: Any, hues: dict[str, str], encoders: Sequence[str]) -> None:

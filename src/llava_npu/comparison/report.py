@@ -22,6 +22,7 @@ from llava_npu.comparison.examples import Example
 from llava_npu.comparison.results import Result
 from llava_npu.comparison.table import HELD_OUT_LOSS, Against, Line
 from llava_npu.evaluation.files import write_bytes, write_text
+from llava_npu.evaluation.significance import PairedDifference
 from llava_npu.version import __version__
 
 PAGE = "index.html"
@@ -247,8 +248,8 @@ def _paired(lines: Sequence[Line]) -> dict[str, Any]:
     """Differences as the page's script reads them; models are numbered by their place among the finished ones.
 
     Returns:
-        "references" (of each model, or null), and "measures": title, unit, digits, whether less is better, and the
-        differences, as in "3-0" (model 3 minus model 0): [value, low, high, p].
+        "references" (of each model, or null), and "measures": title, unit, whether less is better, and the
+        differences, as in "3-0" (model 3 minus model 0): [value, low, high, p, and the first three as text].
     """
     done = [line for line in lines if line.result is not None]
     of = pairs.references(done)
@@ -261,13 +262,18 @@ def _paired(lines: Sequence[Line]) -> dict[str, Any]:
         loss = title == HELD_OUT_LOSS
         scale, digits = (1, 2) if loss else (100, 1)
         numbers = {
-            f"{pair[0]}-{pair[1]}": [scale * each.value, scale * each.low, scale * each.high, each.p]
+            f"{pair[0]}-{pair[1]}": _numbers(each, scale, digits)
             for pair, by_measure in tested.items()
             if (each := by_measure.get(title)) is not None
         }
         unit = "nats per token" if loss else "percentage points"
-        measures.append({"title": title, "unit": unit, "digits": digits, "less": loss, "pairs": numbers})
+        measures.append({"title": title, "unit": unit, "less": loss, "pairs": numbers})
     return {"references": of, "measures": measures}
+
+
+def _numbers(difference: PairedDifference, scale: float, digits: int) -> list[float | str]:
+    scaled = [scale * number for number in (difference.value, difference.low, difference.high)]
+    return [*scaled, difference.p, *(table.signed(number, digits) for number in scaled)]
 
 
 def _scale(results: Sequence[Result], label: str) -> tuple[float, float]:

@@ -159,12 +159,13 @@ def difference_text(measure: str, difference: PairedDifference | None) -> str:
         return NO_VALUE
     scale, digits = (1, 2) if measure == HELD_OUT_LOSS else (100, 1)
     numbers = (difference.value, difference.low, difference.high)
-    value, low, high = (_signed(scale * number, digits) for number in numbers)
+    value, low, high = (signed(scale * number, digits) for number in numbers)
     p = p_text(difference.p)
     return f"{value} ({low} to {high}), p {p if p.startswith('<') else '= ' + p}"
 
 
-def _signed(number: float, digits: int) -> str:
+def signed(number: float, digits: int) -> str:
+    """A number with its sign, as a difference is written."""
     text = f"{number:+.{digits}f}"
     return "±" + text[1:] if float(text) == 0 else text.replace("-", "−")
 
