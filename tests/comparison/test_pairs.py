@@ -121,6 +121,17 @@ def test_reports_hold_them_for_people_and_programs(tmp_path: Path) -> None:
     assert paired["measures"][0]["pairs"]["1-0"][0] == pytest.approx(100 / 3)
 
 
+def test_of_very_many_models_the_page_holds_differences_to_references_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("llava_npu.comparison.report._PAIRED_ON_PAGE", 2)
+    lines = [_line(tmp_path, projector) for projector in RIGHT]
+    page = write_report(Comparison("T", "", lines, [], "", ""), tmp_path / "report").read_text(encoding="utf-8")
+    paired = json.loads(page.split("const paired = ")[1].split(", projectors = ")[0])
+    assert [sorted(measure["pairs"]) for measure in paired["measures"]] == [["1-0", "2-0"]] * 2
+    assert page.count("<option") == 1  # no other can be chosen
+
+
 def test_nothing_to_compare_is_no_section(tmp_path: Path) -> None:
     lines = [_line(tmp_path, "mlp2x_gelu")]
     assert table.differences_as_markdown(lines, pairs.against_references(lines)) == ""

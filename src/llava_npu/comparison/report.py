@@ -248,13 +248,15 @@ def _paired(lines: Sequence[Line]) -> dict[str, Any]:
     """Differences as the page's script reads them; models are numbered by their place among the finished ones.
 
     Returns:
-        "references" (of each model, or null), and "measures": title, unit, whether less is better, and the
-        differences, as in "3-0" (model 3 minus model 0): [value, low, high, p, and the first three as text].
+        "references" (of each model, or null), "complete" (whether every pair is there), and "measures": title, unit,
+        whether less is better, and the differences, as in "3-0" (model 3 minus model 0): [value, low, high, p, and the
+        first three as text].
     """
     done = [line for line in lines if line.result is not None]
     of = pairs.references(done)
     wanted = [(place, other) for place, other in enumerate(of) if other is not None]
-    if len(done) <= _PAIRED_ON_PAGE:
+    complete = len(done) <= _PAIRED_ON_PAGE
+    if complete:
         wanted = list(dict.fromkeys([*wanted, *itertools.permutations(range(len(done)), 2)]))
     tested = pairs.differences(done, wanted)
     measures = []
@@ -268,7 +270,7 @@ def _paired(lines: Sequence[Line]) -> dict[str, Any]:
         }
         unit = "nats per token" if loss else "percentage points"
         measures.append({"title": title, "unit": unit, "less": loss, "pairs": numbers})
-    return {"references": of, "measures": measures}
+    return {"references": of, "complete": complete, "measures": measures}
 
 
 def _numbers(difference: PairedDifference, scale: float, digits: int) -> list[float | str]:
