@@ -155,6 +155,14 @@ def test_the_loss_is_that_of_transformers_on_the_same_batch(make_run: MakeRun) -
     assert _losses(run)[0] == pytest.approx(expected, abs=1e-5)
 
 
+def test_little_data_is_remarked_on(make_run: MakeRun, capsys: pytest.CaptureFixture[str]) -> None:
+    train(make_run(batch_size=32, max_steps=1, epochs=1))
+    said = capsys.readouterr().err
+    assert "1 step of 32 samples" in said
+    assert "batch_size is 32, the data 26 samples: a step sees each more than once" in said
+    assert "the only step is warmup, with a learning rate of 0: nothing is learned" in said
+
+
 # ---- interruption ----
 
 

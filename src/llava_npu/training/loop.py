@@ -151,6 +151,8 @@ def _train(
     if accelerator.is_main_process:
         check_disk_space(folder, _disk_needed(model, config))
         console.print(_introduction(config, device, model, accelerator.num_processes, num_steps, dtype))
+        for remark in _remarks(config, num_steps, len(data.training)):
+            console.print(f"[yellow]{remark}[/]")
 
     features = _features(config, model, processor, data, accelerator, console)
     template = config.data.template or STAGE_TEMPLATES[config.stage]
@@ -380,7 +382,19 @@ def _introduction(
     trained = sum(parameter.numel() for _, parameter in trained_parameters(model))
     total = sum(parameter.numel() for parameter in model.parameters())
     numbers = str(compute_dtype or torch.float32).removeprefix("torch.")
+    steps = "1 step" if num_steps == 1 else f"{num_steps} steps"
     return (
         f"[bold]{config.stage}[/] on {num_processes} × {device.name}, {numbers}: {trained / 1e6:,.1f} M of "
-        f"{total / 1e6:,.1f} M parameters, {num_steps} steps of {config.batch_size} samples → {config.output}"
+        f"{total / 1e6:,.1f} M parameters, {steps} of {config.batch_size} samples → {config.output}"
     )
+
+
+def _remarks(config: RunConfig, num_steps: int, num_samples: int) -> Iterator[str]:
+    """What whoever has little data may not expect."""
+    if num_samples < config.batch_size:
+        yield f"batch_size is {config.batch_size}, the data {num_samples} samples: a step sees each more than once"
+    if not any(schedule(step, num_steps, config.optimizer.warmup_ratio) for step in range(num_steps)):
+        yield (
+            "the only step is warmup, with a learning rate of 0: nothing is learned. "
+            "Take more data or epochs, a smaller batch_size, or optimizer.warmup_ratio=0"
+        )
