@@ -17,7 +17,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c '$(CHECK)'
 	@$(PYTHON) -m venv $(VENV) || { echo "cannot create a virtual environment; on Debian: apt-get install python3-venv"; rm -rf $(VENV); exit 1; }
 	$(BIN)/python -m pip install --quiet -c constraints.txt torch
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[train,eval,serve,web,demo,data,deepspeed,dev]"
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[train,eval,serve,web,demo,data,deepspeed,quantize,dev]"
 	@touch $@
 
 # Without its dependencies but those in the list: they would bring another torch.
