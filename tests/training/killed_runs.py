@@ -82,8 +82,12 @@ class _Lines:
         return call
 
 
+def _say(line: str) -> None:
+    os.write(1, f"{line}\n".encode())  # at once and as a whole, whatever other processes say
+
+
 def _die(place: str) -> None:
-    os.write(1, f"  {place}\n".encode())  # behind the start's line or before it
+    _say(f"  {place}")
     os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -139,10 +143,10 @@ def _process(config: RunConfig, rank: int, processes: int, port: int, point: str
     try:
         loop.train(config, console=Console(file=sys.stderr))
     except UserError as error:
-        print("error:", str(error).partition(" (")[0], flush=True)
+        _say(f"error: {str(error).partition(' (')[0]}")
         status = 2
     if point == "count" and lines is not None:
-        print("  lines", rank, *(f"{scope}={count}" for scope, count in lines.counts.items()), flush=True)
+        _say(" ".join(["  lines", str(rank), *(f"{scope}={count}" for scope, count in lines.counts.items())]))
     os._exit(status)
 
 
@@ -168,4 +172,4 @@ def _start(config: RunConfig, processes: int, point: str) -> list[int]:
 if __name__ == "__main__":
     run = RunConfig.model_validate_json(Path(sys.argv[1]).read_text())
     for each in sys.argv[3:]:
-        print(each, *_start(run, int(sys.argv[2]), each), flush=True)
+        _say(" ".join(map(str, [each, *_start(run, int(sys.argv[2]), each)])))

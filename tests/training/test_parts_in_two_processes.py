@@ -105,8 +105,17 @@ def _write_poisoned(material: Path, folder: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def runs(material: Path, tmp_path_factory: pytest.TempPathFactory) -> Runs:
-    return Runs(material, tmp_path_factory.mktemp("two"), "cpu")
+def _runs() -> dict[str, Runs]:
+    return {}
+
+
+@pytest.fixture
+def runs(
+    _runs: dict[str, Runs], material: Path, device: torch.device, tmp_path_factory: pytest.TempPathFactory
+) -> Runs:
+    if device.type not in _runs:
+        _runs[device.type] = Runs(material, tmp_path_factory.mktemp(device.type), device.type)
+    return _runs[device.type]
 
 
 def _assert_equal(runs: Runs, name: str, kind: str) -> None:

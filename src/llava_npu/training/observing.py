@@ -70,7 +70,8 @@ class Observer:
         speed: Callable[[], Throughput] | None = None,
     ) -> None:
         norms = self._guard.take()
-        numbers = [*norms.values(), *losses]
+        # Where gradients are kept on the host, their norm is there: it goes round by the device, to come with the rest.
+        numbers = [number.to(self._device.torch_device) for number in (*norms.values(), *losses)]
         if numbers:
             values = self._device.start_reading(torch.stack(numbers))
             self._on_their_way.append(_Observation(values, self._device.mark(), tuple(norms), known, speed))
