@@ -44,13 +44,24 @@ class LlavaNpuForConditionalGeneration(LlavaForConditionalGeneration):
 
     def __init__(self, *, vllm_config: Any, prefix: str = "") -> None:
         config: LlavaNpuConfig = vllm_config.model_config.hf_config
-        if len(config.feature_layers) > 1:
-            raise UserError(
-                f"projector {config.projector_type!r} takes {len(config.feature_layers)} layers of the vision tower; "
-                "vLLM gives one. Serve this model with `llava-npu serve`."
-            )
+        _check(config)
         super().__init__(vllm_config=vllm_config, prefix=prefix)
         self.multi_modal_projector = _projector(config)
+
+
+def _check(config: LlavaNpuConfig) -> None:
+    """Raises `UserError` for what vLLM's LLaVA cannot do, and would not notice."""
+    beyond = [
+        (
+            len(config.feature_layers) > 1,
+            f"projector {config.projector_type!r} takes {len(config.feature_layers)} layers",
+        ),
+        (list(config.scales) != [1], f"pictures are seen at the scales {config.scales}"),
+        (config.tiling is not None, "pictures are seen as several tiles (anyres)"),
+    ]
+    for is_so, what in beyond:
+        if is_so:
+            raise UserError(f"{what}; vLLM's LLaVA knows one layer, one size and one tile. Use `llava-npu serve`.")
 
 
 def _projector(config: LlavaNpuConfig) -> nn.Module:
