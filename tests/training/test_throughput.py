@@ -64,8 +64,11 @@ def test_a_run_reports_its_speed(make_run: Callable[..., RunConfig], device: tor
     assert line["seconds_left"] == 0
 
 
-def test_where_no_peak_is_published_it_is_measured() -> None:
-    peak = find_peak(devices.select("cpu"), None)
+@pytest.mark.parametrize("dtype", [None, torch.float16])
+def test_where_no_peak_is_published_it_is_measured(dtype: torch.dtype | None) -> None:
+    peak = find_peak(devices.select("cpu"), dtype)
     assert peak is not None
     assert peak.source == "measured"
     assert peak.tflops > 0
+    in_float32 = devices.select("cpu").peak_tflops(torch.float32)
+    assert peak.tflops == in_float32  # emulated float16 is nothing to compare a run with
