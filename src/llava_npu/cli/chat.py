@@ -47,7 +47,7 @@ def chat(
         conversation.attach(picture)
     if prompt is not None:
         for text in conversation.ask(prompt):
-            typer.echo(text, nl=False)
+            _write(text)
         typer.echo()
     else:
         _converse(conversation, model, [str(path) for path in image or []])
@@ -74,9 +74,14 @@ def _converse(conversation: Conversation, model: str, pictures: list[str]) -> No
                     raise
                 typer.echo()
 
-    chat_loop(
-        conversation, read, lambda text: typer.echo(text, nl=False), _show_image if interactive else lambda path: None
-    )
+    chat_loop(conversation, read, _write, _show_image if interactive else lambda path: None)
+
+
+def _write(text: str) -> None:
+    """To a terminal; or through a pipe, just as it is."""
+    from llava_npu.serving.terminal import for_a_terminal
+
+    typer.echo(for_a_terminal(text) if sys.stdout.isatty() else text, nl=False)
 
 
 def _show_image(path: str) -> None:

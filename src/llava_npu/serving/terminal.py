@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields, replace
@@ -27,6 +28,8 @@ HELP = """\
 /history         the conversation so far
 /help            this list
 /quit            leave (also Ctrl-D); Ctrl-C stops an answer"""
+
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # but for tabs and line ends
 
 
 class Conversation:
@@ -142,6 +145,11 @@ def answer_once(
     for image in images:
         conversation.attach(image)
     return conversation.ask(prompt)
+
+
+def for_a_terminal(text: str) -> str:
+    """Without control characters, with which an answer could do more to a terminal than write on it."""
+    return _CONTROL.sub("\ufffd", text)
 
 
 def _show(pieces: Iterator[str], write: Callable[[str], None]) -> None:
