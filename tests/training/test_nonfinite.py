@@ -122,7 +122,7 @@ def test_a_skipped_step_changes_nothing(make_run: MakeRun, poisoned: dict[str, A
 def test_too_many_stop_the_run_and_can_be_replayed(
     make_run: MakeRun, poisoned: dict[str, Any], device: torch.device
 ) -> None:
-    run = make_run(**poisoned, max_nonfinite_steps=0)
+    run = make_run(**poisoned, max_nonfinite_steps=0, log_every=1)
     with pytest.raises(UserError, match="1 steps had a gradient that is not finite, more than max_nonfinite_steps"):
         train(run)
     (line,) = read_lines(run.output_path / "nonfinite_steps.jsonl")
@@ -132,7 +132,7 @@ def test_too_many_stop_the_run_and_can_be_replayed(
     assert "first the weights of model.language_model.embed_tokens, in " in said[-1]
     assert "record 3 " in said[-1]
     train(run)  # the same command goes on behind that step
-    assert [each["step"] for each in read_metrics(run.output_path)] == list(range(line["step"] + 1, 5))
+    assert [each["step"] for each in read_metrics(run.output_path)] == [1, 2, 3, 4]  # the one that stopped it too
     with pytest.raises(UserError, match="holds no complete checkpoint"):
         replay(run.output_path, select(device.type), None, said.append)
 

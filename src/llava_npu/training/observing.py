@@ -16,6 +16,7 @@ import torch
 
 from llava_npu.devices import Device
 from llava_npu.devices.marks import Mark
+from llava_npu.errors import UserError
 from llava_npu.training.guard import NonFiniteGuard
 from llava_npu.training.metrics import StepMetrics
 from llava_npu.training.throughput import Throughput
@@ -88,17 +89,29 @@ class Observer:
         """
         seen = self._on_their_way.popleft()
         values = seen.values.tolist()
-        self._guard.look(dict(zip(seen.steps, values, strict=False)))  # without the loss
-        if self._report is not None and seen.known is not None and seen.speed is not None:
-            norm, loss = values[-2:]
-            metrics = StepMetrics(
-                loss=_finite(loss),
-                grad_norm=_finite(norm),
-                skipped_steps=self._guard.skipped,
-                **seen.known,
-                **asdict(seen.speed()),
-            )
-            self._report(metrics)
+        try:
+            self._guard.look(dict(zip(seen.steps, values, strict=False)))  # without the loss
+        except UserError:  # saved after all steps that were made: their metrics must not end before
+            self._show(seen)
+            while self._on_their_way:
+                later = self._on_their_way.popleft()
+                later.mark.wait()
+                self._show(later)
+            raise
+        self._show(seen)
+
+    def _show(self, seen: _Observation) -> None:
+        if self._report is None or seen.known is None or seen.speed is None:
+            return
+        norm, loss = seen.values.tolist()[-2:]
+        metrics = StepMetrics(
+            loss=_finite(loss),
+            grad_norm=_finite(norm),
+            skipped_steps=self._guard.skipped,
+            **seen.known,
+            **asdict(seen.speed()),
+        )
+        self._report(metrics)
 
     def finish(self) -> None:
         """Looks at every step that was made, and waits for what is not there yet."""
