@@ -117,7 +117,7 @@ class TestImages:
         )
         positions = [i for i, token in enumerate(encoded.input_ids) if token == IMAGE_PLACEHOLDER]
         assert len(positions) == 3
-        assert llama.decode(encoded.input_ids[positions[0] + 1 : positions[1]]) == "newer than "
+        assert llama.decode(encoded.input_ids[positions[0] + 1 : positions[1]]) == " newer than "
         assert supervised_texts(encoded, llama) == [" No.</s>", " Yes.</s>"]
 
     def test_plain_keeps_all_images(self, llama: PreTrainedTokenizerBase) -> None:

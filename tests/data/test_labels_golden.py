@@ -78,7 +78,11 @@ FURTHER = [
     ("llama_2", [human("<image>\na <s> b"), gpt("<s> c")], 68, [25580, 29962, 29871, 1, 274, 29871, 2], 5),
     ("mistral", [human("<image>\nq"), gpt(" \n")], 17, [25580, 29962, 259, 13, 29871, 2], 4),
     ("v1", [human("<image>\nq"), gpt(" \n")], 47, [13566, 29901, 259, 13, 2], 3),
-]
+    ("v1", [human("<image>"), gpt("A cat.")], 45, [-200, 259, 22933, 9047, 13566, 29901, 319, 6635, 29889, 2], 4),
+    ("mistral", [human("<image>"), gpt("A cat.")], 16, [29961, 29914, 25580, 29962, 319, 6635, 29889, 29871, 2], 5),
+    ("plain", [human("<image>"), gpt(" a cat")], 6, [1, -200, 259, 29874, 6635, 13], 4),
+    ("plain", [human("<image>"), gpt("▁a")], 5, [1, -200, 259, 29874, 13], 3),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("template", "conversations", "length", "last", "supervised"), FURTHER)
@@ -90,7 +94,7 @@ def test_what_the_original_reads_as_it_is(
     supervised: int,
     llama: PreTrainedTokenizerBase,
 ) -> None:
-    """`<s>` in a text is the begin-of-sequence token, and an answer of blanks an answer."""
+    """`<s>` is a token, blanks are an answer, and behind an image is a space token, even before a space."""
     encoded = encode_conversation(conversations, llama, template)
     assert len(encoded.input_ids) == length
     assert encoded.input_ids[-len(last) :] == last

@@ -31,6 +31,7 @@ TURNS = [
     {"from": "human", "value": "Is <image> like <image><image>or\n<image>"},
     {"from": "gpt", "value": "No."},
 ]
+IMAGE_ALONE = [{"from": "human", "value": "<image>"}, {"from": "gpt", "value": "A cat."}]
 
 
 def _tokenizer(kind: str, folder: Path) -> PreTrainedTokenizerBase:
@@ -97,7 +98,7 @@ def test_every_door_asks_what_training_taught(kind: str, template: str, projecto
     folder = str(tmp_path / "model")
     loaded, auto = load_processor(folder, config), AutoProcessor.from_pretrained(folder)
     assert type(auto).__name__ == ("LlavaProcessor" if projector == PLAIN else "LlavaNpuProcessor")
-    for turns in (TURNS[:2], TURNS):
+    for turns in (TURNS[:2], TURNS, IMAGE_ALONE):
         asked = turns[:-1]
         pictures = [PICTURE] * sum(turn["value"].count("<image>") for turn in asked)
         ids = prepare_prompt(loaded, asked, pictures).input_ids  # chat, the server, the page, evaluation

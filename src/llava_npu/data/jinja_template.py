@@ -14,7 +14,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from llava_npu.data.special_tokens import opening_token, special_texts
+from llava_npu.data.special_tokens import opening_token, special_texts, swallows_first_space
 from llava_npu.data.templates import BOS, EOS, TOKENIZER, VALUE, Segment, Template, get_template
 from llava_npu.data.turns import IMAGE_MARK
 
@@ -25,7 +25,8 @@ _FLATTEN = """
   {%- else -%}
     {%- set images = content | selectattr('type', 'equalto', 'image') | list | length -%}
     {%- if images == 1 -%}
-      {{ MARK + '\\n' }}{% for part in content if part.type == 'text' %}{{ part.text | trim }}{% endfor %}
+      {%- set words %}{% for part in content if part.type == 'text' %}{{ part.text | trim }}{% endfor %}{% endset -%}
+      {{ (MARK + '\\n' + words) | trim }}
     {%- else -%}
       {%- for part in content %}{{ MARK if part.type == 'image' else part.text }}{% endfor -%}
     {%- endif -%}
@@ -38,9 +39,11 @@ def chat_template(name: str, tokenizer: Any) -> str:
     """The Jinja text of the template called `name` for this tokenizer."""
     template = get_template(name)
     if template is TOKENIZER:
-        return _FLATTEN + _in_pieces(_around(tokenizer.chat_template), "", tokenizer)
+        return _FLATTEN + _in_pieces(_around(tokenizer.chat_template), "", tokenizer, before_spaces=False)
     opening = opening_token(tokenizer, image_first=template.captions)
-    return _FLATTEN + _in_pieces(_from_data(template, tokenizer, opening), opening, tokenizer)
+    return _FLATTEN + _in_pieces(
+        _from_data(template, tokenizer, opening), opening, tokenizer, before_spaces=swallows_first_space(tokenizer)
+    )
 
 
 def _around(inner: str) -> str:
@@ -79,11 +82,15 @@ def _from_data(template: Template, tokenizer: Any, bos: str) -> str:
     )
 
 
-def _in_pieces(inner: str, opening: str, tokenizer: Any) -> str:
-    """The text that `inner` writes, behind the token `opening`, with the spaces that its pieces have in training."""
+def _in_pieces(inner: str, opening: str, tokenizer: Any, *, before_spaces: bool) -> str:
+    """The text that `inner` writes, behind the token `opening`, with the spaces that its pieces have in training.
+
+    `before_spaces`: training gives one to a piece that starts with a space itself, though the tokenizer would not.
+    """
     if not _puts_a_space_before("a", tokenizer):
         return _literal(opening) + inner
-    spaceless = sorted(special_texts(tokenizer) | ({" "} if not _puts_a_space_before(" a", tokenizer) else set()))
+    keeps_one_space = not before_spaces and not _puts_a_space_before(" a", tokenizer)
+    spaceless = sorted(special_texts(tokenizer) | ({" "} if keeps_one_space else set()))
     mark, starts = json.dumps(IMAGE_MARK), ", ".join(json.dumps(text) for text in spaceless)
     behind_token = "true" if opening else "not loop.first"
     return (

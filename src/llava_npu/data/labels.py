@@ -6,7 +6,8 @@ compared, so no vocabulary can put labels and answers out of step. LLaVA derives
 counts and drops the sample, printing a warning, where they do not add up.
 
 The ids are those of LLaVA's `tokenizer_image_token`: pieces between images are tokenized separately, each with the
-prefix space its tokenizer gives to the start of a text, and the begin-of-sequence token comes first only.
+prefix space its tokenizer gives to the start of a text (Llama's also to a text that starts with a space itself, as in
+transformers 4), and the begin-of-sequence token comes first only.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from llava_npu.data.defects import RecordError, require_encodable
 from llava_npu.data.parsing import Record
-from llava_npu.data.special_tokens import opening_token, special_texts
+from llava_npu.data.special_tokens import opening_token, special_texts, swallows_first_space
 from llava_npu.data.templates import Segment, Template, get_template, render
 from llava_npu.data.turns import IMAGE_MARK, Turn, parse_turns
 from llava_npu.errors import UserError
@@ -76,7 +77,7 @@ def encode_conversation(
     form, turns, name = _prepare(conversations, template, record)
     _refuse_markup(turns, form, tokenizer, name)
     segments = render(turns, form, tokenizer, name)
-    encoded = _encode_segments(segments, tokenizer, _opening(form, tokenizer))
+    encoded = _encode_segments(segments, tokenizer, _opening(form, tokenizer), has_spaces=form.writes_bos)
     if not _is_supervised(encoded.labels):
         if any(turn.role == "gpt" for turn in turns):
             raise UserError(
@@ -113,7 +114,7 @@ def encode_prompt(
     if system is not None:
         _refuse_markup_in_system(system, form, tokenizer, name)
     segments = render(turns, form, tokenizer, name, prompt=True, system=system)
-    return _encode_segments(segments, tokenizer, _opening(form, tokenizer)).input_ids
+    return _encode_segments(segments, tokenizer, _opening(form, tokenizer), has_spaces=form.writes_bos).input_ids
 
 
 def encode_rendered_prompt(
@@ -135,7 +136,7 @@ def encode_rendered_prompt(
         text = text.removeprefix(opening)
     elif not add_bos:
         opening = ""
-    return _encode_segments([Segment(text)], tokenizer, opening).input_ids
+    return _encode_segments([Segment(text)], tokenizer, opening, has_spaces=True).input_ids
 
 
 def expand_images(
@@ -241,8 +242,9 @@ def _opening(template: Template, tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def _encode_segments(
-    segments: Sequence[Segment], tokenizer: PreTrainedTokenizerBase, opening: str
+    segments: Sequence[Segment], tokenizer: PreTrainedTokenizerBase, opening: str, *, has_spaces: bool = False
 ) -> EncodedConversation:
+    """`has_spaces`: a chat template wrote the text, prefix spaces and all (`jinja_template.py`)."""
     input_ids: list[int] = []
     labels: list[int] = []
     if opening:
@@ -252,7 +254,7 @@ def _encode_segments(
         if i:
             input_ids.append(IMAGE_PLACEHOLDER)
             labels.append(IGNORE_INDEX)
-        ids, starts = _tokenize(piece, tokenizer)
+        ids, starts = _tokenize(piece, tokenizer, has_spaces=has_spaces)
         input_ids += ids
         labels += _label(ids, starts, piece)
     return EncodedConversation(input_ids, labels)
@@ -268,7 +270,9 @@ def _split_at_images(segments: Sequence[Segment]) -> list[list[Segment]]:
     return pieces
 
 
-def _tokenize(piece: Sequence[Segment], tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
+def _tokenize(
+    piece: Sequence[Segment], tokenizer: PreTrainedTokenizerBase, *, has_spaces: bool
+) -> tuple[list[int], list[int]]:
     """Token ids of a piece of text and the character at which each token starts.
 
     The piece is tokenized whole, but no token may cross from the prompt into an answer ("\\n" + "\\nYes" where the
@@ -276,13 +280,17 @@ def _tokenize(piece: Sequence[Segment], tokenizer: PreTrainedTokenizerBase) -> t
     tokenized up to each answer's start, and where the tokens so far would change by what follows, it is cut there.
     """
     text = "".join(segment.text for segment in piece)
+    swallows = not has_spaces and text.startswith((" ", "▁")) and swallows_first_space(tokenizer)
+    prefix = " " if swallows else ""
+    text = prefix + text
     cuts = set()
-    end, supervised = 0, False
+    end, supervised = len(prefix), False
     for segment in piece:
         # Without character offsets, an edge at every change of supervision tells which tokens lie on which side.
         if segment.starts_answer or (not tokenizer.is_fast and segment.supervised != supervised):
             cuts.add(end)
         end, supervised = end + len(segment.text), segment.supervised
+    cuts.discard(len(prefix))  # nothing before it
 
     done_ids: list[int] = []
     done_starts: list[int] = []
@@ -298,7 +306,7 @@ def _tokenize(piece: Sequence[Segment], tokenizer: PreTrainedTokenizerBase) -> t
             new_ids, offsets = _tokenize_text(text[base:right], tokenizer)
         starts = starts + [left] * (len(new_ids) - len(ids)) if offsets is None else [base + at for at in offsets]
         ids = new_ids
-    return done_ids + ids, done_starts + starts
+    return done_ids + ids, [max(0, start - len(prefix)) for start in done_starts + starts]
 
 
 def _tokenize_text(text: str, tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int] | None]:

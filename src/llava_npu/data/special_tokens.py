@@ -25,6 +25,16 @@ def begins_with_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
     return is_llama and not described and "add_bos_token" not in tokenizer.init_kwargs
 
 
+def swallows_first_space(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether a text's own first space takes the place of the one that this tokenizer puts before every text.
+
+    Llama's in transformers 5 does so; sentencepiece itself, with which LLaVA was trained, puts its space before that
+    one too. Asked by example: a saved model's tokenizer has no class that tells.
+    """
+    one, two, three = (tokenizer(spaces + "a", add_special_tokens=False).input_ids for spaces in ("", " ", "  "))
+    return one == two != three
+
+
 def settle_bos(tokenizer: PreTrainedTokenizerBase) -> None:
     """Has the tokenizer itself put its begin-of-sequence token first, where `begins_with_bos` says that it comes first.
 
