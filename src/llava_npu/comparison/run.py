@@ -62,7 +62,7 @@ def compare(
     Raises:
         UserError: the configuration, its data or the output folder is wrong; nothing has run then.
     """
-    console = console or Console(stderr=True)
+    console = console or Console(stderr=True, soft_wrap=True)
     cells = expand(config, where)
     measured = what_is_measured(config, where)
     slots = share_out(all_devices(devices or config.devices), config.devices_per_cell)

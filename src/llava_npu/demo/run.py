@@ -125,7 +125,7 @@ def run_demo(
     Raises:
         UserError: a package cannot be fetched, or `output` holds something else.
     """
-    console = console or Console(stderr=True)
+    console = console or Console(stderr=True, soft_wrap=True)
     run = _Run(PROFILES[profile], Path(output).expanduser(), devices.select(device), seed, console)
     devices.apply_environment(run.device, console.print)
     _claim(run)
