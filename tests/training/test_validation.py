@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from crashed_run import crash_after
 
 from llava_npu import UserError
 from llava_npu.config import RunConfig
@@ -67,29 +68,10 @@ def test_an_interrupted_run_goes_on_bit_for_bit(make_run: MakeRun) -> None:
     whole = make_run("whole", data=data, save_every=2)
     cut = make_run("cut", data=data, save_every=2)
     train(whole)
-    _crash_after(cut, 3)
+    crash_after(cut, 3)
     train(cut)
     for name in ("loss", "validation_loss"):
         assert _column(cut, name) == _column(whole, name)
-
-
-def _crash_after(run: RunConfig, step: int) -> None:
-    from llava_npu.training import reporting
-
-    class CrashError(Exception):
-        pass
-
-    append = reporting.append_metrics
-
-    def crash(folder: Path, metrics: Any) -> None:
-        append(folder, metrics)
-        if metrics.step == step:
-            raise CrashError
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(reporting, "append_metrics", crash)
-        with pytest.raises(CrashError):
-            train(run)
 
 
 def test_cached_features_serve_it_too(

@@ -262,7 +262,7 @@ def _paired(lines: Sequence[Line]) -> dict[str, Any]:
     measures = []
     for title in dict.fromkeys(measure for by_measure in tested.values() for measure in by_measure):
         loss = title == HELD_OUT_LOSS
-        scale, digits = (1, 2) if loss else (100, 1)
+        scale, digits = table.scale_and_digits(title)
         numbers = {
             f"{pair[0]}-{pair[1]}": _numbers(each, scale, digits)
             for pair, by_measure in tested.items()

@@ -157,11 +157,16 @@ def difference_text(measure: str, difference: PairedDifference | None) -> str:
     """A difference with its interval and p, in the unit of the measure's column."""
     if difference is None:
         return NO_VALUE
-    scale, digits = (1, 2) if measure == HELD_OUT_LOSS else (100, 1)
+    scale, digits = scale_and_digits(measure)
     numbers = (difference.value, difference.low, difference.high)
     value, low, high = (signed(scale * number, digits) for number in numbers)
     p = p_text(difference.p)
     return f"{value} ({low} to {high}), p {p if p.startswith('<') else '= ' + p}"
+
+
+def scale_and_digits(measure: str) -> tuple[int, int]:
+    """By what a difference in this measure is multiplied where it is shown, and with how many decimals."""
+    return (1, 2) if measure == HELD_OUT_LOSS else (100, 1)
 
 
 def signed(number: float, digits: int) -> str:

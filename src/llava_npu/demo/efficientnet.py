@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import torch
 from transformers import EfficientNetConfig, EfficientNetForImageClassification
 
 from llava_npu.cache import build_once
-from llava_npu.demo.weights import only_file
+from llava_npu.demo.weights import only_file, plain_preprocessing
 
 CONVERSION = 1  # raised whenever the conversion changes
 _REPEATS = (1, 3, 3, 4, 4, 5, 1)  # of each stage; Lite scales neither the first nor the last
@@ -49,7 +48,8 @@ def _convert(package: Path, labels: Path, folder: Path, image_size: int) -> None
     model = EfficientNetForImageClassification(config)
     model.load_state_dict(lite_state(original, model.state_dict()))
     model.eval().save_pretrained(folder)
-    (folder / "preprocessor_config.json").write_text(json.dumps(_preprocessing(image_size), indent=2) + "\n")
+    preprocessing = plain_preprocessing(image_size, mean=[127] * 3, std=[128] * 3)
+    (folder / "preprocessor_config.json").write_text(json.dumps(preprocessing, indent=2) + "\n")
 
 
 def lite2_config(image_size: int, num_labels: int = 1000) -> EfficientNetConfig:
@@ -105,21 +105,3 @@ def _renamed(name: str) -> str:
         return ".".join([_OUTSIDE[module], *rest])
     number, part, *rest = rest
     return ".".join(["efficientnet.encoder.blocks", number, _IN_BLOCK[part], *rest])
-
-
-def _preprocessing(image_size: int) -> dict[str, Any]:
-    """(x − 127) / 128 in 0–255, by the plain image processor, CLIP's."""
-    return {
-        "image_processor_type": "CLIPImageProcessor",
-        "do_convert_rgb": True,
-        "do_resize": True,
-        "size": {"shortest_edge": image_size},
-        "resample": 3,  # bicubic
-        "do_center_crop": True,
-        "crop_size": {"height": image_size, "width": image_size},
-        "do_rescale": True,
-        "rescale_factor": 1 / 255,
-        "do_normalize": True,
-        "image_mean": [127 / 255] * 3,
-        "image_std": [128 / 255] * 3,
-    }

@@ -11,7 +11,7 @@ The ResNet is an ImageNet classifier without its last layer, not a CLIP: it was 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -116,7 +116,12 @@ def _convert_resnet(package: Path, folder: Path, image_size: int) -> None:
 
 
 def preprocessing(image_size: int) -> dict[str, Any]:
-    """The tower's preprocessing, x − mean in 0–255, as transformers writes it: (x/255 − mean/255) / (1/255).
+    """The tower's preprocessing: x − mean, in 0–255."""
+    return plain_preprocessing(image_size, mean=_KERAS_MEAN_RGB, std=(1, 1, 1))
+
+
+def plain_preprocessing(image_size: int, mean: Sequence[float], std: Sequence[float]) -> dict[str, Any]:
+    """(x − mean) / std, in 0–255, as transformers writes it: (x/255 − mean/255) / (std/255).
 
     CLIP's image processor is the plain one: shortest side, centre crop, rescale, normalise.
     """
@@ -131,8 +136,8 @@ def preprocessing(image_size: int) -> dict[str, Any]:
         "do_rescale": True,
         "rescale_factor": 1 / 255,
         "do_normalize": True,
-        "image_mean": [mean / 255 for mean in _KERAS_MEAN_RGB],
-        "image_std": [1 / 255] * 3,
+        "image_mean": [each / 255 for each in mean],
+        "image_std": [each / 255 for each in std],
     }
 
 

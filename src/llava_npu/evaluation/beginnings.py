@@ -202,5 +202,5 @@ def _end_of_images(prompt: Prompt, image_token_id: int) -> int:
 def _common_length(sequences: Sequence[Sequence[int]]) -> int:
     """With how many equal tokens all sequences begin."""
     shortest = min(map(len, sequences))
-    columns = enumerate(zip(*sequences, strict=False))
+    columns = enumerate(zip(*sequences, strict=False))  # as far as the shortest goes
     return next((place for place, column in columns if len(set(column)) > 1), shortest)

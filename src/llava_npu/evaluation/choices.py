@@ -211,7 +211,7 @@ def _options(row: Row, may_be_open: bool) -> dict[str, str]:
         return {}
     if len(options) < 2:
         raise row.error("B" if "A" in options else "A", "empty; a question needs at least the options A and B.")
-    for letter, expected in zip(options, string.ascii_uppercase, strict=False):
+    for letter, expected in zip(options, string.ascii_uppercase, strict=False):  # as many letters as there are options
         if letter != expected:
             raise row.error(expected, f"empty, but option {letter} is given. Options run from A on without a gap.")
     return options

@@ -121,5 +121,6 @@ class _Held(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        # What was saved begins with the inputs; the pieces behind them need nothing.
         needed = zip(ctx.saved_tensors, ctx.needs_input_grad[2:], strict=False)
         return (None, None, *(torch.empty_like(tensor) if need else None for tensor, need in needed))

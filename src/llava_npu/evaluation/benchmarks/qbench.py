@@ -53,7 +53,7 @@ def _question(number: int, record: JsonRecord, images: PictureFolder, language: 
         raise record.error("candidates", f"{len(candidates)} of them; at least two are expected.")
     options = {
         letter: checked(record, "candidates", text)
-        for letter, text in zip(string.ascii_uppercase, candidates, strict=False)
+        for letter, text in zip(string.ascii_uppercase, candidates, strict=False)  # no more than letters, see above
     }
     lines = "".join(f"{letter}. {option}\n" for letter, option in options.items())
     right = record.get("correct_ans")  # absent in the test file

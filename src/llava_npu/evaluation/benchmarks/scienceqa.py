@@ -89,7 +89,7 @@ def _question(record: JsonRecord, problems: Mapping[str, JsonRecord], folder: Pi
     if IMAGE_MARK in asked and not images:
         raise record.error("image", f"missing, but the question has {IMAGE_MARK!r}.")
     text = asked.replace(IMAGE_MARK, "").strip()
-    options = dict(zip(string.ascii_uppercase, choices, strict=False))
+    options = dict(zip(string.ascii_uppercase, choices, strict=False))  # no more than letters, see above
     return Question(
         id=name,
         text=text,

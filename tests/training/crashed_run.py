@@ -1,0 +1,30 @@
+"""A run that ends in the middle, as by a crash."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llava_npu.config import RunConfig
+from llava_npu.training import reporting, train
+
+
+class _CrashError(Exception):
+    pass
+
+
+def crash_after(run: RunConfig, step: int) -> None:
+    """Trains until `step` is reported, then stops as a crash would."""
+    append = reporting.append_metrics
+
+    def crash(folder: Path, metrics: Any) -> None:
+        append(folder, metrics)
+        if metrics.step == step:
+            raise _CrashError
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reporting, "append_metrics", crash)
+        with pytest.raises(_CrashError):
+            train(run)

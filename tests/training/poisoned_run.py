@@ -1,0 +1,32 @@
+"""A run in which one step is not finite."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import tiny
+from llava_npu.models.composing import compose
+from llava_npu.training.export import export_whole
+
+_BAD = "~"  # a token that one record alone has
+
+
+def poisoned_run(material: Path, folder: Path) -> dict[str, Any]:
+    """Changes of a small run: its language model has no finite numbers for one token, which record 3 alone has."""
+    tiny.write_language_model(folder / "lm", tie_word_embeddings=False)
+    model, processor = compose(str(material / "clip"), str(folder / "lm"))
+    with torch.no_grad():
+        model.model.language_model.embed_tokens.weight[processor.tokenizer.convert_tokens_to_ids(_BAD)] = float("inf")
+    export_whole(folder / "model", model, processor)
+    records = json.loads((material / "train.json").read_text())
+    records[3]["conversations"][0]["value"] += _BAD
+    (folder / "train.json").write_text(json.dumps(records))
+    return {
+        "parts": {"language_model": {"train": "frozen"}},  # whose weights are spoilt already
+        "model": {"checkpoint": str(folder / "model"), "vision_tower": None, "language_model": None},
+        "data": {"path": str(folder / "train.json"), "image_root": str(material)},
+    }
