@@ -43,7 +43,7 @@ format: $(INSTALLED) ## mend style
 
 docs: $(INSTALLED) ## generate docs/configuration.md from the schema, docs/evaluation.md from the benchmarks
 	$(BIN)/python -m llava_npu.config.reference > docs/configuration.md
-	$(BIN)/python -m llava_npu.evaluation.reference > docs/evaluation.md
+	$(BIN)/python -m llava_npu.evaluation.reports.reference > docs/evaluation.md
 
 clean: ## remove the environment and caches
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis

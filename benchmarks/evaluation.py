@@ -36,11 +36,11 @@ from transformers import CLIPImageProcessor, CLIPVisionConfig, LlamaConfig, PreT
 
 from llava_npu import devices
 from llava_npu.evaluation.answering import ModelAnswerer, build_answerer
-from llava_npu.evaluation.choices import ENGLISH, build_prompt
-from llava_npu.evaluation.images import LoadedImage
-from llava_npu.evaluation.llava_files import with_instruction
+from llava_npu.evaluation.extraction.choices import ENGLISH, build_prompt
+from llava_npu.evaluation.formats.images import LoadedImage
+from llava_npu.evaluation.formats.llava_files import with_instruction
 from llava_npu.evaluation.questions import Question
-from llava_npu.evaluation.runner import order_questions
+from llava_npu.evaluation.run import order_questions
 from llava_npu.models import LlavaNpuConfig, LlavaNpuForConditionalGeneration
 from llava_npu.models.processing import LlavaNpuProcessor
 from llava_npu.ops.install import install_kernels

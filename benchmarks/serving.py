@@ -198,8 +198,8 @@ def make_cases(model: str, options: argparse.Namespace) -> tuple[list[Case], flo
     from PIL import Image
 
     from llava_npu.cli.model_options import load_model
+    from llava_npu.inference.detokenize import finished_text
     from llava_npu.models.stopping import stop_string, stopping_arguments
-    from llava_npu.serving.answer_text import finished_text
 
     loaded, processor, _ = load_model(model, options.device, options.dtype, bits=16)
     tokenizer = processor.tokenizer

@@ -43,11 +43,11 @@ from llava_npu.data.plan import Plan
 from llava_npu.devices import Device
 from llava_npu.devices.peaks import published
 from llava_npu.models.configuration import LlavaNpuConfig
+from llava_npu.models.flops import causal_pairs, flop_model
 from llava_npu.models.modeling import LlavaNpuForConditionalGeneration
 from llava_npu.ops.install import install_kernels
-from llava_npu.planning.flops import causal_pairs, flop_model
 from llava_npu.training.batches import MicroBatch, micro_batch
-from llava_npu.training.objective import SupervisedLoss
+from llava_npu.training.loss import SupervisedLoss
 from llava_npu.training.parts import recompute_activations
 
 PAD = 0

@@ -47,7 +47,7 @@ texts = llava_npu.answer_all(
 print("answer_all:    ", texts)
 
 # %% A conversation, word by word.
-from llava_npu.serving.engine import Engine  # noqa: E402
+from llava_npu.inference.engine import Engine  # noqa: E402
 from llava_npu.serving.terminal import Conversation  # noqa: E402
 
 conversation = Conversation(Engine(model, processor, max_batch=1), greedy)

@@ -13,7 +13,7 @@ from typing import Any
 
 import tiny
 from llava_npu.config import RunConfig
-from llava_npu.training.launching import meeting_port
+from llava_npu.distributed.launching import meeting_port
 
 
 def write_material(folder: Path) -> Path:
@@ -98,7 +98,10 @@ def _one_process(folder: Path) -> None:
     from rich.console import Console
 
     from llava_npu import devices
-    from llava_npu.training import guard, loop, processes, reporting
+    from llava_npu.distributed import processes
+    from llava_npu.training import trainer as loop
+    from llava_npu.training.monitoring import reporting
+    from llava_npu.training.nonfinite.search import guard
 
     rank = os.environ["RANK"]
     jobs = json.loads((folder / "jobs.json").read_text())

@@ -13,7 +13,7 @@ import os, sys, time
 from datetime import timedelta
 from pathlib import Path
 import torch, torch.distributed as dist
-from llava_npu import process_group
+from llava_npu.distributed import process_group
 
 rank, sums = int(os.environ["RANK"]), []
 for meeting in range(6):

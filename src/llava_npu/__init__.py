@@ -16,11 +16,11 @@ _HOME = {
     "LlavaNpuConfig": "llava_npu.models.configuration",
     "LlavaNpuForConditionalGeneration": "llava_npu.models.modeling",
     "LlavaNpuProcessor": "llava_npu.models.processing",
-    "Sampling": "llava_npu.serving.generation",
+    "Sampling": "llava_npu.inference.request",
     "UserError": "llava_npu.errors",
-    "answer_all": "llava_npu.serving.batch",
+    "answer_all": "llava_npu.inference.batch",
     "build_answerer": "llava_npu.evaluation.answering",
-    "evaluate": "llava_npu.evaluation.runner",
+    "evaluate": "llava_npu.evaluation.run",
     "load": "llava_npu.models.loading",
 }
 __all__ = ["__version__", *_HOME]

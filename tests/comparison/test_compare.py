@@ -1,4 +1,4 @@
-"""`llava-npu compare` end to end, on tiny models: configs/compare-debug.yaml with other weights and data."""
+"""`llava-npu compare` end to end, on tiny models: the recipe compare-debug with other weights and data."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from llava_npu.comparison.folder import Failure, read_failure, read_result
 from llava_npu.evaluation.predictions import read_predictions
 from llava_npu.models import compose
 
-DEBUG = Path(__file__).parents[2] / "configs/compare-debug.yaml"
+DEBUG = Path(__file__).parents[2] / "src/llava_npu/recipes/compare-debug.yaml"
 
 
 class Command:

@@ -16,9 +16,9 @@ from llava_npu.comparison.folder import HELD_OUT
 from llava_npu.comparison.report import Comparison, write_report
 from llava_npu.comparison.results import Result
 from llava_npu.comparison.table import Line
-from llava_npu.evaluation.accuracy import OVERALL, Sample, Score
-from llava_npu.evaluation.samples import write_samples
-from llava_npu.evaluation.significance import paired_difference
+from llava_npu.evaluation.reports.samples import write_samples
+from llava_npu.evaluation.statistics.accuracy import OVERALL, Sample, Score
+from llava_npu.evaluation.statistics.significance import paired_difference
 
 RIGHT = {"mlp2x_gelu": "110100", "resampler": "111101", "ldpv2": "000111"}  # of six questions
 LOSSES = {"mlp2x_gelu": (2.0, 4.0, 3.0), "resampler": (1.9, 3.8, 2.7), "ldpv2": (2.5, 3.5, 3.0)}  # of three captions

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from comparison_samples import values
 
-from llava_npu.comparison import schedule
+from llava_npu.comparison import scheduler as schedule
 from llava_npu.comparison.folder import read_failure
 from llava_npu.comparison.grid import Cell, expand
 from llava_npu.config import validate

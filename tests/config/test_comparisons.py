@@ -1,4 +1,4 @@
-"""Every comparison in configs/ is valid."""
+"""Every comparison in src/llava_npu/recipes/ is valid."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from llava_npu.config import load_as
 from llava_npu.config.comparison import ComparisonConfig
 from llava_npu.evaluation.benchmarks import get
 
-COMPARISONS = sorted((Path(__file__).parents[2] / "configs").glob("compare-*.yaml"))
+COMPARISONS = sorted((Path(__file__).parents[2] / "src" / "llava_npu" / "recipes").glob("compare-*.yaml"))
 
 
 @pytest.mark.parametrize("recipe", COMPARISONS, ids=lambda path: path.stem)

@@ -1,4 +1,4 @@
-"""Every recipe in configs/ is valid, says how to start it, and runs at debug size."""
+"""Every recipe in src/llava_npu/recipes/ is valid, says how to start it, and runs at debug size."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ALIGN = [name for name in RECIPES if name.endswith("-align")]
 
 
 def test_configs_are_the_recipes() -> None:
-    folder = Path(__file__).parents[2] / "configs"
+    folder = Path(__file__).parents[2] / "src" / "llava_npu" / "recipes"
     assert {file.stem for file in folder.glob("*.yaml") if not file.stem.startswith("compare-")} == RECIPES.keys()
 
 
@@ -76,7 +76,7 @@ def test_recipes_run_at_debug_size(
     from llava_npu.debug_size.assets import prepare
     from llava_npu.models import load
     from llava_npu.training import train
-    from llava_npu.training.metrics import read_metrics
+    from llava_npu.training.monitoring.metrics import read_metrics
 
     monkeypatch.chdir(tmp_path_factory.getbasetemp())  # all share the tiny models
     following = [each for each in RECIPES if load_config(RECIPES[each]).model.checkpoint == f"runs/{name}"]

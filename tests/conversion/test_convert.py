@@ -32,9 +32,9 @@ from typer.testing import CliRunner
 import tiny
 from llava_npu import UserError
 from llava_npu.cli import app
-from llava_npu.conversion.convert import Help, convert
-from llava_npu.conversion.projectors import to_original
 from llava_npu.models import compose, load
+from llava_npu.models.checkpoints.convert import Help, convert
+from llava_npu.models.checkpoints.projectors import to_original
 from llava_npu.models.projectors import build_projector
 
 

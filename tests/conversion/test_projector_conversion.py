@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from llava_npu.conversion import projectors as conversion
-from llava_npu.conversion.projectors import from_original, infer_options, to_original, type_from_original
 from llava_npu.errors import UserError
+from llava_npu.models.checkpoints import projectors as conversion
+from llava_npu.models.checkpoints.projectors import from_original, infer_options, to_original, type_from_original
 from llava_npu.models.projectors import Projector, build_projector, load_weights
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "projectors.json").read_text())

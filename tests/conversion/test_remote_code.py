@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import load_file
 
 import tiny
-from llava_npu.conversion.convert import convert
 from llava_npu.models import compose
+from llava_npu.models.checkpoints.convert import convert
 
 _WITHOUT_PACKAGE = """
 import sys

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from llava_npu.data import load_image, load_records, open_records
-from llava_npu.data.archives import ImageArchive, open_archive
+from llava_npu.data.formats.archives import ImageArchive, open_archive
 from llava_npu.errors import UserError
 
 COLORS = {"a/red.png": (255, 0, 0), "blue.png": (0, 0, 255), "ä ö/lime.png": (0, 255, 0)}
@@ -120,7 +120,7 @@ def test_the_list_of_members_is_made_once_and_again_after_a_change(
     path = WRITERS["tar"](tmp_path)
     first = open_archive(path)
     with monkeypatch.context() as patch:
-        patch.setattr("llava_npu.data.archives._tar_members", None)
+        patch.setattr("llava_npu.data.formats.archives._tar_members", None)
         assert open_archive(path) == first
     write_tar(path, {"new.png": b"new"})
     os.utime(path, ns=(1, 1))

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from llava_npu.cli.data import app
 from llava_npu.data import CheckOptions, check_records, open_records
-from llava_npu.data.check import Report, _repetitions
+from llava_npu.data.tools.check import Report, _repetitions
 from llava_npu.errors import UserError
 
 
@@ -101,7 +101,7 @@ def test_with_a_tokenizer(path: Path, tokenizer_folder: str) -> None:
 
 
 def test_workers_and_sources_change_nothing(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("llava_npu.data.check._CHUNK", 4)
+    monkeypatch.setattr("llava_npu.data.tools.check._CHUNK", 4)
     alone = check_records([open_records(path)] * 2, CheckOptions())
     shared = check_records([open_records(path)] * 2, CheckOptions(), workers=2)
     assert shared == alone

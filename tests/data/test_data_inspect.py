@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from llava_npu.cli.data import app
 from llava_npu.data import IMAGE_PLACEHOLDER, encode_conversation, inspect_records
-from llava_npu.data.inspect_html import tokens
+from llava_npu.data.tools.inspect_html import tokens
 from llava_npu.errors import UserError
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from llava_npu.data import load_image, load_records
-from llava_npu.data.defects import RecordError
+from llava_npu.data.tools.defects import RecordError
 from llava_npu.errors import UserError
 
 

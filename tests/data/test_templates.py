@@ -7,7 +7,7 @@ import pytest
 from transformers import PreTrainedTokenizerBase
 
 from llava_npu.data import IGNORE_INDEX, TEMPLATES, encode_conversation, encode_prompt, get_template
-from llava_npu.data.templates import ALIASES
+from llava_npu.data.conversation.templates import ALIASES
 from llava_npu.errors import UserError
 
 TURNS = [

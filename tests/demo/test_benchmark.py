@@ -19,7 +19,7 @@ from llava_npu.demo.shapes import COLOURS, KINDS, Shape
 from llava_npu.demo.split import hold_out
 from llava_npu.errors import UserError
 from llava_npu.evaluation.benchmarks import get
-from llava_npu.evaluation.choices import ENGLISH
+from llava_npu.evaluation.extraction.choices import ENGLISH
 
 NOUNS = [
     "zebra",

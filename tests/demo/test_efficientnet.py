@@ -12,7 +12,7 @@ from transformers import EfficientNetForImageClassification
 
 from llava_npu.demo import assets
 from llava_npu.demo.efficientnet import efficientnet_lite2, lite2_config, lite_state
-from llava_npu.models.towers import describe_tower
+from llava_npu.models.vision.towers import describe_tower
 
 # EfficientNet-Lite2's blocks, as its source spells them: (repeats, kernel, stride, expansion, channels in, out).
 _STAGES = (

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from llava_npu.evaluation.choices import ROTATION_STEP
+from llava_npu.evaluation.extraction.choices import ROTATION_STEP
 from llava_npu.evaluation.questions import Answer, Question
 
 LETTERS = "ABCDEFGH"

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from llava_npu.errors import UserError
 from llava_npu.evaluation.ablations import with_images, wrong_partners
-from llava_npu.evaluation.images import EmbeddedImage
+from llava_npu.evaluation.formats.images import EmbeddedImage
 from llava_npu.evaluation.questions import Question
 
 

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llava_npu.evaluation.accuracy import CIRCULAR, EVERY_ROTATION, VANILLA, Score, score_choices
-from llava_npu.evaluation.bootstrap import ratio_interval
 from llava_npu.evaluation.questions import Question
+from llava_npu.evaluation.statistics.accuracy import CIRCULAR, EVERY_ROTATION, VANILLA, Score, score_choices
+from llava_npu.evaluation.statistics.bootstrap import ratio_interval
 
 OPTIONS = {"A": "cat", "B": "dog", "C": "cow"}
 

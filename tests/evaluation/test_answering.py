@@ -16,19 +16,20 @@ import torch
 from evaluation_samples import circular_rows, picture, question_row, write_tsv
 
 import llava_npu
+from llava_npu.data.conversation.labels import encode_conversation, expand_images
 from llava_npu.data.images import load_image
-from llava_npu.data.labels import encode_conversation, expand_images
 from llava_npu.data.records import load_records
 from llava_npu.errors import UserError
-from llava_npu.evaluation import benchmarks, features
+from llava_npu.evaluation import benchmarks
 from llava_npu.evaluation.ablations import with_images
 from llava_npu.evaluation.answering import ChooseLikeliest, GenerateText, ModelAnswerer, build_answerer
 from llava_npu.evaluation.caption_loss import caption_loss
-from llava_npu.evaluation.features import FeatureCache
 from llava_npu.evaluation.fingerprints import fingerprint_model
-from llava_npu.evaluation.images import LoadedImage
+from llava_npu.evaluation.formats.images import LoadedImage
 from llava_npu.evaluation.questions import Question
-from llava_npu.evaluation.runner import evaluate
+from llava_npu.evaluation.run import evaluate
+from llava_npu.inference import features
+from llava_npu.inference.features import FeatureCache
 
 Tiny = tuple[Any, Any]
 

@@ -14,12 +14,13 @@ from evaluation_samples import circular_rows, picture, write_tsv
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llava_npu.evaluation import benchmarks, features
+from llava_npu.evaluation import benchmarks
 from llava_npu.evaluation.answering import ChooseLikeliest, GenerateText, ModelAnswerer
-from llava_npu.evaluation.beginnings import Prompt, begin, beginning_lengths, can_share, shared_lengths
-from llava_npu.evaluation.features import ImageFeatures
-from llava_npu.evaluation.images import LoadedImage
+from llava_npu.evaluation.formats.images import LoadedImage
 from llava_npu.evaluation.questions import Question
+from llava_npu.inference import features
+from llava_npu.inference.features import ImageFeatures
+from llava_npu.inference.prefix_cache import Prompt, begin, beginning_lengths, can_share, shared_lengths
 
 IMAGE = 9  # the image token of the prompts below
 PICTURES = [LoadedImage(str(shade), picture((shade, 90, 255 - shade))) for shade in (10, 120, 240)]

@@ -24,11 +24,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llava_npu.errors import UserError
-from llava_npu.evaluation import letters
 from llava_npu.evaluation.benchmarks import get
+from llava_npu.evaluation.extraction import letters
 from llava_npu.evaluation.questions import Question
-from llava_npu.evaluation.report import Report
-from llava_npu.evaluation.runner import evaluate
+from llava_npu.evaluation.reports.report import Report
+from llava_npu.evaluation.run import evaluate
 
 
 def run(name: str, data: Path, tmp_path: Path, respond: Callable[[Question], str] = knows) -> Report:

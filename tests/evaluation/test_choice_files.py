@@ -11,7 +11,7 @@ from evaluation_samples import COLUMNS, circular_rows, encoded_picture, picture,
 
 from llava_npu.errors import UserError
 from llava_npu.evaluation import benchmarks
-from llava_npu.evaluation.images import UnreadableImageError
+from llava_npu.evaluation.formats.images import UnreadableImageError
 from llava_npu.evaluation.questions import Dataset
 
 

@@ -18,12 +18,12 @@ from typer.testing import CliRunner
 
 from llava_npu.cli import app
 from llava_npu.errors import UserError
-from llava_npu.evaluation.accuracy import Sample
-from llava_npu.evaluation.comparison import Comparison, compare_runs, read_runs
-from llava_npu.evaluation.comparison_report import as_terminal, write_comparison
 from llava_npu.evaluation.questions import Question
-from llava_npu.evaluation.runner import evaluate
-from llava_npu.evaluation.significance import mcnemar_p, paired_difference
+from llava_npu.evaluation.reports.comparison import Comparison, compare_runs, read_runs
+from llava_npu.evaluation.reports.comparison_report import as_terminal, write_comparison
+from llava_npu.evaluation.run import evaluate
+from llava_npu.evaluation.statistics.accuracy import Sample
+from llava_npu.evaluation.statistics.significance import mcnemar_p, paired_difference
 
 
 def sample(*right: float) -> Sample:

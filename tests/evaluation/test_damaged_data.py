@@ -14,7 +14,7 @@ from evaluation_samples import circular_rows, encoded_picture, write_tsv
 
 from llava_npu.errors import UserError
 from llava_npu.evaluation.benchmarks import get
-from llava_npu.evaluation.datasets import read_dataset
+from llava_npu.evaluation.formats.datasets import read_dataset
 
 PICTURE = encoded_picture((1, 2, 3))
 TABLES: dict[str, dict[str, str]] = {

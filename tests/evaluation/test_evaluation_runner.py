@@ -20,8 +20,8 @@ from rich.console import Console
 from llava_npu.errors import UserError
 from llava_npu.evaluation.predictions import Prediction, append_predictions, read_predictions
 from llava_npu.evaluation.questions import Answer, Question
-from llava_npu.evaluation.report import Report, as_terminal
-from llava_npu.evaluation.runner import Progress, evaluate
+from llava_npu.evaluation.reports.report import Report, as_terminal
+from llava_npu.evaluation.run import Progress, evaluate
 
 
 @pytest.fixture
@@ -223,7 +223,7 @@ import signal, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 from evaluation_samples import FakeAnswerer, always_a
-from llava_npu.evaluation.runner import evaluate
+from llava_npu.evaluation.run import evaluate
 
 asked = []
 

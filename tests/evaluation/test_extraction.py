@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llava_npu.evaluation.extraction import EXTRACTORS, extract_strict, extract_vlmevalkit
+from llava_npu.evaluation.extraction.rules import EXTRACTORS, extract_strict, extract_vlmevalkit
 
 ANIMALS = {"A": "cat", "B": "dog", "C": "hot dog", "D": "a red car"}
 

@@ -13,11 +13,11 @@ from evaluation_samples import FakeAnswerer, circular_rows, encoded_picture, que
 from judge_server import JudgeServer, Responder
 
 from llava_npu.errors import UserError
-from llava_npu.evaluation import judge_client
-from llava_npu.evaluation.judge_client import JudgeClient, JudgeError, JudgeSettings, judge_settings
+from llava_npu.evaluation.judge import client as judge_client
+from llava_npu.evaluation.judge.client import JudgeClient, JudgeError, JudgeSettings, judge_settings
 from llava_npu.evaluation.questions import Question
-from llava_npu.evaluation.report import Report
-from llava_npu.evaluation.runner import Progress, evaluate
+from llava_npu.evaluation.reports.report import Report
+from llava_npu.evaluation.run import Progress, evaluate
 
 HELLO = [{"role": "user", "content": "Hello?"}]
 

@@ -14,8 +14,8 @@ from evaluation_samples import FakeAnswerer, encoded_picture, knows, write_tsv
 from llava_npu.errors import UserError
 from llava_npu.evaluation.benchmarks import get
 from llava_npu.evaluation.questions import Question
-from llava_npu.evaluation.report import Report
-from llava_npu.evaluation.runner import evaluate
+from llava_npu.evaluation.reports.report import Report
+from llava_npu.evaluation.run import evaluate
 
 INSUFFICIENT = "When the provided information is insufficient, respond with 'Unanswerable'."
 

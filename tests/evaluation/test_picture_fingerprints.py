@@ -12,12 +12,12 @@ from benchmark_samples import pope, save_picture
 from evaluation_samples import FakeAnswerer
 
 from llava_npu.errors import UserError
-from llava_npu.evaluation.comparison import compare_runs, read_runs
-from llava_npu.evaluation.images import ImageFile
-from llava_npu.evaluation.picture_fingerprints import fingerprint_pictures
+from llava_npu.evaluation.formats.images import ImageFile
+from llava_npu.evaluation.image_fingerprints import fingerprint_pictures
 from llava_npu.evaluation.predictions import read_predictions
 from llava_npu.evaluation.questions import Question
-from llava_npu.evaluation.runner import evaluate
+from llava_npu.evaluation.reports.comparison import compare_runs, read_runs
+from llava_npu.evaluation.run import evaluate
 
 FIRST = "COCO_val2014_000000000000.png"
 

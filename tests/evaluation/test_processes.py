@@ -20,8 +20,8 @@ from llava_npu.errors import UserError
 from llava_npu.evaluation.predictions import Prediction, append_predictions, read_predictions
 from llava_npu.evaluation.processes import ALONE, Processes, joined, launch
 from llava_npu.evaluation.questions import Answer, Question
+from llava_npu.evaluation.run import evaluate
 from llava_npu.evaluation.run_folder import collect_predictions, predictions_path
-from llava_npu.evaluation.runner import evaluate
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llava_npu.evaluation.vqa import normalise, normalise_as_original, soft_score
+from llava_npu.evaluation.extraction.vqa import normalise, normalise_as_original, soft_score
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "misc.json").read_text(encoding="utf-8"))
 answers = st.text(alphabet="abtheno's ATI.,?!-/\n 0123", max_size=40)

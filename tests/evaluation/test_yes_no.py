@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llava_npu.evaluation import yes_no
+from llava_npu.evaluation.extraction import yes_no
 
 
 @pytest.mark.parametrize(

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from llava_npu.errors import UserError
 from llava_npu.evaluation.benchmarks import get
 from llava_npu.evaluation.questions import Question
-from llava_npu.evaluation.report import Report
-from llava_npu.evaluation.runner import evaluate
+from llava_npu.evaluation.reports.report import Report
+from llava_npu.evaluation.run import evaluate
 
 BALANCED = [["yes", "no"] * 3] * 3
 TASKS = {"existence": 2, "artwork": 2, "code_reasoning": 1}

@@ -23,8 +23,8 @@ from transformers import (
 import tiny
 from llava_npu import LlavaNpuConfig, LlavaNpuForConditionalGeneration, LlavaNpuProcessor, UserError
 from llava_npu.models import compose, load
-from llava_npu.models.anyres import Tiling, default_resolutions, resolutions_from_llava
 from llava_npu.models.composing import change_aspect_ratio
+from llava_npu.models.vision.anyres import Tiling, default_resolutions, resolutions_from_llava
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden/misc.json").read_text())["anyres"]
 LLAVA_16 = [[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]]  # (width, height)

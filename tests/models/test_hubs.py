@@ -14,7 +14,7 @@ from fake_hubs import COMMIT, Hub, serving
 
 import tiny
 from llava_npu.errors import UserError
-from llava_npu.models.hubs import HubModel, on_hub, parse_source, wanted_patterns
+from llava_npu.hub.hubs import HubModel, on_hub, parse_source, wanted_patterns
 
 
 @pytest.mark.parametrize(
@@ -194,7 +194,7 @@ def test_a_cached_model_is_used_until_asked_for_again(
     environment: dict[str, str], hub: Hub, repository: Path, tmp_path: Path, scheme: str
 ) -> None:
     code = (
-        "import sys; from llava_npu.models.hubs import local_folder, download_model\n"
+        "import sys; from llava_npu.hub.hubs import local_folder, download_model\n"
         "print({'use': local_folder, 'ask': lambda name, field: download_model(name)}[sys.argv[1]](sys.argv[2], 'm'))"
     )
 

@@ -16,12 +16,12 @@ from transformers import AutoProcessor, AutoTokenizer, CLIPImageProcessor, PreTr
 import tiny
 from llava_npu import LlavaNpuConfig, LlavaNpuProcessor
 from llava_npu.data import encode_conversation
-from llava_npu.data.labels import expand_images
-from llava_npu.data.special_tokens import begins_with_bos
+from llava_npu.data.conversation.labels import expand_images
+from llava_npu.data.conversation.special_tokens import begins_with_bos
+from llava_npu.inference.prompts import prepare_prompt
 from llava_npu.models.composing import add_special_tokens
 from llava_npu.models.loading import load_processor
 from llava_npu.serving.api.messages import ImagePart, Message, read_messages
-from llava_npu.serving.prompts import prepare_prompt
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 PICTURE = Image.new("RGB", (40, 20), (200, 30, 30))

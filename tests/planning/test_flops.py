@@ -11,10 +11,10 @@ from transformers import CLIPVisionConfig, LlamaConfig, SiglipVisionConfig
 import tiny
 from llava_npu.config.parts import PartsConfig, StageName, resolve_parts
 from llava_npu.models.configuration import LlavaNpuConfig
+from llava_npu.models.flops import FlopModel, Flops, causal_pairs, flop_model
 from llava_npu.models.modeling import LlavaNpuForConditionalGeneration
 from llava_npu.ops.install import install_kernels
-from llava_npu.planning.flops import FlopModel, Flops, causal_pairs, flop_model
-from llava_npu.training.objective import SupervisedLoss
+from llava_npu.training.loss import SupervisedLoss
 from llava_npu.training.parts import prepare_parts
 
 PROJECTORS = {

@@ -26,11 +26,11 @@ from llava_npu.planning.samples import Samples, expected_samples
 from llava_npu.planning.sizing import choose_sizing
 from llava_npu.planning.target import Target, product
 from llava_npu.training import train
-from llava_npu.training.layouts import choose_layout
-from llava_npu.training.loop import build_model
+from llava_npu.training.batch_layout import choose_layout
+from llava_npu.training.trainer import build_model
 
 MakeRun = Callable[..., RunConfig]
-RECIPES = Path(__file__).resolve().parents[2] / "configs"
+RECIPES = Path(__file__).resolve().parents[2] / "src" / "llava_npu" / "recipes"
 MIB = 2**20
 
 
@@ -148,7 +148,7 @@ def test_samples_are_measured_on_the_data(make_run: MakeRun) -> None:
 
 
 def check_records(run: RunConfig) -> Any:
-    from llava_npu.training.run_data import open_run_data
+    from llava_npu.training.data import open_run_data
 
     return open_run_data(run.data).training
 

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import httpx
 
+from llava_npu.inference.engine import Engine
 from llava_npu.models import load
 from llava_npu.serving.api.limits import Limits
 from llava_npu.serving.api.ports import open_port
 from llava_npu.serving.api.server import serve
 from llava_npu.serving.api.service import Service
-from llava_npu.serving.engine import Engine
 
 
 def make_service(model_folder: Path, *, max_batch: int = 8, limits: Limits | None = None, fetcher=None) -> Service:

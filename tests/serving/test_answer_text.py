@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from transformers import LlamaTokenizer
 
 import tiny
-from llava_npu.serving.answer_text import AnswerText, finished_text
+from llava_npu.inference.detokenize import AnswerText, finished_text
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "llama_tokenizer.model"
 BYTES = tiny.tokenizer()

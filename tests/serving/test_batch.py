@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 
 from llava_npu import LlavaNpuForConditionalGeneration, LlavaNpuProcessor, UserError
-from llava_npu.serving.batch import answer_all
-from llava_npu.serving.generation import Sampling
+from llava_npu.inference.batch import answer_all
+from llava_npu.inference.request import Sampling
 
 Loaded = tuple[LlavaNpuForConditionalGeneration, LlavaNpuProcessor]
 

@@ -11,11 +11,11 @@ import torch
 from PIL import Image
 
 from llava_npu import LlavaNpuForConditionalGeneration, LlavaNpuProcessor, UserError
+from llava_npu.inference.engine import Engine
+from llava_npu.inference.prompts import prepare_prompt, with_images_first
+from llava_npu.inference.request import Piece, Prompt, Sampling, Ticket
 from llava_npu.models import load
 from llava_npu.models.stopping import stopping_arguments
-from llava_npu.serving.engine import Engine
-from llava_npu.serving.generation import Piece, Prompt, Sampling, Ticket
-from llava_npu.serving.prompts import prepare_prompt, with_images_first
 
 Loaded = tuple[LlavaNpuForConditionalGeneration, LlavaNpuProcessor]
 

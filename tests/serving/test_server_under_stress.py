@@ -15,10 +15,10 @@ import pytest
 from running import http, make_service, running
 
 from llava_npu import UserError
+from llava_npu.inference.request import Piece, Ticket
 from llava_npu.serving.api.limits import Limits
 from llava_npu.serving.api.ports import open_port
 from llava_npu.serving.api.service import Service
-from llava_npu.serving.generation import Piece, Ticket
 
 LONG = {"messages": [{"role": "user", "content": "What?"}], "max_tokens": 400, "temperature": 0}
 

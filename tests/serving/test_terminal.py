@@ -12,10 +12,10 @@ from PIL import Image
 
 import tiny
 from llava_npu import LlavaNpuForConditionalGeneration, LlavaNpuProcessor, UserError
+from llava_npu.inference.engine import Engine
+from llava_npu.inference.request import Sampling
 from llava_npu.models import compose
 from llava_npu.models.stopping import stopping_arguments
-from llava_npu.serving.engine import Engine
-from llava_npu.serving.generation import Sampling
 from llava_npu.serving.terminal import Conversation, answer_once, chat_loop, for_a_terminal
 
 PICTURE = Image.new("RGB", (30, 20), (200, 0, 0))

@@ -18,13 +18,13 @@ from PIL import Image
 
 import tiny
 from llava_npu import Sampling, UserError, answer_all
+from llava_npu.distributed.launching import meeting_port
+from llava_npu.inference.engine import Engine
 from llava_npu.models import compose, load
 from llava_npu.serving.background import BackgroundEngine
-from llava_npu.serving.engine import Engine
 from llava_npu.serving.web.columns import Column, Exchange, Picture, Talk, ask, open_pictures, without_last
 from llava_npu.serving.web.flags import flag
 from llava_npu.serving.web.seeing import seen
-from llava_npu.training.launching import meeting_port
 
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
 PICTURE = Picture("red.png", Image.new("RGB", (60, 40), (200, 30, 30)))

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from llava_npu.config import RunConfig
-from llava_npu.training import reporting, train
+from llava_npu.training import train
+from llava_npu.training.monitoring import reporting
 
 
 class _CrashError(Exception):

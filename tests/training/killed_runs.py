@@ -33,10 +33,12 @@ from rich.console import Console
 
 import llava_npu.training
 from llava_npu.config import RunConfig
+from llava_npu.distributed.launching import meeting_port
 from llava_npu.errors import UserError
-from llava_npu.training import loop, reporting, saving
+from llava_npu.training import trainer as loop
+from llava_npu.training.checkpointing import saving
 from llava_npu.training.engines import ddp, fsdp2
-from llava_npu.training.launching import meeting_port
+from llava_npu.training.monitoring import reporting
 
 SCOPES = (
     "step",  # forward, backward and optimizer

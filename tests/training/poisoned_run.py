@@ -10,7 +10,7 @@ import torch
 
 import tiny
 from llava_npu.models.composing import compose
-from llava_npu.training.export import export_whole
+from llava_npu.training.checkpointing.export import export_whole
 
 _BAD = "~"  # a token that one record alone has
 

@@ -14,12 +14,12 @@ from safetensors.torch import load_file
 
 from llava_npu import UserError
 from llava_npu.config import RunConfig
-from llava_npu.conversion.merging import merge
 from llava_npu.models import load
+from llava_npu.models.checkpoints.merging import merge
 from llava_npu.models.loading import load_with_adapters
 from llava_npu.training import train
-from llava_npu.training.export import build_model
-from llava_npu.training.metrics import read_metrics
+from llava_npu.training.checkpointing.export import build_model
+from llava_npu.training.monitoring.metrics import read_metrics
 from llava_npu.training.parts import part_of, prepare_parts, trained_parameters
 
 MakeRun = Callable[..., RunConfig]
@@ -129,7 +129,7 @@ def test_an_interrupted_run_with_adapters_goes_on_bit_for_bit(make_run: MakeRun)
 
 
 def _stop_after(run: RunConfig, step: int) -> None:
-    from llava_npu.training import reporting
+    from llava_npu.training.monitoring import reporting
 
     class CrashError(Exception):
         pass

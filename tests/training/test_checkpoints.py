@@ -6,7 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from llava_npu.training.checkpoints import checkpoint_path, checkpoints, newest, prune, verify, write_folder
+from llava_npu.training.checkpointing.checkpoints import (
+    checkpoint_path,
+    checkpoints,
+    newest,
+    prune,
+    verify,
+    write_folder,
+)
 
 
 def _write(folder: Path, step: int) -> Path:

@@ -12,7 +12,7 @@ from llava_npu import UserError
 from llava_npu.config import RunConfig
 from llava_npu.ops.attention.transformers_interface import register_attention
 from llava_npu.training import train
-from llava_npu.training.metrics import read_metrics
+from llava_npu.training.monitoring.metrics import read_metrics
 
 
 @pytest.fixture(autouse=True)

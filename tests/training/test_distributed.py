@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from llava_npu.config import RunConfig, render_config
 from llava_npu.training import train
-from llava_npu.training.metrics import read_metrics
+from llava_npu.training.monitoring.metrics import read_metrics
 
 
 @pytest.mark.slow

@@ -18,14 +18,15 @@ from llava_npu import UserError
 from llava_npu.config import RunConfig
 from llava_npu.data.dataset import ConversationDataset
 from llava_npu.data.records import load_records
-from llava_npu.training import loop, train
+from llava_npu.training import train
+from llava_npu.training import trainer as loop
 from llava_npu.training.batches import micro_batch
-from llava_npu.training.checkpoints import newest
+from llava_npu.training.checkpointing.checkpoints import newest
+from llava_npu.training.checkpointing.export import build_model
 from llava_npu.training.engines.ddp import DdpEngine
-from llava_npu.training.export import build_model
-from llava_npu.training.lines import read_lines
-from llava_npu.training.metrics import read_metrics
-from llava_npu.training.objective import SupervisedLoss
+from llava_npu.training.loss import SupervisedLoss
+from llava_npu.training.monitoring.jsonl import read_lines
+from llava_npu.training.monitoring.metrics import read_metrics
 from llava_npu.training.optimizer import build_optimizer
 from llava_npu.training.parts import prepare_parts, trained_parameters
 

@@ -14,7 +14,7 @@ import torch
 
 from llava_npu.config import RunConfig, render_config
 from llava_npu.training import train
-from llava_npu.training.metrics import read_metrics
+from llava_npu.training.monitoring.metrics import read_metrics
 
 
 @pytest.mark.parametrize(
@@ -47,7 +47,7 @@ import json, os, sys
 from pathlib import Path
 from llava_npu.config import load_config
 from llava_npu.training import train
-from llava_npu.training.metrics import read_metrics
+from llava_npu.training.monitoring.metrics import read_metrics
 from torch_npu.simulation import count_host_syncs
 
 found = []

@@ -19,11 +19,12 @@ import torch
 from safetensors.torch import load_file
 
 from llava_npu.config import RunConfig, render_config
-from llava_npu.training import launching, train
-from llava_npu.training.checkpoints import checkpoints, verify
-from llava_npu.training.interruption import EXIT_STATUS
-from llava_npu.training.launching import launch
-from llava_npu.training.metrics import read_metrics
+from llava_npu.distributed import launching
+from llava_npu.distributed.interruption import EXIT_STATUS
+from llava_npu.distributed.launching import launch
+from llava_npu.training import train
+from llava_npu.training.checkpointing.checkpoints import checkpoints, verify
+from llava_npu.training.monitoring.metrics import read_metrics
 
 MakeRun = Callable[..., RunConfig]
 # Dropout: without the random state of host and device where it was, no number would be the same.

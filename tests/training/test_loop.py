@@ -23,7 +23,7 @@ from llava_npu import UserError
 from llava_npu.config import RunConfig, render_config
 from llava_npu.models import load
 from llava_npu.training import train
-from llava_npu.training.metrics import read_metrics
+from llava_npu.training.monitoring.metrics import read_metrics
 
 MakeRun = Callable[..., RunConfig]
 
@@ -58,7 +58,7 @@ def test_align_then_finetune_learns(make_run: MakeRun) -> None:
 )
 def test_only_what_the_stage_names_is_trained(make_run: MakeRun, stage: str, learning: set[str]) -> None:
     run = make_run(stage=stage, max_steps=3)
-    from llava_npu.training.export import build_model
+    from llava_npu.training.checkpointing.export import build_model
 
     before = build_model(run)[0].state_dict()
     train(run)
@@ -144,7 +144,7 @@ def test_the_loss_is_that_of_transformers_on_the_same_batch(make_run: MakeRun) -
     from llava_npu.data.dataset import ConversationDataset, collate
     from llava_npu.data.plan import Plan
     from llava_npu.data.records import load_records
-    from llava_npu.training.export import build_model
+    from llava_npu.training.checkpointing.export import build_model
 
     run = make_run(max_steps=1)
     model, processor = build_model(run)
@@ -269,7 +269,7 @@ def test_too_little_disk_space_is_said_before_training(make_run: MakeRun, monkey
 def test_a_full_disk_while_saving_leaves_nothing_half_written(
     make_run: MakeRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from llava_npu.training import state
+    from llava_npu.training.checkpointing import state
 
     def full(*arguments: Any) -> None:
         raise OSError(28, "No space left on device")

@@ -21,14 +21,14 @@ from llava_npu.data.records import load_records
 from llava_npu.devices import select
 from llava_npu.training import train
 from llava_npu.training.batches import MicroBatch, micro_batch
-from llava_npu.training.export import build_model
-from llava_npu.training.guard import load_batch, save_batch
-from llava_npu.training.lines import read_lines
-from llava_npu.training.metrics import read_metrics
-from llava_npu.training.nonfinite import LOSS, NonFinite, find_nonfinite
-from llava_npu.training.objective import SupervisedLoss
+from llava_npu.training.checkpointing.export import build_model
+from llava_npu.training.loss import SupervisedLoss
+from llava_npu.training.monitoring.jsonl import read_lines
+from llava_npu.training.monitoring.metrics import read_metrics
+from llava_npu.training.nonfinite.guard import load_batch, save_batch
+from llava_npu.training.nonfinite.replay import _Bare, replay
+from llava_npu.training.nonfinite.search import LOSS, NonFinite, find_nonfinite
 from llava_npu.training.parts import prepare_parts
-from llava_npu.training.replay import _Bare, replay
 
 MakeRun = Callable[..., RunConfig]
 
@@ -70,7 +70,7 @@ def test_a_bad_step_is_skipped_and_named(make_run: MakeRun, poisoned: dict[str, 
 
 def test_a_skipped_step_changes_nothing(make_run: MakeRun, poisoned: dict[str, Any], tmp_path: Path) -> None:
     """Reference: the same run in which that step is left out."""
-    from llava_npu.training import loop
+    from llava_npu.training import trainer as loop
 
     run = make_run("run", **poisoned)
     _train(run)

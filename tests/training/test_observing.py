@@ -14,8 +14,8 @@ from llava_npu.config import RunConfig
 from llava_npu.devices.cpu import CpuDevice
 from llava_npu.devices.marks import HostMark
 from llava_npu.training import train
-from llava_npu.training.lines import read_lines
-from llava_npu.training.metrics import read_metrics
+from llava_npu.training.monitoring.jsonl import read_lines
+from llava_npu.training.monitoring.metrics import read_metrics
 
 MakeRun = Callable[..., RunConfig]
 MEASURED = ("tokens_per_second", "samples_per_second", "tflops_per_device", "mfu", "seconds", "seconds_left")

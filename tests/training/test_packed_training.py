@@ -18,9 +18,9 @@ from llava_npu.models.modeling import LlavaNpuForConditionalGeneration
 from llava_npu.ops.install import install_kernels
 from llava_npu.training import train
 from llava_npu.training.batches import MicroBatch, micro_batch
-from llava_npu.training.export import build_model
-from llava_npu.training.metrics import read_metrics
-from llava_npu.training.objective import SupervisedLoss
+from llava_npu.training.checkpointing.export import build_model
+from llava_npu.training.loss import SupervisedLoss
+from llava_npu.training.monitoring.metrics import read_metrics
 from llava_npu.training.parts import prepare_parts, trained_parameters
 
 MakeRun = Callable[..., RunConfig]

@@ -16,9 +16,9 @@ from llava_npu.data.records import load_records
 from llava_npu.models import load
 from llava_npu.training import train
 from llava_npu.training.batches import micro_batch
-from llava_npu.training.export import build_model
-from llava_npu.training.metrics import read_metrics
-from llava_npu.training.objective import SupervisedLoss
+from llava_npu.training.checkpointing.export import build_model
+from llava_npu.training.loss import SupervisedLoss
+from llava_npu.training.monitoring.metrics import read_metrics
 from llava_npu.training.parts import part_of, prepare_parts, trained_parameters, unused_tower_parameters
 
 MakeRun = Callable[..., RunConfig]

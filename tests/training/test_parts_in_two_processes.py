@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 
 from llava_npu.config import RunConfig
 from llava_npu.training import train
-from llava_npu.training.lines import read_lines
-from llava_npu.training.metrics import read_metrics
+from llava_npu.training.monitoring.jsonl import read_lines
+from llava_npu.training.monitoring.metrics import read_metrics
 from small_run import in_two_processes, small_run
 
 ADAPTERS = {

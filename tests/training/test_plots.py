@@ -10,9 +10,10 @@ import pytest
 from PIL import Image
 
 from llava_npu.config import RunConfig
-from llava_npu.training import loop, plots
-from llava_npu.training.metrics import read_metrics
-from llava_npu.training.plots import MOST_POINTS, Plotter, draw_plots
+from llava_npu.training import trainer as loop
+from llava_npu.training.monitoring import plots
+from llava_npu.training.monitoring.metrics import read_metrics
+from llava_npu.training.monitoring.plots import MOST_POINTS, Plotter, draw_plots
 
 
 def _write_metrics(folder: Path, steps: int) -> None:

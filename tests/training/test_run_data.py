@@ -16,9 +16,10 @@ from rich.console import Console
 from llava_npu import UserError
 from llava_npu.config import DataConfig, RunConfig
 from llava_npu.data.records import Source
-from llava_npu.training import run_data, train
+from llava_npu.training import data as run_data
+from llava_npu.training import train
 from llava_npu.training.bad_samples import BAD_SAMPLES, note_bad_samples, refuse_too_many, rewind_bad_samples
-from llava_npu.training.metrics import read_metrics
+from llava_npu.training.monitoring.metrics import read_metrics
 
 MakeRun = Callable[..., RunConfig]
 
@@ -168,7 +169,7 @@ def test_features_that_do_not_fit_on_the_disk(
     make_run: MakeRun, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, cache_features: bool | str
 ) -> None:
     """Asked for, they are an error before anything is computed; with 'auto' the run does without."""
-    monkeypatch.setattr("llava_npu.training.loop.space_left", lambda cache: 1000)
+    monkeypatch.setattr("llava_npu.training.trainer.space_left", lambda cache: 1000)
     run = make_run(data={"cache_features": cache_features}, max_steps=1)
     if cache_features == "auto":
         assert train(run).is_dir()

@@ -11,11 +11,11 @@ from llava_npu import devices
 from llava_npu.config import RunConfig
 from llava_npu.devices.cpu import CpuDevice
 from llava_npu.devices.marks import HostMark
-from llava_npu.planning.flops import FlopModel, Flops
+from llava_npu.models.flops import FlopModel, Flops
 from llava_npu.training import train
 from llava_npu.training.batches import MicroBatch
-from llava_npu.training.metrics import read_metrics
-from llava_npu.training.throughput import Peak, ThroughputMeter, find_peak
+from llava_npu.training.monitoring.metrics import read_metrics
+from llava_npu.training.monitoring.throughput import Peak, ThroughputMeter, find_peak
 
 COSTS = FlopModel(
     token=Flops(10**9), pair=Flops(10**6), supervised=Flops(10**8), tower=Flops(10**10), projector=Flops(10**9)

@@ -13,8 +13,8 @@ from rich.console import Console
 from llava_npu import UserError
 from llava_npu.config import RunConfig
 from llava_npu.training import train
-from llava_npu.training.metrics import read_metrics
-from llava_npu.training.trackers import TRACKERS, TrackerKind, check_trackers, open_trackers
+from llava_npu.training.monitoring.metrics import read_metrics
+from llava_npu.training.monitoring.trackers import TRACKERS, TrackerKind, check_trackers, open_trackers
 
 
 class Diary:

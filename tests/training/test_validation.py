@@ -22,8 +22,8 @@ from llava_npu.data.mixtures import Mixture, Part
 from llava_npu.data.records import load_records
 from llava_npu.models import load
 from llava_npu.training import train
-from llava_npu.training.metrics import read_metrics
-from llava_npu.training.run_data import open_run_data
+from llava_npu.training.data import open_run_data
+from llava_npu.training.monitoring.metrics import read_metrics
 
 MakeRun = Callable[..., RunConfig]
 

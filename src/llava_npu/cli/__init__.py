@@ -28,8 +28,8 @@ from llava_npu.cli.serve import serve
 from llava_npu.cli.train import train
 from llava_npu.cli.verify import verify
 from llava_npu.cli.web import web
+from llava_npu.distributed.interruption import EXIT_STATUS, RunStopped
 from llava_npu.errors import UserError
-from llava_npu.training.interruption import EXIT_STATUS, RunStopped
 from llava_npu.version import __version__
 
 app = typer.Typer(

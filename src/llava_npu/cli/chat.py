@@ -34,8 +34,8 @@ def chat(
     """Ask a model about pictures in the terminal."""
     from llava_npu.cli.model_options import load_model
     from llava_npu.data.images import load_image
-    from llava_npu.serving.engine import Engine
-    from llava_npu.serving.generation import Sampling
+    from llava_npu.inference.engine import Engine
+    from llava_npu.inference.request import Sampling
     from llava_npu.serving.terminal import Conversation
 
     sampling = Sampling(max_new_tokens, temperature, top_p, top_k, repetition_penalty, seed)

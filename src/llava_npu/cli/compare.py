@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def compare(
-    config: Annotated[list[str], typer.Argument(help="A YAML file or name (configs/), then key=value …; or folders.")],
+    config: Annotated[list[str], typer.Argument(help="A YAML file or name (recipes/), then key=value …; or folders.")],
     report: Annotated[
         bool,
         typer.Option(

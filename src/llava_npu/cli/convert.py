@@ -32,8 +32,8 @@ def convert(
     ] = None,
 ) -> None:
     """Convert a checkpoint to another layout; its own is told from its content."""
-    from llava_npu.conversion.convert import Help
-    from llava_npu.conversion.convert import convert as run
+    from llava_npu.models.checkpoints.convert import Help
+    from llava_npu.models.checkpoints.convert import convert as run
 
     layout = run(source, destination, to, Help(base, vision_tower, template))
     typer.echo(f"{source} ({layout}) → {destination} ({to})")

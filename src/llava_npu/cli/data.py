@@ -10,8 +10,8 @@ import typer
 from llava_npu.errors import UserError
 
 if TYPE_CHECKING:
-    from llava_npu.data.check import CheckOptions
     from llava_npu.data.records import Source
+    from llava_npu.data.tools.check import CheckOptions
 
 app = typer.Typer(help="Look at training data, and check it.", no_args_is_help=True)
 
@@ -39,8 +39,8 @@ def inspect_command(
     ] = False,
 ) -> None:
     """Show samples as the model will see them, supervised tokens marked. Exit status 1 if a shown record is faulty."""
-    from llava_npu.data.inspect import inspect_records
     from llava_npu.data.tokenizer import load_tokenizer
+    from llava_npu.data.tools.inspect import inspect_records
 
     num_faulty = inspect_records(
         file,
@@ -80,9 +80,9 @@ def check_command(
     from rich.console import Console
     from rich.progress import Progress
 
-    from llava_npu.data.check import CheckOptions, check_records, default_workers
-    from llava_npu.data.check_report import print_report, write_report
     from llava_npu.data.records import Source, open_records
+    from llava_npu.data.tools.check import CheckOptions, check_records, default_workers
+    from llava_npu.data.tools.check_report import print_report, write_report
 
     if images not in ("decode", "exist", "ignore"):
         raise UserError(f"--images {images!r} is unknown; allowed are decode, exist and ignore.")
@@ -119,7 +119,7 @@ def _from_config(file: Path, options: CheckOptions, template: str | None) -> tup
     from dataclasses import replace
 
     from llava_npu.config import load_config
-    from llava_npu.training.run_data import sources
+    from llava_npu.training.data import sources
 
     run = load_config(file)
     folder = run.model.language_model or run.model.checkpoint

@@ -23,7 +23,7 @@ def download(
     ] = False,
 ) -> None:
     """Fetch a model from the Hugging Face hub or ModelScope, or what has changed of it there."""
-    from llava_npu.models.hubs import copy_model, download_model
+    from llava_npu.hub.hubs import copy_model, download_model
 
     folder = download_model(model, source, weights=not tokenizer_only)
     typer.echo(copy_model(folder, to) if to is not None else folder)

@@ -16,10 +16,10 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from llava_npu.evaluation.benchmarks import Benchmark
-    from llava_npu.evaluation.judge_client import JudgeClient
+    from llava_npu.evaluation.judge.client import JudgeClient
     from llava_npu.evaluation.processes import Processes
     from llava_npu.evaluation.questions import Answerer
-    from llava_npu.evaluation.report import Report
+    from llava_npu.evaluation.reports.report import Report
 
 
 def eval_(
@@ -72,10 +72,10 @@ def eval_(
 
     from llava_npu.evaluation.ablations import IMAGE_MODES
     from llava_npu.evaluation.answering import ANSWER_MODES, no_options
-    from llava_npu.evaluation.datasets import read_dataset
-    from llava_npu.evaluation.judge_client import JudgeClient, judge_settings
+    from llava_npu.evaluation.formats.datasets import read_dataset
+    from llava_npu.evaluation.judge.client import JudgeClient, judge_settings
     from llava_npu.evaluation.processes import joined, launch, launched
-    from llava_npu.models.hubs import on_hub
+    from llava_npu.hub.hubs import on_hub
 
     chosen = _choose(benchmark)
     _check_choice("--answer", answer, ANSWER_MODES)
@@ -113,7 +113,7 @@ def _choose(names: str) -> list[Benchmark]:
 
 
 def _print_report(console: Console, report: Report, folder: Path, differences: bool) -> None:
-    from llava_npu.evaluation.report import as_terminal, differences_for_terminal
+    from llava_npu.evaluation.reports.report import as_terminal, differences_for_terminal
 
     console.print(as_terminal(report))
     if differences:
@@ -152,7 +152,7 @@ def _evaluate(
 ) -> Report:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from llava_npu.evaluation import runner
+    from llava_npu.evaluation import run as runner
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     share = f" (process 1 of {processes.count})" if processes.count > 1 else ""
@@ -191,7 +191,7 @@ def _print_benchmarks(console: Console, names: str | None) -> None:
     from rich.text import Text
 
     from llava_npu.evaluation.benchmarks import available
-    from llava_npu.evaluation.reference import facts
+    from llava_npu.evaluation.reports.reference import facts
 
     for benchmark in _choose(names) if names else available().values():
         console.print(Text.assemble((benchmark.name, "bold"), f"  {benchmark.title}"))

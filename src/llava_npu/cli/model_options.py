@@ -32,8 +32,8 @@ def load_model(
     import torch
 
     from llava_npu import devices
+    from llava_npu.hub.hubs import on_hub
     from llava_npu.models import load
-    from llava_npu.models.hubs import on_hub
     from llava_npu.models.quantization import quantization_config
 
     if bits not in (4, 8, 16):

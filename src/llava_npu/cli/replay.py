@@ -19,7 +19,7 @@ def replay(
     """
     from llava_npu import devices
     from llava_npu.errors import UserError
-    from llava_npu.training.replay import replay as run_replay
+    from llava_npu.training.nonfinite.replay import replay as run_replay
 
     if precision not in (None, "auto", "fp32", "bf16", "fp16"):
         raise UserError(f"--precision {precision!r} is unknown. Allowed: auto, fp32, bf16, fp16.")

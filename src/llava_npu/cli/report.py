@@ -23,9 +23,9 @@ def report(
     from rich.console import Console
     from rich.text import Text
 
-    from llava_npu.evaluation.accuracy import OVERALL
-    from llava_npu.evaluation.comparison import compare_runs, read_runs
-    from llava_npu.evaluation.comparison_report import as_terminal, write_comparison
+    from llava_npu.evaluation.reports.comparison import compare_runs, read_runs
+    from llava_npu.evaluation.reports.comparison_report import as_terminal, write_comparison
+    from llava_npu.evaluation.statistics.accuracy import OVERALL
 
     console = Console()
     comparisons = compare_runs(read_runs(runs))

@@ -57,11 +57,11 @@ def serve(
     listener = open_port(host, port, read_timeout)  # before a model is loaded, which may take minutes
 
     from llava_npu.cli.model_options import load_model
+    from llava_npu.inference.engine import Engine
     from llava_npu.serving.api import server
     from llava_npu.serving.api.fetching import ImageFetcher
     from llava_npu.serving.api.limits import MIB, Limits
     from llava_npu.serving.api.service import Service
-    from llava_npu.serving.engine import Engine
 
     loaded, processor, chosen = load_model(model, device, dtype, bits, source)
     engine = Engine(loaded, processor, max_batch=max_batch, max_length=max_length)

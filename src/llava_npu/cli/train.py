@@ -7,13 +7,11 @@ from typing import Annotated
 
 import typer
 
-from llava_npu.training.interruption import EXIT_STATUS
+from llava_npu.distributed.interruption import EXIT_STATUS
 
 
 def train(
-    config: Annotated[
-        str, typer.Argument(help="A YAML file, or the name of a recipe in configs/; see docs/configuration.md.")
-    ],
+    config: Annotated[str, typer.Argument(help="A YAML file, or the name of a recipe; see docs/configuration.md.")],
     overrides: Annotated[
         list[str] | None, typer.Argument(help="key=value, as in optimizer.learning_rate=2e-5 data.workers=4")
     ] = None,
@@ -76,7 +74,7 @@ def _flags(device: str | None, **switches: bool) -> list[str]:
 
 
 def _launch(devices: int, arguments: list[str]) -> None:
-    from llava_npu.training.launching import launch
+    from llava_npu.distributed.launching import launch
 
     outcome = launch(["train", *arguments], devices)
     if outcome.message:

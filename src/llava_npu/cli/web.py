@@ -40,8 +40,8 @@ def web(
     pictures = _pictures(examples)
 
     from llava_npu.cli.model_options import load_model
+    from llava_npu.inference.engine import Engine
     from llava_npu.serving.background import BackgroundEngine
-    from llava_npu.serving.engine import Engine
     from llava_npu.serving.web.columns import Column
     from llava_npu.serving.web.page import build_page, launch
 

@@ -13,9 +13,9 @@ from PIL import Image
 from llava_npu.config.comparison import BenchmarkConfig
 from llava_npu.errors import UserError
 from llava_npu.evaluation.benchmarks import get
-from llava_npu.evaluation.images import UnreadableImageError
+from llava_npu.evaluation.formats.images import UnreadableImageError
 from llava_npu.evaluation.questions import Question
-from llava_npu.evaluation.runner import read_dataset
+from llava_npu.evaluation.run import read_dataset
 
 _SIDE = 320  # pixels; a page holds its pictures itself
 

@@ -16,7 +16,6 @@ import torch
 import yaml
 
 from llava_npu.comparison import measures
-from llava_npu.comparison.cell import choose_score
 from llava_npu.comparison.examples import Example, load_examples
 from llava_npu.comparison.folder import CELL, DELETE, read_cell, read_failure, read_result
 from llava_npu.comparison.grid import CELLS, expand
@@ -24,12 +23,13 @@ from llava_npu.comparison.report import Comparison, write_report
 from llava_npu.comparison.results import BenchmarkResult, Result, Value
 from llava_npu.comparison.run import CONFIGURATION
 from llava_npu.comparison.table import Line
+from llava_npu.comparison.trial import choose_score
 from llava_npu.config import RunConfig, load_as
 from llava_npu.config.comparison import BenchmarkConfig, ComparisonConfig
 from llava_npu.errors import UserError
-from llava_npu.evaluation.accuracy import OVERALL, Score
 from llava_npu.evaluation.fingerprints import fingerprint_model
-from llava_npu.json_objects import read_json
+from llava_npu.evaluation.statistics.accuracy import OVERALL, Score
+from llava_npu.files.json_objects import read_json
 from llava_npu.models import load
 from llava_npu.training.run_folder import RUN_FILE, is_finished
 

@@ -8,10 +8,10 @@ from typing import Any
 
 from llava_npu.data.image_roots import ImagePath
 from llava_npu.data.images import image_size
-from llava_npu.evaluation.features import FeatureCache, ImageFeatures
-from llava_npu.evaluation.images import EmbeddedImage, ImageFile, ImageSource
-from llava_npu.models.feature_cache import FeatureCache as Store
-from llava_npu.models.feature_cache import open_feature_cache, space_left
+from llava_npu.evaluation.formats.images import EmbeddedImage, ImageFile, ImageSource
+from llava_npu.inference.features import FeatureCache, ImageFeatures
+from llava_npu.models.vision.feature_cache import FeatureCache as Store
+from llava_npu.models.vision.feature_cache import open_feature_cache, space_left
 
 
 class StoredFeatures(FeatureCache):

@@ -22,8 +22,8 @@ from llava_npu.comparison.grid import Cell
 from llava_npu.comparison.results import Result
 from llava_npu.config import RunConfig
 from llava_npu.config.comparison import BenchmarkConfig
-from llava_npu.evaluation.files import write_text
-from llava_npu.json_objects import read_json
+from llava_npu.files.atomic import write_text
+from llava_npu.files.json_objects import read_json
 
 CELL, RESULT, FAILURE, LOG, PARTS = "cell.json", "result.json", "failure.json", "cell.log", "parts"
 EVALUATION = "evaluation"

@@ -17,7 +17,7 @@ from llava_npu.config.comparison import ComparisonConfig
 from llava_npu.config.schema import OF_A_NEW_MODEL
 from llava_npu.errors import UserError
 from llava_npu.models.projectors import make_options
-from llava_npu.training.run_data import data_fingerprint
+from llava_npu.training.data import data_fingerprint
 
 CELLS = "cells"
 _SET_BY_GRID = ("output", "stage", "seed", "device")

@@ -12,11 +12,11 @@ from PIL import Image
 from llava_npu.comparison.results import StageResult, Value
 from llava_npu.devices import Device
 from llava_npu.errors import UserError
-from llava_npu.models.anyres import TYPICAL
+from llava_npu.models.flops import causal_pairs, flop_model
 from llava_npu.models.modeling import LlavaNpuForConditionalGeneration
 from llava_npu.models.stopping import stopping_arguments
-from llava_npu.planning.flops import causal_pairs, flop_model
-from llava_npu.training.metrics import read_metrics
+from llava_npu.models.vision.anyres import TYPICAL
+from llava_npu.training.monitoring.metrics import read_metrics
 
 PROMPT = "<image>\nWhat is in the picture?"
 _REPEATS = 9
@@ -36,7 +36,7 @@ _PARTS = {"model.vision_tower.": "vision_tower", "model.multi_modal_projector.":
 
 
 def flops_per_image(model: LlavaNpuForConditionalGeneration) -> dict[str, int]:
-    """Floating-point operations of one image's forward pass, two per multiply-add; see `planning/flops.py`.
+    """Floating-point operations of one image's forward pass, two per multiply-add; see `models/flops.py`.
 
     With anyres, of a picture of `anyres.TYPICAL` pixels.
 

@@ -1,7 +1,7 @@
 """Which models differ? All cells answered the same questions, so their differences are tested pair by pair.
 
 An interval of one model's score holds how easy the questions happened to be, which all models share; in a paired
-difference that is gone. The tests are those of `llava-npu report` (evaluation/significance.py).
+difference that is gone. The tests are those of `llava-npu report` (evaluation/statistics/significance.py).
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from pathlib import Path
 from llava_npu.comparison.folder import EVALUATION, HELD_OUT
 from llava_npu.comparison.results import BenchmarkResult
 from llava_npu.comparison.table import HELD_OUT_LOSS, Against, Line
-from llava_npu.evaluation.accuracy import OVERALL, Sample
-from llava_npu.evaluation.comparison import REPORT_FILE, read_runs
-from llava_npu.evaluation.samples import SAMPLES_FILE, ScoreName, read_samples
-from llava_npu.evaluation.significance import PairedDifference, paired_differences
+from llava_npu.evaluation.reports.comparison import REPORT_FILE, read_runs
+from llava_npu.evaluation.reports.samples import SAMPLES_FILE, ScoreName, read_samples
+from llava_npu.evaluation.statistics.accuracy import OVERALL, Sample
+from llava_npu.evaluation.statistics.significance import PairedDifference, paired_differences
 
 Pair = tuple[int, int]  # places of two lines: of what is compared, and with what
 

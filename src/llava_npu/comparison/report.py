@@ -21,8 +21,8 @@ from llava_npu.comparison import pairs, pareto, table
 from llava_npu.comparison.examples import Example
 from llava_npu.comparison.results import Result
 from llava_npu.comparison.table import HELD_OUT_LOSS, Against, Line
-from llava_npu.evaluation.files import write_bytes, write_text
-from llava_npu.evaluation.significance import PairedDifference
+from llava_npu.evaluation.statistics.significance import PairedDifference
+from llava_npu.files.atomic import write_bytes, write_text
 from llava_npu.version import __version__
 
 PAGE = "index.html"

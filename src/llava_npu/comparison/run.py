@@ -21,20 +21,20 @@ from typing import Any
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from llava_npu.cache import locked_or_busy
 from llava_npu.comparison.examples import load_examples
 from llava_npu.comparison.folder import Measured, read_failure, read_result, write_cell
 from llava_npu.comparison.grid import Cell, expand
 from llava_npu.comparison.report import Comparison, write_report
-from llava_npu.comparison.schedule import Event, Slot, all_devices, run_cells, share_out
+from llava_npu.comparison.scheduler import Event, Slot, all_devices, run_cells, share_out
 from llava_npu.comparison.table import Line
 from llava_npu.config import render_config
 from llava_npu.config.comparison import ComparisonConfig
 from llava_npu.data.records import fingerprint
 from llava_npu.errors import UserError
 from llava_npu.evaluation.benchmarks import get
-from llava_npu.evaluation.files import write_text
-from llava_npu.evaluation.runner import read_dataset
+from llava_npu.evaluation.run import read_dataset
+from llava_npu.files.atomic import write_text
+from llava_npu.files.cache import locked_or_busy
 
 CONFIGURATION = "comparison.yaml"
 

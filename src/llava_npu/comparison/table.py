@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from llava_npu.comparison.folder import Failure
 from llava_npu.comparison.results import Result, Value
-from llava_npu.evaluation.significance import PairedDifference, p_text
+from llava_npu.evaluation.statistics.significance import PairedDifference, p_text
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

@@ -1,4 +1,4 @@
-"""The recipes in configs/, by name."""
+"""The recipes that come with the package, by name."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 from llava_npu.errors import UserError, nearest
 
-_FOLDER = Path(__file__).resolve().parent.parent / "recipes"  # configs/, as part of the package
+_FOLDER = Path(__file__).resolve().parent.parent / "recipes"
 
 
 def recipes() -> dict[str, Path]:

@@ -17,9 +17,9 @@ _HEAD = """# Configuration of a training run
 sections (`optimizer.learning_rate=2e-5`). Unknown keys and wrong types are errors. `--print-config` shows the whole
 resolved run. This page is generated from the schema by `make docs`.
 
-CONFIG is a file, or the name of a recipe in `configs/`. A file may begin with `base: other.yaml` (or a list of files,
-later ones winning; paths from its own folder): then it says only what differs. Sections are merged key by key; lists
-and `model.projector_options` are replaced as a whole.
+CONFIG is a file, or the name of a recipe in `src/llava_npu/recipes/`. A file may begin with `base: other.yaml` (or a
+list of files, later ones winning; paths from its own folder): then it says only what differs. Sections are merged key
+by key; lists and `model.projector_options` are replaced as a whole.
 
 `--debug-size` runs the same configuration in seconds, on any machine and offline: on models and data that are tiny and
 made on the spot (in `runs/debug-size/`), with the stage, projector, template and other settings of the real run.
@@ -27,7 +27,7 @@ made on the spot (in `runs/debug-size/`), with the stage, projector, template an
 
 _COMPARISON = """# Configuration of a comparison
 
-`llava-npu compare CONFIG [key=value …]` reads a file of these keys; `configs/compare-*.yaml` are some. See
+`llava-npu compare CONFIG [key=value …]` reads a file of these keys; `compare-*.yaml` among the recipes are some. See
 [comparison.md](comparison.md).
 """
 

@@ -183,7 +183,7 @@ class DataConfig(Section):
     @field_validator("template")
     @classmethod
     def _known_template(cls, name: str | None) -> str | None:
-        from llava_npu.data.templates import get_template
+        from llava_npu.data.conversation.templates import get_template
 
         if name is not None:
             get_template(name)

@@ -12,10 +12,10 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from llava_npu.data.bad_samples import BadSamples, load_or_substitute
+from llava_npu.data.conversation.labels import IGNORE_INDEX, ExpandedConversation, encode_conversation, expand_images
+from llava_npu.data.formats.parsing import Record
 from llava_npu.data.image_roots import ImagePath
 from llava_npu.data.images import image_size, load_image
-from llava_npu.data.labels import IGNORE_INDEX, ExpandedConversation, encode_conversation, expand_images
-from llava_npu.data.parsing import Record
 from llava_npu.errors import UserError
 
 ImageSize = tuple[int, int]  # (height, width) in pixels

@@ -7,8 +7,8 @@ from typing import overload
 
 import numpy as np
 
+from llava_npu.data.formats.parsing import Record
 from llava_npu.data.mixtures import Mixture
-from llava_npu.data.parsing import Record
 from llava_npu.data.plan import Indices, epoch_order
 from llava_npu.errors import UserError
 

@@ -14,7 +14,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Protocol
 
-from llava_npu.data.defects import RecordError, require_encodable
+from llava_npu.data.tools.defects import RecordError, require_encodable
 
 # Of any system, whichever runs: a data file is written on one machine and read on another.
 _ABSOLUTE = re.compile(r"[/\\]|[A-Za-z]:")

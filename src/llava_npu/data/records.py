@@ -19,13 +19,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import overload
 
-from llava_npu.data.archives import is_archive, open_archive
+from llava_npu.data.conversation.turns import IMAGE_MARK, ROLES, Turn, parse_turns
+from llava_npu.data.formats.archives import is_archive, open_archive
+from llava_npu.data.formats.parsing import Record, parse_record
+from llava_npu.data.formats.record_files import LINE_SUFFIXES, Entries, JsonEntries
+from llava_npu.data.formats.tables import TableEntries, is_table, table_files
 from llava_npu.data.image_roots import ImageFolder, ImageRoot
 from llava_npu.data.mixtures import Mixture, Part
-from llava_npu.data.parsing import Record, parse_record
-from llava_npu.data.record_files import LINE_SUFFIXES, Entries, JsonEntries
-from llava_npu.data.tables import TableEntries, is_table, table_files
-from llava_npu.data.turns import IMAGE_MARK, ROLES, Turn, parse_turns
 from llava_npu.errors import UserError
 
 __all__ = [

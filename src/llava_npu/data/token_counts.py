@@ -18,12 +18,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from llava_npu.cache import build_once, cache_root
 from llava_npu.data.bad_samples import substitutes
+from llava_npu.data.conversation.labels import ExpandedConversation
 from llava_npu.data.dataset import ConversationDataset
-from llava_npu.data.labels import ExpandedConversation
 from llava_npu.data.packing import TokenCounts
 from llava_npu.errors import UserError
+from llava_npu.files.cache import build_once, cache_root
 
 # Part of the cache's name: raise it when the same record is encoded otherwise than before.
 FORMAT = 1

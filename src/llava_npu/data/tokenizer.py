@@ -20,7 +20,7 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     Raises:
         UserError: there is none.
     """
-    from llava_npu.models.hubs import local_folder
+    from llava_npu.hub.hubs import local_folder
 
     folder = local_folder(name, "--tokenizer", weights=False)
     if not folder.exists():
@@ -38,7 +38,7 @@ def open_tokenizer(folder: Path, field: str) -> PreTrainedTokenizerBase:
     Raises:
         UserError: there is none.
     """
-    from llava_npu.models.folders import check_any_file, open_part
+    from llava_npu.hub.folders import check_any_file, open_part
 
     check_any_file(folder, _FILES, field, "tokenizer")
     return open_part(lambda: _open(folder), f"{field} (tokenizer)", str(folder))

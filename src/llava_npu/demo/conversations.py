@@ -12,7 +12,7 @@ from llava_npu.demo.concepts import nouns
 from llava_npu.demo.pictures import Picture
 from llava_npu.demo.questions import ASKED_OF_SHAPES, LETTERS, NUM_OPTIONS, WHAT
 from llava_npu.demo.shapes import COLOURS, KINDS, Shape
-from llava_npu.evaluation.choices import ENGLISH, build_prompt
+from llava_npu.evaluation.extraction.choices import ENGLISH, build_prompt
 
 Record = dict[str, Any]
 _T = TypeVar("_T")

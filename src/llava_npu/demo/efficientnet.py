@@ -13,8 +13,8 @@ from pathlib import Path
 import torch
 from transformers import EfficientNetConfig, EfficientNetForImageClassification
 
-from llava_npu.cache import build_once
 from llava_npu.demo.weights import only_file, plain_preprocessing
+from llava_npu.files.cache import build_once
 
 CONVERSION = 1  # raised whenever the conversion changes
 _REPEATS = (1, 3, 3, 4, 4, 5, 1)  # of each stage; Lite scales neither the first nor the last

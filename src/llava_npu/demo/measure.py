@@ -22,16 +22,16 @@ from llava_npu.data.records import load_records
 from llava_npu.demo.data import DemoData
 from llava_npu.demo.questions import CONCEPTS, SHAPES, WHAT
 from llava_npu.devices import Device
-from llava_npu.evaluation import runner
+from llava_npu.evaluation import run as runner
 from llava_npu.evaluation.ablations import GIVEN, SHUFFLED
-from llava_npu.evaluation.accuracy import CIRCULAR, EVERY_ROTATION, VANILLA, Score
 from llava_npu.evaluation.answering import ChooseLikeliest, GenerateText, ModelAnswerer
 from llava_npu.evaluation.benchmarks import get
 from llava_npu.evaluation.caption_loss import caption_loss
-from llava_npu.evaluation.features import FeatureCache
-from llava_npu.evaluation.files import write_text
 from llava_npu.evaluation.predictions import read_predictions
 from llava_npu.evaluation.questions import Question
+from llava_npu.evaluation.statistics.accuracy import CIRCULAR, EVERY_ROTATION, VANILLA, Score
+from llava_npu.files.atomic import write_text
+from llava_npu.inference.features import FeatureCache
 
 BENCHMARK = "mmbench"
 METRICS = {"unrotated": VANILLA, "every rotation": EVERY_ROTATION, "circular": CIRCULAR}

@@ -17,8 +17,8 @@ from llava_npu.demo.measure import Value
 from llava_npu.demo.profiles import Profile
 from llava_npu.demo.questions import CONCEPTS, SHAPES
 from llava_npu.evaluation.ablations import GIVEN, NONE, SHUFFLED
-from llava_npu.evaluation.files import write_text
-from llava_npu.training.metrics import read_metrics
+from llava_npu.files.atomic import write_text
+from llava_npu.training.monitoring.metrics import read_metrics
 from llava_npu.version import __version__
 
 if TYPE_CHECKING:

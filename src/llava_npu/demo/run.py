@@ -32,7 +32,6 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from llava_npu import devices
-from llava_npu.cache import cache_root
 from llava_npu.config import RunConfig, render_config
 from llava_npu.config.parts import PartsConfig, ProjectorPartConfig
 from llava_npu.config.schema import DataConfig, ModelConfig, OptimizerConfig
@@ -48,11 +47,12 @@ from llava_npu.demo.weights import language_model, vision_tower
 from llava_npu.devices import Device
 from llava_npu.errors import UserError
 from llava_npu.evaluation.ablations import GIVEN, NONE, SHUFFLED
-from llava_npu.evaluation.features import FeatureCache, ImageFeatures
-from llava_npu.evaluation.files import write_text
+from llava_npu.files.atomic import write_text
+from llava_npu.files.cache import cache_root
+from llava_npu.inference.features import FeatureCache, ImageFeatures
 from llava_npu.models import load
 from llava_npu.training import train
-from llava_npu.training.export import build_model
+from llava_npu.training.checkpointing.export import build_model
 from llava_npu.version import __version__
 
 STATE_FILE = "demo.json"
@@ -64,7 +64,7 @@ WANTED: dict[str, dict[str, tuple[str, ...]]] = {
     TUNED: {"captioning": (GIVEN,), "answering": (GIVEN, SHUFFLED, NONE)},
 }
 _NUM_PHASES = 8
-COMPARED_SIZES = (128, 256)  # pixels that the towers in configs/compare-demo.yaml may see
+COMPARED_SIZES = (128, 256)  # pixels that the towers in recipes/compare-demo.yaml may see
 
 
 @dataclass
@@ -283,7 +283,7 @@ def _build_data(run: _Run, folders: dict[str, Path]) -> DemoData:
 
 
 def _compared_towers(folders: dict[str, Path], cache: Path) -> dict[str, Path]:
-    """The towers of configs/compare-demo.yaml, by the names that it calls them."""
+    """The towers of recipes/compare-demo.yaml, by the names that it calls them."""
     package, second = folders[assets.VISION_TOWER.name], folders.get(assets.SECOND_TOWER.name)
     towers = {f"resnet-50-{size}": vision_tower(package, cache, size) for size in COMPARED_SIZES}
     if second is not None:

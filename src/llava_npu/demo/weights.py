@@ -26,8 +26,8 @@ from transformers import (
     ResNetForImageClassification,
 )
 
-from llava_npu.cache import build_once
 from llava_npu.errors import UserError
+from llava_npu.files.cache import build_once
 
 # Raised whenever a conversion changes, so that folders written by an older one are not used.
 CONVERSION = 2

@@ -15,9 +15,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from llava_npu.cache import cache_root
 from llava_npu.diagnostics.compatibility import CANN_PYTHON_PACKAGES, LIBRARIES
 from llava_npu.diagnostics.trial import Trial, try_torch
+from llava_npu.files.cache import cache_root
 
 PACKAGES = (*(library.name for library in LIBRARIES), "torch-npu", "bitsandbytes", *CANN_PYTHON_PACKAGES)
 _VARIABLES = re.compile(

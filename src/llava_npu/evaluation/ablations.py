@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from llava_npu.errors import UserError, nearest
-from llava_npu.evaluation.accuracy import group_questions
 from llava_npu.evaluation.questions import Question
+from llava_npu.evaluation.statistics.accuracy import group_questions
 
 GIVEN, NONE, SHUFFLED = "given", "none", "shuffled"
 IMAGE_MODES = (GIVEN, NONE, SHUFFLED)

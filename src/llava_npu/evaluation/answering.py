@@ -24,11 +24,11 @@ import torch
 
 from llava_npu.data.records import IMAGE_MARK
 from llava_npu.errors import UserError, nearest
-from llava_npu.evaluation.beginnings import Prompt, begin, beginning_lengths
-from llava_npu.evaluation.features import FeatureCache, ImageFeatures, image_inputs
 from llava_npu.evaluation.fingerprints import fingerprint_model, fingerprint_processor
-from llava_npu.evaluation.likelihood import AnsweredPrompt, answer_log_probabilities
 from llava_npu.evaluation.questions import Answer, Question
+from llava_npu.inference.features import FeatureCache, ImageFeatures, image_inputs
+from llava_npu.inference.likelihood import AnsweredPrompt, answer_log_probabilities
+from llava_npu.inference.prefix_cache import Prompt, begin, beginning_lengths
 from llava_npu.models.stopping import stop_string, stopping_arguments
 
 ANSWER_MODES = ("generate", "likelihood", "likelihood-letter")

@@ -13,11 +13,11 @@ from typing import Any
 from llava_npu.data.records import IMAGE_MARK, Record, Turn
 from llava_npu.errors import UserError
 from llava_npu.evaluation.ablations import GIVEN, NONE, SHUFFLED, unknown_mode, wrong_partners
-from llava_npu.evaluation.accuracy import Sample
-from llava_npu.evaluation.bootstrap import ratio_interval
-from llava_npu.evaluation.features import FeatureCache
-from llava_npu.evaluation.images import ImageFile, UnreadableImageError
-from llava_npu.evaluation.likelihood import AnsweredPrompt, LogProbability, answer_log_probabilities
+from llava_npu.evaluation.formats.images import ImageFile, UnreadableImageError
+from llava_npu.evaluation.statistics.accuracy import Sample
+from llava_npu.evaluation.statistics.bootstrap import ratio_interval
+from llava_npu.inference.features import FeatureCache
+from llava_npu.inference.likelihood import AnsweredPrompt, LogProbability, answer_log_probabilities
 
 
 @dataclass(frozen=True)

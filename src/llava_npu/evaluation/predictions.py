@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from llava_npu.errors import UserError
-from llava_npu.evaluation.files import write_text
+from llava_npu.files.atomic import write_text
 
 
 @dataclass(frozen=True)

@@ -75,7 +75,7 @@ def joined() -> Iterator[Processes]:
         return
     import torch.distributed
 
-    from llava_npu import process_group
+    from llava_npu.distributed import process_group
 
     process_group.form("gloo", timeout=_PATIENCE)
     try:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from llava_npu.evaluation.images import ImageSource
+from llava_npu.evaluation.formats.images import ImageSource
 
 
 @dataclass(frozen=True)

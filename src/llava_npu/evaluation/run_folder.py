@@ -23,9 +23,8 @@ from pathlib import Path
 from typing import Any
 
 from llava_npu.errors import UserError
-from llava_npu.evaluation.files import write_text
-from llava_npu.evaluation.images import ImageFile
-from llava_npu.evaluation.picture_fingerprints import fingerprint_pictures
+from llava_npu.evaluation.formats.images import ImageFile
+from llava_npu.evaluation.image_fingerprints import fingerprint_pictures
 from llava_npu.evaluation.predictions import (
     Prediction,
     append_predictions,
@@ -35,6 +34,7 @@ from llava_npu.evaluation.predictions import (
 )
 from llava_npu.evaluation.processes import Processes
 from llava_npu.evaluation.questions import Question
+from llava_npu.files.atomic import write_text
 from llava_npu.version import __version__
 
 RUN_FILE, PREDICTIONS_FILE = "run.json", "predictions.jsonl"

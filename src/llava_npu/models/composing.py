@@ -10,16 +10,16 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 from llava_npu.data.tokenizer import open_tokenizer
 from llava_npu.errors import UserError
-from llava_npu.models.anyres import default_resolutions, resolutions_from_llava
+from llava_npu.hub.folders import check_loaded, check_model_folder, open_part
+from llava_npu.hub.hubs import local_folder
 from llava_npu.models.configuration import LlavaNpuConfig
-from llava_npu.models.folders import check_loaded, check_model_folder, open_part
-from llava_npu.models.hubs import local_folder
-from llava_npu.models.image_processors import load_image_processor, set_processor_size
 from llava_npu.models.modeling import LlavaNpuForConditionalGeneration
 from llava_npu.models.processing import IMAGE_TOKEN, LlavaNpuProcessor
 from llava_npu.models.projectors import build_projector, grid_defaults
-from llava_npu.models.resizing import fit_tower
-from llava_npu.models.towers import describe_tower
+from llava_npu.models.vision.anyres import default_resolutions, resolutions_from_llava
+from llava_npu.models.vision.image_processors import load_image_processor, set_processor_size
+from llava_npu.models.vision.resizing import fit_tower
+from llava_npu.models.vision.towers import describe_tower
 
 # Left over by right from a whole CLIP or a classifier, and missing by right where a tower was published without them.
 _NOT_THE_TOWER = ("text_", "logit_", "visual_projection", "classifier", "pooler.", "head.")

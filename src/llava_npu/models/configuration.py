@@ -7,10 +7,10 @@ from huggingface_hub.dataclasses import strict
 from transformers import LlavaConfig
 
 from llava_npu.errors import UserError
-from llava_npu.models.anyres import Size, Tiling, check_resolutions, default_resolutions
-from llava_npu.models.multiscale import check_scales
 from llava_npu.models.projectors import feature_layers, num_tokens, token_grid
-from llava_npu.models.towers import Tower, check_layers, describe_tower
+from llava_npu.models.vision.anyres import Size, Tiling, check_resolutions, default_resolutions
+from llava_npu.models.vision.multiscale import check_scales
+from llava_npu.models.vision.towers import Tower, check_layers, describe_tower
 
 PLAIN_PROJECTOR = "mlp2x_gelu"  # the one that transformers' own LLaVA has
 

@@ -11,16 +11,16 @@ import torch
 
 from llava_npu.data.tokenizer import open_tokenizer
 from llava_npu.errors import UserError
+from llava_npu.hub.folders import check_loaded, check_model_folder, open_part
+from llava_npu.hub.hubs import local_folder
 from llava_npu.models.adapters import BASE, is_adapter_folder, load_adapters, merge_adapters
 from llava_npu.models.agreement import check_agreement
 from llava_npu.models.composing import change_aspect_ratio, compose
 from llava_npu.models.configuration import LlavaNpuConfig
-from llava_npu.models.folders import check_loaded, check_model_folder, open_part
-from llava_npu.models.hubs import local_folder
-from llava_npu.models.image_processors import load_image_processor
 from llava_npu.models.modeling import LlavaNpuForConditionalGeneration
 from llava_npu.models.processing import IMAGE_TOKEN, LlavaNpuProcessor
 from llava_npu.models.sources import ModelSource, read_source
+from llava_npu.models.vision.image_processors import load_image_processor
 from llava_npu.ops.install import install_kernels
 
 MODEL_FOLDER = "model"  # where a run folder keeps its final model
@@ -129,7 +129,7 @@ def resolve(source: str) -> str:
         raise UserError(f"model: {source} does not exist. Give a model folder, a run folder or a hub id.")
     inner = folder / MODEL_FOLDER
     folder = inner if _is_model_folder(inner) and not _is_model_folder(folder) else folder
-    from llava_npu.conversion.convert import as_hugging_face  # it loads models too
+    from llava_npu.models.checkpoints.convert import as_hugging_face  # it loads models too
 
     return str(as_hugging_face(folder, lambda message: print(message, file=sys.stderr)))
 

@@ -24,11 +24,11 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.models.llava.modeling_llava import LlavaModel, LlavaPreTrainedModel
 
 from llava_npu.errors import UserError
-from llava_npu.models.anyres import Size, Tiling
 from llava_npu.models.configuration import LlavaNpuConfig
-from llava_npu.models.multiscale import multiscale_features
 from llava_npu.models.projectors import Projector, build_projector
-from llava_npu.models.towers import select_features
+from llava_npu.models.vision.anyres import Size, Tiling
+from llava_npu.models.vision.multiscale import multiscale_features
+from llava_npu.models.vision.towers import select_features
 
 # Weights are named in files as those of transformers' LLaVA are, so that either loads the other's.
 register_checkpoint_conversion_mapping(

@@ -9,16 +9,16 @@ import torch
 from PIL import Image
 from transformers import BatchFeature, LlavaNextProcessor, LlavaProcessor
 
+from llava_npu.data.conversation.jinja_template import chat_template
+from llava_npu.data.conversation.labels import IMAGE_PLACEHOLDER, encode_prompt, encode_rendered_prompt
+from llava_npu.data.conversation.special_tokens import settle_bos
+from llava_npu.data.conversation.templates import get_template
 from llava_npu.data.images import pad_to_square
-from llava_npu.data.jinja_template import chat_template
-from llava_npu.data.labels import IMAGE_PLACEHOLDER, encode_prompt, encode_rendered_prompt
-from llava_npu.data.special_tokens import settle_bos
-from llava_npu.data.templates import get_template
 from llava_npu.errors import UserError
-from llava_npu.models.anyres import Size, Tiling
 from llava_npu.models.configuration import LlavaNpuConfig
-from llava_npu.models.image_processors import as_llava_next, processor_size
 from llava_npu.models.projectors.grid import Grid
+from llava_npu.models.vision.anyres import Size, Tiling
+from llava_npu.models.vision.image_processors import as_llava_next, processor_size
 
 IMAGE_TOKEN = "<image>"
 ASPECT_RATIOS = ("pad", "square", "anyres")
@@ -30,7 +30,7 @@ class LlavaNpuProcessor(LlavaProcessor):
     Attributes:
         num_image_tokens: visual tokens of one image, as the model's projector answers; with anyres, of one tile: ask
             `count_image_tokens`.
-        template: name of the conversation template (`llava_npu.data.templates`).
+        template: name of the conversation template (`llava_npu.data.conversation.templates`).
         image_aspect_ratio: "pad" to a square with the mean colour, "square" (resize and crop), or "anyres" (tiles).
         image_grid_pinpoints: with anyres, (height, width) of what pictures may be scaled into.
         token_grid: with anyres, (rows, columns) of the tokens of one tile, or their number (`Tiling.token_grid`).

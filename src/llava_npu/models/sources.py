@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from llava_npu.errors import UserError
-from llava_npu.models.hubs import is_local
+from llava_npu.hub.hubs import is_local
 
 _PARTS = ("vision_tower", "language_model")
 _WHOLE = 64 * 2**20  # bytes of a file that are read as a whole; of a larger one, samples

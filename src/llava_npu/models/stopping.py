@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from llava_npu.data.templates import EOS, VALUE, get_template
+from llava_npu.data.conversation.templates import EOS, VALUE, get_template
 
 
 def stopping_arguments(model: Any, tokenizer: Any, template_name: str) -> dict[str, Any]:

@@ -9,18 +9,18 @@ from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer
 
 from llava_npu.config import ModelConfig, RunConfig, load_config
 from llava_npu.errors import UserError
+from llava_npu.hub.folders import check_configuration
+from llava_npu.hub.hubs import HubModel, fetch, is_local, local_folder, on_hub, parse_source
 from llava_npu.models.adapters import BASE, is_adapter_folder
 from llava_npu.models.agreement import check_agreement
 from llava_npu.models.composing import EMBEDDING_MULTIPLE, chosen_resolutions
 from llava_npu.models.configuration import LlavaNpuConfig
-from llava_npu.models.folders import check_configuration
-from llava_npu.models.hubs import HubModel, fetch, is_local, local_folder, on_hub, parse_source
-from llava_npu.models.image_processors import load_image_processor
 from llava_npu.models.loading import MODEL_FOLDER
 from llava_npu.models.projectors import grid_defaults
-from llava_npu.models.resizing import picture_size, set_size
 from llava_npu.models.sources import read_source
-from llava_npu.models.towers import describe_tower
+from llava_npu.models.vision.image_processors import load_image_processor
+from llava_npu.models.vision.resizing import picture_size, set_size
+from llava_npu.models.vision.towers import describe_tower
 from llava_npu.planning.published import published_model, published_models
 
 _PROCESSOR_FILE = "preprocessor_config.json"

@@ -16,7 +16,7 @@ from llava_npu.ops.attention.transformers_interface import use_packed_attention
 from llava_npu.ops.fuse import fuse, operations_worth_fusing
 from llava_npu.ops.planned import planned_for
 from llava_npu.planning.tracing import Trace, Tracer
-from llava_npu.training.objective import SupervisedLoss
+from llava_npu.training.loss import SupervisedLoss
 from llava_npu.training.parts import prepare_parts
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from llava_npu.config import RunConfig
+from llava_npu.models.flops import FlopModel, Flops, flop_model
 from llava_npu.planning.architecture import find_tokenizer, model_config
-from llava_npu.planning.flops import FlopModel, Flops, flop_model
 from llava_npu.planning.memory import configured_engine
 from llava_npu.planning.options import MemoryModel, Option, options, recommended
 from llava_npu.planning.samples import Samples, expected_samples

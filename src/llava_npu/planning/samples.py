@@ -8,16 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from llava_npu.config import RunConfig
+from llava_npu.data.conversation.labels import IGNORE_INDEX, encode_conversation, expand_images
+from llava_npu.data.formats.parsing import Record
 from llava_npu.data.image_roots import ImagePath
 from llava_npu.data.images import image_size
-from llava_npu.data.labels import IGNORE_INDEX, encode_conversation, expand_images
-from llava_npu.data.parsing import Record
 from llava_npu.errors import UserError
-from llava_npu.models.anyres import TYPICAL, Size
 from llava_npu.models.configuration import LlavaNpuConfig
+from llava_npu.models.vision.anyres import TYPICAL, Size
 from llava_npu.planning.published import PublishedData, published_data
+from llava_npu.training.data import open_run_data, sources
 from llava_npu.training.parts import STAGE_TEMPLATES
-from llava_npu.training.run_data import open_run_data, sources
 
 # Records that are tokenized to know the lengths of all.
 PROBED = 256

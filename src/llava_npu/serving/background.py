@@ -8,8 +8,8 @@ import queue
 import threading
 from collections.abc import AsyncIterator, Callable
 
-from llava_npu.serving.engine import Engine
-from llava_npu.serving.generation import Piece, Ticket
+from llava_npu.inference.engine import Engine
+from llava_npu.inference.request import Piece, Ticket
 
 Deliver = Callable[[Piece], None]
 

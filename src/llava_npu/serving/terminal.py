@@ -13,11 +13,11 @@ from PIL import Image
 
 from llava_npu.data.images import load_image
 from llava_npu.errors import UserError, nearest
+from llava_npu.inference.engine import Engine
+from llava_npu.inference.prompts import prepare_prompt, with_images_first
+from llava_npu.inference.request import Sampling
 from llava_npu.models.modeling import LlavaNpuForConditionalGeneration
 from llava_npu.models.processing import LlavaNpuProcessor
-from llava_npu.serving.engine import Engine
-from llava_npu.serving.generation import Sampling
-from llava_npu.serving.prompts import prepare_prompt, with_images_first
 
 HELP = """\
 /image FILE…     pictures for the next question; write <image> in it to say where each stands

@@ -9,7 +9,7 @@ __all__ = ["train"]
 
 def __getattr__(name: str) -> Any:
     if name == "train":
-        from llava_npu.training.loop import train
+        from llava_npu.training.trainer import train
 
         return train
     raise AttributeError(f"module 'llava_npu.training' has no attribute {name!r}")

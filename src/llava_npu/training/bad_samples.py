@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.text import Text
 
 from llava_npu.errors import UserError
-from llava_npu.training.lines import append_lines, read_lines, rewind_lines
+from llava_npu.training.monitoring.jsonl import append_lines, read_lines, rewind_lines
 
 BAD_SAMPLES = "bad_samples.jsonl"
 

@@ -18,7 +18,7 @@ from llava_npu.models.adapters import (
 )
 from llava_npu.models.configuration import LlavaNpuConfig
 from llava_npu.models.modeling import LlavaNpuForConditionalGeneration
-from llava_npu.models.towers import select_features
+from llava_npu.models.vision.towers import select_features
 from llava_npu.training.quantization import quantize_base
 
 # Where the modules of each part are; all else, the head, is the language model's.

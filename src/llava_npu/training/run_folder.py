@@ -28,10 +28,10 @@ from llava_npu.config import RunConfig
 from llava_npu.errors import UserError
 from llava_npu.models.loading import MODEL_FOLDER
 from llava_npu.training.bad_samples import BAD_SAMPLES
-from llava_npu.training.lines import NONFINITE_STEPS, REPLAYS
-from llava_npu.training.metrics import METRICS
-from llava_npu.training.plots import PAGE, PICTURE
-from llava_npu.training.trackers import IDENTITIES
+from llava_npu.training.monitoring.jsonl import NONFINITE_STEPS, REPLAYS
+from llava_npu.training.monitoring.metrics import METRICS
+from llava_npu.training.monitoring.plots import PAGE, PICTURE
+from llava_npu.training.monitoring.trackers import IDENTITIES
 
 RUN_FILE = "run.yaml"
 ACCEPTED = "accepted_changes"

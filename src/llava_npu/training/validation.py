@@ -17,8 +17,8 @@ from llava_npu.data.dataset import ConversationDataset, Sample
 from llava_npu.data.plan import Indices
 from llava_npu.devices import Device
 from llava_npu.training.batches import steps
+from llava_npu.training.checkpointing.state import random_state, restore_random_state
 from llava_npu.training.engines import Engine
-from llava_npu.training.state import random_state, restore_random_state
 
 _FEW = 256  # so many samples are loaded sooner than processes that load them are started
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 from golden_fill import features, fill, uniform
 
-from llava_npu.conversion.projectors import from_original
+from llava_npu.models.checkpoints.projectors import from_original
 from llava_npu.models.projectors import Projector, build_projector
 from llava_npu.models.projectors.positions import sincos_table
 

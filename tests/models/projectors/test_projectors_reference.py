@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from llava_npu.conversion.projectors import from_original, to_original
+from llava_npu.models.checkpoints.projectors import from_original, to_original
 from llava_npu.models.projectors import Projector, build_projector, load_weights
 from llava_npu.models.projectors.grid import average_pool, to_blocks
 from llava_npu.models.projectors.tokenpacker import block_centres

@@ -14,10 +14,10 @@ from importlib import import_module
 from pathlib import Path
 
 from llava_npu.errors import UserError, nearest
-from llava_npu.evaluation.accuracy import Score
-from llava_npu.evaluation.judging import JudgeRule
+from llava_npu.evaluation.judge.judging import JudgeRule
 from llava_npu.evaluation.questions import Dataset, Question
-from llava_npu.evaluation.submissions import Submission
+from llava_npu.evaluation.reports.submissions import Submission
+from llava_npu.evaluation.statistics.accuracy import Score
 
 Parsed = dict[str, str | None]  # extraction rule → what it read from an answer
 

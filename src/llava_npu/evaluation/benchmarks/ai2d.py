@@ -4,9 +4,16 @@ from __future__ import annotations
 
 from functools import partial
 
-from llava_npu.evaluation import choice_judge
 from llava_npu.evaluation.benchmarks import LOCALLY, MAY_JUDGE, Benchmark, Description, register
-from llava_npu.evaluation.choices import ABOUT, ENGLISH, parse_choice, read_choices, review_vanilla, score_vanilla
+from llava_npu.evaluation.extraction.choices import (
+    ABOUT,
+    ENGLISH,
+    parse_choice,
+    read_choices,
+    review_vanilla,
+    score_vanilla,
+)
+from llava_npu.evaluation.judge import choice_judge
 
 register(
     Benchmark(

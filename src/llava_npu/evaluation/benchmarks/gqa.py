@@ -7,14 +7,14 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from llava_npu.evaluation.accuracy import Score, extraction_rules, hit, tabulate
 from llava_npu.evaluation.benchmarks import LOCALLY, Benchmark, Description, Parsed, register
-from llava_npu.evaluation.json_files import JsonRecord, combined_digest, read_json_table, read_jsonl
-from llava_npu.evaluation.llava_files import SHORT, check_unique, llava_question
-from llava_npu.evaluation.locating import PictureFolder, beside
-from llava_npu.evaluation.open_answers import read_open_table, review_secret
+from llava_npu.evaluation.extraction.open_answers import read_open_table, review_secret
+from llava_npu.evaluation.formats.json_files import JsonRecord, combined_digest, read_json_table, read_jsonl
+from llava_npu.evaluation.formats.llava_files import SHORT, check_unique, llava_question
+from llava_npu.evaluation.formats.locating import PictureFolder, beside
 from llava_npu.evaluation.questions import Dataset, Question
-from llava_npu.evaluation.submissions import Submission, as_json
+from llava_npu.evaluation.reports.submissions import Submission, as_json
+from llava_npu.evaluation.statistics.accuracy import Score, extraction_rules, hit, tabulate
 
 _QUESTIONS = "testdev_balanced_questions.json"
 _PLACES = (f"data/{_QUESTIONS}", f"data/questions1.2/{_QUESTIONS}", f"data/questions/{_QUESTIONS}", _QUESTIONS)

@@ -8,8 +8,11 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from llava_npu.evaluation import yes_no
-from llava_npu.evaluation.accuracy import (
+from llava_npu.evaluation.benchmarks import LOCALLY, Benchmark, Description, Parsed, register
+from llava_npu.evaluation.extraction import yes_no
+from llava_npu.evaluation.formats.tables import Row
+from llava_npu.evaluation.questions import Dataset, Question
+from llava_npu.evaluation.statistics.accuracy import (
     CATEGORY,
     LEVELS,
     Label,
@@ -20,9 +23,6 @@ from llava_npu.evaluation.accuracy import (
     own_labels,
     tabulate,
 )
-from llava_npu.evaluation.benchmarks import LOCALLY, Benchmark, Description, Parsed, register
-from llava_npu.evaluation.questions import Dataset, Question
-from llava_npu.evaluation.tables import Row
 
 _RULES = ("strict", "vlmevalkit")
 

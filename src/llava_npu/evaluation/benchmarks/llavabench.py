@@ -9,15 +9,15 @@ from pathlib import Path
 
 from llava_npu.data.records import IMAGE_MARK
 from llava_npu.errors import UserError
-from llava_npu.evaluation.accuracy import Score, Unit, tabulate
 from llava_npu.evaluation.benchmarks import JUDGE, Benchmark, Description, Parsed, register
-from llava_npu.evaluation.json_files import JsonRecord, combined_digest, read_json_table, read_jsonl
-from llava_npu.evaluation.judging import JudgeRule
-from llava_npu.evaluation.llava_files import check_unique, llava_question
-from llava_npu.evaluation.locating import PictureFolder, beside, need_beside
+from llava_npu.evaluation.formats.json_files import JsonRecord, combined_digest, read_json_table, read_jsonl
+from llava_npu.evaluation.formats.llava_files import check_unique, llava_question
+from llava_npu.evaluation.formats.locating import PictureFolder, beside, need_beside
+from llava_npu.evaluation.formats.table_images import TableImages
+from llava_npu.evaluation.formats.tables import read_tsv, unique_indices
+from llava_npu.evaluation.judge.judging import JudgeRule
 from llava_npu.evaluation.questions import Dataset, Question
-from llava_npu.evaluation.table_images import TableImages
-from llava_npu.evaluation.tables import read_tsv, unique_indices
+from llava_npu.evaluation.statistics.accuracy import Score, Unit, tabulate
 
 _RULE = "judge"
 _RULES_FILE = "rule.json"

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import partial
 
-from llava_npu.evaluation import choice_judge
 from llava_npu.evaluation.benchmarks import LOCALLY, MAY_JUDGE, SERVER, Benchmark, Description, register
-from llava_npu.evaluation.choices import (
+from llava_npu.evaluation.extraction.choices import (
     ABOUT,
     CHINESE,
     ENGLISH,
@@ -16,9 +15,10 @@ from llava_npu.evaluation.choices import (
     review_circular,
     score_circular,
 )
+from llava_npu.evaluation.formats.tables import Row
+from llava_npu.evaluation.judge import choice_judge
 from llava_npu.evaluation.questions import Dataset
-from llava_npu.evaluation.submissions import Submission, as_spreadsheet, number_or_text
-from llava_npu.evaluation.tables import Row
+from llava_npu.evaluation.reports.submissions import Submission, as_spreadsheet, number_or_text
 
 _NOT_SUBMITTED = frozenset({"hint", "category", "source", "image", "comment", "l2-category"})
 _PREDICTION_PLACE = 6

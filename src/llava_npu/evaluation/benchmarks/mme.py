@@ -15,8 +15,15 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from llava_npu.errors import UserError, nearest
-from llava_npu.evaluation import yes_no
-from llava_npu.evaluation.accuracy import (
+from llava_npu.evaluation.benchmarks import LOCALLY, Benchmark, Description, Parsed, register
+from llava_npu.evaluation.extraction import yes_no
+from llava_npu.evaluation.formats.json_files import JsonRecord, combined_digest, read_jsonl, read_text
+from llava_npu.evaluation.formats.llava_files import SHORT, llava_question
+from llava_npu.evaluation.formats.locating import PictureFolder, need_beside
+from llava_npu.evaluation.formats.tables import Row
+from llava_npu.evaluation.questions import Dataset, Question
+from llava_npu.evaluation.reports.submissions import Submission
+from llava_npu.evaluation.statistics.accuracy import (
     CATEGORY,
     Label,
     Score,
@@ -28,14 +35,7 @@ from llava_npu.evaluation.accuracy import (
     statistic,
     tabulate,
 )
-from llava_npu.evaluation.benchmarks import LOCALLY, Benchmark, Description, Parsed, register
-from llava_npu.evaluation.bootstrap import Array
-from llava_npu.evaluation.json_files import JsonRecord, combined_digest, read_jsonl, read_text
-from llava_npu.evaluation.llava_files import SHORT, llava_question
-from llava_npu.evaluation.locating import PictureFolder, need_beside
-from llava_npu.evaluation.questions import Dataset, Question
-from llava_npu.evaluation.submissions import Submission
-from llava_npu.evaluation.tables import Row
+from llava_npu.evaluation.statistics.bootstrap import Array
 
 PERCEPTION = ("existence", "count", "position", "color", "posters", "celebrity", "scene", "landmark", "artwork", "OCR")
 COGNITION = ("commonsense_reasoning", "numerical_calculation", "text_translation", "code_reasoning")

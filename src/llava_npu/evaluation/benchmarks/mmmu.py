@@ -10,7 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from llava_npu.evaluation.benchmarks import LOCALLY, Benchmark, Description, Parsed, register
-from llava_npu.evaluation.choices import (
+from llava_npu.evaluation.extraction.choices import (
     ABOUT,
     ENGLISH,
     parse_choice,
@@ -18,9 +18,9 @@ from llava_npu.evaluation.choices import (
     review_vanilla,
     score_vanilla,
 )
-from llava_npu.evaluation.extraction import extract_vlmevalkit
+from llava_npu.evaluation.extraction.rules import extract_vlmevalkit
+from llava_npu.evaluation.extraction.vqa import normalise
 from llava_npu.evaluation.questions import Dataset, Question
-from llava_npu.evaluation.vqa import normalise
 
 _OPEN = "Answer the question directly."
 

@@ -8,15 +8,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from llava_npu.evaluation.accuracy import CATEGORY, L2_CATEGORY, OVERALL, Label, Score, hit, tabulate
 from llava_npu.evaluation.benchmarks import JUDGE, SERVER, Benchmark, Description, Parsed, register
-from llava_npu.evaluation.json_files import JsonRecord, combined_digest, read_json_table, read_jsonl, read_text
-from llava_npu.evaluation.judging import JudgeRule
-from llava_npu.evaluation.llava_files import check_unique, llava_question
-from llava_npu.evaluation.locating import PictureFolder, beside, need_beside
-from llava_npu.evaluation.open_answers import read_open_table
+from llava_npu.evaluation.extraction.open_answers import read_open_table
+from llava_npu.evaluation.formats.json_files import JsonRecord, combined_digest, read_json_table, read_jsonl, read_text
+from llava_npu.evaluation.formats.llava_files import check_unique, llava_question
+from llava_npu.evaluation.formats.locating import PictureFolder, beside, need_beside
+from llava_npu.evaluation.judge.judging import JudgeRule
 from llava_npu.evaluation.questions import Dataset, Question
-from llava_npu.evaluation.submissions import Submission
+from llava_npu.evaluation.reports.submissions import Submission
+from llava_npu.evaluation.statistics.accuracy import CATEGORY, L2_CATEGORY, OVERALL, Label, Score, hit, tabulate
 
 _RULE = "judge"
 _PROMPT_FILE = "judge_prompt.txt"

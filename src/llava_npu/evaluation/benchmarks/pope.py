@@ -13,8 +13,14 @@ from pathlib import Path
 import numpy as np
 
 from llava_npu.errors import UserError
-from llava_npu.evaluation import yes_no
-from llava_npu.evaluation.accuracy import (
+from llava_npu.evaluation.benchmarks import LOCALLY, Benchmark, Description, Parsed, register
+from llava_npu.evaluation.extraction import yes_no
+from llava_npu.evaluation.formats.json_files import JsonRecord, combined_digest, read_jsonl
+from llava_npu.evaluation.formats.llava_files import SHORT, check_unique, llava_question
+from llava_npu.evaluation.formats.locating import PictureFolder, need_beside
+from llava_npu.evaluation.formats.tables import Row
+from llava_npu.evaluation.questions import Dataset, Question
+from llava_npu.evaluation.statistics.accuracy import (
     OVERALL,
     Label,
     Score,
@@ -25,13 +31,7 @@ from llava_npu.evaluation.accuracy import (
     statistic,
     tabulate,
 )
-from llava_npu.evaluation.benchmarks import LOCALLY, Benchmark, Description, Parsed, register
-from llava_npu.evaluation.bootstrap import Array
-from llava_npu.evaluation.json_files import JsonRecord, combined_digest, read_jsonl
-from llava_npu.evaluation.llava_files import SHORT, check_unique, llava_question
-from llava_npu.evaluation.locating import PictureFolder, need_beside
-from llava_npu.evaluation.questions import Dataset, Question
-from llava_npu.evaluation.tables import Row
+from llava_npu.evaluation.statistics.bootstrap import Array
 
 _RULES = ("strict", "llava", "vlmevalkit")
 _LABEL_FILE = "coco_pope_"

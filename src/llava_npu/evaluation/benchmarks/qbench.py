@@ -8,9 +8,8 @@ from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
-from llava_npu.evaluation import choice_judge
 from llava_npu.evaluation.benchmarks import LOCALLY, MAY_JUDGE, SERVER, Benchmark, Description, register
-from llava_npu.evaluation.choices import (
+from llava_npu.evaluation.extraction.choices import (
     ABOUT,
     CHINESE,
     ENGLISH,
@@ -19,11 +18,12 @@ from llava_npu.evaluation.choices import (
     review_vanilla,
     score_vanilla,
 )
-from llava_npu.evaluation.json_files import JsonRecord, read_json_list
-from llava_npu.evaluation.llava_files import checked
-from llava_npu.evaluation.locating import PictureFolder
+from llava_npu.evaluation.formats.json_files import JsonRecord, read_json_list
+from llava_npu.evaluation.formats.llava_files import checked
+from llava_npu.evaluation.formats.locating import PictureFolder
+from llava_npu.evaluation.judge import choice_judge
 from llava_npu.evaluation.questions import Dataset, Question
-from llava_npu.evaluation.submissions import Submission, as_json_lines
+from llava_npu.evaluation.reports.submissions import Submission, as_json_lines
 
 # The lines between question and options in Q-Bench's script for LLaVA. Its Chinese one has "\在" where "\n在" was
 # meant: the backslash went to the model, with no line break.

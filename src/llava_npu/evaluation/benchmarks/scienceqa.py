@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from llava_npu.data.records import IMAGE_MARK
-from llava_npu.evaluation import letters
-from llava_npu.evaluation.accuracy import Score, extraction_rules, hit, tabulate
 from llava_npu.evaluation.benchmarks import LOCALLY, Benchmark, Description, Parsed, register
-from llava_npu.evaluation.choices import ABOUT, ENGLISH, parse_choice, read_choices, review_vanilla
-from llava_npu.evaluation.images import ImageSource
-from llava_npu.evaluation.json_files import (
+from llava_npu.evaluation.extraction import letters
+from llava_npu.evaluation.extraction.choices import ABOUT, ENGLISH, parse_choice, read_choices, review_vanilla
+from llava_npu.evaluation.formats.images import ImageSource
+from llava_npu.evaluation.formats.json_files import (
     JsonRecord,
     combined_digest,
     members,
@@ -23,9 +22,10 @@ from llava_npu.evaluation.json_files import (
     read_json_object,
     read_json_table,
 )
-from llava_npu.evaluation.llava_files import check_unique
-from llava_npu.evaluation.locating import PictureFolder, beside, need_beside
+from llava_npu.evaluation.formats.llava_files import check_unique
+from llava_npu.evaluation.formats.locating import PictureFolder, beside, need_beside
 from llava_npu.evaluation.questions import Dataset, Question
+from llava_npu.evaluation.statistics.accuracy import Score, extraction_rules, hit, tabulate
 
 _SPLIT = "test"
 _MAX_NOTED = 5

@@ -7,14 +7,21 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from llava_npu.evaluation import letters
 from llava_npu.evaluation.benchmarks import LOCALLY, SERVER, Benchmark, Description, Parsed, register
-from llava_npu.evaluation.choices import ABOUT, ENGLISH, parse_choice, read_choices, review_vanilla, score_vanilla
-from llava_npu.evaluation.json_files import JsonRecord, combined_digest, members, read_json_object, read_jsonl
-from llava_npu.evaluation.llava_files import check_unique, llava_question
-from llava_npu.evaluation.locating import PictureFolder, need_beside
+from llava_npu.evaluation.extraction import letters
+from llava_npu.evaluation.extraction.choices import (
+    ABOUT,
+    ENGLISH,
+    parse_choice,
+    read_choices,
+    review_vanilla,
+    score_vanilla,
+)
+from llava_npu.evaluation.formats.json_files import JsonRecord, combined_digest, members, read_json_object, read_jsonl
+from llava_npu.evaluation.formats.llava_files import check_unique, llava_question
+from llava_npu.evaluation.formats.locating import PictureFolder, need_beside
 from llava_npu.evaluation.questions import Dataset, Question
-from llava_npu.evaluation.submissions import Submission, as_json_lines
+from llava_npu.evaluation.reports.submissions import Submission, as_json_lines
 
 _IMAGE, _VIDEO = "image", "video"
 

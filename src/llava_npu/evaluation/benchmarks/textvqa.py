@@ -12,10 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from llava_npu.evaluation.benchmarks import LOCALLY, Benchmark, Description, register
-from llava_npu.evaluation.json_files import JsonRecord, combined_digest, members, read_json_object, read_jsonl
-from llava_npu.evaluation.llava_files import SHORT, llava_question
-from llava_npu.evaluation.locating import PictureFolder, need_beside
-from llava_npu.evaluation.open_answers import (
+from llava_npu.evaluation.extraction.open_answers import (
     ABOUT,
     most_frequent,
     normal_forms,
@@ -24,6 +21,9 @@ from llava_npu.evaluation.open_answers import (
     score_soft,
     soft_credit,
 )
+from llava_npu.evaluation.formats.json_files import JsonRecord, combined_digest, members, read_json_object, read_jsonl
+from llava_npu.evaluation.formats.llava_files import SHORT, llava_question
+from llava_npu.evaluation.formats.locating import PictureFolder, need_beside
 from llava_npu.evaluation.questions import Dataset, Question
 
 _OCR = "Reference OCR token:"

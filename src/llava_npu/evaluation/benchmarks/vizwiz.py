@@ -6,10 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from llava_npu.evaluation.benchmarks import LOCALLY, SERVER, Benchmark, Description, register
-from llava_npu.evaluation.json_files import read_jsonl
-from llava_npu.evaluation.llava_files import SHORT, check_unique, llava_question
-from llava_npu.evaluation.locating import PictureFolder
-from llava_npu.evaluation.open_answers import (
+from llava_npu.evaluation.extraction.open_answers import (
     ABOUT,
     most_frequent,
     normal_forms,
@@ -18,9 +15,12 @@ from llava_npu.evaluation.open_answers import (
     score_soft,
     soft_credit,
 )
+from llava_npu.evaluation.extraction.vqa import normalise_as_original
+from llava_npu.evaluation.formats.json_files import read_jsonl
+from llava_npu.evaluation.formats.llava_files import SHORT, check_unique, llava_question
+from llava_npu.evaluation.formats.locating import PictureFolder
 from llava_npu.evaluation.questions import Dataset
-from llava_npu.evaluation.submissions import Submission, as_json
-from llava_npu.evaluation.vqa import normalise_as_original
+from llava_npu.evaluation.reports.submissions import Submission, as_json
 
 _INSUFFICIENT = "When the provided information is insufficient, respond with 'Unanswerable'."
 

@@ -5,13 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from llava_npu.evaluation.accuracy import Score
 from llava_npu.evaluation.benchmarks import LOCALLY, Benchmark, Description, Parsed, register
-from llava_npu.evaluation.images import ImageSource
-from llava_npu.evaluation.json_files import JsonRecord, read_jsonl
-from llava_npu.evaluation.llava_files import SHORT, check_unique, checked, with_instruction
-from llava_npu.evaluation.locating import PictureFolder
-from llava_npu.evaluation.open_answers import (
+from llava_npu.evaluation.extraction.open_answers import (
     ABOUT,
     exact_credit,
     most_frequent,
@@ -21,7 +16,12 @@ from llava_npu.evaluation.open_answers import (
     score_soft,
     soft_credit,
 )
+from llava_npu.evaluation.formats.images import ImageSource
+from llava_npu.evaluation.formats.json_files import JsonRecord, read_jsonl
+from llava_npu.evaluation.formats.llava_files import SHORT, check_unique, checked, with_instruction
+from llava_npu.evaluation.formats.locating import PictureFolder
 from llava_npu.evaluation.questions import Dataset, Question
+from llava_npu.evaluation.statistics.accuracy import Score
 
 _ANNOTATORS = 10
 

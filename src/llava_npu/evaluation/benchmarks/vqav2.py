@@ -6,13 +6,20 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from llava_npu.evaluation.benchmarks import LOCALLY, SERVER, Benchmark, Description, register
-from llava_npu.evaluation.json_files import read_jsonl
-from llava_npu.evaluation.llava_files import SHORT, check_unique, llava_question
-from llava_npu.evaluation.locating import PictureFolder, beside
-from llava_npu.evaluation.open_answers import ABOUT, most_frequent, normal_forms, review_secret, score_soft, soft_credit
+from llava_npu.evaluation.extraction.open_answers import (
+    ABOUT,
+    most_frequent,
+    normal_forms,
+    review_secret,
+    score_soft,
+    soft_credit,
+)
+from llava_npu.evaluation.extraction.vqa import normalise_as_original
+from llava_npu.evaluation.formats.json_files import read_jsonl
+from llava_npu.evaluation.formats.llava_files import SHORT, check_unique, llava_question
+from llava_npu.evaluation.formats.locating import PictureFolder, beside
 from llava_npu.evaluation.questions import Dataset
-from llava_npu.evaluation.submissions import Submission, as_json, number_or_text
-from llava_npu.evaluation.vqa import normalise_as_original
+from llava_npu.evaluation.reports.submissions import Submission, as_json, number_or_text
 
 _WHOLE_TEST = "llava_vqav2_mscoco_test2015.jsonl"
 

@@ -24,11 +24,11 @@ from llava_npu import devices
 from llava_npu.data.records import IMAGE_MARK
 from llava_npu.errors import UserError
 from llava_npu.evaluation.answering import GenerateText, ModelAnswerer
-from llava_npu.evaluation.features import FeatureCache
-from llava_npu.evaluation.images import LoadedImage
-from llava_npu.evaluation.likelihood import AnsweredPrompt, answer_log_probabilities
+from llava_npu.evaluation.formats.images import LoadedImage
 from llava_npu.evaluation.questions import Question
-from llava_npu.evaluation.runner import order_questions
+from llava_npu.evaluation.run import order_questions
+from llava_npu.inference.features import FeatureCache
+from llava_npu.inference.likelihood import AnsweredPrompt, answer_log_probabilities
 from llava_npu.models import load
 
 _WINDOW = 256  # requests whose pictures are held in memory at once

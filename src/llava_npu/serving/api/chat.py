@@ -13,11 +13,11 @@ from pydantic import BaseModel, Field
 from starlette.responses import JSONResponse, Response
 
 from llava_npu.errors import UserError, nearest
+from llava_npu.inference.request import Prompt, Sampling
 from llava_npu.serving.api.errors import ApiError
 from llava_npu.serving.api.event_stream import ClientLeftError, PieceResponse, unless_client_leaves
 from llava_npu.serving.api.messages import Message, read_messages
 from llava_npu.serving.api.service import Service
-from llava_npu.serving.generation import Prompt, Sampling
 
 _DEFAULT_NEW_TOKENS = 512  # if the client names no limit, and there is room
 _MAX_STOPS = 4

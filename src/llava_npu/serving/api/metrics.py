@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-from llava_npu.serving.engine import Engine
+from llava_npu.inference.engine import Engine
 
 _KNOWN_PATHS = frozenset(
     {

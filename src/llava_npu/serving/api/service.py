@@ -10,6 +10,9 @@ from anyio import CapacityLimiter, to_thread
 
 from llava_npu.data.images import load_image
 from llava_npu.errors import UserError
+from llava_npu.inference.engine import Engine
+from llava_npu.inference.prompts import prepare_prompt, prepare_rendered_prompt
+from llava_npu.inference.request import Piece, Prompt, Sampling, Ticket
 from llava_npu.models.processing import LlavaNpuProcessor
 from llava_npu.serving.api.errors import ApiError
 from llava_npu.serving.api.fetching import ImageFetcher
@@ -18,9 +21,6 @@ from llava_npu.serving.api.limits import Limits
 from llava_npu.serving.api.messages import Asked
 from llava_npu.serving.api.metrics import Metrics
 from llava_npu.serving.background import BackgroundEngine, EngineStoppedError
-from llava_npu.serving.engine import Engine
-from llava_npu.serving.generation import Piece, Prompt, Sampling, Ticket
-from llava_npu.serving.prompts import prepare_prompt, prepare_rendered_prompt
 
 _UNPACKED_AT_ONCE = 2  # requests whose pictures are in memory as pixels
 _LONGEST_TOKEN = 64  # characters; a text that is longer than so many for each token of room is not even encoded

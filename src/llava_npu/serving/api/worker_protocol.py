@@ -17,11 +17,11 @@ from pydantic import BaseModel
 from starlette.responses import Response
 
 from llava_npu.errors import UserError
+from llava_npu.inference.request import Prompt, Sampling
 from llava_npu.serving.api.errors import ApiError
 from llava_npu.serving.api.event_stream import ClientLeftError, PieceResponse, unless_client_leaves
 from llava_npu.serving.api.images import decode_base64
 from llava_npu.serving.api.service import Service
-from llava_npu.serving.generation import Prompt, Sampling
 
 _WORKER_FAILED = 1
 _SAMPLED_ABOVE = 0.001  # temperatures up to here mean: the likeliest token

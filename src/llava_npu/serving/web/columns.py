@@ -12,11 +12,11 @@ from PIL import Image
 
 from llava_npu.data.images import load_image
 from llava_npu.errors import UserError
+from llava_npu.inference.engine import Engine
+from llava_npu.inference.prompts import Turns, prepare_prompt, with_images_first
+from llava_npu.inference.request import Piece, Sampling, Ticket
 from llava_npu.models.processing import IMAGE_TOKEN
 from llava_npu.serving.background import BackgroundEngine
-from llava_npu.serving.engine import Engine
-from llava_npu.serving.generation import Piece, Sampling, Ticket
-from llava_npu.serving.prompts import Turns, prepare_prompt, with_images_first
 
 _MAX_PICTURES = 8  # of one conversation
 _MAX_PIXELS = 25_000_000  # of one picture

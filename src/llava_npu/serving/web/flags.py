@@ -11,7 +11,7 @@ from pathlib import Path
 from PIL import Image
 
 from llava_npu.errors import UserError
-from llava_npu.serving.generation import Sampling
+from llava_npu.inference.request import Sampling
 from llava_npu.serving.web.columns import Column, Talk
 
 

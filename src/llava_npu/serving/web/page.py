@@ -14,7 +14,7 @@ from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from llava_npu.errors import UserError
-from llava_npu.serving.generation import Sampling
+from llava_npu.inference.request import Sampling
 from llava_npu.serving.web.columns import Column, Picture, Talk, ask, open_pictures, without_last
 from llava_npu.serving.web.flags import flag
 from llava_npu.serving.web.seeing import seen

@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 
 from llava_npu.training.engines.base import Engine
-from llava_npu.training.objective import SupervisedLoss
+from llava_npu.training.loss import SupervisedLoss
 
 
 class DdpEngine(Engine):

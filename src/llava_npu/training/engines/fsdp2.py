@@ -26,7 +26,7 @@ from llava_npu.config import Fsdp2Config
 from llava_npu.errors import UserError
 from llava_npu.models.projectors import Projector
 from llava_npu.training.engines.base import Engine
-from llava_npu.training.objective import SupervisedLoss
+from llava_npu.training.loss import SupervisedLoss
 from llava_npu.training.parts import is_batch_norm
 
 

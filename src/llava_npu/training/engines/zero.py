@@ -21,7 +21,7 @@ from llava_npu.config import ZeroConfig
 from llava_npu.errors import UserError
 from llava_npu.models.projectors import Projector
 from llava_npu.training.engines.base import Engine, state_keys
-from llava_npu.training.objective import SupervisedLoss
+from llava_npu.training.loss import SupervisedLoss
 from llava_npu.training.parts import is_batch_norm, trained_parameters
 
 _BUCKET = 200_000_000  # elements sent at once

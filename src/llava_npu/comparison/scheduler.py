@@ -1,0 +1,206 @@
+"""Which device runs which cell, and when: one worker process a cell, one cell a device at a time."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections import Counter, defaultdict, deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO
+
+from llava_npu import devices
+from llava_npu.comparison.folder import FAILURE, LOG, Failure, read_failure, write_failure
+from llava_npu.comparison.grid import Cell
+from llava_npu.errors import UserError
+
+WORKER = ("-m", "llava_npu.comparison.trial")
+_POLL_SECONDS = 0.2
+_GRACE_SECONDS = 300  # for a worker that was told to stop: it saves its state first
+_LONGEST_LINE = 160
+
+
+@dataclass(frozen=True)
+class Slot:
+    """Where a cell can run.
+
+    Attributes:
+        device: as `devices.select` takes it; of several processes, each takes its own of that kind.
+        processes: how many train the cell together.
+        environment: what keeps them to their devices.
+    """
+
+    device: str
+    processes: int = 1
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Event:
+    """What happened to a cell.
+
+    Attributes:
+        cell, slot: which, and where.
+        kind: "started", "line" (it said something), "finished" or "failed".
+        text: the line, or the reason.
+        seconds: since its start.
+    """
+
+    cell: Cell
+    slot: Slot
+    kind: str
+    text: str = ""
+    seconds: float = 0.0
+
+
+@dataclass
+class _Worker:
+    cell: Cell
+    slot: Slot
+    process: subprocess.Popen[bytes]
+    log: IO[bytes]
+    started: float
+    last_line: str = ""
+
+
+def all_devices(names: Sequence[str]) -> list[str]:
+    """The devices that cells are spread over, in names that `devices.select` takes.
+
+    `auto` stands for all devices of the best kind that this machine has, a kind alone for all of that kind.
+
+    Raises:
+        UserError: there is no such device.
+    """
+    found: list[str] = []
+    for name in names:
+        kind, _, index = name.partition(":")
+        if kind == "auto":
+            kind = next(each for each in devices.kinds() if devices.of_kind(each).is_available())
+        elif kind not in devices.kinds():
+            devices.select(name)  # raises, and says what there is
+        device = devices.of_kind(kind)
+        if not device.is_available():
+            raise UserError(f"device {name!r} is not available: {device.why_unavailable()}")
+        if index and not (index.isdigit() and int(index) < device.count):
+            raise UserError(f"device {name!r}: this machine has {device.count} of kind {kind}, counted from 0.")
+        found += [name] if index or device.count == 1 else [f"{kind}:{number}" for number in range(device.count)]
+    return found
+
+
+def share_out(names: Sequence[str], per_cell: int) -> list[Slot]:
+    """Groups devices, as `all_devices` names them, by the cells that they work on.
+
+    Raises:
+        UserError: there are too few of any kind.
+    """
+    if per_cell == 1:
+        return [Slot(name) for name in names]
+    by_kind: dict[str, list[int]] = defaultdict(list)
+    slots = []
+    for name in names:
+        kind, _, index = name.partition(":")
+        if devices.of_kind(kind).visibility_variable is None:  # a CPU: its processes share it
+            slots.append(Slot(name, per_cell))
+        else:
+            by_kind[kind].append(int(index or 0))
+    for kind, indices in by_kind.items():
+        for start in range(0, len(indices) - per_cell + 1, per_cell):
+            visible = devices.of_kind(kind).visible_only(indices[start : start + per_cell])
+            slots.append(Slot(kind, per_cell, visible))
+    if not slots:
+        raise UserError(f"devices_per_cell: {per_cell}, but there are {len(names)} devices: {', '.join(names)}.")
+    return slots
+
+
+def run_cells(cells: Sequence[Cell], slots: Sequence[Slot], report: Callable[[Event], None]) -> None:
+    """Runs every cell once; a failed one is recorded in its folder, and the others go on.
+
+    Interrupted, it stops the workers; what they have done so far is kept, and calling it again goes on.
+    """
+    waiting = deque(_encoders_first(cells))
+    running: list[_Worker] = []
+    free = list(slots)
+    environment = _environment(sum(slot.processes for slot in slots))
+    try:
+        while waiting or running:
+            while waiting and free:
+                running.append(_start(waiting.popleft(), free.pop(0), environment))
+                report(Event(running[-1].cell, running[-1].slot, "started"))
+            time.sleep(_POLL_SECONDS)
+            for worker in list(running):
+                line = _last_line(worker.cell.folder / LOG)
+                if line != worker.last_line:
+                    worker.last_line = line
+                    report(Event(worker.cell, worker.slot, "line", line, time.monotonic() - worker.started))
+                if worker.process.poll() is not None:
+                    running.remove(worker)
+                    free.append(worker.slot)
+                    report(_finish(worker))
+    finally:
+        _stop(running)
+
+
+def _encoders_first(cells: Sequence[Cell]) -> list[Cell]:
+    """One cell of each encoder before the second of any: devices side by side compute different features."""
+    seen: Counter[str] = Counter()
+    rounds = []
+    for cell in cells:
+        rounds.append((seen[cell.encoder], cell))
+        seen[cell.encoder] += 1
+    return [cell for _, cell in sorted(rounds, key=lambda pair: pair[0])]
+
+
+def _start(cell: Cell, slot: Slot, environment: dict[str, str]) -> _Worker:
+    (cell.folder / FAILURE).unlink(missing_ok=True)
+    log = (cell.folder / LOG).open("ab")
+    together = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={slot.processes}"]
+    command = [sys.executable, *(together if slot.processes > 1 else []), *WORKER, str(cell.folder)]
+    command += ["--device", slot.device]
+    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, env=environment)
+    return _Worker(cell, slot, process, log, time.monotonic())
+
+
+def _environment(processes: int) -> dict[str, str]:
+    """The workers' environment: where several share the host's cores, each takes its part of them."""
+    environment = dict(os.environ)
+    if processes > 1 and "OMP_NUM_THREADS" not in environment:
+        environment["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // processes))
+    return environment
+
+
+def _finish(worker: _Worker) -> Event:
+    worker.log.close()
+    seconds, status = time.monotonic() - worker.started, worker.process.returncode
+    if status == 0:
+        return Event(worker.cell, worker.slot, "finished", seconds=seconds)
+    failure = read_failure(worker.cell.folder)
+    if failure is None:  # it died before it could say why
+        killed = f"was ended by signal {-status}" if status < 0 else f"left with status {status}"
+        memory = " (out of memory?)" if status == -9 else ""
+        failure = Failure("failed", f"its process {killed}{memory}; see {worker.cell.folder / LOG}")
+        write_failure(worker.cell.folder, failure)
+    return Event(worker.cell, worker.slot, "failed", failure.reason, seconds)
+
+
+def _stop(workers: Sequence[_Worker]) -> None:
+    for worker in workers:
+        worker.process.terminate()
+    for worker in workers:
+        try:
+            worker.process.wait(_GRACE_SECONDS)
+        except subprocess.TimeoutExpired:
+            worker.process.kill()
+            worker.process.wait()
+        worker.log.close()
+
+
+def _last_line(log: Path) -> str:
+    """The last line that a worker printed."""
+    with log.open("rb") as file:
+        file.seek(0, os.SEEK_END)
+        file.seek(max(0, file.tell() - 4096))
+        lines = file.read().decode("utf-8", errors="replace").splitlines()
+    return next((line.strip()[:_LONGEST_LINE] for line in reversed(lines) if line.strip()), "")

@@ -1,0 +1,309 @@
+"""One cell, in a process of its own: trained, measured, its result written. Run again, it goes on where it stopped.
+
+A process for each cell: memory is counted afresh, and a cell that dies takes no other with it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import os
+import sys
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from llava_npu import devices
+from llava_npu.comparison import measures
+from llava_npu.comparison.examples import example_questions
+from llava_npu.comparison.features import StoredFeatures
+from llava_npu.comparison.folder import (
+    EVALUATION,
+    HELD_OUT,
+    PARTS,
+    Failure,
+    Measured,
+    read_cell,
+    read_result,
+    write_failure,
+    write_result,
+)
+from llava_npu.comparison.grid import Cell
+from llava_npu.comparison.results import BenchmarkResult, Result, Said, Value
+from llava_npu.config import RunConfig
+from llava_npu.config.comparison import BenchmarkConfig
+from llava_npu.data.records import load_records
+from llava_npu.devices import Device
+from llava_npu.distributed.interruption import EXIT_STATUS, RunStopped
+from llava_npu.errors import UserError, nearest
+from llava_npu.evaluation import run as runner
+from llava_npu.evaluation.answering import GenerateText, ModelAnswerer, build_answerer
+from llava_npu.evaluation.benchmarks import get
+from llava_npu.evaluation.caption_loss import caption_loss
+from llava_npu.evaluation.predictions import read_predictions
+from llava_npu.evaluation.questions import Question
+from llava_npu.evaluation.reports.samples import write_samples
+from llava_npu.evaluation.run_folder import PREDICTIONS_FILE, versions
+from llava_npu.evaluation.statistics.accuracy import EVERY_ROTATION, OVERALL, VANILLA, Score
+from llava_npu.files.atomic import write_text
+from llava_npu.inference.features import FeatureCache
+from llava_npu.models import load
+from llava_npu.training import train
+from llava_npu.training.parts import STAGE_TEMPLATES
+from llava_npu.training.trainer import build_model
+
+_LONGEST_DESCRIPTION = 20  # tokens
+_BATCH = 16
+CAPTIONS = "plain"  # the template under which captions are scored, whatever the last stage was trained with
+
+
+def main() -> int:
+    """The worker: `python -m llava_npu.comparison.trial FOLDER --device npu:1`."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--device", default="auto")
+    arguments = parser.parse_args()
+    try:
+        run_cell(arguments.folder, arguments.device)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        write_failure(
+            arguments.folder, Failure("impossible" if _is_impossible(arguments.folder) else "failed", str(error))
+        )
+        return 2
+    except RunStopped as stopped:  # no failure: the cell goes on when the comparison does
+        print(stopped, file=sys.stderr)
+        return EXIT_STATUS
+    except Exception as error:  # noqa: BLE001  one cell's accident is reported, the others go on
+        traceback.print_exc()
+        write_failure(arguments.folder, Failure("failed", f"{type(error).__name__}: {error}"))
+        return 1
+    return 0
+
+
+def run_cell(folder: Path, device_name: str) -> Result | None:
+    """Trains and measures the cell in `folder`; what is there already is not done again.
+
+    Of several processes that train it together, the first one measures it, alone; the others return None.
+    """
+    cell, measured = read_cell(folder)
+    device = devices.select(device_name)
+    console = Console(file=sys.stderr, width=160)
+    peaks = {run.stage: _train(run, device_name, device, cell.folder, console) for run in _runs(cell)}
+
+    if not _is_first():
+        # A process that left now would close connections that others may still be reading from. If the first one fails,
+        # the launcher ends this one.
+        while read_result(folder, measured) is None:
+            time.sleep(1)
+        return None
+
+    dtype = device.autocast_dtype or torch.float32
+    device.reset_peak_memory()
+    model, processor = load(cell.last.output, device.torch_device, dtype)
+    trained_with = cell.last.data.template or STAGE_TEMPLATES[cell.last.stage]
+    speaker = _with_template(processor, trained_with)
+    features = StoredFeatures(model, processor) if measured.share_features else FeatureCache(model, processor)
+    benchmarks = []
+    for number, (benchmark, _) in enumerate(measured.benchmarks):
+        console.print(f"measuring {benchmark.label or benchmark.name}")
+        output = folder / EVALUATION / f"{number}-{benchmark.name}"
+        benchmarks.append(_evaluate(benchmark, model, speaker, features, device, output))
+    loss = None
+    if measured.held_out is not None:
+        held_out, captioner = measured.held_out, _with_template(processor, CAPTIONS)
+        loss = _once(
+            folder / PARTS / "held_out.json",
+            list(held_out),
+            lambda: _held_out(*held_out, folder / HELD_OUT, model, captioner, features),
+        )
+    console.print("measuring examples, latency")
+    said = _once(
+        folder / PARTS / "said.json",
+        measured.as_json(),
+        lambda: _describe(measured, benchmarks, model, speaker, features),
+    )
+    latency = _once(
+        folder / PARTS / "first_token.json", None, lambda: vars(measures.first_token(model, processor, device))
+    )
+    result = Result(
+        encoder=cell.encoder,
+        projector=cell.projector,
+        varied=cell.varied,
+        seed=cell.align.seed,
+        visual_tokens=measures.visual_tokens(model),
+        parameters=measures.parameters(model),
+        flops=measures.flops_per_image(model),
+        stages={run.stage: measures.stage_result(run.output_path, peaks[run.stage]) for run in _runs(cell)},
+        held_out_loss=Value(**loss) if loss else None,
+        benchmarks=tuple(benchmarks),
+        first_token=Value(**latency),
+        inference_memory=device.memory().peak,
+        said=tuple(Said(**each) for each in said),
+        device=device.name,
+        dtype=str(dtype).removeprefix("torch."),
+        versions=versions(),
+        runs={run.stage: run.model_dump(mode="json") for run in _runs(cell)},
+    )
+    write_result(folder, result, measured)
+    return result
+
+
+def _is_first() -> bool:
+    """Whether this is the first of the processes that a launcher started together, or the only one."""
+    return int(os.environ.get("RANK", 0)) == 0
+
+
+def _is_impossible(folder: Path) -> bool:
+    """Whether the cell's parts do not fit each other, so that there is no model to train: asked once it has failed."""
+    try:
+        build_model(read_cell(folder)[0].align)
+    except UserError:
+        return True
+    return False
+
+
+def _runs(cell: Cell) -> list[RunConfig]:
+    return [run for run in (cell.align, cell.finetune) if run is not None]
+
+
+def _train(run: RunConfig, device_name: str, device: Device, folder: Path, console: Console) -> int:
+    """Trains one stage; returns its peak memory."""
+    part = folder / PARTS / f"{run.stage}.json"
+    if part.is_file():
+        return int(json.loads(part.read_text(encoding="utf-8"))["peak_memory"])
+    device.reset_peak_memory()
+    train(run.model_copy(update={"device": device_name}), console=console)
+    peak = device.memory().peak
+    device.empty_cache()
+    if _is_first():
+        write_text(part, json.dumps({"peak_memory": peak}) + "\n")
+    return peak
+
+
+def _evaluate(
+    benchmark: BenchmarkConfig, model: Any, processor: Any, features: FeatureCache, device: Device, output: Path
+) -> BenchmarkResult:
+    known = get(benchmark.name)
+    speaker = _with_template(processor, benchmark.template)
+    answerer = build_answerer(
+        benchmark.answer,
+        model,
+        speaker,
+        max_new_tokens=benchmark.max_new_tokens or known.max_new_tokens,
+        device=device.name,
+        features=features,
+    )
+    report = runner.evaluate(
+        known, benchmark.data, answerer, output, images=benchmark.images, batch_size=benchmark.batch_size
+    )
+    score = choose_score(report.scores, benchmark)
+    metric = ", ".join([score.metric, score.extraction, *([score.name] if score.level != OVERALL else [])])
+    value = Value(score.value, score.low, score.high, score.count)
+    return BenchmarkResult(
+        benchmark.label or benchmark.name, metric, value, chance_of(benchmark, score.metric), str(output)
+    )
+
+
+def chance_of(benchmark: BenchmarkConfig, metric: str) -> float | None:
+    """What guessing scores among the options shown; None where that depends on more than the options."""
+    if metric not in (VANILLA, EVERY_ROTATION):
+        return None
+    questions = runner.read_dataset(get(benchmark.name), Path(benchmark.data)).questions
+    shown = [
+        question
+        for question in questions
+        if question.options
+        and (metric == EVERY_ROTATION or not question.rotation)
+        and benchmark.part in (None, question.category, question.l2_category)
+    ]
+    return sum(1 / len(question.options) for question in shown) / len(shown) if shown else None
+
+
+def choose_score(scores: Sequence[Score], benchmark: BenchmarkConfig) -> Score:
+    """The score that the table shows.
+
+    Raises:
+        UserError: nothing was scored here, or the benchmark has no such metric, rule or part; it says which there are.
+    """
+    if not scores:
+        raise UserError(f"benchmarks: {benchmark.name} is not scored here (a judge or its server does); leave it out.")
+    chosen = list(scores)
+    wanted = {"metric": benchmark.metric, "extraction": benchmark.extraction, "name": benchmark.part or OVERALL}
+    for attribute, value in wanted.items():
+        there = list(dict.fromkeys(str(getattr(score, attribute)) for score in chosen))
+        value = value or there[0]
+        if value not in there:
+            key = "part" if attribute == "name" else attribute
+            raise UserError(
+                f"benchmarks: {benchmark.name} has no {key} {value!r}.{nearest(value, there)}"
+                f" It has {', '.join(there)}."
+            )
+        chosen = [score for score in chosen if str(getattr(score, attribute)) == value]
+    return chosen[0]
+
+
+def _held_out(
+    path: str, sha256: str, folder: Path, model: Any, processor: Any, features: FeatureCache
+) -> dict[str, Any]:
+    """The loss. Each record's is kept in `folder`, under the data's checksum, so that models can be paired."""
+    loss = caption_loss(model, processor, load_records(path), batch_size=_BATCH, features=features)
+    value = Value(loss.value, loss.low, loss.high, loss.num_records)
+    score = Score("held-out loss", CAPTIONS, sha256, OVERALL, OVERALL, **vars(value), sample=loss.sample)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_samples([score], folder)
+    return vars(value)
+
+
+def _describe(
+    measured: Measured, results: Sequence[BenchmarkResult], model: Any, processor: Any, features: FeatureCache
+) -> list[dict[str, Any]]:
+    """What the model answered to the example questions of the first benchmark, and what it says is in the pictures."""
+    if not measured.benchmarks or not measured.examples:
+        return []
+    benchmark = measured.benchmarks[0][0]
+    questions = example_questions(benchmark, measured.examples)
+    open_questions = [Question(id=each.id, text=each.text, prompt=each.text, images=each.images) for each in questions]
+    answerer = ModelAnswerer(model, processor, GenerateText(_LONGEST_DESCRIPTION), features=features)
+    words = answerer.answer(open_questions)
+    predictions, _ = read_predictions(Path(results[0].folder) / PREDICTIONS_FILE)
+    answered = {prediction.id: prediction for prediction in predictions}
+    said = []
+    for question, free in zip(questions, words, strict=True):
+        prediction = answered[question.id]
+        read = next(iter(prediction.parsed.values()), None)
+        answer = question.options.get(read, read) if read is not None else prediction.answer
+        right = None if question.answer is None else read == question.answer
+        said.append(vars(Said(question.id, str(answer), right, free.text)))
+    return said
+
+
+def _with_template(processor: Any, template: str | None) -> Any:
+    if template is None or template == processor.template:
+        return processor
+    changed = copy.copy(processor)
+    changed.template = template
+    return changed
+
+
+def _once(path: Path, depends_on: Any, compute: Callable[[], Any]) -> Any:
+    """What `compute` gave, now or in an earlier process, if it depended on the same."""
+    if path.is_file():
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        if stored["of"] == json.loads(json.dumps(depends_on)):
+            return stored["value"]
+    value = compute()
+    write_text(path, json.dumps({"of": depends_on, "value": value}, ensure_ascii=False) + "\n")
+    return json.loads(json.dumps(value))
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    sys.exit(main())

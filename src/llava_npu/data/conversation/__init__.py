@@ -1,0 +1,1 @@
+"""Conversations: templates, tokens and labels."""

@@ -1,0 +1,1 @@
+"""Files of records, in every form that is read."""

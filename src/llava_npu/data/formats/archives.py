@@ -1,0 +1,240 @@
+"""Images in tar or zip files: one file, or many shards, where millions of small files would choke a file system.
+
+    image_root: images.tar          image_root: images.zip          image_root: shards/images-*.tar
+
+An archive's members are listed once into a small database in the user's cache; an image is then one look-up and one
+read at its place, from any number of processes. Compressed tar files have no places to read at and are refused; a zip
+file may compress its members or not.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import sqlite3
+import struct
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import BinaryIO
+from urllib.parse import quote
+
+from llava_npu.errors import UserError
+from llava_npu.files.cache import build_once, cache_root
+
+ARCHIVE_SUFFIXES = (".tar", ".zip")
+MAX_IMAGE_BYTES = 1 << 30
+_COMPRESSED_SUFFIXES = (".tgz", ".tbz2", ".txz", ".gz", ".bz2", ".xz", ".zst", ".7z", ".rar")
+_INDEX = "members.sqlite"
+_INDEX_FORMAT = 1
+_ZIP_HEADER = struct.Struct("<4s5H3I2H")  # the local file header before each member
+_RAW, _DEFLATED = 0, 8
+
+
+@dataclass(frozen=True, slots=True)
+class ImageArchive:
+    """One archive, or several that share out the images; an image root."""
+
+    name: str
+    files: tuple[Path, ...] = field(compare=False)
+    index: Path  # its name stands for the files' identity
+    allow_absolute_paths: bool = False
+
+    def __str__(self) -> str:
+        return self.name
+
+    def locate(self, image: str, where: str) -> ArchivedImage:
+        return ArchivedImage(self, _normal(image))
+
+
+@dataclass(frozen=True, slots=True)
+class ArchivedImage:
+    """A member of an archive; reads like a path."""
+
+    archive: ImageArchive
+    member: str
+
+    def __str__(self) -> str:
+        return f"{self.archive}:{self.member}"
+
+    def is_file(self) -> bool:
+        return self._place() is not None
+
+    def read_bytes(self) -> bytes:
+        place = self._place()
+        if place is None:
+            raise FileNotFoundError(errno.ENOENT, "there is no such file in the archive", str(self))
+        shard, offset, packed_size, size, method, checksum = place
+        if max(size, packed_size) > MAX_IMAGE_BYTES:
+            raise OSError(errno.EFBIG, f"{size:,} bytes are too many for an image", str(self))
+        file = _open(self.archive.files[shard], os.getpid())
+        if self.archive.files[shard].suffix.lower() == ".tar":
+            return _read(file, size, offset, self)
+        header = _ZIP_HEADER.unpack(_read(file, _ZIP_HEADER.size, offset, self))
+        if header[0] != b"PK\3\4":
+            raise _damaged(self, "its header is not where the archive's list says")
+        # The name and extra fields here may differ in length from those in the archive's list.
+        packed = _read(file, packed_size, offset + _ZIP_HEADER.size + header[-2] + header[-1], self)
+        data = _inflate(packed, size, self) if method == _DEFLATED else packed
+        if len(data) != size or zlib.crc32(data) != checksum:
+            raise _damaged(self, "its checksum is wrong")
+        return data
+
+    def _place(self) -> tuple[int, int, int, int, int, int] | None:
+        try:
+            found = _connect(self.archive.index, os.getpid()).execute(
+                "SELECT shard, offset, packed_size, size, method, checksum FROM members WHERE name = ?", (self.member,)
+            )
+            return found.fetchone()
+        except sqlite3.Error as error:
+            raise OSError(errno.EIO, f"the list of members {self.archive.index} is unusable: {error}") from error
+
+
+def is_archive(path: str | Path) -> bool:
+    """Whether an image root is an archive (or a compressed one, which `open_archive` refuses)."""
+    return Path(path).suffix.lower() in (*ARCHIVE_SUFFIXES, *_COMPRESSED_SUFFIXES) and not Path(path).is_dir()
+
+
+def open_archive(path: str | Path) -> ImageArchive:
+    """Opens an archive, or all that match a `*` in the last part of the path; lists their members first if need be.
+
+    Raises:
+        UserError: there is none, it is compressed as a whole or damaged, or two of them hold the same name.
+    """
+    path = Path(path)
+    if path.suffix.lower() in _COMPRESSED_SUFFIXES:
+        raise UserError(
+            f"image_root {path}: images cannot be read at random from a compressed archive; unpack it, or repack it as "
+            ".tar or .zip"
+        )
+    files = tuple(sorted(path.parent.glob(path.name))) if "*" in path.name else (path,)
+    if not files:
+        raise UserError(f"image_root {path}: no file matches")
+    try:
+        identity = [[str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns] for file in files]
+    except OSError as error:
+        raise UserError(f"image_root {path}: cannot be read: {error.strerror or error}") from error
+    key = hashlib.sha256(json.dumps([_INDEX_FORMAT, identity]).encode()).hexdigest()[:32]
+    folder = build_once(cache_root() / "archives" / key, lambda partial: _write_index(partial / _INDEX, files))
+    return ImageArchive(str(path), files, folder / _INDEX)
+
+
+def _write_index(index: Path, files: tuple[Path, ...]) -> None:
+    database = sqlite3.connect(index, isolation_level=None)
+    try:
+        database.execute("PRAGMA journal_mode = OFF")
+        database.execute("PRAGMA synchronous = OFF")  # an unfinished index is thrown away
+        database.execute("BEGIN")
+        database.execute(
+            "CREATE TABLE members (name TEXT PRIMARY KEY, shard INTEGER, offset INTEGER, packed_size INTEGER, "
+            "size INTEGER, method INTEGER, checksum INTEGER) WITHOUT ROWID"
+        )
+        for shard, file in enumerate(files):
+            members = _tar_members(file) if file.suffix.lower() == ".tar" else _zip_members(file)
+            for name, *place in members:
+                # Within one archive the later member replaces the earlier, as when unpacking.
+                cursor = database.execute(
+                    "INSERT INTO members VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7) ON CONFLICT (name) DO UPDATE SET "
+                    "offset = ?3, packed_size = ?4, size = ?5, method = ?6, checksum = ?7 WHERE shard = ?2",
+                    (name, shard, *place),
+                )
+                if not cursor.rowcount:
+                    other = database.execute("SELECT shard FROM members WHERE name = ?", (name,)).fetchone()[0]
+                    raise UserError(
+                        f"image_root: {name!r} is in both {files[other]} and {file}, so it is unclear which one a "
+                        "record means; remove one, or rename it"
+                    )
+        database.execute("COMMIT")
+    finally:
+        database.close()
+
+
+Member = tuple[str, int, int, int, int, int]  # name, offset, packed size, size, method, checksum
+
+
+def _tar_members(path: Path) -> Iterator[Member]:
+    places: dict[str, tuple[int, int]] = {}  # for hard links, by which tar stores a second copy
+    try:
+        with path.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as archive:
+            for member in archive:
+                archive.members = []  # type: ignore[attr-defined]  # it would keep a large object per member
+                if member.islnk():
+                    place = places.get(_normal(member.linkname))
+                elif member.isreg() and not member.issparse():
+                    place = (member.offset_data, member.size)
+                else:
+                    continue
+                if place is not None:
+                    name = _normal(member.name)
+                    places[name] = place
+                    yield name, place[0], place[1], place[1], _RAW, 0
+            # tarfile takes a damaged header for the end of the archive, which is a block of zeros.
+            end = os.pread(file.fileno(), tarfile.BLOCKSIZE, archive.offset)
+            if end != bytes(tarfile.BLOCKSIZE):
+                raise tarfile.ReadError(f"no member and no end at byte {archive.offset:,}")
+    except (tarfile.TarError, OSError, EOFError) as error:
+        raise UserError(f"image_root {path}: not a tar file, or a damaged one: {error}") from error
+
+
+def _zip_members(path: Path) -> Iterator[Member]:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            for member in archive.infolist():
+                if member.is_dir():
+                    continue
+                if member.flag_bits & 1 or member.compress_type not in (_RAW, _DEFLATED):
+                    kind = "encrypted" if member.flag_bits & 1 else f"compressed by method {member.compress_type}"
+                    raise UserError(
+                        f"image_root {path}: {member.filename!r} is {kind}; pack the images again, stored or deflated "
+                        "(`zip -0 -r images.zip images`)"
+                    )
+                yield (
+                    _normal(member.filename),
+                    member.header_offset,
+                    member.compress_size,
+                    member.file_size,
+                    member.compress_type,
+                    member.CRC,
+                )
+    except (zipfile.BadZipFile, OSError, EOFError) as error:
+        raise UserError(f"image_root {path}: not a zip file, or a damaged one: {error}") from error
+
+
+def _normal(name: str) -> str:
+    """ "./a//b.jpg" and "a/b.jpg" are the same file; `tar -c .` writes the former."""
+    return "/".join(part for part in name.split("/") if part not in ("", "."))
+
+
+def _read(file: BinaryIO, size: int, offset: int, image: ArchivedImage) -> bytes:
+    data = os.pread(file.fileno(), size, offset)
+    if len(data) != size:
+        raise _damaged(image, "the archive ends before it does")
+    return data
+
+
+def _inflate(packed: bytes, size: int, image: ArchivedImage) -> bytes:
+    try:
+        return zlib.decompressobj(-zlib.MAX_WBITS).decompress(packed, size + 1)  # never more than it says it is
+    except zlib.error as error:
+        raise _damaged(image, str(error)) from error
+
+
+def _damaged(image: ArchivedImage, reason: str) -> OSError:
+    return OSError(errno.EIO, f"damaged in the archive: {reason}", str(image))
+
+
+# Per process: neither a database connection nor its file may be shared across a fork.
+@lru_cache(maxsize=16)
+def _connect(index: Path, process: int) -> sqlite3.Connection:
+    return sqlite3.connect(f"file:{quote(str(index))}?mode=ro&immutable=1", uri=True, check_same_thread=False)
+
+
+@lru_cache(maxsize=1024)
+def _open(path: Path, process: int) -> BinaryIO:
+    return path.open("rb", buffering=0)

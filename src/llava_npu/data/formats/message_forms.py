@@ -1,0 +1,141 @@
+"""The other shapes in which people keep conversations, brought into LLaVA's.
+
+LLaVA, ShareGPT
+    {"conversations": [{"from": "human", "value": "<image>\\nWhat?"}, {"from": "gpt", …}], "image": "1.jpg"}
+messages
+    {"messages": [{"role": "user", "content": "<image>What?"}, {"role": "assistant", …}], "images": ["1.jpg"]}
+messages with parts
+    the same with "content": [{"type": "image"}, {"type": "text", "text": "What?"}]; an image is named in its part
+    ("image", "path", "url", or "image_url": {"url": …}) or taken from "images" in order
+question-answer pairs
+    {"texts": [{"user": "What?", "assistant": "A cat."}], "images": […]}, as in The Cauldron; the images come before the
+    first question
+
+`conversations` and `messages` may be exchanged, and so may `from`/`value` and `role`/`content`. System messages are
+refused: a template brings its own, the one it was trained with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from itertools import islice
+from typing import Any
+
+from llava_npu.data.conversation.turns import IMAGE_MARK
+from llava_npu.data.tools.defects import RecordError, shown
+from llava_npu.errors import nearest
+
+CONVERSATION_KEYS = ("conversations", "messages", "texts")
+# ShareGPT's own files say all of these.
+_ROLES = {"human": "human", "user": "human", "gpt": "gpt", "assistant": "gpt", "chatgpt": "gpt"}
+_NO_SYSTEM = (
+    "templates bring their own system prompt; move its words into the first question, or remove it (and choose a "
+    "template whose system prompt suits)"
+)
+
+
+def as_llava(entry: Mapping[str, Any], name: str) -> tuple[Any, list[Any]]:
+    """The conversation as a list of {"from", "value"}, still to be checked by `parse_turns`, and its images in order.
+
+    Raises:
+        RecordError: there is no conversation, it is given twice, or a part of it has no place in LLaVA's form.
+    """
+    given = [key for key in CONVERSATION_KEYS if entry.get(key) is not None]
+    if not given:
+        raise RecordError(
+            f"{name} has no 'conversations'; its keys are {sorted(map(str, entry))}."
+            f"{nearest('conversations', map(str, entry))}"
+        )
+    if len(given) > 1:
+        raise RecordError(f"{name} has both {given[0]!r} and {given[1]!r}; keep one of them")
+    if entry.get("system"):
+        raise RecordError(f"{name}: 'system' is {shown(entry['system'])}; {_NO_SYSTEM}")
+    images = _listed_images(entry, name)
+    turns = entry[given[0]]
+    if not isinstance(turns, list | tuple):
+        return turns, images
+    if given == ["texts"]:
+        return _from_pairs(turns, len(images), name), images
+    listed = iter(images)
+    ordered: list[Any] = []
+    converted = [
+        _convert_turn(turn, f"{name}: {given[0]}[{i}]", listed, ordered) if isinstance(turn, Mapping) else turn
+        for i, turn in enumerate(turns)
+    ]
+    return converted, [*ordered, *listed]  # too many, too few: `parse_record` compares them with the marks
+
+
+def _listed_images(entry: Mapping[str, Any], name: str) -> list[Any]:
+    if entry.get("image") is not None and entry.get("images") is not None:
+        raise RecordError(f"{name} has both 'image' and 'images'; keep one of them")
+    field = "images" if entry.get("images") is not None else "image"
+    value = entry.get(field)
+    if value is None:
+        return []
+    return list(value) if isinstance(value, list | tuple) else [value]
+
+
+def _convert_turn(turn: Mapping[str, Any], where: str, listed: Iterator[Any], ordered: list[Any]) -> dict[str, Any]:
+    """Brings a turn into LLaVA's form; its images go from `listed`, or from its parts, to `ordered`."""
+    role = turn.get("from", turn.get("role"))
+    if role == "system":
+        raise RecordError(f"{where} is a system message; {_NO_SYSTEM}")
+    content = turn.get("value", turn.get("content"))
+    if isinstance(content, list | tuple):
+        content = _join_parts(content, where, listed, ordered)
+    elif isinstance(content, str):
+        ordered += islice(listed, content.count(IMAGE_MARK))
+    converted: dict[str, Any] = {}
+    if "from" in turn or "role" in turn:
+        converted["from"] = _ROLES.get(role, role) if isinstance(role, str) else role
+    if "value" in turn or "content" in turn:
+        converted["value"] = content
+    return converted
+
+
+def _join_parts(parts: list[Any] | tuple[Any, ...], where: str, listed: Iterator[Any], ordered: list[Any]) -> str:
+    texts = []
+    for i, part in enumerate(parts):
+        kind = part.get("type") if isinstance(part, Mapping) else None
+        if kind == "text" and isinstance(part.get("text"), str):
+            texts.append(part["text"])
+        elif kind in ("image", "image_url"):
+            image = _named_image(part)
+            if image is None:
+                image = next(listed, None)
+            if image is None:
+                raise RecordError(
+                    f"{where}: part {i} is an image without a name, and 'images' lists no more; name it there or here",
+                    "image count",
+                )
+            ordered.append(image)
+            texts.append(IMAGE_MARK)
+        else:
+            raise RecordError(
+                f"{where}: part {i} is {shown(part)}; allowed are {{'type': 'text', 'text': '…'}} and "
+                "{'type': 'image', 'image': 'PATH'}"
+            )
+    return "".join(texts)
+
+
+def _named_image(part: Mapping[str, Any]) -> Any:
+    url = part.get("image_url")
+    candidates = (
+        part.get("image"),
+        part.get("path"),
+        part.get("url"),
+        url.get("url") if isinstance(url, dict) else url,
+    )
+    return next((candidate for candidate in candidates if candidate is not None), None)
+
+
+def _from_pairs(pairs: list[Any] | tuple[Any, ...], num_images: int, name: str) -> list[dict[str, Any]]:
+    turns: list[dict[str, Any]] = []
+    for i, pair in enumerate(pairs):
+        if not isinstance(pair, Mapping) or "user" not in pair or "assistant" not in pair:
+            raise RecordError(f"{name}: texts[{i}] is {shown(pair)}; a pair is {{'user': '…', 'assistant': '…'}}")
+        question = pair["user"]
+        if i == 0 and isinstance(question, str) and IMAGE_MARK not in question:
+            question = f"{IMAGE_MARK}\n" * num_images + question
+        turns += [{"from": "human", "value": question}, {"from": "gpt", "value": pair["assistant"]}]
+    return turns

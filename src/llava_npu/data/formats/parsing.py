@@ -1,0 +1,133 @@
+"""One entry of a data file, checked and made into a `Record`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llava_npu.data.conversation.turns import IMAGE_MARK, Turn, parse_turns
+from llava_npu.data.formats.message_forms import as_llava
+from llava_npu.data.image_roots import ImagePath, ImageRoot, check_image_name
+from llava_npu.data.tools.defects import RecordError, shown
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddedImage:
+    """A picture whose bytes stand in a table (Parquet, Arrow) beside the text.
+
+    Args:
+        table: the Arrow file.
+        row: of the table.
+        column: 'image' or 'images'.
+        number: which of the row's list; None where the cell is one image.
+        origin: the row's place in the file that the user knows, for messages.
+    """
+
+    table: Path
+    row: int
+    column: str
+    number: int | None
+    origin: str
+
+    def __str__(self) -> str:
+        return f"{self.origin}, {self.column}" + ("" if self.number is None else f"[{self.number}]")
+
+    def read_bytes(self) -> bytes:
+        from llava_npu.data.formats.tables import read_image
+
+        return read_image(self.table, self.row, self.column, self.number)
+
+    def is_file(self) -> bool:
+        return self.table.is_file()
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One conversation about zero or more images.
+
+    Args:
+        id: the record's own name, for reports.
+        conversations: alternating turns.
+        images: in the order of their `<image>`s: names as written in the file, relative to `image_root`, or pictures
+            that came with the text.
+        origin: where the record stands, e.g. "train.json:record 17" (counted from 0), the opening of every message.
+        image_root: the folder or archive that the names in `images` belong to.
+    """
+
+    id: str
+    conversations: tuple[Turn, ...]
+    images: tuple[str | EmbeddedImage, ...]
+    origin: str
+    image_root: ImageRoot
+
+    @property
+    def name(self) -> str:
+        """The record in an error message: "train.json:record 17 (id '0017')"."""
+        return f"{self.origin} (id {self.id!r})"
+
+    @property
+    def image_paths(self) -> tuple[ImagePath, ...]:
+        """The images' full paths. They never leave `image_root`.
+
+        Raises:
+            RecordError: a symbolic link leads out of it.
+        """
+        return tuple(
+            self.image_root.locate(image, self.name) if isinstance(image, str) else image for image in self.images
+        )
+
+
+def parse_record(entry: Any, index: int, origin: str, image_root: ImageRoot) -> Record:
+    """Checks one entry.
+
+    Args:
+        entry: the parsed JSON, or a table's row.
+        index: its number, which is its id where it has none.
+        origin: the opening of every message.
+
+    Raises:
+        RecordError: naming the field, the value and the fix.
+    """
+    if not isinstance(entry, dict):
+        raise RecordError(f"{origin} is {shown(entry)}; a record is an object with 'id', 'conversations' and 'image'")
+    identity = entry.get("id")
+    if identity is None:
+        identity = index
+    if not isinstance(identity, str | int):
+        raise RecordError(f"{origin}: 'id' is {shown(identity)}; it must be text or a whole number")
+    name = f"{origin} (id {str(identity)!r})"
+    conversations, images = as_llava(entry, name)
+    turns = parse_turns(conversations, name)
+    if not any(turn.role == "gpt" for turn in turns):
+        raise RecordError(
+            f"{name}: no gpt turn, so there is nothing to learn; add the answer or remove the record",
+            "empty or unanswerable",
+        )
+    for image in images:
+        if isinstance(image, EmbeddedImage):
+            continue
+        if not isinstance(image, str) or not image:
+            raise RecordError(
+                f"{name}: 'image' is {shown(image)}; write one path, a list of paths, or leave the field out"
+            )
+        check_image_name(image, name, allow_absolute_paths=image_root.allow_absolute_paths)
+    _require_matching_marks(turns, images, name)
+    return Record(str(identity), turns, tuple(images), origin, image_root)
+
+
+def _require_matching_marks(turns: Sequence[Turn], images: Sequence[Any], name: str) -> None:
+    """Each image has one `<image>`. LLaVA itself trains on a mismatch by moving images between samples."""
+    marks = sum(turn.text.count(IMAGE_MARK) for turn in turns)
+    if marks == len(images):
+        return
+    if not marks:
+        fix = f"start the first human turn with '{IMAGE_MARK}\\n'" + (" once per image" if len(images) > 1 else "")
+    elif not images:
+        fix = "add the 'image' field, or remove the mark from the text"
+    else:
+        fix = f"write one '{IMAGE_MARK}' per image, in the order of the 'image' list"
+    raise RecordError(
+        f"{name}: {len(images)} image(s) but {marks} '{IMAGE_MARK}' in the human turns; {fix}", "image count"
+    )

@@ -1,0 +1,1 @@
+"""Looking at data before training: check and inspect."""

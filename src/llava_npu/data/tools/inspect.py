@@ -1,0 +1,186 @@
+"""Shows samples as the model will see them, with the supervised tokens marked: the check before a long run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.text import Text
+
+from llava_npu.data.conversation.labels import IGNORE_INDEX, IMAGE_PLACEHOLDER, EncodedConversation, encode_conversation
+from llava_npu.data.conversation.templates import Template, get_template
+from llava_npu.data.conversation.turns import IMAGE_MARK
+from llava_npu.data.formats.parsing import Record
+from llava_npu.data.image_roots import ImagePath, exists
+from llava_npu.data.images import load_image
+from llava_npu.data.records import open_records
+from llava_npu.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+SUPERVISED_STYLE = "bold green"
+IMAGE_STYLE = "bold magenta"
+BRACKETS = ("⟦", "⟧")  # where there is no colour
+
+
+@dataclass(frozen=True)
+class InspectedSample:
+    """A record and what becomes of it; without a record or its encoding, `problems` says why.
+
+    Args:
+        title: the record's name, or its number where it could not be read.
+        problems: why it cannot be trained on, its missing and damaged images among them; empty if it can.
+    """
+
+    title: str
+    record: Record | None
+    encoded: EncodedConversation | None
+    problems: tuple[str, ...]
+
+
+def inspect_records(
+    path: str | Path,
+    tokenizer: PreTrainedTokenizerBase,
+    template: str = "v1",
+    image_root: str | Path | None = None,
+    limit: int = 5,
+    console: Console | None = None,
+    *,
+    start: int = 0,
+    allow_absolute_paths: bool = False,
+    html: Path | None = None,
+) -> int:
+    """Prints `limit` records from `start` on; supervised text is green, or in ⟦ ⟧ where the output has no colour.
+
+    A record that cannot be read or encoded is shown with its error, and the rest goes on.
+
+    Args:
+        html: also write them to this page, token by token, with the pictures.
+
+    Returns:
+        The number of shown records that cannot be trained on: wrong text, or a missing or damaged image.
+
+    Raises:
+        UserError: the file cannot be read, the template is unknown, or the page cannot be written.
+    """
+    console = console or Console(highlight=False)
+    form = get_template(template)
+    records = open_records(path, image_root, allow_absolute_paths=allow_absolute_paths)
+    if start >= len(records):
+        raise UserError(f"{path}: there is no record {start}; the last one is {len(records) - 1}")
+    numbers = range(start, min(start + limit, len(records)))
+    samples = [inspect_sample(records, number, tokenizer, form) for number in numbers]
+    for sample in samples:
+        _print(sample, tokenizer, console)
+    num_faulty = sum(bool(sample.problems) for sample in samples)
+    summary = f"{len(samples)} of {len(records)} records shown, {num_faulty} of them faulty; template {form.name}"
+    console.print(Text(summary))
+    if html is not None:
+        from llava_npu.data.tools.inspect_html import write_page
+
+        write_page(html, samples, tokenizer, title=Path(path).name, summary=summary)
+        console.print(Text(f"page: {html}"))
+    return num_faulty
+
+
+def inspect_sample(
+    records: Sequence[Record], number: int, tokenizer: PreTrainedTokenizerBase, template: Template
+) -> InspectedSample:
+    """Reads and encodes a record, as training does, but keeps its errors."""
+    try:
+        record = records[number]
+    except UserError as error:
+        return InspectedSample(f"record {number}", None, None, (str(error),))
+    problems = []
+    encoded = None
+    try:
+        encoded = encode_conversation(record.conversations, tokenizer, template, record=record)
+    except UserError as error:
+        problems.append(str(error))
+    try:
+        problems += [problem for path in record.image_paths if (problem := _picture_problem(path))]
+    except UserError as error:
+        problems.append(str(error))
+    return InspectedSample(record.name, record, encoded, tuple(problems))
+
+
+def _picture_problem(path: ImagePath) -> str:
+    """Why a picture cannot be used; "" if it can."""
+    if not exists(path):
+        return f"missing image: {path}"
+    try:
+        load_image(path)
+    except UserError as error:
+        return str(error).removeprefix("image: ")
+    return ""
+
+
+def headline(sample: InspectedSample) -> str:
+    """How long it is, how much of it is learned, and its images."""
+    if sample.record is None or sample.encoded is None:
+        return ""
+    num_supervised = sum(label != IGNORE_INDEX for label in sample.encoded.labels)
+    names = ", ".join(map(str, sample.record.images))
+    images = f", images: {names}" if names else ", text only"
+    return f"{len(sample.encoded.input_ids)} tokens, {num_supervised} supervised{images}"
+
+
+def _print(sample: InspectedSample, tokenizer: PreTrainedTokenizerBase, console: Console) -> None:
+    counts = headline(sample)
+    console.print(
+        Text.assemble((f"── {printable(sample.title)}", "bold"), printable(f" · {counts}" if counts else "")),
+        soft_wrap=True,
+    )
+    for problem in sample.problems:
+        console.print(Text(printable(problem), style="red"), soft_wrap=True)
+    if sample.encoded is not None:
+        console.print(render_sample(sample.encoded, tokenizer, brackets=not _has_color(console)), soft_wrap=True)
+    console.print()
+
+
+def render_sample(encoded: EncodedConversation, tokenizer: PreTrainedTokenizerBase, *, brackets: bool) -> Text:
+    """The sample's text with its supervised stretches marked by colour, or by brackets."""
+    rendered = Text()
+    for text, kind in _stretches(encoded, tokenizer):
+        if kind == "image":
+            rendered.append(IMAGE_MARK, style=IMAGE_STYLE)
+        elif kind == "supervised":
+            text = printable(text).replace("\n", "↵\n")
+            rendered.append(text.join(BRACKETS) if brackets else text, style=SUPERVISED_STYLE)
+        else:
+            rendered.append(printable(text))
+    return rendered
+
+
+def _stretches(encoded: EncodedConversation, tokenizer: PreTrainedTokenizerBase) -> Iterator[tuple[str, str]]:
+    """(text, 'image' | 'supervised' | 'context') in order; each text is what its tokens add to those before them."""
+
+    def kind(position: int) -> str:
+        if encoded.input_ids[position] == IMAGE_PLACEHOLDER:
+            return "image"
+        return "context" if encoded.labels[position] == IGNORE_INDEX else "supervised"
+
+    so_far: list[int] = []
+    for name, positions in groupby(range(len(encoded.input_ids)), key=kind):
+        if name == "image":
+            so_far = []
+            for _ in positions:
+                yield IMAGE_MARK, name
+            continue
+        before = tokenizer.decode(so_far)
+        so_far = so_far + [encoded.input_ids[position] for position in positions]
+        yield str(tokenizer.decode(so_far))[len(before) :], name
+
+
+def _has_color(console: Console) -> bool:
+    return console.is_terminal and console.color_system is not None and not console.no_color
+
+
+def printable(text: str) -> str:
+    """The text with control characters spelled out: data must not steer the terminal."""
+    return "".join(char if char.isprintable() or char == "\n" else ascii(char)[1:-1] for char in text)

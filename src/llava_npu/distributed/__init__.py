@@ -1,0 +1,1 @@
+"""Launching processes, forming their group, and stopping them."""

@@ -1,0 +1,1 @@
+"""Reading the answer out of a response."""

@@ -1,0 +1,273 @@
+"""Multiple-choice questions from tab-separated files in MMBench's form, which many benchmarks share.
+
+Columns (VLMEvalKit, docs/en/Development.md; LLaVA's model_vqa_mmbench.py reads the same files):
+    index       unique. In a circular file a whole number: the rotations of question g are g + k·10⁶.
+    question    text.
+    hint        text put before the question; may be empty.
+    A, B, …     the options, from A on without a gap.
+    answer      a letter; empty, or no such column, where it is secret.
+    category, l2-category, split    labels; all may be absent.
+    image, image_path    see table_images.py.
+
+"nan", which pandas writes for an empty cell, is an empty cell here.
+"""
+
+from __future__ import annotations
+
+import re
+import string
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from llava_npu.data.records import IMAGE_MARK
+from llava_npu.evaluation.benchmarks import Parsed
+from llava_npu.evaluation.extraction.rules import EXTRACTORS
+from llava_npu.evaluation.formats.images import ImageSource
+from llava_npu.evaluation.formats.table_images import TableImages
+from llava_npu.evaluation.formats.tables import Row, Table, read_tsv, unique_indices
+from llava_npu.evaluation.questions import Dataset, Question
+from llava_npu.evaluation.statistics.accuracy import (
+    CIRCULAR,
+    Score,
+    extraction_rules,
+    group_questions,
+    is_complete,
+    score_choices,
+)
+
+ROTATION_STEP = 1_000_000
+_WHOLE_NUMBER = re.compile(r"0|[1-9][0-9]*")
+# What pandas takes for an empty cell; pandas.read_csv, na_values.
+_NOTHING_TO_PANDAS = frozenset(
+    ("#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "1.#IND", "1.#QNAN", "<NA>", "N/A", "NA", "NULL", "n/a", "null")
+)
+_MAX_NOTED = 10  # groups named in a note
+
+ABOUT = {
+    "strict": "ours: the option that the answer names, letters and texts as whole words",
+    "vlmevalkit": "VLMEvalKit's rules, their faults included; the one to set beside published scores",
+}
+
+ENGLISH = "Answer with the option's letter from the given choices directly."
+CHINESE = "请直接回答选项字母。"
+
+
+def no_facts(row: Row) -> Mapping[str, str]:
+    """Nothing of the row is needed beside its question."""
+    return {}
+
+
+def read_choices(
+    path: Path,
+    *,
+    instruction: str,
+    circular: bool,
+    facts: Callable[[Row], Mapping[str, str]] = no_facts,
+    open_instruction: str | None = None,
+) -> Dataset:
+    """Reads and checks a file of multiple-choice questions.
+
+    Args:
+        path: the .tsv file.
+        instruction: the prompt's last line.
+        circular: whether an index beyond 10⁶ means a rotation; if not, every row is a question of its own.
+        facts: row → what its question keeps beside.
+        open_instruction: the last line where a row has no options; None if every row must have them.
+
+    Raises:
+        UserError: anything wrong with the file, naming row and column. (A picture that is missing, or is valid base64
+            but cannot be decoded, is no error here: such questions count as wrong when they are asked.)
+    """
+    table = read_tsv(path, required=("index", "question", "A", "B"))
+    instructions = _Instructions(instruction, open_instruction)
+    images = TableImages(table)
+    indices = _indices(table) if circular else unique_indices(table)
+    questions = tuple(
+        replace(_question(row, index, images.of(row), instructions, circular), facts=facts(row))
+        for row, index in zip(table.rows, indices, strict=True)
+    )
+    return Dataset(path, table.sha256, questions, tuple(_notes(questions, circular)))
+
+
+def build_prompt(text: str, options: Mapping[str, str], instruction: str) -> str:
+    """LLaVA's prompt: (hint and) question, one option a line, the instruction."""
+    return "\n".join([text, *(f"{letter}. {option}" for letter, option in options.items()), instruction])
+
+
+def parse_choice(question: Question, answer: str) -> Parsed:
+    """What each extraction rule reads from an answer."""
+    return {name: extract(answer, question.options) for name, extract in EXTRACTORS.items()}
+
+
+def score_circular(questions: Sequence[Question], parsed: Mapping[str, Parsed]) -> list[Score]:
+    """Circular, vanilla and row-wise accuracy; only row-wise where the file has no rotations at all."""
+    return _score(questions, parsed, circular=any(question.rotation for question in questions))
+
+
+def score_vanilla(questions: Sequence[Question], parsed: Mapping[str, Parsed]) -> list[Score]:
+    """Accuracy of each row on its own."""
+    return _score(questions, parsed, circular=False)
+
+
+def review_circular(questions: Sequence[Question], parsed: Mapping[str, Parsed]) -> list[str]:
+    """What guessing would score, and what incomplete groups would do to a suite that does not look for them."""
+    groups = [group for group in group_questions(questions) if group[0].answer is not None]
+    if not groups or not any(question.rotation for question in questions):
+        return review_vanilla(questions, parsed)
+    by_chance = sum((1 / len(group[0].options)) ** len(group) for group in groups if is_complete(group)) / len(groups)
+    notes = [*review_vanilla(questions, parsed), f"Guessing would score {by_chance:.1%} in the circular score."]
+    incomplete = sum(not is_complete(group) for group in groups)
+    with_first = [group for group in groups if group[0].rotation == 0]  # what VLMEvalKit counts
+    if not incomplete or not with_first:
+        return notes
+    for name in EXTRACTORS:
+        hits = sum(all(_parsed(parsed, each, name) == each.answer for each in group) for group in with_first)
+        notes.append(
+            f"{CIRCULAR}, {name}: a suite that scores whatever rotations are there would report "
+            f"{hits / len(with_first):.1%} over all splits; here incomplete groups ({incomplete}) count as wrong."
+        )
+    return notes
+
+
+def review_vanilla(questions: Sequence[Question], parsed: Mapping[str, Parsed]) -> list[str]:
+    """What guessing would score."""
+    first = [question for question in questions if question.rotation == 0 and question.answer is not None]
+    if not first:
+        return []
+    by_chance = sum(1 / len(question.options) for question in first if question.options) / len(first)
+    return [f"Guessing would score {by_chance:.1%} in the vanilla score."]
+
+
+def _score(questions: Sequence[Question], parsed: Mapping[str, Parsed], circular: bool) -> list[Score]:
+    return [
+        score
+        for rule in extraction_rules(parsed) or EXTRACTORS
+        for score in score_choices(
+            questions, {question.id: _parsed(parsed, question, rule) for question in questions}, rule, circular
+        )
+    ]
+
+
+def _parsed(parsed: Mapping[str, Parsed], question: Question, extraction: str) -> str | None:
+    return parsed.get(question.id, {}).get(extraction)
+
+
+@dataclass(frozen=True)
+class _Instructions:
+    with_options: str
+    without_options: str | None
+
+    def of(self, options: Mapping[str, str]) -> str:
+        return self.without_options if self.without_options is not None and not options else self.with_options
+
+
+# --- rows -------------------------------------------------------------------------------------------------------------
+
+
+def _question(
+    row: Row, index: str, images: tuple[ImageSource, ...], instructions: _Instructions, circular: bool
+) -> Question:
+    # Not stripped: the prompt is the file's text to the last space, as in the original scripts.
+    text = row.text("question")
+    if not text:
+        raise row.error("question", "empty.")
+    for column in ("hint", "question", *string.ascii_uppercase):
+        if IMAGE_MARK in row.get(column):
+            raise row.error(column, f"contains {IMAGE_MARK!r}, which stands for the picture; it is put there for you.")
+    hint = row.text("hint")
+    if hint and hint.strip().lower() != "none":
+        text = f"{hint}\n{text}"
+    options = _options(row, instructions.without_options is not None)
+    rotation, group = divmod(int(index), ROTATION_STEP) if circular else (0, index)
+    return Question(
+        id=index,
+        text=text,
+        prompt=build_prompt(text, options, instructions.of(options)),
+        images=images,
+        options=options,
+        answer=_answer(row, options),
+        group=str(group),
+        rotation=rotation,
+        category=row.label("category"),
+        l2_category=row.label("l2-category") or row.label("l2_category"),
+        split=row.label("split"),
+    )
+
+
+def _indices(table: Table) -> list[str]:
+    """Unique indices that are numbers, each written in one way only."""
+    for row in table.rows:
+        value = row.get("index").strip()
+        if not _WHOLE_NUMBER.fullmatch(value):
+            raise row.error("index", f"{value[:60]!r} is not a whole number from 0 on.")
+    return unique_indices(table)
+
+
+def _options(row: Row, may_be_open: bool) -> dict[str, str]:
+    given = {letter: row.text(letter) for letter in string.ascii_uppercase if letter in row.cells}
+    options = {letter: text for letter, text in given.items() if text}
+    if not options and may_be_open:
+        return {}
+    if len(options) < 2:
+        raise row.error("B" if "A" in options else "A", "empty; a question needs at least the options A and B.")
+    for letter, expected in zip(options, string.ascii_uppercase, strict=False):  # as many letters as there are options
+        if letter != expected:
+            raise row.error(expected, f"empty, but option {letter} is given. Options run from A on without a gap.")
+    return options
+
+
+def _answer(row: Row, options: Mapping[str, str]) -> str | None:
+    answer = row.label("answer")
+    if not answer:
+        return None
+    if options and answer not in options:
+        raise row.error("answer", f"{answer[:60]!r} is none of this row's options ({', '.join(options)}).")
+    return answer
+
+
+# --- notes ------------------------------------------------------------------------------------------------------------
+
+
+def _notes(questions: Sequence[Question], circular: bool) -> list[str]:
+    notes = []
+    secret = sum(question.answer is None for question in questions)
+    if secret:
+        notes.append(f"{secret} of {len(questions)} rows have no answer (kept secret?): predicted, not scored.")
+    dropped = [question for question in questions if any(map(_is_lost_in_pandas, question.options.values()))]
+    if dropped:
+        notes.append(
+            f"{len(dropped)} rows have an option like “None” or “NA” (first: {dropped[0].id}). Here it is one; pandas, "
+            "with which LLaVA's script and VLMEvalKit read the file, drops it: their prompts lack it."
+        )
+    if circular:
+        notes += _rotation_notes(questions)
+    return notes
+
+
+def _is_lost_in_pandas(option: str) -> bool:
+    return option in _NOTHING_TO_PANDAS or option.lower() == "none"
+
+
+def _rotation_notes(questions: Sequence[Question]) -> list[str]:
+    groups = group_questions(questions)
+    if not any(question.rotation for question in questions):
+        return ["The file has no rotations (no index of 10⁶ or more): no circular score."]
+    notes = []
+    incomplete = [group for group in groups if not is_complete(group)]
+    if incomplete:
+        shown = "; ".join(
+            f"{group[0].group} has {len(group)} of {len(group[0].options)}" for group in incomplete[:_MAX_NOTED]
+        )
+        more = f"; and {len(incomplete) - _MAX_NOTED} more" if len(incomplete) > _MAX_NOTED else ""
+        notes.append(
+            f"{len(incomplete)} of {len(groups)} groups lack rotations and count as wrong in the circular score: "
+            f"{shown}{more}."
+        )
+    mixed = [group[0].group for group in groups if len({question.text for question in group}) > 1]
+    if mixed:
+        notes.append(
+            f"{len(mixed)} groups hold different questions under one index modulo 10⁶ (first: {mixed[0]}): if these "
+            "are no rotations, use the benchmark multiple_choice."
+        )
+    return notes

@@ -1,0 +1,135 @@
+"""Open questions with short answers: reading them from VLMEvalKit's tables, and scoring answers against annotators'."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from llava_npu.data.records import IMAGE_MARK
+from llava_npu.evaluation.benchmarks import Parsed
+from llava_npu.evaluation.extraction.vqa import NORMALISERS, soft_score
+from llava_npu.evaluation.formats.llava_files import SHORT, bare, with_instruction
+from llava_npu.evaluation.formats.table_images import TableImages, parse_list
+from llava_npu.evaluation.formats.tables import Row, read_tsv, unique_indices
+from llava_npu.evaluation.questions import Dataset, Question
+from llava_npu.evaluation.statistics.accuracy import Score, extraction_rules, hit, tabulate
+
+ABOUT = {
+    "strict": "ours: the normal form of the VQA challenge with its faults mended",
+    "llava": "LLaVA's scripts: the same as they compute it",
+}
+
+
+def read_open_table(path: Path, column: str = "answer", instruction: str = SHORT, *, secret: bool = True) -> Dataset:
+    """Reads a table of VLMEvalKit: index, question, image, and the answers as a list ['a', …] or one text.
+
+    Args:
+        path: the .tsv file.
+        column: which one holds the answers; without it they are secret.
+        secret: whether it may be missing or empty.
+        instruction: the prompt's last lines, if the question does not end with them itself.
+
+    Raises:
+        UserError: anything wrong with the file, naming row and column.
+    """
+    table = read_tsv(path, required=("index", "question") if secret else ("index", "question", column))
+    images = TableImages(table)
+    unique_indices(table)
+    empty = next((row for row in table.rows if not row.get(column).strip()), None)
+    if empty is not None and not secret:
+        raise empty.error(column, "empty.")
+    return Dataset(path, table.sha256, tuple(_question(row, images, column, instruction) for row in table.rows))
+
+
+def _question(row: Row, images: TableImages, column: str, instruction: str) -> Question:
+    text = row.text("question")
+    if not text:
+        raise row.error("question", "empty.")
+    if IMAGE_MARK in text:
+        raise row.error("question", f"contains {IMAGE_MARK!r}, which stands for the picture; it is put there for you.")
+    answer = row.get(column).strip()  # "nan" may be a word that somebody read
+    references = parse_list(row, column, answer) if answer.startswith("[") else (answer,) if answer else ()
+    return Question(
+        id=row.label("index"),
+        text=bare(text),
+        prompt=with_instruction(text, instruction),
+        images=images.of(row),
+        answer=most_frequent(references),
+        references=references,
+        group=row.label("index"),
+        category=row.label("category"),
+        l2_category=row.label("l2-category") or row.label("l2_category"),
+        split=row.label("split"),
+    )
+
+
+def most_frequent(references: Sequence[str]) -> str | None:
+    """The answer that most annotators gave, the first of equals; None if there is none."""
+    return max(references, key=references.count) if references else None
+
+
+def normal_forms(question: Question, answer: str) -> Parsed:
+    """The answer in both normal forms."""
+    return {rule: normalise(answer) for rule, normalise in NORMALISERS.items()}
+
+
+def score_soft(questions: Sequence[Question], parsed: Mapping[str, Parsed]) -> list[Score]:
+    """Agreement with annotators (see `vqa.soft_score`), as the VQA challenge, TextVQA and VizWiz count it."""
+    return score_answers(questions, parsed, "VQA accuracy", soft_score)
+
+
+def soft_credit(question: Question, rule: str, reading: str | None) -> float | None:
+    """An answer's agreement with annotators."""
+    return _credit(question, rule, reading, soft_score)
+
+
+def exact_credit(question: Question, rule: str, reading: str | None) -> float | None:
+    """Whether an answer equals any reference."""
+    return _credit(question, rule, reading, _equals_any)
+
+
+def score_exact(questions: Sequence[Question], parsed: Mapping[str, Parsed]) -> list[Score]:
+    """Share of answers that equal any reference."""
+    return score_answers(questions, parsed, "exact match", _equals_any)
+
+
+def score_answers(
+    questions: Sequence[Question],
+    parsed: Mapping[str, Parsed],
+    metric: str,
+    compare: Callable[[str, Sequence[str]], float],
+) -> list[Score]:
+    """Scores each answer in normal form against the references in the same form.
+
+    An answer of which nothing is left is right under the original's rule if nothing is left of a reference either.
+    """
+    known = [question for question in questions if question.references]
+    scores = []
+    for rule in extraction_rules(parsed):
+        readings = [parsed.get(question.id, {}).get(rule) for question in known]
+        units = [
+            hit(question, _credit(question, rule, reading, compare) or 0.0)
+            for question, reading in zip(known, readings, strict=True)
+        ]
+        scores += tabulate(units, metric, rule)
+    return scores
+
+
+def _credit(
+    question: Question, rule: str, reading: str | None, compare: Callable[[str, Sequence[str]], float]
+) -> float | None:
+    if not question.references:
+        return None
+    if reading is None or (reading == "" and rule == "strict"):
+        return 0.0
+    return compare(reading, [NORMALISERS[rule](reference) for reference in question.references])
+
+
+def _equals_any(answer: str, references: Sequence[str]) -> float:
+    return float(answer in references)
+
+
+def review_secret(questions: Sequence[Question], parsed: Mapping[str, Parsed]) -> list[str]:
+    """How many answers the benchmark keeps to itself."""
+    secret = sum(not question.references and question.answer is None for question in questions)
+    return [f"{secret} of {len(questions)} questions have no answer here: predicted, not scored."] if secret else []

@@ -1,0 +1,1 @@
+"""Files of questions, in every form that is read."""

@@ -1,0 +1,71 @@
+"""Question files of LLaVA's evaluation scripts: one JSON object a line, its text the whole prompt.
+
+    {"question_id": …, "image": "picture.jpg", "text": "Question?\\nInstruction", "category": "…"}
+
+(`llava/eval/model_vqa_loader.py` and `model_vqa.py` put "<image>" and a line break before the text, as we do.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from llava_npu.data.records import IMAGE_MARK
+from llava_npu.evaluation.formats.json_files import JsonRecord
+from llava_npu.evaluation.formats.locating import PictureFolder
+from llava_npu.evaluation.questions import Question
+
+SHORT = "Answer the question using a single word or phrase."
+
+
+def llava_question(record: JsonRecord, images: PictureFolder, **more: Any) -> Question:
+    """The question of a line.
+
+    Args:
+        record: the line.
+        images: the folder of its picture.
+        more: other attributes of the question, or replacements of those that the line gives.
+
+    Raises:
+        UserError: a field is missing or damaged.
+    """
+    prompt = checked(record, "text", record.need("text"))
+    given = {
+        "id": record.need("question_id"),
+        "text": bare(prompt),
+        "prompt": prompt,
+        "images": (images.image(record),),
+        "group": more.get("id", record.need("question_id")),
+        "category": record.get("category"),
+    }
+    return Question(**{**given, **more})
+
+
+def with_instruction(text: str, instruction: str = SHORT) -> str:
+    """A question and, on a line of its own, how to answer; as it is if it says that already."""
+    said = text.rstrip()
+    if said.endswith(instruction):
+        return text
+    return f"{bare(said) if said.endswith(SHORT) else text}\n{instruction}"
+
+
+def bare(prompt: str) -> str:
+    """The question without the instruction for short answers."""
+    return prompt.removesuffix(SHORT).rstrip()
+
+
+def checked(record: JsonRecord, field: str, text: str) -> str:
+    """The text, or `UserError` if it holds the mark that stands for a picture."""
+    if IMAGE_MARK in text:
+        raise record.error(field, f"contains {IMAGE_MARK!r}, which stands for the picture; it is put there for you.")
+    return text
+
+
+def check_unique(records: Iterable[JsonRecord], field: str = "question_id") -> None:
+    """Raises `UserError` if two records share an id."""
+    seen: dict[str, JsonRecord] = {}
+    for record in records:
+        value = record.need(field)
+        if value in seen:
+            raise record.error(field, f"{value!r} is there twice: first in {seen[value].place}.")
+        seen[value] = record

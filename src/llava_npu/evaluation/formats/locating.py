@@ -1,0 +1,82 @@
+"""Finding a benchmark's files: the question file in a data folder, what belongs to it beside it, and its pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from llava_npu.errors import UserError
+from llava_npu.evaluation.formats.images import ImageFile
+from llava_npu.evaluation.formats.json_files import JsonRecord
+from llava_npu.evaluation.questions import Dataset
+
+
+def find_data(name: str, patterns: Sequence[str], path: Path) -> Path:
+    """The question file of a benchmark: `path` itself, or the first pattern found below it if it is a folder.
+
+    Args:
+        name: of the benchmark, for messages.
+        patterns: glob patterns relative to a data folder, the preferred one first.
+        path: a file or a folder.
+
+    Raises:
+        UserError: no such file, nothing found, or one pattern found several files.
+    """
+    if not path.is_dir():
+        return path
+    if not patterns:
+        raise UserError(f"{path} is a folder; {name} reads a file of your own: name it.")
+    for pattern in patterns:
+        found = sorted(match for match in path.glob(pattern) if match.is_file())
+        if len(found) > 1:
+            listed = ", ".join(match.name for match in found)
+            raise UserError(f"{path} holds several files for {name}: {listed}. Name one of them.")
+        if found:
+            return found[0]
+    raise UserError(f"{path} holds no file for {name}. Looked for: {', '.join(patterns)}.")
+
+
+def beside(file: Path, candidates: Sequence[str]) -> Path | None:
+    """The first of the paths, relative to the file's folder, that exists."""
+    return next((file.parent / name for name in candidates if (file.parent / name).exists()), None)
+
+
+def need_beside(file: Path, candidates: Sequence[str], what: str) -> Path:
+    """As `beside`, or `UserError`."""
+    found = beside(file, candidates)
+    if found is None:
+        raise UserError(f"{file} needs {what} beside it. Looked in {file.parent} for: {', '.join(candidates)}.")
+    return found
+
+
+def check_pictures(dataset: Dataset) -> None:
+    """Raises `UserError` if not one of a dataset's picture files is there: a folder is missing, not a picture."""
+    files = [image for question in dataset.questions for image in question.images if isinstance(image, ImageFile)]
+    if files and not any(image.path.is_file() for image in files):
+        raise UserError(
+            f"{dataset.path}: none of its {len(files)} pictures is there. The first is looked for at {files[0].path}."
+        )
+
+
+class PictureFolder:
+    """The folder of the pictures that a question file names."""
+
+    def __init__(self, file: Path, candidates: Sequence[str]):
+        """
+        Args:
+            file: the question file.
+            candidates: folders relative to its own, the preferred one first. A link to a folder elsewhere is followed.
+        """
+        self._root = need_beside(file, candidates, "a folder of pictures").resolve()
+
+    def image(self, record: JsonRecord, field: str = "image") -> ImageFile:
+        """The picture that a field names. Whether it can be read shows when it is opened.
+
+        Raises:
+            UserError: the field is missing, or leads out of the folder.
+        """
+        value = record.need(field)
+        path = (self._root / value).resolve()
+        if not path.is_relative_to(self._root):
+            raise record.error(field, f"{value!r} leads out of the picture folder {self._root}.")
+        return ImageFile(path, f"{record.file}, {record.place}")

@@ -1,0 +1,91 @@
+"""The pictures of a tab-separated benchmark: in base64, by reference to another row, or in files beside the table.
+
+image       a picture in base64; or, in at most 64 characters, the index of the row that holds it; or a list of
+            either, ['…', '…'], where a question has several (as in VLMEvalKit's MMMU file).
+image_path  picture files below the table's folder, where `image` is empty: one, or a list.
+"""
+
+from __future__ import annotations
+
+import ast
+import base64
+import binascii
+import hashlib
+from collections.abc import Sequence
+
+from llava_npu.evaluation.formats.images import EmbeddedImage, ImageFile, ImageSource
+from llava_npu.evaluation.formats.tables import Row, Table, missing_column
+
+_MAX_REFERENCE = 64  # characters; a longer `image` is a picture
+
+
+class TableImages:
+    """The pictures of a table; equal ones are held once."""
+
+    def __init__(self, table: Table):
+        """
+        Raises:
+            UserError: the table has no column for pictures.
+        """
+        if not {"image", "image_path"} & set(table.columns):
+            raise missing_column(table.path, table.columns, "image", "image_path")
+        self._by_index = {row.label("index"): row for row in table.rows}
+        self._shared: dict[str, EmbeddedImage] = {}
+
+    def of(self, row: Row) -> tuple[ImageSource, ...]:
+        """The pictures of a row, in order; none if both cells are empty.
+
+        Raises:
+            UserError: unreadable base64, a reference to nothing, a path that leaves the table's folder.
+        """
+        value = row.label("image")
+        if not value:
+            return self._from_path(row)
+        return tuple(self._embedded(row, part) for part in _parts(row, "image", value))
+
+    def _embedded(self, row: Row, value: str) -> EmbeddedImage:
+        if len(value) <= _MAX_REFERENCE:
+            row, value = self._holder(row, value)
+        try:
+            data = base64.b64decode("".join(value.split()), validate=True)
+        except binascii.Error as error:
+            raise row.error("image", f"unreadable base64 ({error}); it starts with {value[:30]!r}.") from error
+        key = hashlib.sha256(data).hexdigest()
+        return self._shared.setdefault(key, EmbeddedImage(key, data, f"{row.file}, row {row.number}, column 'image'"))
+
+    def _holder(self, row: Row, value: str) -> tuple[Row, str]:
+        holder = self._by_index.get(value)
+        if holder is None:
+            raise row.error("image", f"{value!r} is neither a picture in base64 nor the index of a row that holds one.")
+        held = _parts(holder, "image", holder.label("image"))
+        if len(held) != 1 or len(held[0]) <= _MAX_REFERENCE:
+            raise row.error("image", f"refers to row {holder.number} (index {value}), which holds no picture itself.")
+        return holder, held[0]
+
+    def _from_path(self, row: Row) -> tuple[ImageSource, ...]:
+        value = row.label("image_path")
+        if not value:
+            return ()
+        root = row.file.parent.resolve()
+        images = []
+        for part in _parts(row, "image_path", value):
+            path = (root / part).resolve()
+            if not path.is_relative_to(root):
+                raise row.error("image_path", f"{part!r} leads out of the table's folder {root}.")
+            images.append(ImageFile(path, f"{row.file}, row {row.number}, column 'image_path'"))
+        return tuple(images)
+
+
+def _parts(row: Row, column: str, value: str) -> Sequence[str]:
+    return parse_list(row, column, value) if value.startswith("[") else (value,)
+
+
+def parse_list(row: Row, column: str, value: str) -> tuple[str, ...]:
+    """The texts of a cell that holds a list, as Python or JSON writes it: ['a', 'b'] or ["a", "b"]."""
+    try:
+        parsed = ast.literal_eval(value)
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        raise row.error(column, f"begins with '[' but is no list: {value[:60]!r}.") from error
+    if not isinstance(parsed, list) or not all(isinstance(item, str | int | float) for item in parsed):
+        raise row.error(column, f"is no list of texts: {value[:60]!r}.")
+    return tuple(str(item) for item in parsed)

@@ -1,0 +1,189 @@
+"""The questions of a run, or of several side by side, as one web page to look through.
+
+One file: pictures, data and script are in it, and it loads nothing. Every question shows its picture, text, options,
+what each model answered and how each rule read it; they can be filtered by category, by right and wrong, and by words.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import html
+import io
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from llava_npu.evaluation.benchmarks import Benchmark
+from llava_npu.evaluation.formats.images import ImageSource, UnreadableImageError
+from llava_npu.evaluation.predictions import Prediction
+from llava_npu.evaluation.questions import Question
+from llava_npu.files.atomic import write_text
+
+MOST_QUESTIONS = 6000  # a browser holds more, but few people's patience does
+THUMBNAIL, LARGE_THUMBNAIL = (320, 320), (640, 640)  # pixels at most; large ones show what small print says
+FEW_PICTURES = 300  # up to which they are large
+MOST_PICTURE_BYTES = 40 * 2**20  # of all pictures in a page, encoded
+
+
+@dataclass(frozen=True)
+class ScoreTable:
+    """Scores as the page shows them.
+
+    Attributes:
+        columns, rows: the first of either is a name.
+        folded: what it is called while it is folded away; "" for a table that is open.
+    """
+
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    folded: str = ""
+
+
+@dataclass(frozen=True)
+class PageRun:
+    """A run as the page shows it.
+
+    Attributes:
+        label: its name.
+        predictions: question id → prediction, a judge's readings included.
+    """
+
+    label: str
+    predictions: Mapping[str, Prediction]
+
+
+def write_page(
+    path: Path,
+    *,
+    title: str,
+    notes: Sequence[str],
+    scores: Sequence[ScoreTable],
+    benchmark: Benchmark,
+    questions: Sequence[Question],
+    runs: Sequence[PageRun],
+) -> None:
+    """Writes the page, whole or not at all. What is too much for one page is left out, and the page says so.
+
+    Args:
+        path: the file.
+        title: the page's.
+        notes: what a reader of the scores should know.
+        scores: tables of them; empty ones are left out.
+        benchmark: says what an answer is worth.
+        questions: as the models were asked.
+        runs: their answers.
+    """
+    shown = _spread(questions, MOST_QUESTIONS)
+    distinct = {image.key for question in shown for image in question.images}
+    pictures = _Pictures(THUMBNAIL if len(distinct) > FEW_PICTURES else LARGE_THUMBNAIL)
+    cases = [_case(benchmark, question, runs, pictures) for question in shown]
+    more = []
+    if len(shown) < len(questions):
+        more.append(f"{path.name} shows {len(shown)} of {len(questions)} questions, evenly spread.")
+    if pictures.left_out:
+        more.append(f"{path.name} leaves out {pictures.left_out} pictures, to stay small.")
+    rules = [rule for rule in benchmark.rules if any(rule in answer["read"] for case in cases for answer in _of(case))]
+    data = {
+        "title": title,
+        "notes": [*notes, *more],
+        "scores": [asdict(table) for table in scores if table.rows],
+        "runs": [run.label for run in runs],
+        "rules": rules,
+        "pictures": pictures.encoded,
+        "cases": cases,
+    }
+    write_text(path, _render(title, data))
+
+
+def _case(benchmark: Benchmark, question: Question, runs: Sequence[PageRun], pictures: _Pictures) -> dict[str, Any]:
+    return {
+        "id": question.id,
+        "group": question.group,
+        "rotation": question.rotation,
+        "split": question.split,
+        "l2": question.l2_category,
+        "category": question.category,
+        "text": question.text,
+        "options": dict(question.options),
+        "truth": question.answer,
+        "references": Counter(question.references).most_common(),
+        "images": [pictures.place(image) for image in question.images],
+        "answers": [_answer(benchmark, question, run.predictions.get(question.id)) for run in runs],
+    }
+
+
+def _answer(benchmark: Benchmark, question: Question, prediction: Prediction | None) -> dict[str, Any] | None:
+    if prediction is None:
+        return None
+    return {
+        "text": prediction.answer,
+        "error": prediction.error,
+        "prompt": prediction.prompt,
+        "read": prediction.parsed,
+        "credit": {rule: benchmark.credit(question, rule, reading) for rule, reading in prediction.parsed.items()},
+    }
+
+
+def _of(case: Mapping[str, Any]) -> list[dict[str, Any]]:
+    return [answer for answer in case["answers"] if answer is not None]
+
+
+class _Pictures:
+    """Thumbnails, each kept once."""
+
+    def __init__(self, size: tuple[int, int]) -> None:
+        self._most = size
+        self.encoded: list[str] = []
+        self.left_out = 0
+        self._places: dict[str, int | None] = {}
+        self._size = 0
+
+    def place(self, image: ImageSource) -> int | None:
+        """Where it is in `encoded`; None if it cannot be read, or there is no room left."""
+        if image.key not in self._places:
+            self._places[image.key] = self._add(image)
+        return self._places[image.key]
+
+    def _add(self, image: ImageSource) -> int | None:
+        if self._size > MOST_PICTURE_BYTES:
+            self.left_out += 1
+            return None
+        try:
+            picture = image.open()
+        except UnreadableImageError:  # it is in the predictions and the notes
+            return None
+        picture.thumbnail(self._most)
+        stored = io.BytesIO()
+        picture.save(stored, "JPEG", quality=75)
+        text = f"data:image/jpeg;base64,{base64.b64encode(stored.getvalue()).decode()}"
+        self._size += len(text)
+        self.encoded.append(text)
+        return len(self.encoded) - 1
+
+
+def _spread(questions: Sequence[Question], most: int) -> Sequence[Question]:
+    if len(questions) <= most:
+        return questions
+    return [questions[place * len(questions) // most] for place in range(most)]
+
+
+def _render(title: str, data: Mapping[str, Any]) -> str:
+    page, script = _resource("page.html"), _resource("page.js")
+    # Within a script element only "<" could end it, or begin a comment.
+    text = json.dumps(data, ensure_ascii=False).replace("<", "\\u003c")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    values = {"title": html.escape(title), "script_hash": digest, "script": script, "data": text}
+    for name, value in values.items():  # the data last: it may contain what looks like a name
+        page = page.replace("{{" + name + "}}", value)
+    return page
+
+
+@cache
+def _resource(name: str) -> str:
+    return resources.files("llava_npu.evaluation.reports").joinpath(name).read_text(encoding="utf-8")

@@ -1,0 +1,1 @@
+"""Accuracy, intervals and significance."""

@@ -1,0 +1,205 @@
+"""Scores overall and by category, with intervals; and the accuracy of multiple-choice answers, circular and vanilla.
+
+circular (CircularEval, Liu et al. 2023, MMBench, arXiv:2307.06281): a group counts as right only if every rotation of
+    its options was answered right. A group that lacks a rotation cannot be right: it counts as wrong and is reported.
+    (Suites that score whatever rotations a file happens to hold report a higher number then.)
+vanilla: the unrotated questions alone.
+every rotation: all rows, each on its own.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from llava_npu.evaluation.questions import Question
+from llava_npu.evaluation.statistics.bootstrap import SEED, Array, limits, resample
+
+CIRCULAR, VANILLA, EVERY_ROTATION = "circular", "vanilla", "every rotation"
+OVERALL, L2_CATEGORY, CATEGORY = LEVELS = "overall", "l2-category", "category"
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What a score was computed from, so that it can be set against another model's.
+
+    Attributes:
+        statistic: how sums become the value, one of `STATISTICS`.
+        groups: (stratum, group) → amounts.
+    """
+
+    statistic: str
+    groups: Mapping[tuple[str, str], tuple[float, ...]]
+
+
+@dataclass(frozen=True)
+class Score:
+    """One number of a report.
+
+    Attributes:
+        metric: "circular", "vanilla", …
+        extraction: by which rule answers were read.
+        split: the benchmark's split; "" if it has none.
+        level: "overall", "l2-category" or "category"; `name` is which.
+        value, low, high: in 0 … 1 (sums of such, in MME, go beyond 1), with the 95 % bootstrap interval.
+        count: how many units (groups, or rows for "every rotation") were scored.
+        sample: where it came from, for comparisons; it is no part of a report.
+    """
+
+    metric: str
+    extraction: str
+    split: str
+    level: str
+    name: str
+    value: float
+    low: float
+    high: float
+    count: int
+    sample: Sample | None = field(default=None, compare=False, repr=False)
+
+    def facts(self) -> dict[str, str | float | int]:
+        """All but the sample, by name."""
+        return {name: getattr(self, name) for name in SCORE_COLUMNS}
+
+
+SCORE_COLUMNS = tuple(name for name in Score.__dataclass_fields__ if name != "sample")
+
+
+@dataclass(frozen=True)
+class Unit:
+    """What one question or group contributes to one metric.
+
+    Attributes:
+        question: names its group, split and categories.
+        amounts: summed over units, then put to the metric's statistic.
+        trials: how many answers it counts for.
+    """
+
+    question: Question
+    amounts: tuple[float, ...]
+    trials: int = 1
+
+
+Statistic = Callable[[Array], Array]  # sums (n, amounts) → values (n,)
+Label = tuple[str, str]  # a level and a name
+STATISTICS: dict[str, Statistic] = {}
+
+
+def statistic(function: Statistic) -> Statistic:
+    """Makes a statistic known by its name, under which samples on the disk remember it."""
+    name = function.__name__.removeprefix("_")
+    if name in STATISTICS:
+        raise ValueError(f"statistic {name!r} is there twice")
+    STATISTICS[name] = function
+    return function
+
+
+@statistic
+def ratio(sums: Array) -> Array:
+    """The first amount over the second; 0 where that is 0."""
+    return np.divide(sums[:, 0], sums[:, 1], out=np.zeros(len(sums)), where=sums[:, 1] != 0)
+
+
+def hit(question: Question, right: float, trials: int = 1) -> Unit:
+    """`right` of `trials`, for `ratio`."""
+    return Unit(question, (right, trials), trials)
+
+
+def own_labels(question: Question) -> list[Label]:
+    """Overall, and the question's categories."""
+    named = [(OVERALL, OVERALL), (L2_CATEGORY, question.l2_category), (CATEGORY, question.category)]
+    return [(level, name) for level, name in named if name]
+
+
+def tabulate(
+    units: Iterable[Unit],
+    metric: str,
+    extraction: str,
+    of_sums: Statistic = ratio,
+    labels: Callable[[Question], Iterable[Label]] = own_labels,
+    stratum: Callable[[Question], str] = lambda question: "",
+) -> list[Score]:
+    """One score for each split and label: a statistic (one of `STATISTICS`) of summed units.
+
+    For the intervals, units of one group are resampled together, and the number of groups in each stratum is kept.
+    """
+    cells: dict[tuple[str, str, str], list[Unit]] = defaultdict(list)
+    for unit in units:
+        for level, name in labels(unit.question):
+            cells[unit.question.split, level, name].append(unit)
+    order = sorted(cells, key=lambda cell: (cell[0], LEVELS.index(cell[1]), cell[2]))
+    return [_score(cells[cell], metric, extraction, cell, of_sums, stratum) for cell in order]
+
+
+def extraction_rules(parsed: Mapping[str, Mapping[str, str | None]]) -> list[str]:
+    """The rules that read any of the answers, in their order."""
+    return list(dict.fromkeys(rule for readings in parsed.values() for rule in readings))
+
+
+def score_choices(
+    questions: Sequence[Question], parsed: Mapping[str, str | None], extraction: str, circular: bool
+) -> list[Score]:
+    """Scores multiple-choice answers.
+
+    Args:
+        questions: those with a known answer are scored.
+        parsed: question id → letter; a missing id or None is wrong.
+        extraction: the name of the rule that parsed them.
+        circular: whether the groups are rotations of one question.
+    """
+    groups = group_questions(question for question in questions if question.answer is not None)
+    right = {question.id: parsed.get(question.id) == question.answer for group in groups for question in group}
+    metrics: dict[str, list[Unit]] = {}
+    if circular:
+        metrics[CIRCULAR] = [
+            hit(group[0], is_complete(group) and all(right[question.id] for question in group)) for group in groups
+        ]
+    metrics[VANILLA] = [
+        hit(question, right[question.id]) for group in groups for question in group if question.rotation == 0
+    ]
+    if circular:
+        metrics[EVERY_ROTATION] = [
+            hit(group[0], sum(right[question.id] for question in group), len(group)) for group in groups
+        ]
+    return [score for metric, units in metrics.items() for score in tabulate(units, metric, extraction)]
+
+
+def group_questions(questions: Iterable[Question]) -> list[list[Question]]:
+    """Questions by group, rotations in order, groups in an order that does not depend on that of the questions."""
+    groups: dict[str, list[Question]] = defaultdict(list)
+    for question in questions:
+        groups[question.group].append(question)
+    return [sorted(groups[name], key=lambda question: question.rotation) for name in sorted(groups)]
+
+
+def is_complete(group: Sequence[Question]) -> bool:
+    """Whether each rotation of the options is there: at least as many as there are options, counted from 0."""
+    rotations = [question.rotation for question in group]
+    return len(rotations) >= len(group[0].options) and rotations == list(range(len(rotations)))
+
+
+def _score(
+    units: Sequence[Unit],
+    metric: str,
+    extraction: str,
+    cell: tuple[str, str, str],
+    of_sums: Statistic,
+    stratum: Callable[[Question], str],
+) -> Score:
+    groups: dict[tuple[str, str], Array] = {}
+    for unit in units:
+        key = stratum(unit.question), unit.question.group
+        groups[key] = groups.get(key, np.zeros(len(unit.amounts))) + np.asarray(unit.amounts, float)
+    strata: dict[str, list[Array]] = defaultdict(list)
+    for name, group in sorted(groups):  # an order that does not depend on that of the units
+        strata[name].append(groups[name, group])
+    total = np.sum(list(groups.values()), axis=0, keepdims=True)  # (1, amounts)
+    sums = sum(resample(np.stack(of_one), SEED + number) for number, of_one in enumerate(strata.values()))
+    low, high = limits(of_sums(np.asarray(sums)))
+    value = float(of_sums(total)[0])
+    name = next(name for name, function in STATISTICS.items() if function is of_sums)
+    sample = Sample(name, {key: tuple(map(float, amounts)) for key, amounts in groups.items()})
+    return Score(metric, extraction, *cell, value, low, high, sum(unit.trials for unit in units), sample)

@@ -1,0 +1,1 @@
+"""Getting answers out of a model."""

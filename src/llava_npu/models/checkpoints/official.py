@@ -1,0 +1,338 @@
+"""Official LLaVA's checkpoints (haotian-liu/LLaVA), and those of this project's predecessor, which share their layout.
+
+Three kinds, told apart by what the folder holds:
+
+- a whole model: config.json with `mm_*` keys, and weights (`.bin` or safetensors, in shards or not);
+- a projector alone, as stage 1 leaves it: config.json and mm_projector.bin, beside a base language model;
+- LoRA weights: adapter_config.json, adapter_model and non_lora_trainables.bin, beside a base language model.
+
+Their config says only the vision tower's name; the tower's own folder gives its architecture, its image processor and,
+where the checkpoint lacks them, its weights.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, PretrainedConfig
+
+from llava_npu.data.tokenizer import open_tokenizer
+from llava_npu.errors import UserError
+from llava_npu.files.json_objects import read_json
+from llava_npu.hub.folders import check_model_folder, open_part
+from llava_npu.hub.hubs import local_folder
+from llava_npu.models.checkpoints.adapters import merged, read_adapter
+from llava_npu.models.checkpoints.checkpoint import Checkpoint, Weights
+from llava_npu.models.checkpoints.projectors import from_original, infer_options, type_from_original
+from llava_npu.models.checkpoints.weight_files import WeightFiles, find_weights, read_weights
+from llava_npu.models.checkpoints.weight_names import (
+    EMBEDDING,
+    LM_HEAD,
+    OFFICIAL_PROJECTOR,
+    PROJECTOR,
+    VISION_TOWER,
+    from_official,
+    tower_weight,
+)
+from llava_npu.models.composing import EMBEDDING_MULTIPLE, add_special_tokens
+from llava_npu.models.configuration import LlavaNpuConfig
+from llava_npu.models.processing import LlavaNpuProcessor
+from llava_npu.models.vision.anyres import resolutions_from_llava
+from llava_npu.models.vision.image_processors import load_image_processor
+
+PROJECTOR_FILE = "mm_projector.bin"
+ADAPTER_CONFIG = "adapter_config.json"
+TRAINABLES_FILE = "non_lora_trainables.bin"
+COMPANIONS = ("tokenizer.model", "generation_config.json")
+# Official model types, and transformers' of the language model inside. The released v1.5 files say "llava".
+LANGUAGE_MODELS = {"llava": "llama", "llava_llama": "llama", "llava_mistral": "mistral", "llava_qwen": "qwen2"}
+_PREDECESSOR_ONLY = ("ldp", "resampler", "tokenpacker", "abs")
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Where the parts of an official model lie.
+
+    Attributes:
+        folder: what was given.
+        values: its config.json.
+        base: the folder of the language model's weights and tokenizer: `folder` itself, or the base model's.
+        tower: folder or hub id of the vision tower.
+    """
+
+    folder: Path
+    values: dict[str, Any]
+    base: Path
+    tower: str
+
+
+def is_official(folder: Path, values: dict[str, Any]) -> bool:
+    """Whether a folder's content is official LLaVA's, whatever the folder is called."""
+    return "mm_vision_tower" in values or (folder / PROJECTOR_FILE).is_file() or (folder / TRAINABLES_FILE).is_file()
+
+
+def read_official(
+    folder: Path, base: str | None = None, vision_tower: str | None = None, template: str | None = None
+) -> Checkpoint:
+    """Reads a checkpoint of official LLaVA.
+
+    Args:
+        base: folder of the language model, where the checkpoint is a projector or LoRA weights; by default the one that
+            its config names.
+        vision_tower: folder or hub id of the vision tower, in place of the one that the config names.
+        template: conversation template that it was trained with; by default Vicuna's (`v1`), or Mistral's.
+
+    Raises:
+        UserError: a part is missing or damaged, or of a kind that is not known.
+    """
+    values = read_json(folder / "config.json")
+    parts = _locate(folder, values, base, vision_tower)
+    tower_config = _tower_config(parts.tower)
+    projector = _projector(parts)
+    tokenizer = open_tokenizer(parts.base, "model")
+    image_token_id = add_special_tokens(tokenizer)
+    text_config = _text_config(parts, values)
+    rows = text_config.vocab_size
+    wanted = max(rows, len(tokenizer))
+    text_config.vocab_size = -(-wanted // EMBEDDING_MULTIPLE) * EMBEDDING_MULTIPLE if wanted > rows else rows
+    config = _config(parts, tower_config, text_config, projector, image_token_id)
+    image_processor = load_image_processor(parts.tower, "--vision-tower")
+    model_type = str(values.get("model_type", "llava"))
+    template = template or ("mistral" if model_type == "llava_mistral" else "v1")
+    aspect_ratio = str(values.get("image_aspect_ratio") or "square")
+    processor = LlavaNpuProcessor.for_config(
+        config,
+        image_processor,
+        tokenizer,
+        template=template,
+        image_aspect_ratio=aspect_ratio,
+    )
+
+    def weights() -> Weights:
+        kind = config.tower.kind
+        tower_seen = False
+        for name, tensor in _language_weights(parts):
+            renamed = from_official(name, kind)
+            if renamed is None or renamed.startswith(PROJECTOR):
+                continue  # the projector was read as a whole
+            tower_seen = tower_seen or renamed.startswith(VISION_TOWER)
+            if renamed in (EMBEDDING, LM_HEAD):
+                tensor = _with_rows(tensor, text_config.vocab_size)
+            yield renamed, tensor
+        for name, tensor in projector.weights.items():
+            yield f"{PROJECTOR}{name}", tensor
+        if not tower_seen:
+            yield from _tower_weights(parts.tower, kind)
+
+    files = _files(parts)
+    return Checkpoint(
+        source=str(folder),
+        layout="official",
+        config=config,
+        processor=processor,
+        weights=weights,
+        num_bytes=sum(each.num_bytes for each in files),
+        companions=tuple(parts.base / name for name in COMPANIONS if (parts.base / name).is_file()),
+    )
+
+
+# ---- parts ----
+
+
+def _locate(folder: Path, values: dict[str, Any], base: str | None, vision_tower: str | None) -> Parts:
+    needs_base = (folder / ADAPTER_CONFIG).is_file() or (
+        find_weights(folder) is None and (folder / PROJECTOR_FILE).is_file()
+    )
+    if find_weights(folder) is None and not needs_base:
+        raise UserError(f"{folder}: has neither weights, nor {PROJECTOR_FILE}, nor {ADAPTER_CONFIG}.")
+    home = folder
+    if needs_base:
+        named = base or _named_base(folder, values)
+        if named is None or not Path(named).expanduser().is_dir():
+            what = "LoRA weights" if (folder / ADAPTER_CONFIG).is_file() else "a projector alone"
+            said = f" Its config names {named!r}, which is no folder here." if named and not base else ""
+            raise UserError(f"{folder}: holds {what}.{said} Give the folder of its language model with --base.")
+        home = Path(named).expanduser()
+    elif base is not None:
+        raise UserError(f"--base {base}: {folder} is a whole model and needs no base.")
+    tower = vision_tower or values.get("mm_vision_tower")
+    if not tower:
+        raise UserError(f"{folder}/config.json: names no vision tower (mm_vision_tower). Give it with --vision-tower.")
+    if vision_tower is None and not Path(str(tower)).is_dir():  # the folder has moved since it was written
+        beside = folder / Path(str(tower)).name
+        tower = str(beside) if beside.is_dir() else tower
+    return Parts(folder, values, home, str(local_folder(str(tower), "--vision-tower")))
+
+
+def _named_base(folder: Path, values: dict[str, Any]) -> str | None:
+    adapter = folder / ADAPTER_CONFIG
+    named = read_json(adapter).get("base_model_name_or_path") if adapter.is_file() else values.get("_name_or_path")
+    return str(named) if named else None
+
+
+def _files(parts: Parts) -> list[WeightFiles]:
+    single = [parts.folder / name for name in (PROJECTOR_FILE, TRAINABLES_FILE) if (parts.folder / name).is_file()]
+    whole = find_weights(parts.base)
+    if whole is None:
+        raise UserError(f"--base {parts.base}: has no weights.")
+    return [whole, WeightFiles(tuple(single))]
+
+
+def _language_weights(parts: Parts) -> Iterator[tuple[str, torch.Tensor]]:
+    """All weights that official LLaVA would hold, under its names; LoRA weights are added to those they change."""
+    whole, single = _files(parts)
+    changed = {_official(name): tensor for name, tensor in single} if parts.base != parts.folder else {}
+    base: Weights = ((name, tensor) for name, tensor in whole if name not in changed)
+    settings = parts.folder / ADAPTER_CONFIG
+    if settings.is_file():
+        base = merged(base, read_adapter(parts.folder, read_json(settings)), str(parts.folder))
+    return itertools.chain(base, changed.items())
+
+
+def _official(name: str) -> str:
+    """The name in a whole model of a weight of mm_projector.bin or non_lora_trainables.bin."""
+    name = name.removeprefix("base_model.model.")
+    return f"model.{name}" if name.startswith("mm_projector.") else name
+
+
+# ---- projector ----
+
+
+@dataclass(frozen=True)
+class ProjectorWeights:
+    """A projector in this package's terms."""
+
+    type: str
+    options: dict[str, Any]
+    weights: dict[str, torch.Tensor]
+
+
+def _projector(parts: Parts) -> ProjectorWeights:
+    named = str(parts.values.get("mm_projector_type") or "linear")
+    weights = {
+        _official(name).removeprefix(OFFICIAL_PROJECTOR): tensor.clone() for name, tensor in _projector_weights(parts)
+    }
+    if not weights and named != "identity":
+        raise UserError(f"{parts.folder}: holds no projector (no weight named model.mm_projector.*).")
+    layout = "llava_npu_2024" if any(each in named for each in _PREDECESSOR_ONLY) else "llava"
+    # MobileVLM's first projector and the predecessor's are both called `ldp`; their weights tell.
+    first = named == "ldp" and any(name.startswith("model.") for name in weights)
+    kind = "ldp" if first else type_from_original(layout, named)
+    converted = from_original(kind, layout, weights)
+    options = {} if kind == "identity" else infer_options(kind, converted)
+    if kind in ("tokenpacker", "c_abstractor"):
+        for name in ("scale_factor", "num_input_tokens"):
+            if name in parts.values:
+                options.setdefault(name, parts.values[name])
+    return ProjectorWeights(kind, _without_defaults(kind, options), converted)
+
+
+def _projector_weights(parts: Parts) -> Iterator[tuple[str, torch.Tensor]]:
+    """The projector's weights alone; of a whole model nothing else is read for them."""
+    alone = (parts.folder / name for name in (PROJECTOR_FILE, TRAINABLES_FILE))
+    files = tuple(path for path in alone if path.is_file())[:1]
+    if not files:
+        whole = find_weights(parts.folder)
+        assert whole is not None  # `_locate` has seen to it
+        files = whole.files
+    for file in files:
+        yield from read_weights(file, wanted=lambda name: _official(name).startswith(OFFICIAL_PROJECTOR))
+
+
+def _without_defaults(kind: str, options: dict[str, Any]) -> dict[str, Any]:
+    """Only what differs from the projector's defaults, so that a plain MLP stays one that transformers knows."""
+    from llava_npu.models.projectors import make_options
+
+    implied = make_options(kind)
+    known = {field.name for field in dataclasses.fields(implied)}
+    return {name: value for name, value in options.items() if name in known and value != getattr(implied, name)}
+
+
+# ---- configuration ----
+
+
+def _tower_config(tower: str) -> Any:
+    check_model_folder(Path(tower), "--vision-tower")
+    config = open_part(lambda: AutoConfig.from_pretrained(tower), "--vision-tower", tower)
+    return getattr(config, "vision_config", config)
+
+
+def _tower_weights(tower: str, kind: str) -> Weights:
+    files = find_weights(Path(tower))
+    assert files is not None  # `check_model_folder` has seen to it
+    for name, tensor in files:
+        name = name.removeprefix("vision_tower.")
+        if not name.startswith(("text_model.", "text_projection", "visual_projection", "logit_")) and not (
+            name.endswith("position_ids")
+        ):
+            yield tower_weight(name, kind), tensor
+
+
+def _text_config(parts: Parts, values: dict[str, Any]) -> PretrainedConfig:
+    model_type = str(values.get("model_type", "llava"))
+    if parts.base != parts.folder:  # the base describes itself
+        config: PretrainedConfig = open_part(lambda: AutoConfig.from_pretrained(parts.base), "--base", str(parts.base))
+        return config
+    if model_type not in LANGUAGE_MODELS:
+        raise UserError(
+            f"{parts.folder}/config.json: model_type {model_type!r} is not known. Known: {', '.join(LANGUAGE_MODELS)}."
+        )
+    inner = AutoConfig.for_model(LANGUAGE_MODELS[model_type])
+    known = {*inner.to_dict(), "rope_theta", "rope_scaling", "head_dim"} - {"model_type", "architectures"}
+    given = {key: value for key, value in values.items() if key in known and value is not None}
+    return type(inner)(**given)
+
+
+def _config(
+    parts: Parts, tower: Any, text: PretrainedConfig, projector: ProjectorWeights, image_token_id: int
+) -> LlavaNpuConfig:
+    values = parts.values
+    selected = values.get("mm_vision_select_feature", "patch")
+    config = LlavaNpuConfig(
+        vision_config=tower,
+        text_config=text,
+        image_token_index=image_token_id,
+        vision_feature_layer=values.get("mm_vision_select_layer", -2),
+        vision_feature_select_strategy="full" if selected == "cls_patch" else None,
+        projector_type=projector.type,
+        projector_options=projector.options,
+        image_grid_pinpoints=_resolutions(parts),
+        tie_word_embeddings=bool(text.tie_word_embeddings),
+    )
+    _check_merge_type(parts, config)
+    return config
+
+
+def _resolutions(parts: Parts) -> list[list[int]] | None:
+    """Those that LLaVA-1.6 chooses from, (height, width); None for a model of square pictures."""
+    values = parts.values
+    if values.get("image_aspect_ratio") != "anyres":
+        return None
+    return resolutions_from_llava(values["image_grid_pinpoints"])
+
+
+def _check_merge_type(parts: Parts, config: LlavaNpuConfig) -> None:
+    """Raises `UserError` for an anyres model whose tokens are laid out otherwise than ours are."""
+    if config.tiling is None:
+        return
+    merge, ours = parts.values.get("mm_patch_merge_type", "flat"), "spatial_unpad" if config.tiling.is_map else "flat"
+    if merge != ours:
+        raise UserError(
+            f"{parts.folder}/config.json: mm_patch_merge_type {merge!r} is not known here; of anyres models with such "
+            f"a projector and mm_vision_select_feature those with {ours!r} are."
+        )
+
+
+def _with_rows(tensor: torch.Tensor, rows: int) -> torch.Tensor:
+    """An embedding with rows for added tokens, each the mean of the others: no token's logit stands out."""
+    added = rows - tensor.shape[0]
+    if added <= 0:
+        return tensor
+    mean = tensor.float().mean(0, keepdim=True).to(tensor.dtype)
+    return torch.cat([tensor, mean.expand(added, -1)])

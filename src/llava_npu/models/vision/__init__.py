@@ -1,0 +1,1 @@
+"""Vision towers and what images become before them."""

@@ -1,0 +1,182 @@
+"""What a frozen vision tower gives for each image, computed once and kept on disk.
+
+A tower that is not trained gives the same features in every epoch, stage and experiment. They are kept one file per
+image, under a name made of the tower's weights, its preprocessing and the image's own bytes: nothing stale is ever
+read, an interrupted computation goes on, and runs share what they have in common.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from llava_npu.data.image_roots import ImagePath
+from llava_npu.data.images import image_size, load_image
+from llava_npu.errors import UserError
+from llava_npu.files.cache import cache_root, locked
+from llava_npu.models.configuration import LlavaNpuConfig
+from llava_npu.models.modeling import LlavaNpuForConditionalGeneration
+from llava_npu.models.processing import LlavaNpuProcessor
+
+# What a library notes of itself or of where a model came from; the weights' own type is counted with them.
+_OF_NO_EFFECT = ("dtype", "transformers_version", "_name_or_path", "_attn_implementation")
+_LEFT_FREE = 2 * 2**30  # bytes of the disk that a cache leaves to others
+
+
+class FeatureCache:
+    """From an image's path to its features, (tiles, tokens, channels); read from disk when asked for."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self._files: dict[ImagePath, Path] = {}
+
+    def __getitem__(self, image: ImagePath) -> torch.Tensor:
+        file = self._file(image)
+        if not file.is_file():
+            raise KeyError(image)
+        return load_file(file)["features"]
+
+    def __contains__(self, image: ImagePath) -> bool:
+        return self._file(image).is_file()
+
+    def put(self, image: ImagePath, features: torch.Tensor) -> None:
+        """Keeps the features (tiles, tokens, channels) of an image."""
+        file = self._file(image)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        partial = file.with_suffix(f".{os.getpid()}.partial")
+        save_file({"features": features.cpu().contiguous()}, partial)
+        partial.replace(file)
+
+    def _file(self, image: ImagePath) -> Path:
+        if image not in self._files:
+            try:
+                name = hashlib.sha256(image.read_bytes()).hexdigest()
+            except OSError as error:
+                raise UserError(f"{image}: cannot be read: {error.strerror}") from error
+            self._files[image] = self.folder / name[:2] / f"{name}.safetensors"
+        return self._files[image]
+
+
+def open_feature_cache(model: LlavaNpuForConditionalGeneration, processor: LlavaNpuProcessor) -> FeatureCache:
+    """The cache that belongs to this tower, layer choice and preprocessing."""
+    recipe = {
+        "layers": model.config.feature_layers,
+        "keep_prefix_tokens": model.config.keep_prefix_tokens,
+        "scales": model.config.scales,
+        "image_aspect_ratio": processor.image_aspect_ratio,
+        "image_grid_pinpoints": model.config.image_grid_pinpoints,
+        "image_processor": processor.image_processor.to_dict(),
+        "vision_config": {
+            key: value for key, value in model.config.vision_config.to_dict().items() if key not in _OF_NO_EFFECT
+        },
+    }
+    digest = hashlib.sha256(json.dumps(recipe, sort_keys=True, default=str).encode())
+    for name, tensor in sorted(model.model.vision_tower.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return FeatureCache(cache_root() / "features" / digest.hexdigest()[:16])
+
+
+def fill_feature_cache(
+    cache: FeatureCache,
+    model: LlavaNpuForConditionalGeneration,
+    processor: LlavaNpuProcessor,
+    images: Sequence[ImagePath],
+    report: Callable[[int], None],
+    batch_size: int = 16,
+    skip_bad: bool = False,
+) -> None:
+    """Computes the features of those images that the cache lacks; `report` is told how many more are done.
+
+    With `skip_bad`, images that cannot be read stay out of the cache. One process fills a cache at a time: another that
+    needs the same features waits, and finds them.
+    """
+    cache.folder.mkdir(parents=True, exist_ok=True)
+    with locked(cache.folder / ".lock"):
+        _fill(cache, model, processor, images, report, batch_size, skip_bad)
+
+
+def space_needed(
+    cache: FeatureCache,
+    model: LlavaNpuForConditionalGeneration,
+    images: Sequence[ImagePath],
+    skip_bad: bool = False,
+) -> int:
+    """Bytes on disk that filling the cache will take, for the images that it lacks."""
+    config, parameter = model.config, next(model.model.vision_tower.parameters())
+    tokens = config.tower.num_patches + (config.tower.num_prefix_tokens if config.keep_prefix_tokens else 0)
+    missing = (image for image in dict.fromkeys(images) if not _has(cache, image, skip_bad))
+    tiles = sum(_num_tiles(config, image, skip_bad) for image in missing)
+    return tiles * tokens * model.model.multi_modal_projector.input_channels * parameter.element_size()
+
+
+def _num_tiles(config: LlavaNpuConfig, image: ImagePath, skip_bad: bool) -> int:
+    """As how many tiles an image passes the tower; none if it cannot be read and that is no error."""
+    tiling = config.tiling
+    if tiling is None:
+        return 1
+    try:
+        return tiling.num_tiles(image_size(image, str(image)))
+    except UserError:
+        if not skip_bad:
+            raise
+        return 0
+
+
+def space_left(cache: FeatureCache) -> int:
+    """Bytes that the cache may still take of its disk."""
+    folder = next(each for each in (cache.folder, *cache.folder.parents) if each.exists())
+    return shutil.disk_usage(folder).free - _LEFT_FREE
+
+
+def _fill(
+    cache: FeatureCache,
+    model: LlavaNpuForConditionalGeneration,
+    processor: LlavaNpuProcessor,
+    images: Sequence[ImagePath],
+    report: Callable[[int], None],
+    batch_size: int,
+    skip_bad: bool,
+) -> None:
+    parameter = next(model.model.vision_tower.parameters())
+    missing = [image for image in dict.fromkeys(images) if not _has(cache, image, skip_bad)]
+    report(len(images) - len(missing))
+    for batch in _batches(missing, batch_size):
+        pictures = {image: picture for image in batch if (picture := _load(image, skip_bad)) is not None}
+        if pictures:
+            tiles = [processor.preprocess_images([picture]) for picture in pictures.values()]
+            with torch.no_grad():
+                features = model.encode_images(torch.cat(tiles).to(parameter.device, parameter.dtype))
+            for image, of_image in zip(pictures, features.split([len(each) for each in tiles]), strict=True):
+                cache.put(image, of_image)
+        report(len(batch))
+
+
+def _has(cache: FeatureCache, image: ImagePath, skip_bad: bool) -> bool:
+    try:
+        return image in cache
+    except UserError:  # its bytes, by which it is looked up, cannot be read
+        if not skip_bad:
+            raise
+        return False
+
+
+def _load(image: ImagePath, skip_bad: bool) -> Image.Image | None:
+    try:
+        return load_image(image, str(image))
+    except UserError:
+        if not skip_bad:
+            raise
+        return None
+
+
+def _batches(items: Sequence[ImagePath], size: int) -> Iterable[Sequence[ImagePath]]:
+    return (items[start : start + size] for start in range(0, len(items), size))

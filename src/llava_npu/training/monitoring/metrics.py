@@ -1,0 +1,62 @@
+"""What a run reports of a step, and metrics.jsonl, where all of it goes."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from llava_npu.training.monitoring.jsonl import append_lines, read_lines, rewind_lines
+
+METRICS = "metrics.jsonl"
+
+
+@dataclass(frozen=True)
+class StepMetrics:
+    """One optimizer step.
+
+    Attributes:
+        step: steps done, this one included.
+        epoch: passes over the data done, a fraction.
+        loss: cross-entropy in nats per supervised token, over the whole step; None where it is not finite.
+        learning_rate: of this step; `learning_rates` has each trained part's own.
+        grad_norm: before clipping; None where it is not finite, and the step was skipped.
+        supervised_tokens, tokens, samples: in this step, over all devices.
+        skipped_steps: how many steps were, from the run's beginning.
+        validation_loss: as `loss`, over the samples held out; None where it was not computed.
+        tokens_per_second, …: see `throughput.Throughput`.
+    """
+
+    step: int
+    epoch: float
+    loss: float | None
+    learning_rate: float
+    learning_rates: dict[str, float]
+    grad_norm: float | None
+    supervised_tokens: int
+    tokens: int
+    samples: int
+    tokens_per_second: float
+    samples_per_second: float
+    tflops_per_device: float
+    mfu: float | None
+    peak_memory_gib: float
+    seconds: float
+    seconds_left: float
+    skipped_steps: int = 0
+    validation_loss: float | None = None
+
+
+def append_metrics(folder: Path, metrics: StepMetrics) -> None:
+    """Adds a line to metrics.jsonl."""
+    append_lines(folder / METRICS, [asdict(metrics)])
+
+
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
+    """All complete lines of metrics.jsonl; a line cut short by an interruption is left out."""
+    return read_lines(folder / METRICS)
+
+
+def rewind_metrics(folder: Path, step: int) -> None:
+    """Drops the lines after `step`: a continued run reports them again."""
+    rewind_lines(folder / METRICS, step)

@@ -1,0 +1,122 @@
+"""Loss, learning rate and throughput of a run over its steps, as a picture and as a page that renews itself."""
+
+from __future__ import annotations
+
+import html
+import io
+import math
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llava_npu.training.monitoring.metrics import read_metrics
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+PICTURE = "loss.png"
+PAGE = "loss.html"
+# Drawing takes about half a second, while the device may run out of work: at most a hundredth of the time goes to it.
+MOST_OF_THE_TIME = 0.01
+FIRST_SECONDS = 5.0
+SECONDS_BETWEEN = 30.0
+# A curve has no more points than a screen shows; more of them are averaged.
+MOST_POINTS = 1500
+
+
+class Plotter:
+    """Draws a run's metrics from time to time; not before there is a curve to see."""
+
+    def __init__(self, folder: Path, clock: Callable[[], float] = time.monotonic) -> None:
+        self._folder = folder
+        self._clock = clock
+        self._next = clock() + FIRST_SECONDS
+
+    def draw_if_due(self) -> None:
+        started = self._clock()
+        if started >= self._next:
+            draw_plots(self._folder)
+            now = self._clock()
+            self._next = now + max(SECONDS_BETWEEN, (now - started) / MOST_OF_THE_TIME)
+
+
+def draw_plots(folder: Path) -> None:
+    """Writes loss.png and loss.html from metrics.jsonl; nothing without matplotlib or without metrics."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        return
+    lines = [line for line in read_metrics(folder) if line["loss"] is not None]
+    if not lines:
+        return
+    figure = Figure(figsize=(8, 9), layout="constrained")
+    _draw(figure, lines)
+    picture, drawing = io.BytesIO(), io.StringIO()
+    figure.savefig(picture, format="png", dpi=110)
+    figure.set_layout_engine("none")  # what was laid out once, which takes half the time, stays
+    figure.savefig(drawing, format="svg", metadata={"Date": None})
+    _write(folder / PICTURE, picture.getvalue())
+    _write(folder / PAGE, _page(folder.name, drawing.getvalue(), lines[-1]).encode())
+
+
+def _draw(figure: Figure, lines: Sequence[dict[str, Any]]) -> None:
+    loss, rate, speed = figure.subplots(3, sharex=True, height_ratios=[2, 1, 1])
+    steps = _thin([line["step"] for line in lines])
+    losses = [line["loss"] for line in lines]
+    loss.plot(steps, _thin(losses), color="tab:blue", alpha=0.35, linewidth=1)
+    loss.plot(steps, _thin(_smooth(losses)), color="tab:blue", linewidth=2)
+    held_out = [(line["step"], line["validation_loss"]) for line in lines if line.get("validation_loss") is not None]
+    if held_out:
+        loss.plot(*zip(*held_out, strict=True), color="tab:red", marker="o", markersize=4, label="validation")
+        loss.legend()
+    loss.set_ylabel("loss\n(nats per supervised token)")
+    rate.plot(steps, _thin([line["learning_rate"] for line in lines]), color="tab:orange")
+    rate.set_ylabel("learning rate")
+    speed.plot(steps, _thin([line["tokens_per_second"] for line in lines]), color="tab:green")
+    speed.set(xlabel="step", ylabel="tokens per second")
+    speed.set_ylim(bottom=0)
+    for axes in (loss, rate, speed):
+        axes.grid(alpha=0.3)
+
+
+def _page(name: str, drawing: str, latest: dict[str, Any]) -> str:
+    rows = "".join(
+        f"<tr><td>{html.escape(key.replace('_', ' '))}<td>{html.escape(_shown(value))}"
+        for key, value in latest.items()
+        if not isinstance(value, dict)
+    )
+    return (
+        f"<!doctype html><html lang=en><meta charset=utf-8><meta http-equiv=refresh content={SECONDS_BETWEEN:.0f}>"
+        f"<title>{html.escape(name)}</title>"
+        "<style>body{font:15px system-ui;margin:2em auto;max-width:60em}svg{max-width:100%;height:auto}"
+        "td{padding:.1em 1.5em .1em 0}td+td{text-align:right}</style>"
+        f"<h1>{html.escape(name)}</h1>{drawing[drawing.index('<svg') :]}<h2>Latest step</h2><table>{rows}</table>\n"
+    )
+
+
+def _shown(value: Any) -> str:
+    return f"{value:,.5g}" if isinstance(value, float) else "–" if value is None else f"{value:,}"
+
+
+def _thin(values: Sequence[float]) -> list[float]:
+    """Means over stretches, so that at most `MOST_POINTS` are left."""
+    stretch = -(-len(values) // MOST_POINTS)
+    parts = (values[start : start + stretch] for start in range(0, len(values), stretch))
+    return [sum(part) / len(part) for part in parts]
+
+
+def _smooth(values: Sequence[float], weight: float = 0.9) -> list[float]:
+    smoothed: list[float] = []
+    total = norm = 0.0
+    for value in values:
+        if math.isfinite(value):
+            total, norm = weight * total + value, weight * norm + 1
+        smoothed.append(total / norm if norm else math.nan)
+    return smoothed
+
+
+def _write(path: Path, content: bytes) -> None:
+    partial = path.with_name(f".{path.name}")
+    partial.write_bytes(content)
+    partial.replace(path)

@@ -1,0 +1,60 @@
+"""The progress line of a run: step, loss, learning rate, speed, memory, time left."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from llava_npu.training.monitoring.metrics import StepMetrics
+
+
+class TrainingProgress:
+    """Shows metrics as they come; without a terminal, a plain line now and then."""
+
+    def __init__(self, console: Console, progress: Progress, num_steps: int):
+        self._console = console
+        self._progress = progress
+        self._num_steps = num_steps
+        self._task = progress.add_task("train", total=num_steps, report="")
+        self._line_every = max(1, num_steps // 20)
+
+    def show(self, metrics: StepMetrics) -> None:
+        report = (
+            f"{_losses(metrics)} · lr {metrics.learning_rate:.2e} · "
+            f"{metrics.tokens_per_second:,.0f} tokens/s · {metrics.samples_per_second:.1f} samples/s"
+            f"{'' if metrics.mfu is None else f' · MFU {metrics.mfu:.0%}'} · {metrics.peak_memory_gib:.1f} GiB"
+        )
+        self._progress.update(self._task, completed=metrics.step, report=report)
+        if not self._console.is_terminal and (
+            metrics.step % self._line_every == 0 or metrics.step in (1, self._num_steps)
+        ):
+            left = timedelta(seconds=round(metrics.seconds_left))
+            self._console.print(f"step {metrics.step}/{self._num_steps} · {report} · {left} left")
+
+
+def _losses(metrics: StepMetrics) -> str:
+    loss = "skipped" if metrics.loss is None or metrics.grad_norm is None else f"loss {metrics.loss:.4f}"
+    return loss if metrics.validation_loss is None else f"{loss} · validation {metrics.validation_loss:.4f}"
+
+
+@contextmanager
+def training_progress(
+    console: Console, title: str, num_steps: int, done: int, visible: bool
+) -> Iterator[TrainingProgress]:
+    """A progress line for `num_steps` steps, of which `done` are behind us."""
+    columns = (
+        TextColumn(f"[bold]{title}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[report]}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, disable=not (visible and console.is_terminal)) as progress:
+        shown = TrainingProgress(console, progress, num_steps)
+        progress.update(progress.task_ids[0], completed=done)
+        yield shown
