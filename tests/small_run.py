@@ -101,7 +101,7 @@ def _one_process(folder: Path) -> None:
     from llava_npu.distributed import processes
     from llava_npu.training import trainer as loop
     from llava_npu.training.monitoring import reporting
-    from llava_npu.training.nonfinite.search import guard
+    from llava_npu.training.nonfinite import guard
 
     rank = os.environ["RANK"]
     jobs = json.loads((folder / "jobs.json").read_text())
