@@ -42,6 +42,7 @@ from llava_npu.evaluation.formats.llava_files import with_instruction
 from llava_npu.evaluation.questions import Question
 from llava_npu.evaluation.run import order_questions
 from llava_npu.models import LlavaNpuConfig, LlavaNpuForConditionalGeneration
+from llava_npu.models.loaded import LoadedModel
 from llava_npu.models.processing import LlavaNpuProcessor
 from llava_npu.ops.install import install_kernels
 
@@ -60,7 +61,8 @@ def main() -> None:
     dtype = device.autocast_dtype or torch.float32
     if options.dtype:
         dtype = getattr(torch, options.dtype)
-    model, processor = build_model(options.size, device, dtype)
+    loaded = build_model(options.size, device, dtype)
+    model, processor = loaded
     print(
         f"{device.name}, {torch.get_num_threads()} threads: size {options.size}, "
         f"{sum(p.numel() for p in model.parameters()) / 1e6:.0f} M weights, {processor.num_image_tokens} tokens an "
@@ -76,12 +78,12 @@ def main() -> None:
         make, new_tokens = kinds[name]
         questions = make(options.pictures)
         ways: dict[str, Callable[[], list[str]]] = {
-            "original's loop": partial(one_by_one, model, processor, questions, new_tokens),
-            "ours": partial(in_batches, model, processor, questions, new_tokens, options.batch_size, "generate"),
+            "original's loop": partial(one_by_one, loaded, questions, new_tokens),
+            "ours": partial(in_batches, loaded, questions, new_tokens, options.batch_size, "generate"),
         }
         if questions[0].options:
             ways["ours, likeliest letter"] = partial(
-                in_batches, model, processor, questions, new_tokens, options.batch_size, "likelihood-letter"
+                in_batches, loaded, questions, new_tokens, options.batch_size, "likelihood-letter"
             )
         compare(name, questions, ways, device, options.rounds, exact=dtype == torch.float32)
 
@@ -123,12 +125,12 @@ def compare(
 
 
 def one_by_one(
-    model: LlavaNpuForConditionalGeneration,
-    processor: LlavaNpuProcessor,
+    loaded: LoadedModel,
     questions: Sequence[Question],
     new_tokens: int,
 ) -> list[str]:
     """The original's loop."""
+    model, processor = loaded
     answers = []
     for question in questions:
         turns = [{"from": "human", "value": f"<image>\n{question.prompt}"}]
@@ -142,15 +144,14 @@ def one_by_one(
 
 
 def in_batches(
-    model: LlavaNpuForConditionalGeneration,
-    processor: LlavaNpuProcessor,
+    loaded: LoadedModel,
     questions: Sequence[Question],
     new_tokens: int,
     batch_size: int,
     mode: str,
 ) -> list[str]:
     """What `llava-npu eval` does, files aside."""
-    answerer: ModelAnswerer = build_answerer(mode, model, processor, max_new_tokens=new_tokens)
+    answerer: ModelAnswerer = build_answerer(mode, loaded, max_new_tokens=new_tokens)
     ordered = list(chain.from_iterable(order_questions(questions)))
     found = {}
     for start in range(0, len(ordered), batch_size):
@@ -204,9 +205,7 @@ def picture(number: int) -> LoadedImage:
 # --- the model --------------------------------------------------------------------------------------------------------
 
 
-def build_model(
-    size: str, device: devices.Device, dtype: torch.dtype
-) -> tuple[LlavaNpuForConditionalGeneration, LlavaNpuProcessor]:
+def build_model(size: str, device: devices.Device, dtype: torch.dtype) -> LoadedModel:
     (tower_layers, tower_width), (layers, width) = SIZES[size]
     tokenizer = build_tokenizer()
     config = LlavaNpuConfig(
@@ -240,7 +239,7 @@ def build_model(
             parameter.mul_(8)
     install_kernels(model, device.torch_device)
     image_processor = CLIPImageProcessor(size={"shortest_edge": 336}, crop_size={"height": 336, "width": 336})
-    return model, LlavaNpuProcessor.for_config(config, image_processor, tokenizer, template="v1")
+    return LoadedModel(model, LlavaNpuProcessor.for_config(config, image_processor, tokenizer, template="v1"))
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:

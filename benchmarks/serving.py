@@ -201,7 +201,7 @@ def make_cases(model: str, options: argparse.Namespace) -> tuple[list[Case], flo
     from llava_npu.inference.detokenize import finished_text
     from llava_npu.models.stopping import stop_string, stopping_arguments
 
-    loaded, processor, _ = load_model(model, options.device, options.dtype, bits=16)
+    (loaded, processor), _ = load_model(model, options.device, options.dtype, bits=16)
     tokenizer = processor.tokenizer
     stopping = stopping_arguments(loaded, tokenizer, processor.template)
     chance = random.Random(0)

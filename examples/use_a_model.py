@@ -35,11 +35,10 @@ answer = processor.tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], s
 print("Auto classes:  ", repr(answer))
 
 # %% The shorter way, on any device: `load` checks the folder, `answer_all` answers many questions, several at a time.
-model, processor = llava_npu.load(folder, "cpu")
+loaded = llava_npu.load(folder, "cpu")  # a model and its processor
 greedy = llava_npu.Sampling(max_new_tokens=16)
 texts = llava_npu.answer_all(
-    model,
-    processor,
+    loaded,
     [question, "Is <image> the same as <image>?", "And without a picture?"],
     [[picture_file], [picture, picture], []],
     sampling=greedy,
@@ -50,7 +49,7 @@ print("answer_all:    ", texts)
 from llava_npu.inference.engine import Engine  # noqa: E402
 from llava_npu.serving.terminal import Conversation  # noqa: E402
 
-conversation = Conversation(Engine(model, processor, max_batch=1), greedy)
+conversation = Conversation(Engine(loaded, max_batch=1), greedy)
 conversation.attach(picture)
 for text in (question, "Are you sure?"):
     print("conversation:  ", repr("".join(conversation.ask(text))))

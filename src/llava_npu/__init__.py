@@ -16,6 +16,7 @@ _HOME = {
     "LlavaNpuConfig": "llava_npu.models.configuration",
     "LlavaNpuForConditionalGeneration": "llava_npu.models.modeling",
     "LlavaNpuProcessor": "llava_npu.models.processing",
+    "LoadedModel": "llava_npu.models.loaded",
     "Sampling": "llava_npu.inference.request",
     "UserError": "llava_npu.errors",
     "answer_all": "llava_npu.inference.batch",

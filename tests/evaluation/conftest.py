@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from llava_npu.models import LoadedModel
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 
 
 @pytest.fixture(scope="session")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any]:
-    """(model, processor) on the CPU, in eval mode."""
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
+    """On the CPU, in eval mode."""
     import torch
     from transformers import (
         CLIPImageProcessor,
@@ -51,7 +54,9 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any]:
     with torch.no_grad():  # a fresh projector whispers: let the image be heard
         for parameter in model.model.multi_modal_projector.parameters():
             parameter.mul_(8)
-    return model.eval(), processor
+    from llava_npu.models import LoadedModel
+
+    return LoadedModel(model.eval(), processor)
 
 
 def _tokenizer_folder(folder: Path) -> Path:

@@ -30,8 +30,7 @@ from llava_npu.evaluation.questions import Question
 from llava_npu.evaluation.run import evaluate
 from llava_npu.inference import features
 from llava_npu.inference.features import FeatureCache
-
-Tiny = tuple[Any, Any]
+from llava_npu.models.loaded import LoadedModel
 
 
 @pytest.fixture
@@ -55,10 +54,10 @@ def counted_images(model: Any) -> Iterator[list[int]]:
         handle.remove()
 
 
-def test_a_batch_answers_as_one_at_a_time_from_pixels_does(tiny: Tiny, questions: list[Question]) -> None:
+def test_a_batch_answers_as_one_at_a_time_from_pixels_does(tiny: LoadedModel, questions: list[Question]) -> None:
     model, processor = tiny
     mixed = [*questions, replace(questions[0], id="blind", images=())]
-    together = ModelAnswerer(model, processor, GenerateText(6)).answer(mixed)
+    together = ModelAnswerer(tiny, GenerateText(6)).answer(mixed)
     for question, answer in zip(mixed, together, strict=True):
         # Reference: the whole path from pixels, one question at a time, as the original evaluation loop does.
         turns = [{"from": "human", "value": answer.prompt}]
@@ -70,25 +69,25 @@ def test_a_batch_answers_as_one_at_a_time_from_pixels_does(tiny: Tiny, questions
     assert len({answer.text for answer in together}) > 1
 
 
-def test_prompt_has_one_mark_per_image_and_none_without(tiny: Tiny, questions: list[Question]) -> None:
-    answerer = ModelAnswerer(*tiny, GenerateText(1))
+def test_prompt_has_one_mark_per_image_and_none_without(tiny: LoadedModel, questions: list[Question]) -> None:
+    answerer = ModelAnswerer(tiny, GenerateText(1))
     assert answerer.answer(questions[:1])[0].prompt == f"<image>\n{questions[0].prompt}"
     blind, _ = with_images(questions[:1], "none")
     assert answerer.answer(blind)[0].prompt == questions[0].prompt
 
 
 @pytest.mark.parametrize("mode", ["generate", "likelihood"])
-def test_each_image_is_encoded_once(tiny: Tiny, questions: list[Question], mode: str) -> None:
-    answerer = build_answerer(mode, *tiny, max_new_tokens=1)
+def test_each_image_is_encoded_once(tiny: LoadedModel, questions: list[Question], mode: str) -> None:
+    answerer = build_answerer(mode, tiny, max_new_tokens=1)
     with counted_images(tiny[0]) as counts:
         answerer.answer(questions[:4])
         answerer.answer(questions[4:])
     assert sum(counts) == 3  # of 9 questions and 27 options
 
 
-def test_feature_cache_forgets_the_oldest(tiny: Tiny) -> None:
+def test_feature_cache_forgets_the_oldest(tiny: LoadedModel) -> None:
     images = [LoadedImage(str(shade), picture((shade, shade, shade))) for shade in (0, 80, 160, 240)]
-    cache = FeatureCache(*tiny, max_images=2)
+    cache = FeatureCache(tiny, max_images=2)
     with counted_images(tiny[0]) as counts:
         found, _ = cache.load(images)  # more than it can keep, but all are given
         assert len(found) == 4
@@ -99,20 +98,20 @@ def test_feature_cache_forgets_the_oldest(tiny: Tiny) -> None:
     torch.testing.assert_close(found["80"].tensor, cache.load(images[1:2])[0]["80"].tensor)
 
 
-def test_a_host_encodes_large_pictures_one_by_one(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_host_encodes_large_pictures_one_by_one(tiny: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     images = [LoadedImage(str(shade), picture((shade, shade, shade))) for shade in (0, 80, 160)]
-    together, _ = FeatureCache(*tiny).load(images)
+    together, _ = FeatureCache(tiny).load(images)
     monkeypatch.setattr(features, "_PIXELS_AT_ONCE_ON_HOST", 2 * 32 * 32)
     with counted_images(tiny[0]) as counts:
-        apart, _ = FeatureCache(*tiny).load(images)
+        apart, _ = FeatureCache(tiny).load(images)
     assert counts == [2, 1]
     for key, found in apart.items():
         torch.testing.assert_close(found.tensor, together[key].tensor)
 
 
-def test_likelihood_is_that_of_the_training_loss(tiny: Tiny, questions: list[Question]) -> None:
+def test_likelihood_is_that_of_the_training_loss(tiny: LoadedModel, questions: list[Question]) -> None:
     model, processor = tiny
-    answers = ModelAnswerer(model, processor, ChooseLikeliest("text")).answer(questions)
+    answers = ModelAnswerer(tiny, ChooseLikeliest("text")).answer(questions)
     for question, answer in zip(questions, answers, strict=True):
         assert answer.scores is not None
         for letter, text in question.options.items():
@@ -131,8 +130,10 @@ def test_likelihood_is_that_of_the_training_loss(tiny: Tiny, questions: list[Que
         assert answer.text == max(answer.scores, key=answer.scores.__getitem__)
 
 
-def test_likelihood_of_texts_does_not_depend_on_the_order_of_options(tiny: Tiny, questions: list[Question]) -> None:
-    answers = ModelAnswerer(*tiny, ChooseLikeliest("text")).answer(questions)
+def test_likelihood_of_texts_does_not_depend_on_the_order_of_options(
+    tiny: LoadedModel, questions: list[Question]
+) -> None:
+    answers = ModelAnswerer(tiny, ChooseLikeliest("text")).answer(questions)
     chosen = {
         (question.group, question.options[answer.text]) for question, answer in zip(questions, answers, strict=True)
         if not question.text.startswith("a hint")
@@ -140,15 +141,15 @@ def test_likelihood_of_texts_does_not_depend_on_the_order_of_options(tiny: Tiny,
     assert len({group for group, _ in chosen}) == len(chosen) == 3
 
 
-def test_rotations_share_the_scores_of_their_options(tiny: Tiny, questions: list[Question]) -> None:
-    model, processor = tiny
+def test_rotations_share_the_scores_of_their_options(tiny: LoadedModel, questions: list[Question]) -> None:
+    model = tiny.model
     rows: list[int] = []
     language_model = model.model.language_model
     handle = language_model.register_forward_pre_hook(
         lambda module, args, kwargs: rows.append(kwargs["inputs_embeds"].shape[0]), with_kwargs=True
     )
     try:
-        ModelAnswerer(model, processor, ChooseLikeliest("text")).answer(
+        ModelAnswerer(tiny, ChooseLikeliest("text")).answer(
             [question for question in questions if question.group == "1"]
         )
     finally:
@@ -156,48 +157,48 @@ def test_rotations_share_the_scores_of_their_options(tiny: Tiny, questions: list
     assert rows == [1, 3]  # of 3 rotations with 3 options each: the question once, behind it three answers
 
 
-def test_likelihood_of_letters_sees_the_options(tiny: Tiny, questions: list[Question]) -> None:
-    (answer,) = ModelAnswerer(*tiny, ChooseLikeliest("letter")).answer(questions[:1])
+def test_likelihood_of_letters_sees_the_options(tiny: LoadedModel, questions: list[Question]) -> None:
+    (answer,) = ModelAnswerer(tiny, ChooseLikeliest("letter")).answer(questions[:1])
     assert answer.prompt == f"<image>\n{questions[0].prompt}"
     assert answer.scores is not None
     assert set(answer.scores) == {"A", "B", "C"}
 
 
-def test_wrong_image_changes_the_likelihood(tiny: Tiny, questions: list[Question]) -> None:
-    answerer = ModelAnswerer(*tiny, ChooseLikeliest("text"))
+def test_wrong_image_changes_the_likelihood(tiny: LoadedModel, questions: list[Question]) -> None:
+    answerer = ModelAnswerer(tiny, ChooseLikeliest("text"))
     shuffled, _ = with_images(questions, "shuffled")
     for right, wrong in zip(answerer.answer(questions), answerer.answer(shuffled), strict=True):
         assert right.scores != pytest.approx(wrong.scores, abs=1e-4)
 
 
-def test_unreadable_image_spares_the_rest_of_the_batch(tiny: Tiny, tmp_path: Path) -> None:
+def test_unreadable_image_spares_the_rest_of_the_batch(tiny: LoadedModel, tmp_path: Path) -> None:
     damaged = base64.b64encode(b"no picture, but long enough to be taken for one, is it not").decode()
     rows = [question_row(1, ["a", "b"], 0), question_row(2, ["a", "b"], 0, image=damaged)]
     path = write_tsv(tmp_path / "bench.tsv", rows)
-    good, bad = ModelAnswerer(*tiny, GenerateText(2)).answer(benchmarks.get("mmbench").read(path).questions)
+    good, bad = ModelAnswerer(tiny, GenerateText(2)).answer(benchmarks.get("mmbench").read(path).questions)
     assert good.error is None
     assert bad.error is not None
     assert "row 2, column 'image'" in bad.error
 
 
 def test_a_prompt_longer_than_the_models_context_is_an_error_of_that_question(
-    tiny: Tiny, questions: list[Question], monkeypatch: pytest.MonkeyPatch
+    tiny: LoadedModel, questions: list[Question], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     text = tiny[0].config.get_text_config()
     long = replace(questions[0], id="long", prompt="word " * text.max_position_embeddings)
-    first, second = ModelAnswerer(*tiny, GenerateText(2)).answer([long, questions[1]])
+    first, second = ModelAnswerer(tiny, GenerateText(2)).answer([long, questions[1]])
     assert f"the model has positions for {text.max_position_embeddings}" in (first.error or "")
     assert second.error is None
     assert second.text
 
 
 def test_a_batch_too_large_for_memory_is_one_clear_error(
-    tiny: Tiny, questions: list[Question], monkeypatch: pytest.MonkeyPatch
+    tiny: LoadedModel, questions: list[Question], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*arguments: Any, **more: Any) -> None:
         raise torch.OutOfMemoryError("out of memory. Tried to allocate 9 GiB.\nDetails")
 
-    answerer = ModelAnswerer(*tiny, GenerateText(2), "a device")
+    answerer = ModelAnswerer(tiny, GenerateText(2), "a device")
     monkeypatch.setattr(tiny[0], "generate", fail)
     with pytest.raises(
         UserError, match=r"a batch of 2 questions does not fit .* a device: out .* smaller --batch-size"
@@ -205,7 +206,9 @@ def test_a_batch_too_large_for_memory_is_one_clear_error(
         answerer.answer(questions[:2])
 
 
-def test_stops_where_the_template_ends_an_answer(tiny: Tiny, questions: list[Question], monkeypatch: Any) -> None:
+def test_stops_where_the_template_ends_an_answer(
+    tiny: LoadedModel, questions: list[Question], monkeypatch: Any
+) -> None:
     model, processor = tiny
     seen: dict[str, Any] = {}
     generate = model.generate
@@ -218,17 +221,17 @@ def test_stops_where_the_template_ends_an_answer(tiny: Tiny, questions: list[Que
 
     monkeypatch.setattr(model, "generate", written)
     monkeypatch.setattr(processor, "template", "chatml")
-    (answer,) = ModelAnswerer(model, processor, GenerateText(8)).answer(questions[:1])
+    (answer,) = ModelAnswerer(LoadedModel(model, processor), GenerateText(8)).answer(questions[:1])
     assert answer.text == "B"
     assert seen["stop_strings"] == ["<|im_end|>"]
     monkeypatch.setattr(processor, "template", "v1")
     seen.clear()
-    ModelAnswerer(model, processor, GenerateText(8)).answer(questions[:1])
+    ModelAnswerer(LoadedModel(model, processor), GenerateText(8)).answer(questions[:1])
     assert "stop_strings" not in seen
     assert seen["eos_token_id"] == [processor.tokenizer.eos_token_id]
 
 
-def test_fingerprint_is_of_the_weights(tiny: Tiny) -> None:
+def test_fingerprint_is_of_the_weights(tiny: LoadedModel) -> None:
     model, _ = tiny
     before = fingerprint_model(model)
     assert before == fingerprint_model(model)
@@ -242,54 +245,56 @@ def test_fingerprint_is_of_the_weights(tiny: Tiny) -> None:
     assert fingerprint_model(model) == before
 
 
-def test_settings_name_what_answers_depend_on(tiny: Tiny, monkeypatch: Any) -> None:
-    model, processor = tiny
-    settings = ModelAnswerer(model, processor, GenerateText(5)).settings
+def test_settings_name_what_answers_depend_on(tiny: LoadedModel, monkeypatch: Any) -> None:
+    processor = tiny.processor
+    settings = ModelAnswerer(tiny, GenerateText(5)).settings
     assert (settings["answer"], settings["max_new_tokens"], settings["template"]) == ("generate", 5, "v1")
     assert settings["dtype"] == "float32"
     monkeypatch.setattr(processor, "image_aspect_ratio", "square")
-    assert ModelAnswerer(model, processor, GenerateText(5)).settings["processor"] != settings["processor"]
+    assert ModelAnswerer(tiny, GenerateText(5)).settings["processor"] != settings["processor"]
 
 
-def test_answers_are_the_same_on_every_device(tiny: Tiny, questions: list[Question], device: torch.device) -> None:
+def test_answers_are_the_same_on_every_device(
+    tiny: LoadedModel, questions: list[Question], device: torch.device
+) -> None:
     model, processor = tiny
     moved = copy.deepcopy(model).to(device)
     for method in (GenerateText(4), ChooseLikeliest("text")):
-        here = ModelAnswerer(model, processor, method).answer(questions)
-        there = ModelAnswerer(moved, processor, method).answer(questions)
+        here = ModelAnswerer(tiny, method).answer(questions)
+        there = ModelAnswerer(LoadedModel(moved, processor), method).answer(questions)
         assert [answer.text for answer in there] == [answer.text for answer in here]
         for one, other in zip(here, there, strict=True):
             assert (one.scores or {}) == pytest.approx(other.scores or {}, abs=1e-3)
 
 
-def test_unknown_mode(tiny: Tiny) -> None:
+def test_unknown_mode(tiny: LoadedModel) -> None:
     with pytest.raises(UserError, match="'likelyhood' is unknown"):
-        build_answerer("likelyhood", *tiny, max_new_tokens=1)
+        build_answerer("likelyhood", tiny, max_new_tokens=1)
 
 
-def test_open_question_cannot_be_chosen(tiny: Tiny) -> None:
+def test_open_question_cannot_be_chosen(tiny: LoadedModel) -> None:
     with pytest.raises(UserError, match="question 7 has no options"):
-        ModelAnswerer(*tiny, ChooseLikeliest("text")).answer([Question("7", "Why?", "Why?")])
+        ModelAnswerer(tiny, ChooseLikeliest("text")).answer([Question("7", "Why?", "Why?")])
 
 
-def test_evaluation_from_python(tiny: Tiny, tmp_path: Path) -> None:
+def test_evaluation_from_python(tiny: LoadedModel, tmp_path: Path) -> None:
     """As docs/evaluation.md shows it."""
     data = write_tsv(tmp_path / "bench.tsv", [{**row, "split": "dev"} for row in circular_rows(groups=1)])
-    answerer = llava_npu.build_answerer("generate", *tiny, max_new_tokens=2)
+    answerer = llava_npu.build_answerer("generate", tiny, max_new_tokens=2)
     report = llava_npu.evaluate("mmbench", data, answerer, tmp_path / "out")
     assert 0 <= report.overall("circular", "vlmevalkit", split="dev").value <= 1
 
 
 @pytest.mark.parametrize("mode", ["generate", "likelihood", "likelihood-letter"])
-def test_whole_evaluation(tiny: Tiny, tmp_path: Path, mode: str) -> None:
+def test_whole_evaluation(tiny: LoadedModel, tmp_path: Path, mode: str) -> None:
     path = write_tsv(tmp_path / "bench.tsv", circular_rows(groups=3))
     reports = [
-        evaluate("mmbench", path, build_answerer(mode, *tiny, max_new_tokens=4), tmp_path / str(size), batch_size=size)
+        evaluate("mmbench", path, build_answerer(mode, tiny, max_new_tokens=4), tmp_path / str(size), batch_size=size)
         for size in (1, 5)
     ]
     assert reports[0].scores == reports[1].scores
     assert reports[0].overall("circular").count == 3
-    again = evaluate("mmbench", path, build_answerer(mode, *tiny, max_new_tokens=4), tmp_path / "1")
+    again = evaluate("mmbench", path, build_answerer(mode, tiny, max_new_tokens=4), tmp_path / "1")
     assert again.scores == reports[0].scores  # nothing left to do, and recognised as the same model
 
 
@@ -307,7 +312,7 @@ def captions(tmp_path: Path) -> list[Any]:
     return load_records(tmp_path / "captions.json")
 
 
-def test_caption_loss_is_the_mean_over_tokens(tiny: Tiny, captions: list[Any]) -> None:
+def test_caption_loss_is_the_mean_over_tokens(tiny: LoadedModel, captions: list[Any]) -> None:
     model, processor = tiny
     total, count = 0.0, 0
     for record in captions:  # reference: transformers' own loss, one record at a time from pixels
@@ -321,28 +326,28 @@ def test_caption_loss_is_the_mean_over_tokens(tiny: Tiny, captions: list[Any]) -
                 labels=torch.tensor([expanded.labels]),
             ).loss.item()
         total, count = total + loss * supervised, count + supervised
-    measured = caption_loss(model, processor, captions, batch_size=2)
+    measured = caption_loss(tiny, captions, batch_size=2)
     assert measured.num_tokens == count
     assert measured.num_records == 5
     assert measured.value == pytest.approx(total / count, abs=1e-4)
     assert measured.low <= measured.value <= measured.high
 
 
-def test_caption_loss_with_a_wrong_image_or_none(tiny: Tiny, captions: list[Any]) -> None:
-    given, shuffled, none = (caption_loss(*tiny, captions, images) for images in ("given", "shuffled", "none"))
+def test_caption_loss_with_a_wrong_image_or_none(tiny: LoadedModel, captions: list[Any]) -> None:
+    given, shuffled, none = (caption_loss(tiny, captions, images) for images in ("given", "shuffled", "none"))
     assert len({given.value, shuffled.value, none.value}) == 3
     assert given.num_tokens == shuffled.num_tokens == none.num_tokens
-    same_concept = caption_loss(*tiny, captions, "shuffled", concepts=["a", "a", "b", "b", "b"])
+    same_concept = caption_loss(tiny, captions, "shuffled", concepts=["a", "a", "b", "b", "b"])
     assert same_concept.num_tokens == given.num_tokens
 
 
-def test_caption_loss_errors(tiny: Tiny, captions: list[Any]) -> None:
+def test_caption_loss_errors(tiny: LoadedModel, captions: list[Any]) -> None:
     captions[3].image_paths[0].write_bytes(b"torn")
     with pytest.raises(UserError, match=r"captions.json:record 3"):
-        caption_loss(*tiny, captions)
+        caption_loss(tiny, captions)
     with pytest.raises(UserError, match="'wrong' is unknown"):
-        caption_loss(*tiny, captions, "wrong")
+        caption_loss(tiny, captions, "wrong")
     with pytest.raises(UserError, match="no records"):
-        caption_loss(*tiny, [])
+        caption_loss(tiny, [])
     with pytest.raises(UserError, match="at least two"):
-        caption_loss(*tiny, captions[:1], "shuffled")
+        caption_loss(tiny, captions[:1], "shuffled")

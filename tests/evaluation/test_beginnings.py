@@ -21,11 +21,10 @@ from llava_npu.evaluation.questions import Question
 from llava_npu.inference import features
 from llava_npu.inference.features import ImageFeatures
 from llava_npu.inference.prefix_cache import Prompt, begin, beginning_lengths, can_share, shared_lengths
+from llava_npu.models.loaded import LoadedModel
 
 IMAGE = 9  # the image token of the prompts below
 PICTURES = [LoadedImage(str(shade), picture((shade, 90, 255 - shade))) for shade in (10, 120, 240)]
-
-Tiny = tuple[Any, Any]
 
 
 def prompt(text: str, *images: int) -> Prompt:
@@ -96,8 +95,8 @@ def counted_tokens(model: Any) -> Iterator[list[tuple[int, int]]]:
         handle.remove()
 
 
-def one_at_a_time(tiny: Tiny, method: Any, questions: list[Question]) -> list[Any]:
-    return [answer for question in questions for answer in ModelAnswerer(*tiny, method).answer([question])]
+def one_at_a_time(tiny: LoadedModel, method: Any, questions: list[Question]) -> list[Any]:
+    return [answer for question in questions for answer in ModelAnswerer(tiny, method).answer([question])]
 
 
 at_once = pytest.mark.parametrize("tokens_at_once", [1, 150, None], ids=["row by row", "some rows", "all rows"])
@@ -105,11 +104,11 @@ at_once = pytest.mark.parametrize("tokens_at_once", [1, 150, None], ids=["row by
 
 @at_once
 def test_shared_batches_generate_what_one_at_a_time_does(
-    tiny: Tiny, questions: list[Question], monkeypatch: pytest.MonkeyPatch, tokens_at_once: int | None
+    tiny: LoadedModel, questions: list[Question], monkeypatch: pytest.MonkeyPatch, tokens_at_once: int | None
 ) -> None:
     alone = one_at_a_time(tiny, GenerateText(8), questions)
     monkeypatch.setattr(features, "_TOKENS_AT_ONCE_ON_HOST", tokens_at_once)
-    together = ModelAnswerer(*tiny, GenerateText(8)).answer(questions)
+    together = ModelAnswerer(tiny, GenerateText(8)).answer(questions)
     assert [answer.text for answer in together] == [answer.text for answer in alone]
     assert len({answer.text for answer in alone}) > 4
 
@@ -117,7 +116,7 @@ def test_shared_batches_generate_what_one_at_a_time_does(
 @at_once
 @pytest.mark.parametrize("candidates", ["text", "letter"])
 def test_shared_batches_find_the_same_likelihoods(
-    tiny: Tiny,
+    tiny: LoadedModel,
     questions: list[Question],
     candidates: str,
     monkeypatch: pytest.MonkeyPatch,
@@ -126,17 +125,17 @@ def test_shared_batches_find_the_same_likelihoods(
     method = ChooseLikeliest(candidates)
     alone = one_at_a_time(tiny, method, questions)
     monkeypatch.setattr(features, "_TOKENS_AT_ONCE_ON_HOST", tokens_at_once)
-    for one, other in zip(alone, ModelAnswerer(*tiny, method).answer(questions), strict=True):
+    for one, other in zip(alone, ModelAnswerer(tiny, method).answer(questions), strict=True):
         assert one.scores == pytest.approx(other.scores, abs=1e-4)
 
 
-def test_what_prompts_share_is_computed_once(tiny: Tiny, questions: list[Question]) -> None:
-    model, processor = tiny
+def test_what_prompts_share_is_computed_once(tiny: LoadedModel, questions: list[Question]) -> None:
+    model = tiny.model
     rotations = [question for question in questions if question.group == "1" and len(question.images) == 1]
     with counted_tokens(model) as alone:
         one_at_a_time(tiny, GenerateText(1), rotations)
     with counted_tokens(model) as together:
-        ModelAnswerer(model, processor, GenerateText(1)).answer(rotations)
+        ModelAnswerer(tiny, GenerateText(1)).answer(rotations)
     (one_row, beginning), (rows, rest) = together
     assert (one_row, rows) == (1, 4)
     assert beginning + rest == max(columns for _, columns in alone)
@@ -144,7 +143,7 @@ def test_what_prompts_share_is_computed_once(tiny: Tiny, questions: list[Questio
 
 
 def test_prompts_that_share_nothing_are_read_apart_and_answered_together(
-    tiny: Tiny, questions: list[Question], monkeypatch: pytest.MonkeyPatch
+    tiny: LoadedModel, questions: list[Question], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On a host, where several long prompts in one pass are slower than one after the other."""
     apart = [question for question in questions if question.rotation == int(question.group) - 1][:3]
@@ -152,19 +151,19 @@ def test_prompts_that_share_nothing_are_read_apart_and_answered_together(
     alone = one_at_a_time(tiny, GenerateText(3), apart)
     monkeypatch.setattr(features, "_TOKENS_AT_ONCE_ON_HOST", 100)
     with counted_tokens(tiny[0]) as passes:
-        together = ModelAnswerer(*tiny, GenerateText(3)).answer(apart)
+        together = ModelAnswerer(tiny, GenerateText(3)).answer(apart)
     assert [answer.text for answer in together] == [answer.text for answer in alone]
     assert [rows for rows, _ in passes] == [1, 1, 1, 3, 3, 3]
     assert [columns for _, columns in passes[3:]] == [1, 1, 1]
 
 
-def test_a_prompt_that_ends_in_its_picture_is_not_cut(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_prompt_that_ends_in_its_picture_is_not_cut(tiny: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(features, "_TOKENS_AT_ONCE_ON_HOST", 2)
     assert beginning_lengths(tiny[0], [prompt("1II2", 0), prompt("1II", 1)], IMAGE) is None
     assert beginning_lengths(tiny[0], [prompt("1II2", 0), prompt("1II3", 1)], IMAGE) == [3, 3]
 
 
-def test_generation_sees_the_positions_of_the_whole_prompt(tiny: Tiny) -> None:
+def test_generation_sees_the_positions_of_the_whole_prompt(tiny: LoadedModel) -> None:
     """Scores, not only the tokens that win: a few padded columns counted as positions change those slightly."""
     model, processor = tiny
     images = PICTURES[:2]
@@ -183,7 +182,7 @@ def test_generation_sees_the_positions_of_the_whole_prompt(tiny: Tiny) -> None:
     wanted: dict[str, Any] = {"do_sample": False, "max_new_tokens": 3, "min_new_tokens": 3, "output_scores": True}
     wanted["return_dict_in_generate"] = True
     with torch.no_grad():
-        begun = begin(model, processor, prompts, lengths, seen)
+        begun = begin(tiny, prompts, lengths, seen)
         together = model.generate(
             input_ids=begun.input_ids, attention_mask=begun.attention_mask, past_key_values=begun.cache, **wanted
         )
@@ -193,7 +192,7 @@ def test_generation_sees_the_positions_of_the_whole_prompt(tiny: Tiny) -> None:
             torch.testing.assert_close(one[row], other[0], atol=1e-3, rtol=1e-4)
 
 
-def test_states_behind_a_beginning_are_those_of_the_whole_prompt(tiny: Tiny, device: torch.device) -> None:
+def test_states_behind_a_beginning_are_those_of_the_whole_prompt(tiny: LoadedModel, device: torch.device) -> None:
     import copy
 
     model, processor = tiny
@@ -212,7 +211,7 @@ def test_states_behind_a_beginning_are_those_of_the_whole_prompt(tiny: Tiny, dev
         }
         lengths = shared_lengths(prompts, processor.image_token_id)
         assert lengths is not None
-        begun = begin(model, processor, prompts, lengths, seen)
+        begun = begin(tiny, prompts, lengths, seen)
         behind = model.model(
             input_ids=begun.input_ids[:, begun.computed :].to(device),
             attention_mask=begun.attention_mask.to(device),
@@ -227,7 +226,7 @@ def test_states_behind_a_beginning_are_those_of_the_whole_prompt(tiny: Tiny, dev
             torch.testing.assert_close(behind[number], whole, atol=2e-4, rtol=1e-3)
 
 
-def test_a_sliding_window_is_not_shared(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_sliding_window_is_not_shared(tiny: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     model, _ = tiny
     assert can_share(model)
     monkeypatch.setattr(model.config.text_config, "sliding_window", 64, raising=False)

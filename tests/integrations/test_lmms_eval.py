@@ -147,8 +147,8 @@ def test_answers_are_ours(
 ) -> None:
     results = run(folder, "ours", monkeypatch, force_simple=simple)
     theirs = {sample["doc"]["question_id"]: sample["filtered_resps"][0] for sample in results["samples"]["ours"]}
-    model, processor = load(folder / "model", "cpu")
-    answerer = build_answerer("generate", model, processor, max_new_tokens=6)
+    loaded = load(folder / "model", "cpu")
+    answerer = build_answerer("generate", loaded, max_new_tokens=6)
     report = evaluate("vqa_jsonl", folder / "ours.jsonl", answerer, tmp_path / "out")
     lines = [json.loads(line) for line in (tmp_path / "out" / "predictions.jsonl").read_text().splitlines()]
     assert theirs == {line["id"]: line["answer"] for line in lines}
@@ -159,8 +159,8 @@ def test_answers_are_ours(
 def test_choices_are_ours(folder: Path, manifest: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A task that compares likelihoods, through lmms-eval's own evaluator."""
     results = run(folder, "choices", monkeypatch, force_simple=True)  # its messages are for generation alone
-    model, processor = load(folder / "model", "cpu")
-    answerer = build_answerer("likelihood", model, processor, max_new_tokens=1)
+    loaded = load(folder / "model", "cpu")
+    answerer = build_answerer("likelihood", loaded, max_new_tokens=1)
     report = evaluate("multiple_choice", folder / "choices.tsv", answerer, tmp_path / "out")
     assert results["results"]["choices"]["acc,none"] == pytest.approx(report.overall("vanilla").value)
     lines = [json.loads(line) for line in (tmp_path / "out" / "predictions.jsonl").read_text().splitlines()]

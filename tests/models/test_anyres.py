@@ -24,12 +24,12 @@ import tiny
 from llava_npu import LlavaNpuConfig, LlavaNpuForConditionalGeneration, LlavaNpuProcessor, UserError
 from llava_npu.models import compose, load
 from llava_npu.models.composing import change_aspect_ratio
+from llava_npu.models.loaded import LoadedModel
 from llava_npu.models.vision.anyres import Tiling, default_resolutions, resolutions_from_llava
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden/misc.json").read_text())["anyres"]
 LLAVA_16 = [[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]]  # (width, height)
 SIZES = [(50, 100), (100, 50), (28, 28), (640, 480), (300, 1000), (97, 31), (31, 98), (1, 1), (4000, 100), (29, 28)]
-Loaded = tuple[LlavaNpuForConditionalGeneration, LlavaNpuProcessor]
 
 
 def _picture(width: int, height: int) -> Image.Image:
@@ -49,13 +49,13 @@ def test_default_resolutions_are_llavas() -> None:
 
 
 @pytest.fixture(scope="module")
-def composed(parts: Path) -> Loaded:
+def composed(parts: Path) -> LoadedModel:
     model, processor = compose(str(parts / "clip"), str(parts / "lm"), image_aspect_ratio="anyres")
-    return model.eval(), processor
+    return LoadedModel(model.eval(), processor)
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_pixels_equal_transformers(composed: Loaded, size: tuple[int, int]) -> None:
+def test_pixels_equal_transformers(composed: LoadedModel, size: tuple[int, int]) -> None:
     model, processor = composed
     reference = LlavaNextImageProcessorPil(
         size={"shortest_edge": 28},
@@ -71,7 +71,7 @@ def test_pixels_equal_transformers(composed: Loaded, size: tuple[int, int]) -> N
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_token_counts_equal_transformers(composed: Loaded, size: tuple[int, int]) -> None:
+def test_token_counts_equal_transformers(composed: LoadedModel, size: tuple[int, int]) -> None:
     model, processor = composed
     reference = LlavaNextProcessor(
         LlavaNextImageProcessorPil(image_grid_pinpoints=model.config.image_grid_pinpoints),
@@ -189,7 +189,7 @@ CONVERSATION = [{"from": "human", "value": "<image>\nWhat is it, and <image>?"}]
 PICTURES = [_picture(100, 30), _picture(40, 45)]
 
 
-def test_a_batch_of_prompts_equals_each_alone(composed: Loaded) -> None:
+def test_a_batch_of_prompts_equals_each_alone(composed: LoadedModel) -> None:
     model, processor = composed
     conversations = [CONVERSATION, [{"from": "human", "value": "Why?"}], [{"from": "human", "value": "<image> What?"}]]
     pictures = [PICTURES, [], PICTURES[:1]]
@@ -352,11 +352,11 @@ def _answer(model: LlavaNpuForConditionalGeneration, processor: LlavaNpuProcesso
 def test_a_model_of_squares_goes_on_with_tiles_and_gets_a_newline_only_where_rows_end(parts: Path) -> None:
     for projector, options, newline in (("resampler", {"num_queries": 4}, False), ("ldpv2", {"num_queries": 4}, True)):
         model, processor = compose(str(parts / "clip"), str(parts / "lm"), projector, options)
-        processor = change_aspect_ratio(model, processor, "anyres")
+        processor = change_aspect_ratio(LoadedModel(model, processor), "anyres").processor
         assert (model.model.image_newline is not None) is newline
         assert processor.tiling == model.config.tiling
         _answer(model.eval(), processor)
-        change_aspect_ratio(model, processor, "pad")
+        change_aspect_ratio(LoadedModel(model, processor), "pad")
         assert model.model.image_newline is None
 
 
@@ -392,7 +392,7 @@ def test_errors_say_what_works(parts: Path) -> None:
         compose(clip, lm, scales=[1, 2], image_aspect_ratio="anyres", image_grid_pinpoints=[[56, 28]])
 
 
-def test_sizes_are_asked_for_and_compared(composed: Loaded) -> None:
+def test_sizes_are_asked_for_and_compared(composed: LoadedModel) -> None:
     model, processor = composed
     inputs = processor.encode_prompts([CONVERSATION], [PICTURES])
     sizes = inputs.pop("image_sizes")

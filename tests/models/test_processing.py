@@ -9,18 +9,19 @@ import torch
 from PIL import Image
 from transformers import AutoProcessor, LlavaProcessor, pipeline
 
-from llava_npu import LlavaNpuForConditionalGeneration, LlavaNpuProcessor, UserError
+from llava_npu import LlavaNpuProcessor, UserError
 from llava_npu.data import encode_conversation
 from llava_npu.models import compose, load
+from llava_npu.models.loaded import LoadedModel
 
 QUESTION = [{"from": "human", "value": "<image>\nWhat is it?"}]
 PICTURE = Image.new("RGB", (40, 20), (200, 30, 30))
 
 
 @pytest.fixture(scope="module")
-def composed(parts: Path) -> tuple[LlavaNpuForConditionalGeneration, LlavaNpuProcessor]:
+def composed(parts: Path) -> LoadedModel:
     model, processor = compose(str(parts / "clip"), str(parts / "lm"), "ldpv2", {"num_queries": 4})
-    return model.eval(), processor
+    return LoadedModel(model.eval(), processor)
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +46,7 @@ def test_batches_are_padded_on_the_left(processor: LlavaNpuProcessor) -> None:
 
 
 def test_batched_generation_equals_one_at_a_time(
-    composed: tuple[LlavaNpuForConditionalGeneration, LlavaNpuProcessor],
+    composed: LoadedModel,
 ) -> None:
     model, processor = composed
     prompts = [QUESTION, [{"from": "human", "value": "What else is there to see here?"}]]
@@ -66,7 +67,7 @@ def test_image_counts_are_checked(processor: LlavaNpuProcessor, pictures: list[I
 
 
 def test_the_model_checks_image_tokens_against_features(
-    composed: tuple[LlavaNpuForConditionalGeneration, LlavaNpuProcessor],
+    composed: LoadedModel,
 ) -> None:
     model, processor = composed
     batch = processor.encode_prompts([QUESTION], [[PICTURE]])
@@ -75,7 +76,7 @@ def test_the_model_checks_image_tokens_against_features(
 
 
 def test_pictures_of_the_wrong_size_are_refused(
-    composed: tuple[LlavaNpuForConditionalGeneration, LlavaNpuProcessor],
+    composed: LoadedModel,
 ) -> None:
     with pytest.raises(UserError, match=r"\(56, 28\) pixels"):
         composed[0].encode_images(torch.zeros(1, 3, 56, 28))

@@ -6,10 +6,8 @@ import pytest
 from PIL import Image
 
 import tiny
-from llava_npu import LlavaNpuForConditionalGeneration, LlavaNpuProcessor
 from llava_npu.models import compose
-
-Loaded = tuple[LlavaNpuForConditionalGeneration, LlavaNpuProcessor]
+from llava_npu.models.loaded import LoadedModel
 
 
 @pytest.fixture(scope="session")
@@ -24,7 +22,7 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def loaded(model_folder: Path) -> Loaded:
+def loaded(model_folder: Path) -> LoadedModel:
     from llava_npu.models import load
 
     return load(model_folder, "cpu")

@@ -18,8 +18,7 @@ from llava_npu.serving.api.service import Service
 
 
 def make_service(model_folder: Path, *, max_batch: int = 8, limits: Limits | None = None, fetcher=None) -> Service:
-    model, processor = load(model_folder, "cpu")
-    return Service(Engine(model, processor, max_batch=max_batch), "tiny", limits or Limits(), fetcher)
+    return Service(Engine(load(model_folder, "cpu"), max_batch=max_batch), "tiny", limits or Limits(), fetcher)
 
 
 # Patient, since the machine may do much else; a connection each, since a kept one may be closed just then.

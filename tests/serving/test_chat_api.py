@@ -15,11 +15,11 @@ from PIL import Image, ImageFile
 from prometheus_client import parser
 from running import http, make_service, running
 
-from llava_npu import LlavaNpuForConditionalGeneration, LlavaNpuProcessor, Sampling, answer_all
+from llava_npu import Sampling, answer_all
+from llava_npu.models.loaded import LoadedModel
 from llava_npu.serving.api.limits import Limits
 
 openai = pytest.importorskip("openai")
-Loaded = tuple[LlavaNpuForConditionalGeneration, LlavaNpuProcessor]
 
 
 @pytest.fixture(scope="module")
@@ -49,8 +49,8 @@ def question(text: str, *pictures: Image.Image) -> list[dict[str, Any]]:
     return [{"role": "user", "content": [{"type": "text", "text": text}, *map(image_part, pictures)]}]
 
 
-def test_the_answer_is_the_offline_one(client: Any, loaded: Loaded, pictures: list[Image.Image]) -> None:
-    (offline,) = answer_all(*loaded, ["What is it?"], [pictures[:2]], sampling=Sampling(12))
+def test_the_answer_is_the_offline_one(client: Any, loaded: LoadedModel, pictures: list[Image.Image]) -> None:
+    (offline,) = answer_all(loaded, ["What is it?"], [pictures[:2]], sampling=Sampling(12))
     reply = client.chat.completions.create(
         model="tiny", messages=question("What is it?", *pictures[:2]), max_tokens=12, temperature=0
     )
@@ -61,8 +61,8 @@ def test_the_answer_is_the_offline_one(client: Any, loaded: Loaded, pictures: li
     assert client.models.retrieve("tiny").id == "tiny"
 
 
-def test_the_stream_adds_up_to_it(client: Any, loaded: Loaded, pictures: list[Image.Image]) -> None:
-    (offline,) = answer_all(*loaded, ["What is it?"], [pictures[:1]], sampling=Sampling(24))
+def test_the_stream_adds_up_to_it(client: Any, loaded: LoadedModel, pictures: list[Image.Image]) -> None:
+    (offline,) = answer_all(loaded, ["What is it?"], [pictures[:1]], sampling=Sampling(24))
     chunks = list(
         client.chat.completions.create(
             model="tiny",
@@ -80,7 +80,7 @@ def test_the_stream_adds_up_to_it(client: Any, loaded: Loaded, pictures: list[Im
     assert len(chunks) > 4
 
 
-def test_a_conversation_with_a_system_prompt(client: Any, loaded: Loaded, pictures: list[Image.Image]) -> None:
+def test_a_conversation_with_a_system_prompt(client: Any, loaded: LoadedModel, pictures: list[Image.Image]) -> None:
     processor = loaded[1]
     turns = [
         {"from": "human", "value": "<image>\nWhat is it?"},
@@ -294,9 +294,9 @@ def _generate(address: str, **body: Any) -> list[dict[str, Any]]:
     return [json.loads(chunk) for chunk in chunks]
 
 
-def test_llavas_own_protocol(address: str, loaded: Loaded, pictures: list[Image.Image]) -> None:
+def test_llavas_own_protocol(address: str, loaded: LoadedModel, pictures: list[Image.Image]) -> None:
     """As llava/serve/gradio_web_server.py and test_message.py speak it."""
-    (offline,) = answer_all(*loaded, ["What is it?"], [pictures[:1]], sampling=Sampling(8))
+    (offline,) = answer_all(loaded, ["What is it?"], [pictures[:1]], sampling=Sampling(8))
     prompt = "<|im_start|>user\n<image>\nWhat is it?<|im_end|>\n<|im_start|>assistant\n"
     picture = data_url(pictures[0]).partition(",")[2]
     assert http.post(f"{address}/list_models").json() == {"models": ["tiny"]}

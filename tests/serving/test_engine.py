@@ -10,18 +10,17 @@ import pytest
 import torch
 from PIL import Image
 
-from llava_npu import LlavaNpuForConditionalGeneration, LlavaNpuProcessor, UserError
+from llava_npu import LlavaNpuProcessor, UserError
 from llava_npu.inference.engine import Engine
 from llava_npu.inference.prompts import prepare_prompt, with_images_first
 from llava_npu.inference.request import Piece, Prompt, Sampling, Ticket
 from llava_npu.models import load
+from llava_npu.models.loaded import LoadedModel
 from llava_npu.models.stopping import stopping_arguments
-
-Loaded = tuple[LlavaNpuForConditionalGeneration, LlavaNpuProcessor]
 
 
 @pytest.fixture
-def on_device(model_folder: Path, device: torch.device) -> Loaded:
+def on_device(model_folder: Path, device: torch.device) -> LoadedModel:
     return load(model_folder, device)
 
 
@@ -30,7 +29,7 @@ def _prompt(processor: LlavaNpuProcessor, question: str, pictures: list[Image.Im
     return prepare_prompt(processor, turns, pictures)
 
 
-def _reference(loaded: Loaded, prompt: Prompt, max_new_tokens: int) -> str:
+def _reference(loaded: LoadedModel, prompt: Prompt, max_new_tokens: int) -> str:
     """transformers' generate on this prompt alone."""
     model, processor = loaded
     images = {} if prompt.pixel_values is None else {"pixel_values": prompt.pixel_values.to(model.device)}
@@ -64,15 +63,15 @@ def _text(pieces: list[Piece]) -> str:
     return "".join(piece.text for piece in pieces)
 
 
-def test_answers_that_join_and_leave_are_those_of_generate(on_device: Loaded, pictures: list[Image.Image]) -> None:
-    model, processor = on_device
+def test_answers_that_join_and_leave_are_those_of_generate(on_device: LoadedModel, pictures: list[Image.Image]) -> None:
+    processor = on_device.processor
     chance = random.Random(0)
     prompts = [
         _prompt(processor, " ".join(["What is it?"] * chance.randint(1, 9)), pictures[: chance.randint(0, 3)])
         for _ in range(12)
     ]
     lengths = [chance.randint(1, 24) for _ in prompts]
-    engine = Engine(model, processor, max_batch=4)
+    engine = Engine(on_device, max_batch=4)
     tickets = [Ticket(p, Sampling(max_new_tokens=n)) for p, n in zip(prompts, lengths, strict=True)]
     pieces = _run(engine, tickets, [chance.randint(0, 12) for _ in tickets])
     for ticket, prompt, length in zip(tickets, prompts, lengths, strict=True):
@@ -82,7 +81,7 @@ def test_answers_that_join_and_leave_are_those_of_generate(on_device: Loaded, pi
         assert last.finish_reason == ("length" if last.num_tokens == length else "stop")
 
 
-def test_answers_share_steps(loaded: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_answers_share_steps(loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     model, processor = loaded
     calls = []
     forward = model.model.language_model.forward
@@ -91,7 +90,7 @@ def test_answers_share_steps(loaded: Loaded, monkeypatch: pytest.MonkeyPatch) ->
         "forward",
         lambda *a, **k: calls.append(k["inputs_embeds"].shape) or forward(*a, **k),
     )
-    engine = Engine(model, processor, max_batch=8)
+    engine = Engine(loaded, max_batch=8)
     tickets = [Ticket(_prompt(processor, f"What {n}?", []), Sampling(max_new_tokens=5)) for n in range(8)]
     _run(engine, tickets, [0] * 8)
     assert len(calls) == 5  # the prompts in one packed pass, then four steps of all
@@ -99,8 +98,8 @@ def test_answers_share_steps(loaded: Loaded, monkeypatch: pytest.MonkeyPatch) ->
     assert {shape[0] for shape in calls[1:]} <= set(range(1, 9))
 
 
-def test_more_than_fit_wait(loaded: Loaded) -> None:
-    engine = Engine(*loaded, max_batch=2)
+def test_more_than_fit_wait(loaded: LoadedModel) -> None:
+    engine = Engine(loaded, max_batch=2)
     tickets = [Ticket(_prompt(loaded[1], "What?", []), Sampling(max_new_tokens=3)) for _ in range(5)]
     for ticket in tickets:
         engine.submit(ticket)
@@ -108,9 +107,9 @@ def test_more_than_fit_wait(loaded: Loaded) -> None:
     assert (engine.num_running, engine.num_waiting) == (2, 3)
 
 
-def test_cancelled_and_late_answers_leave_and_the_others_are_not_disturbed(loaded: Loaded) -> None:
+def test_cancelled_and_late_answers_leave_and_the_others_are_not_disturbed(loaded: LoadedModel) -> None:
     prompt = _prompt(loaded[1], "What is it?", [])
-    engine = Engine(*loaded, max_batch=3)
+    engine = Engine(loaded, max_batch=3)
     first, second, third, waiting = (Ticket(prompt, Sampling(max_new_tokens=12)) for _ in range(4))
     for ticket in (first, second, third, waiting):
         engine.submit(ticket)
@@ -127,9 +126,11 @@ def test_cancelled_and_late_answers_leave_and_the_others_are_not_disturbed(loade
     assert _text(list(engine.generate(prompt, Sampling(max_new_tokens=12)))).endswith(_text(rest))
 
 
-def test_an_error_reaches_its_answers_and_the_engine_goes_on(loaded: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_reaches_its_answers_and_the_engine_goes_on(
+    loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model, processor = loaded
-    engine = Engine(model, processor, max_batch=2)
+    engine = Engine(loaded, max_batch=2)
     prompt = _prompt(processor, "What is it?", [])
     expected = _text(list(engine.generate(prompt, Sampling(max_new_tokens=4))))
 
@@ -144,8 +145,8 @@ def test_an_error_reaches_its_answers_and_the_engine_goes_on(loaded: Loaded, mon
     assert _text(list(engine.generate(prompt, Sampling(max_new_tokens=4)))) == expected
 
 
-def test_a_closed_stream_frees_its_row(loaded: Loaded) -> None:
-    engine = Engine(*loaded, max_batch=2)
+def test_a_closed_stream_frees_its_row(loaded: LoadedModel) -> None:
+    engine = Engine(loaded, max_batch=2)
     stream: Iterator[Piece] = engine.generate(_prompt(loaded[1], "What?", []), Sampling(max_new_tokens=50))
     next(stream)
     assert engine.num_running == 1
@@ -153,10 +154,10 @@ def test_a_closed_stream_frees_its_row(loaded: Loaded) -> None:
     assert engine.num_running == 0
 
 
-def test_draws_repeat_with_their_seed_whatever_runs_beside(loaded: Loaded) -> None:
+def test_draws_repeat_with_their_seed_whatever_runs_beside(loaded: LoadedModel) -> None:
     prompt = _prompt(loaded[1], "What is it?", [])
     drawn = Sampling(max_new_tokens=12, temperature=1.5, top_p=0.95, top_k=50, seed=7)
-    engine = Engine(*loaded, max_batch=4)
+    engine = Engine(loaded, max_batch=4)
     alone = _text(list(engine.generate(prompt, drawn)))
     tickets = [Ticket(prompt, drawn), Ticket(prompt, Sampling(max_new_tokens=9)), Ticket(prompt, drawn)]
     pieces = _run(engine, tickets, [2, 0, 3])
@@ -178,9 +179,9 @@ def test_values_out_of_range_are_named(values: dict, message: str) -> None:
         Sampling(**values)
 
 
-def test_a_prompt_without_room_for_its_answer_is_refused(loaded: Loaded) -> None:
-    engine = Engine(*loaded, max_batch=1, max_length=40)
+def test_a_prompt_without_room_for_its_answer_is_refused(loaded: LoadedModel) -> None:
+    engine = Engine(loaded, max_batch=1, max_length=40)
     with pytest.raises(UserError, match="up to 64 are asked for, but prompt and answer together may have 40"):
         list(engine.generate(_prompt(loaded[1], "What?", []), Sampling(max_new_tokens=64)))
     with pytest.raises(UserError, match="max_length 100000: this model's language model reads 512"):
-        Engine(*loaded, max_length=100_000)
+        Engine(loaded, max_length=100_000)

@@ -11,19 +11,19 @@ import torch
 from PIL import Image
 
 import tiny
-from llava_npu import LlavaNpuForConditionalGeneration, LlavaNpuProcessor, UserError
+from llava_npu import UserError
 from llava_npu.inference.engine import Engine
 from llava_npu.inference.request import Sampling
 from llava_npu.models import compose
+from llava_npu.models.loaded import LoadedModel
 from llava_npu.models.stopping import stopping_arguments
 from llava_npu.serving.terminal import Conversation, answer_once, chat_loop, for_a_terminal
 
 PICTURE = Image.new("RGB", (30, 20), (200, 0, 0))
-Loaded = tuple[LlavaNpuForConditionalGeneration, LlavaNpuProcessor]
 EIGHT = Sampling(max_new_tokens=8)
 
 
-def _generated(loaded: Loaded, turns: list[dict[str, str]], pictures: list[Image.Image]) -> str:
+def _generated(loaded: LoadedModel, turns: list[dict[str, str]], pictures: list[Image.Image]) -> str:
     model, processor = loaded
     inputs = processor.encode_prompts([turns], [pictures])
     ids = model.generate(
@@ -36,29 +36,29 @@ def _generated(loaded: Loaded, turns: list[dict[str, str]], pictures: list[Image
 
 
 @pytest.mark.parametrize("pictures", [[], [PICTURE], [PICTURE, PICTURE]])
-def test_the_stream_is_the_answer(loaded: Loaded, pictures: list[Image.Image]) -> None:
+def test_the_stream_is_the_answer(loaded: LoadedModel, pictures: list[Image.Image]) -> None:
     prompt = "<image>\n" * len(pictures) + "What is it?"
-    streamed = list(answer_once(*loaded, "What is it?", pictures, EIGHT))
+    streamed = list(answer_once(loaded, "What is it?", pictures, EIGHT))
     assert "".join(streamed) == _generated(loaded, [{"from": "human", "value": prompt}], pictures)
-    assert list(answer_once(*loaded, prompt, pictures, EIGHT)) == streamed
+    assert list(answer_once(loaded, prompt, pictures, EIGHT)) == streamed
 
 
-def test_counts_are_checked(loaded: Loaded) -> None:
+def test_counts_are_checked(loaded: LoadedModel) -> None:
     with pytest.raises(UserError, match="has 1 <image>, but 2 images"):
-        list(answer_once(*loaded, "<image> What?", [PICTURE, PICTURE]))
+        list(answer_once(loaded, "<image> What?", [PICTURE, PICTURE]))
 
 
-def test_an_error_while_generating_reaches_the_caller(loaded: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_while_generating_reaches_the_caller(loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*arguments: object, **more: object) -> None:
         raise MemoryError("no memory")
 
     monkeypatch.setattr(loaded[0].model, "forward", fail)
     with pytest.raises(MemoryError, match="no memory"):
-        list(answer_once(*loaded, "What?", []))
+        list(answer_once(loaded, "What?", []))
 
 
-def _talk(loaded: Loaded, *lines: str, sampling: Sampling = EIGHT) -> tuple[str, Conversation]:
-    conversation = Conversation(Engine(*loaded, max_batch=1), sampling)
+def _talk(loaded: LoadedModel, *lines: str, sampling: Sampling = EIGHT) -> tuple[str, Conversation]:
+    conversation = Conversation(Engine(loaded, max_batch=1), sampling)
     waiting: Iterator[str] = iter(lines)
     shown: list[str] = []
 
@@ -71,7 +71,7 @@ def _talk(loaded: Loaded, *lines: str, sampling: Sampling = EIGHT) -> tuple[str,
     return "".join(shown), conversation
 
 
-def test_the_conversation_is_the_prompt(loaded: Loaded, tmp_path: Path) -> None:
+def test_the_conversation_is_the_prompt(loaded: LoadedModel, tmp_path: Path) -> None:
     PICTURE.save(tmp_path / "a red.png")
     shown, conversation = _talk(loaded, f"/image '{tmp_path}/a red.png'", "What is it?", "Why?", "/history")
     first = [{"from": "human", "value": "<image>\nWhat is it?"}]
@@ -82,7 +82,7 @@ def test_the_conversation_is_the_prompt(loaded: Loaded, tmp_path: Path) -> None:
     assert "> Why?" in shown
 
 
-def test_commands(loaded: Loaded, tmp_path: Path) -> None:
+def test_commands(loaded: LoadedModel, tmp_path: Path) -> None:
     PICTURE.save(tmp_path / "red.png")
     alone = _talk(loaded, "Why?")[0]
     cleared, conversation = _talk(loaded, f"/image {tmp_path}/red.png", "What is it?", "/clear", "Why?")
@@ -116,15 +116,15 @@ def test_commands(loaded: Loaded, tmp_path: Path) -> None:
         ("say <|im_end|>", "reads as markup"),
     ],
 )
-def test_what_is_wrong_is_said_and_the_chat_goes_on(loaded: Loaded, line: str, message: str) -> None:
+def test_what_is_wrong_is_said_and_the_chat_goes_on(loaded: LoadedModel, line: str, message: str) -> None:
     shown, conversation = _talk(loaded, line, "Why?")
     assert shown.startswith("error: ")
     assert message in shown
     assert len(conversation.turns) == 2
 
 
-def test_a_stopped_answer_stays_as_far_as_it_came(loaded: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
-    conversation = Conversation(Engine(*loaded, max_batch=1), Sampling(max_new_tokens=40))
+def test_a_stopped_answer_stays_as_far_as_it_came(loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    conversation = Conversation(Engine(loaded, max_batch=1), Sampling(max_new_tokens=40))
     shown: list[str] = []
 
     def write(text: str) -> None:
@@ -163,9 +163,9 @@ def test_four_bits(tmp_path: Path) -> None:
     model, processor = compose(str(tiny.write_clip(tmp_path / "clip")), str(words))
     model.save_pretrained(tmp_path / "model")
     processor.save_pretrained(tmp_path / "model")
-    model, processor, _ = load_model(str(tmp_path / "model"), "cpu", "float32", 4)
-    kinds: dict[str, Any] = {name: type(module).__name__ for name, module in model.named_modules()}
+    loaded, _ = load_model(str(tmp_path / "model"), "cpu", "float32", 4)
+    kinds: dict[str, Any] = {name: type(module).__name__ for name, module in loaded.model.named_modules()}
     assert kinds["model.language_model.layers.0.mlp.up_proj"] == "Linear4bit"
     assert kinds["model.multi_modal_projector.linear_1"] == "Linear"
     assert {kinds[name] for name in kinds if "vision_tower" in name and name.endswith("fc1")} == {"Linear"}
-    assert list(answer_once(model, processor, "What is it?", [PICTURE], EIGHT))
+    assert list(answer_once(loaded, "What is it?", [PICTURE], EIGHT))

@@ -21,6 +21,7 @@ from llava_npu import Sampling, UserError, answer_all
 from llava_npu.distributed.launching import meeting_port
 from llava_npu.inference.engine import Engine
 from llava_npu.models import compose, load
+from llava_npu.models.loaded import LoadedModel
 from llava_npu.serving.background import BackgroundEngine
 from llava_npu.serving.web.columns import Column, Exchange, Picture, Talk, ask, open_pictures, without_last
 from llava_npu.serving.web.flags import flag
@@ -42,11 +43,11 @@ def columns(tmp_path_factory: pytest.TempPathFactory, model_folder: Path) -> Ite
     model, processor = compose(str(tiny.write_clip(folder / "clip")), str(language), "ldpv2", {"num_queries": 4})
     vocabulary = processor.tokenizer.get_vocab()
     letters = {number for token, number in vocabulary.items() if token.isascii() and token.isalpha()}
-    pairs = [("mlp2x_gelu", load(model_folder, "cpu")), ("ldpv2", (model.eval(), processor))]
+    pairs = [("mlp2x_gelu", load(model_folder, "cpu")), ("ldpv2", LoadedModel(model.eval(), processor))]
     for _, (each, _) in pairs:  # they write letters only, which a page shows as they are
         mute = [number for number in range(len(each.lm_head.weight)) if number not in letters]
         each.lm_head.weight.data[mute] = 0
-    engines = [(name, Engine(*loaded, max_batch=2, max_length=256)) for name, loaded in pairs]
+    engines = [(name, Engine(loaded, max_batch=2, max_length=256)) for name, loaded in pairs]
     columns = [Column(name, engine, BackgroundEngine(engine)) for name, engine in engines]
     for column in columns:
         column.background.start()
@@ -65,7 +66,7 @@ def _last(talks: AsyncIterator[Talk]) -> Talk:
 def _offline(column: Column, question: str, *pictures: Picture, sampling: Sampling = GREEDY) -> str:
     # The engine's own thread is idle meanwhile: another engine on the same model.
     images = [[picture.image for picture in pictures]]
-    return answer_all(column.engine.model, column.engine.processor, [question], images, sampling=sampling)[0]
+    return answer_all(column.engine.loaded, [question], images, sampling=sampling)[0]
 
 
 def test_both_answer_the_same_question_each_with_its_own_history(columns: list[Column]) -> None:
@@ -127,7 +128,7 @@ def test_what_a_visitor_gets_wrong(columns: list[Column], tmp_path: Path) -> Non
 
 def test_what_is_shown_is_what_the_tower_gets(columns: list[Column]) -> None:
     """Padded to a square with the mean colour, resized, and as many cells as there are tokens."""
-    mlp, ldpv2 = (seen(column.engine.model, column.engine.processor, PICTURE.image) for column in columns)
+    mlp, ldpv2 = (seen(column.engine.loaded, PICTURE.image) for column in columns)
     ((picture, line),) = mlp
     assert line == "16 tokens, 4×4"
     assert [line for _, line in ldpv2] == ["4 tokens, 2×2"]

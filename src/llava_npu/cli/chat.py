@@ -40,8 +40,8 @@ def chat(
 
     sampling = Sampling(max_new_tokens, temperature, top_p, top_k, repetition_penalty, seed)
     pictures = [load_image(path, "--image") for path in image or []]
-    loaded, processor, _ = load_model(model, device, dtype, bits, source)
-    engine = Engine(loaded, processor, max_batch=1, max_length=max_length)
+    loaded, _ = load_model(model, device, dtype, bits, source)
+    engine = Engine(loaded, max_batch=1, max_length=max_length)
     conversation = Conversation(engine, sampling, system)
     for picture in pictures:
         conversation.attach(picture)

@@ -132,10 +132,8 @@ def _load(model: str, device_name: str, answer: str) -> Callable[[int], Answerer
     device = devices.select(device_name)
     devices.apply_environment(device, lambda line: typer.echo(line, err=True))
     # 16 bits where the device computes in them, else fp32: on most CPUs 16-bit products are far slower.
-    loaded, processor = load(model, device=device.torch_device, dtype=device.autocast_dtype or torch.float32)
-    return lambda max_new_tokens: build_answerer(
-        answer, loaded, processor, max_new_tokens=max_new_tokens, device=device.name
-    )
+    loaded = load(model, device=device.torch_device, dtype=device.autocast_dtype or torch.float32)
+    return lambda max_new_tokens: build_answerer(answer, loaded, max_new_tokens=max_new_tokens, device=device.name)
 
 
 def _evaluate(

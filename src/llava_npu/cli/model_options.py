@@ -10,8 +10,7 @@ from llava_npu.errors import UserError, nearest
 
 if TYPE_CHECKING:
     from llava_npu.devices import Device
-    from llava_npu.models.modeling import LlavaNpuForConditionalGeneration
-    from llava_npu.models.processing import LlavaNpuProcessor
+    from llava_npu.models.loaded import LoadedModel
 
 MODEL = typer.Option(help="A model folder, a run folder or a hub id.")
 HUB = typer.Option("--source", help="Where an organisation/name is: huggingface or modelscope.")
@@ -21,10 +20,8 @@ DTYPE = typer.Option(help="float32, bfloat16 or float16; auto: 16 bits where the
 MAX_LENGTH = typer.Option(min=2, help="Most tokens of prompt and answer together; by default the model's, up to 4096.")
 
 
-def load_model(
-    source: str, device: str, dtype: str, bits: int, hub: str = "huggingface"
-) -> tuple[LlavaNpuForConditionalGeneration, LlavaNpuProcessor, Device]:
-    """The model, its processor, and the device.
+def load_model(source: str, device: str, dtype: str, bits: int, hub: str = "huggingface") -> tuple[LoadedModel, Device]:
+    """The model and its device.
 
     Raises:
         UserError: no such device, too few bits for it, or a model that cannot be loaded.
@@ -44,5 +41,4 @@ def load_model(
     chosen = devices.select(device)
     compute = types.get(dtype) or chosen.autocast_dtype or torch.float32
     quantization = quantization_config(bits, chosen, compute)
-    model, processor = load(on_hub(source, hub), chosen.torch_device, compute, quantization)
-    return model, processor, chosen
+    return load(on_hub(source, hub), chosen.torch_device, compute, quantization), chosen

@@ -63,8 +63,8 @@ def serve(
     from llava_npu.serving.api.limits import MIB, Limits
     from llava_npu.serving.api.service import Service
 
-    loaded, processor, chosen = load_model(model, device, dtype, bits, source)
-    engine = Engine(loaded, processor, max_batch=max_batch, max_length=max_length)
+    loaded, chosen = load_model(model, device, dtype, bits, source)
+    engine = Engine(loaded, max_batch=max_batch, max_length=max_length)
     free = chosen.memory().free
     if engine.cache_bytes > free:
         raise UserError(

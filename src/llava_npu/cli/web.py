@@ -47,8 +47,8 @@ def web(
 
     columns = []
     for name in [model, *([compare] if compare else [])]:
-        loaded, processor, _ = load_model(name, device, dtype, bits, source)
-        engine = Engine(loaded, processor, max_batch=max_batch, max_length=max_length)
+        loaded, _ = load_model(name, device, dtype, bits, source)
+        engine = Engine(loaded, max_batch=max_batch, max_length=max_length)
         engine.warm_up()
         columns.append(Column(name, engine, BackgroundEngine(engine)))
     for column in columns:

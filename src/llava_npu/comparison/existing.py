@@ -125,14 +125,14 @@ def _result_of(folder: Path, evaluations: Sequence[dict[str, Any]]) -> Result:
     inside = [
         read_json(path, advice=DELETE) | {"folder": str(path.parent)} for path in sorted(folder.rglob(_EVALUATION))
     ]
-    model, _ = load(folder, dtype=torch.float32)
+    model = load(folder, dtype=torch.float32).model
     config = model.config
     known: dict[str, str] = {}
 
     def is_of_this_model(evaluation: dict[str, Any]) -> bool:
         dtype = evaluation["provenance"].get("settings.dtype", "float32")
         if dtype not in known:
-            known[dtype] = fingerprint_model(load(folder, dtype=getattr(torch, dtype))[0])
+            known[dtype] = fingerprint_model(load(folder, dtype=getattr(torch, dtype)).model)
         return evaluation["provenance"].get("model") == known[dtype]
 
     options = ", ".join(f"{key}={value}" for key, value in config.projector_options.items())

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from llava_npu.data.image_roots import ImagePath
 from llava_npu.data.images import image_size
 from llava_npu.evaluation.formats.images import EmbeddedImage, ImageFile, ImageSource
 from llava_npu.inference.features import FeatureCache, ImageFeatures
+from llava_npu.models.loaded import LoadedModel
 from llava_npu.models.vision.feature_cache import FeatureCache as Store
 from llava_npu.models.vision.feature_cache import open_feature_cache, space_left
 
@@ -17,9 +17,9 @@ from llava_npu.models.vision.feature_cache import open_feature_cache, space_left
 class StoredFeatures(FeatureCache):
     """Features in memory that come from disk where another cell has computed them, and go there where none has."""
 
-    def __init__(self, model: Any, processor: Any):
-        super().__init__(model, processor)
-        self._store: Store = open_feature_cache(model, processor)
+    def __init__(self, loaded: LoadedModel):
+        super().__init__(loaded)
+        self._store: Store = open_feature_cache(loaded)
 
     def load(self, images: Sequence[ImageSource]) -> tuple[dict[str, ImageFeatures], dict[str, str]]:
         """As `FeatureCache.load`."""

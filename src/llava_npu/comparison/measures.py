@@ -5,7 +5,6 @@ from __future__ import annotations
 import statistics
 import time
 from pathlib import Path
-from typing import Any
 
 from PIL import Image
 
@@ -13,6 +12,7 @@ from llava_npu.comparison.results import StageResult, Value
 from llava_npu.devices import Device
 from llava_npu.errors import UserError
 from llava_npu.models.flops import causal_pairs, flop_model
+from llava_npu.models.loaded import LoadedModel
 from llava_npu.models.modeling import LlavaNpuForConditionalGeneration
 from llava_npu.models.stopping import stopping_arguments
 from llava_npu.models.vision.anyres import TYPICAL
@@ -74,7 +74,7 @@ def stage_result(folder: Path, peak_memory: int | None) -> StageResult:
     )
 
 
-def first_token(model: LlavaNpuForConditionalGeneration, processor: Any, device: Device) -> Value:
+def first_token(loaded: LoadedModel, device: Device) -> Value:
     """Milliseconds from a prepared picture and a short question to the answer's first token, one at a time.
 
     Vision tower, projector, the whole prompt through the language model, one token chosen. The picture is blank, for
@@ -83,6 +83,7 @@ def first_token(model: LlavaNpuForConditionalGeneration, processor: Any, device:
     Returns:
         the median, and the range of the middle half.
     """
+    model, processor = loaded
     height, width = TYPICAL
     picture = Image.new("RGB", (width, height), "white")
     prompt = processor.encode_prompts([[{"from": "human", "value": PROMPT}]], [[picture]])

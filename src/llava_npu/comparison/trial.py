@@ -6,7 +6,6 @@ A process for each cell: memory is counted afresh, and a cell that dies takes no
 from __future__ import annotations
 
 import argparse
-import copy
 import json
 import os
 import sys
@@ -54,6 +53,7 @@ from llava_npu.evaluation.statistics.accuracy import EVERY_ROTATION, OVERALL, VA
 from llava_npu.files.atomic import write_text
 from llava_npu.inference.features import FeatureCache
 from llava_npu.models import load
+from llava_npu.models.loaded import LoadedModel
 from llava_npu.training import train
 from llava_npu.training.parts import STAGE_TEMPLATES
 from llava_npu.training.trainer import build_model
@@ -106,40 +106,38 @@ def run_cell(folder: Path, device_name: str) -> Result | None:
 
     dtype = device.autocast_dtype or torch.float32
     device.reset_peak_memory()
-    model, processor = load(cell.last.output, device.torch_device, dtype)
+    loaded = load(cell.last.output, device.torch_device, dtype)
     trained_with = cell.last.data.template or STAGE_TEMPLATES[cell.last.stage]
-    speaker = _with_template(processor, trained_with)
-    features = StoredFeatures(model, processor) if measured.share_features else FeatureCache(model, processor)
+    speaker = loaded.with_template(trained_with)
+    features = StoredFeatures(loaded) if measured.share_features else FeatureCache(loaded)
     benchmarks = []
     for number, (benchmark, _) in enumerate(measured.benchmarks):
         console.print(f"measuring {benchmark.label or benchmark.name}")
         output = folder / EVALUATION / f"{number}-{benchmark.name}"
-        benchmarks.append(_evaluate(benchmark, model, speaker, features, device, output))
+        benchmarks.append(_evaluate(benchmark, speaker, features, device, output))
     loss = None
     if measured.held_out is not None:
-        held_out, captioner = measured.held_out, _with_template(processor, CAPTIONS)
+        held_out, captioner = measured.held_out, loaded.with_template(CAPTIONS)
         loss = _once(
             folder / PARTS / "held_out.json",
             list(held_out),
-            lambda: _held_out(*held_out, folder / HELD_OUT, model, captioner, features),
+            lambda: _held_out(*held_out, folder / HELD_OUT, captioner, features),
         )
     console.print("measuring examples, latency")
     said = _once(
         folder / PARTS / "said.json",
         measured.as_json(),
-        lambda: _describe(measured, benchmarks, model, speaker, features),
+        lambda: _describe(measured, benchmarks, speaker, features),
     )
-    latency = _once(
-        folder / PARTS / "first_token.json", None, lambda: vars(measures.first_token(model, processor, device))
-    )
+    latency = _once(folder / PARTS / "first_token.json", None, lambda: vars(measures.first_token(loaded, device)))
     result = Result(
         encoder=cell.encoder,
         projector=cell.projector,
         varied=cell.varied,
         seed=cell.align.seed,
-        visual_tokens=measures.visual_tokens(model),
-        parameters=measures.parameters(model),
-        flops=measures.flops_per_image(model),
+        visual_tokens=measures.visual_tokens(loaded.model),
+        parameters=measures.parameters(loaded.model),
+        flops=measures.flops_per_image(loaded.model),
         stages={run.stage: measures.stage_result(run.output_path, peaks[run.stage]) for run in _runs(cell)},
         held_out_loss=Value(**loss) if loss else None,
         benchmarks=tuple(benchmarks),
@@ -188,14 +186,12 @@ def _train(run: RunConfig, device_name: str, device: Device, folder: Path, conso
 
 
 def _evaluate(
-    benchmark: BenchmarkConfig, model: Any, processor: Any, features: FeatureCache, device: Device, output: Path
+    benchmark: BenchmarkConfig, loaded: LoadedModel, features: FeatureCache, device: Device, output: Path
 ) -> BenchmarkResult:
     known = get(benchmark.name)
-    speaker = _with_template(processor, benchmark.template)
     answerer = build_answerer(
         benchmark.answer,
-        model,
-        speaker,
+        loaded.with_template(benchmark.template),
         max_new_tokens=benchmark.max_new_tokens or known.max_new_tokens,
         device=device.name,
         features=features,
@@ -249,11 +245,9 @@ def choose_score(scores: Sequence[Score], benchmark: BenchmarkConfig) -> Score:
     return chosen[0]
 
 
-def _held_out(
-    path: str, sha256: str, folder: Path, model: Any, processor: Any, features: FeatureCache
-) -> dict[str, Any]:
+def _held_out(path: str, sha256: str, folder: Path, loaded: LoadedModel, features: FeatureCache) -> dict[str, Any]:
     """The loss. Each record's is kept in `folder`, under the data's checksum, so that models can be paired."""
-    loss = caption_loss(model, processor, load_records(path), batch_size=_BATCH, features=features)
+    loss = caption_loss(loaded, load_records(path), batch_size=_BATCH, features=features)
     value = Value(loss.value, loss.low, loss.high, loss.num_records)
     score = Score("held-out loss", CAPTIONS, sha256, OVERALL, OVERALL, **vars(value), sample=loss.sample)
     folder.mkdir(parents=True, exist_ok=True)
@@ -262,7 +256,7 @@ def _held_out(
 
 
 def _describe(
-    measured: Measured, results: Sequence[BenchmarkResult], model: Any, processor: Any, features: FeatureCache
+    measured: Measured, results: Sequence[BenchmarkResult], loaded: LoadedModel, features: FeatureCache
 ) -> list[dict[str, Any]]:
     """What the model answered to the example questions of the first benchmark, and what it says is in the pictures."""
     if not measured.benchmarks or not measured.examples:
@@ -270,7 +264,7 @@ def _describe(
     benchmark = measured.benchmarks[0][0]
     questions = example_questions(benchmark, measured.examples)
     open_questions = [Question(id=each.id, text=each.text, prompt=each.text, images=each.images) for each in questions]
-    answerer = ModelAnswerer(model, processor, GenerateText(_LONGEST_DESCRIPTION), features=features)
+    answerer = ModelAnswerer(loaded, GenerateText(_LONGEST_DESCRIPTION), features=features)
     words = answerer.answer(open_questions)
     predictions, _ = read_predictions(Path(results[0].folder) / PREDICTIONS_FILE)
     answered = {prediction.id: prediction for prediction in predictions}
@@ -282,14 +276,6 @@ def _describe(
         right = None if question.answer is None else read == question.answer
         said.append(vars(Said(question.id, str(answer), right, free.text)))
     return said
-
-
-def _with_template(processor: Any, template: str | None) -> Any:
-    if template is None or template == processor.template:
-        return processor
-    changed = copy.copy(processor)
-    changed.template = template
-    return changed
 
 
 def _once(path: Path, depends_on: Any, compute: Callable[[], Any]) -> Any:

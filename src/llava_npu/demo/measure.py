@@ -11,7 +11,6 @@ Baselines: a wrong picture, and no picture at all (where a template allows it).
 
 from __future__ import annotations
 
-import copy
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -32,6 +31,7 @@ from llava_npu.evaluation.questions import Question
 from llava_npu.evaluation.statistics.accuracy import CIRCULAR, EVERY_ROTATION, VANILLA, Score
 from llava_npu.files.atomic import write_text
 from llava_npu.inference.features import FeatureCache
+from llava_npu.models.loaded import LoadedModel
 
 BENCHMARK = "mmbench"
 METRICS = {"unrotated": VANILLA, "every rotation": EVERY_ROTATION, "circular": CIRCULAR}
@@ -51,8 +51,7 @@ class Value:
 
 
 def measure(
-    model: Any,
-    processor: Any,
+    loaded: LoadedModel,
     data: DemoData,
     output: Path,
     wanted: Mapping[str, Sequence[str]],
@@ -63,7 +62,7 @@ def measure(
     """Measures one model; what an interrupted run has measured already is not measured again.
 
     Args:
-        model, processor: as `llava_npu.models.load` gives them.
+        loaded: the model, as `llava_npu.load` returns it.
         data: the demo's data folder.
         output: folder of this model's predictions and `measured.json`.
         wanted: measure → kinds of pictures ("given", "shuffled", "none"); the caption loss needs no naming.
@@ -77,17 +76,16 @@ def measure(
     found = output / "measured.json"
     if found.is_file():
         return dict(json.loads(found.read_text(encoding="utf-8")))
-    captioner = copy.copy(processor)
-    captioner.template = "plain"
+    captioner = loaded.with_template("plain")
 
     def ask(
-        measure: str, speaker: Any, method: ChooseLikeliest | GenerateText, images: str, file: Path
+        measure: str, speaker: LoadedModel, method: ChooseLikeliest | GenerateText, images: str, file: Path
     ) -> dict[str, dict[str, Any]]:
         name = f"{measure}, {images}"
         report = runner.evaluate(
             BENCHMARK,
             file,
-            ModelAnswerer(model, speaker, method, device.name, features),
+            ModelAnswerer(speaker, method, device.name, features),
             output / f"{measure}-{images}",
             images=images,
             batch_size=_BATCH,
@@ -99,14 +97,14 @@ def measure(
     measured: dict[str, Any] = {"caption loss": {}}
     records = load_records(data.held_out_captions)
     for number, images in enumerate((GIVEN, SHUFFLED), start=1):
-        loss = caption_loss(model, captioner, records, images, batch_size=_BATCH, features=features)
+        loss = caption_loss(captioner, records, images, batch_size=_BATCH, features=features)
         measured["caption loss"][images] = asdict(Value(loss.value, loss.low, loss.high, loss.num_records))
         on_progress("caption loss", number, 2)
     likeliest, written = ChooseLikeliest("text"), GenerateText(_LONGEST_ANSWER)
-    ways: dict[str, tuple[Any, ChooseLikeliest | GenerateText]] = {
+    ways: dict[str, tuple[LoadedModel, ChooseLikeliest | GenerateText]] = {
         "captioning": (captioner, likeliest),
-        "answering": (processor, likeliest),
-        "letters": (processor, written),
+        "answering": (loaded, likeliest),
+        "letters": (loaded, written),
     }
     for measure, kinds in wanted.items():
         # A written letter depends on the options' order: with its picture, every rotation is asked.
@@ -125,17 +123,16 @@ def chosen(output: Path, measure: str) -> dict[str, str | None]:
 
 
 def describe(
-    model: Any, processor: Any, questions: Sequence[Question], features: FeatureCache, template: str | None = None
+    loaded: LoadedModel, questions: Sequence[Question], features: FeatureCache, template: str | None = None
 ) -> list[str]:
     """What the model says is in the pictures of these questions, in its own words.
 
     Args:
         template: None asks in conversation; "plain" lets it write a caption.
     """
-    speaker = copy.copy(processor)
-    speaker.template = template or processor.template
+    speaker = loaded.with_template(template)
     open_questions = [Question(id=each.id, text=WHAT, prompt=WHAT, images=each.images) for each in questions]
-    answers = ModelAnswerer(model, speaker, GenerateText(_LONGEST_CAPTION), features=features).answer(open_questions)
+    answers = ModelAnswerer(speaker, GenerateText(_LONGEST_CAPTION), features=features).answer(open_questions)
     return [answer.text for answer in answers]
 
 

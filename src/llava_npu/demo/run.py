@@ -51,6 +51,7 @@ from llava_npu.files.atomic import write_text
 from llava_npu.files.cache import cache_root
 from llava_npu.inference.features import FeatureCache, ImageFeatures
 from llava_npu.models import load
+from llava_npu.models.loaded import LoadedModel
 from llava_npu.training import train
 from llava_npu.training.checkpointing.export import build_model
 from llava_npu.version import __version__
@@ -156,29 +157,29 @@ def run_demo(
     kept: OrderedDict[str, ImageFeatures] = OrderedDict()  # features; the tower is frozen, so all states share them
     by_letter = run.profile.sizes.by_letter
 
-    def look(state: str, model: Any, processor: Any, template: str | None) -> None:
-        features = FeatureCache(model, processor, 2 * len(questions), kept)
+    def look(state: str, loaded: LoadedModel, template: str | None) -> None:
+        features = FeatureCache(loaded, 2 * len(questions), kept)
         folder = run.output / "measured" / state
         wanted = {**WANTED[state], **({"letters": (GIVEN, SHUFFLED, NONE)} if by_letter and state == TUNED else {})}
         with _bar(console) as progress:
-            measured[state] = measure(model, processor, data, folder, wanted, run.device, features, _reporter(progress))
-        said[state] = _once(folder / "said.json", lambda: describe(model, processor, asked, features, template))
+            measured[state] = measure(loaded, data, folder, wanted, run.device, features, _reporter(progress))
+        said[state] = _once(folder / "said.json", lambda: describe(loaded, asked, features, template))
 
     with run.step("measure untrained", "Measure the untrained projector"):
         # In the type of the later states: all share the features of whichever state is measured first.
-        model, processor = build_model(align, run.device.autocast_dtype or torch.float32)
-        model.eval().to(run.device.torch_device)
-        look(UNTRAINED, model, processor, "plain")
-        del model
+        untrained = build_model(align, run.device.autocast_dtype or torch.float32)
+        untrained.model.eval().to(run.device.torch_device)
+        look(UNTRAINED, untrained, "plain")
+        del untrained
     with run.step("align", "Stage 1: align the projector on captions"):
         train(align, console=console)
     with run.step("measure aligned", "Measure the aligned model"):
-        look(ALIGNED, *_load(run, align), "plain")
+        look(ALIGNED, _load(run, align), "plain")
     kept.clear()  # this stage needs the room more than the next one needs the seconds
     with run.step("finetune", "Stage 2: tune projector and language model on conversations"):
         train(finetune, console=console)
     with run.step("measure tuned", "Measure the tuned model"):
-        look(TUNED, *_load(run, finetune), None)
+        look(TUNED, _load(run, finetune), None)
 
     findings = Findings(
         profile=run.profile,
@@ -351,7 +352,7 @@ def _config(run: _Run, stage: Any, recipe: StageRecipe, model: ModelConfig, data
     )
 
 
-def _load(run: _Run, config: RunConfig) -> tuple[Any, Any]:
+def _load(run: _Run, config: RunConfig) -> LoadedModel:
     dtype = run.device.autocast_dtype or torch.float32
     return load(config.output_path / "model", run.device.torch_device, dtype)
 

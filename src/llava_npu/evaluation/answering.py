@@ -29,6 +29,8 @@ from llava_npu.evaluation.questions import Answer, Question
 from llava_npu.inference.features import FeatureCache, ImageFeatures, image_inputs
 from llava_npu.inference.likelihood import AnsweredPrompt, answer_log_probabilities
 from llava_npu.inference.prefix_cache import Prompt, begin, beginning_lengths
+from llava_npu.models.loaded import LoadedModel
+from llava_npu.models.processing import LlavaNpuProcessor
 from llava_npu.models.stopping import stop_string, stopping_arguments
 
 ANSWER_MODES = ("generate", "likelihood", "likelihood-letter")
@@ -43,39 +45,36 @@ class Method(Protocol):
     @property
     def settings(self) -> Settings: ...
 
-    def answer(self, model: Any, processor: Any, questions: Sequence[Question], features: Features) -> list[Answer]: ...
+    def answer(self, loaded: LoadedModel, questions: Sequence[Question], features: Features) -> list[Answer]: ...
 
 
 class ModelAnswerer:
     """A model that answers by one method. Each image's features are computed once for all its questions."""
 
-    def __init__(
-        self, model: Any, processor: Any, method: Method, device: str = "", features: FeatureCache | None = None
-    ):
+    def __init__(self, loaded: LoadedModel, method: Method, device: str = "", features: FeatureCache | None = None):
         """
         Args:
-            model, processor: as `llava_npu.models.load` gives them: in eval mode, on its device.
+            loaded: the model, as `llava_npu.load` returns it: in eval mode, on its device.
             method: `GenerateText` or `ChooseLikeliest`.
             device: its product name, for the record.
             features: shared by several answerers whose tower and preprocessing are the same.
         """
-        self._model = model
-        self._processor = processor
+        self._loaded = loaded
         self._method = method
-        self._features = features or FeatureCache(model, processor)
-        self.device = device or str(model.device)
+        self._features = features or FeatureCache(loaded)
+        self.device = device or str(loaded.model.device)
 
     @cached_property
     def fingerprint(self) -> str:
-        return fingerprint_model(self._model)
+        return fingerprint_model(self._loaded.model)
 
     @cached_property
     def settings(self) -> Settings:
         return {
             **self._method.settings,
-            "template": self._processor.template,
-            "processor": fingerprint_processor(self._processor),
-            "dtype": str(self._model.dtype).removeprefix("torch."),
+            "template": self._loaded.processor.template,
+            "processor": fingerprint_processor(self._loaded.processor),
+            "dtype": str(self._loaded.model.dtype).removeprefix("torch."),
         }
 
     def answer(self, questions: Sequence[Question]) -> list[Answer]:
@@ -99,11 +98,11 @@ class ModelAnswerer:
         errors: dict[str, str] = {}
         for question in questions:
             missing = [unreadable[image.key] for image in question.images if image.key in unreadable]
-            error = missing[0] if missing else _too_long(self._model, self._processor, question, features)
+            error = missing[0] if missing else _too_long(self._loaded, question, features)
             if error:
                 errors[question.id] = error
         readable = [question for question in questions if question.id not in errors]
-        found = self._method.answer(self._model, self._processor, readable, features) if readable else []
+        found = self._method.answer(self._loaded, readable, features) if readable else []
         answers = {question.id: answer for question, answer in zip(readable, found, strict=True)}
         answers |= {
             question.id: Answer(_full_prompt(question), "", error=errors[question.id])
@@ -128,8 +127,9 @@ class GenerateText:
         return {"answer": "generate", "max_new_tokens": self.max_new_tokens}
 
     @torch.no_grad()
-    def answer(self, model: Any, processor: Any, questions: Sequence[Question], features: Features) -> list[Answer]:
+    def answer(self, loaded: LoadedModel, questions: Sequence[Question], features: Features) -> list[Answer]:
         """Generates an answer to each question."""
+        model, processor = loaded
         texts = [_full_prompt(question) for question in questions]
         prompts = _encode_prompts(processor, texts, questions, features)
         lengths = beginning_lengths(model, prompts, processor.image_token_id)
@@ -139,7 +139,7 @@ class GenerateText:
             input_ids, attention_mask = batch["input_ids"], batch["attention_mask"]
             context = image_inputs([question.images for question in questions], features, model.device)
         else:
-            begun = begin(model, processor, prompts, lengths, features)
+            begun = begin(loaded, prompts, lengths, features)
             input_ids, attention_mask = begun.input_ids, begun.attention_mask
             context = {"past_key_values": begun.cache}
         output = model.generate(
@@ -178,7 +178,7 @@ class ChooseLikeliest:
     def settings(self) -> Settings:
         return {"answer": "likelihood", "candidates": self.candidates, "end_token": self.candidates == "text"}
 
-    def answer(self, model: Any, processor: Any, questions: Sequence[Question], features: Features) -> list[Answer]:
+    def answer(self, loaded: LoadedModel, questions: Sequence[Question], features: Features) -> list[Answer]:
         """Scores the options of each question."""
         forms = [_CANDIDATES[self.candidates](question) for question in questions]
         # Rotations of a question ask for the same texts under the same prompt and image: each is scored once.
@@ -189,7 +189,7 @@ class ChooseLikeliest:
                 item = AnsweredPrompt(_turns(prompt, candidate), question.images, name)
                 items.setdefault(_asked(question, prompt, candidate), item)
         ends = self.candidates == "text"  # behind a letter the end says nothing
-        found = answer_log_probabilities(model, processor, list(items.values()), features, ends=ends)
+        found = answer_log_probabilities(loaded, list(items.values()), features, ends=ends)
         means = {asked: score.mean for asked, score in zip(items, found, strict=True)}
         answers = []
         for question, (prompt, candidates) in zip(questions, forms, strict=True):
@@ -207,8 +207,7 @@ def _asked(question: Question, prompt: str, candidate: str) -> _Asked:
 
 def build_answerer(
     mode: str,
-    model: Any,
-    processor: Any,
+    loaded: LoadedModel,
     *,
     max_new_tokens: int,
     device: str = "",
@@ -222,7 +221,7 @@ def build_answerer(
     }
     if mode not in methods:
         raise UserError(f"answer: {mode!r} is unknown.{nearest(mode, methods)} Known: {', '.join(methods)}.")
-    return ModelAnswerer(model, processor, methods[mode], device, features)
+    return ModelAnswerer(loaded, methods[mode], device, features)
 
 
 def no_options(question: Question) -> UserError:
@@ -243,7 +242,7 @@ def _with_marks(question: Question, text: str) -> str:
 
 
 def _encode_prompts(
-    processor: Any, texts: Sequence[str], questions: Sequence[Question], features: Features
+    processor: LlavaNpuProcessor, texts: Sequence[str], questions: Sequence[Question], features: Features
 ) -> list[Prompt]:
     # As `processor.encode_prompts`, but without pictures: their features are there already.
     return [
@@ -253,8 +252,9 @@ def _encode_prompts(
     ]
 
 
-def _too_long(model: Any, processor: Any, question: Question, features: Features) -> str | None:
+def _too_long(loaded: LoadedModel, question: Question, features: Features) -> str | None:
     """What is wrong with a prompt for which the language model has not positions enough, if it has not."""
+    model, processor = loaded
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if positions is None:
         return None

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from llava_npu.data.records import IMAGE_MARK, Record, Turn
 from llava_npu.errors import UserError
@@ -18,6 +17,7 @@ from llava_npu.evaluation.statistics.accuracy import Sample
 from llava_npu.evaluation.statistics.bootstrap import ratio_interval
 from llava_npu.inference.features import FeatureCache
 from llava_npu.inference.likelihood import AnsweredPrompt, LogProbability, answer_log_probabilities
+from llava_npu.models.loaded import LoadedModel
 
 
 @dataclass(frozen=True)
@@ -41,8 +41,7 @@ class CaptionLoss:
 
 
 def caption_loss(
-    model: Any,
-    processor: Any,
+    loaded: LoadedModel,
     records: Sequence[Record],
     images: str = GIVEN,
     *,
@@ -53,7 +52,7 @@ def caption_loss(
     """Measures the loss of the records' answers.
 
     Args:
-        model, processor: as `llava_npu.models.load` gives them.
+        loaded: the model, as `llava_npu.load` returns it.
         records: held-out records with images.
         images: "given"; "none", without the image; "shuffled", each with the image of a record of another concept.
         concepts: what each record shows, so that a wrong image is one of something else; by default its last answer.
@@ -67,14 +66,14 @@ def caption_loss(
         raise UserError("caption loss: no records.")
     items = _prepare(records, images, concepts or [record.conversations[-1].text.casefold() for record in records])
     order = sorted(range(len(items)), key=lambda place: _length(items[place]))  # batches of like length
-    cache = features or FeatureCache(model, processor)
+    cache = features or FeatureCache(loaded)
     losses: list[LogProbability] = []
     for start in range(0, len(items), batch_size):
         batch = [items[place] for place in order[start : start + batch_size]]
-        loaded, errors = cache.load([image for item in batch for image in item.images])
+        found, errors = cache.load([image for item in batch for image in item.images])
         if errors:
             raise UnreadableImageError("caption loss: " + "; ".join(errors.values()))
-        losses += answer_log_probabilities(model, processor, batch, loaded)
+        losses += answer_log_probabilities(loaded, batch, found)
     totals, counts = [-loss.total for loss in losses], [loss.num_tokens for loss in losses]
     low, high = ratio_interval(totals, counts)
     of_records = {("", str(place)): each for place, *each in sorted(zip(order, totals, counts, strict=True))}

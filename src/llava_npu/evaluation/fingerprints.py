@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from llava_npu.models.processing import LlavaNpuProcessor
+
 
 def fingerprint_model(model: Any) -> str:
     """SHA-256 over the names, types, shapes and bytes of all weights and the configuration: "sha256:…"."""
@@ -20,7 +22,7 @@ def fingerprint_model(model: Any) -> str:
     return f"sha256:{digest.hexdigest()}"
 
 
-def fingerprint_processor(processor: Any) -> str:
+def fingerprint_processor(processor: LlavaNpuProcessor) -> str:
     """SHA-256 over the tokenizer's vocabulary, the templates, and the image processor's settings: "sha256:…"."""
     facts = {
         "vocabulary": sorted(processor.tokenizer.get_vocab().items()),

@@ -11,15 +11,13 @@ from llava_npu.data.images import load_image
 from llava_npu.inference.engine import Engine
 from llava_npu.inference.prompts import prepare_prompt, with_images_first
 from llava_npu.inference.request import Sampling, Ticket
-from llava_npu.models.modeling import LlavaNpuForConditionalGeneration
-from llava_npu.models.processing import LlavaNpuProcessor
+from llava_npu.models.loaded import LoadedModel
 
 Picture = Image.Image | ImagePath | str | bytes
 
 
 def answer_all(
-    model: LlavaNpuForConditionalGeneration,
-    processor: LlavaNpuProcessor,
+    loaded: LoadedModel,
     questions: Sequence[str],
     images: Sequence[Sequence[Picture]] | None = None,
     *,
@@ -31,7 +29,7 @@ def answer_all(
     Pictures are opened and prompts prepared as their turn comes: a long list needs no more memory than a short one.
 
     Args:
-        model, processor: as `llava_npu.models.load` gives them.
+        loaded: the model, as `llava_npu.load` returns it.
         questions: `<image>` says where each picture stands; without any, they all come first.
         images: the pictures of each question: files, their bytes, or PIL images.
         sampling: how answers are chosen; greedy by default.
@@ -46,7 +44,7 @@ def answer_all(
     sampling = sampling or Sampling()
     pictures = images if images is not None else [()] * len(questions)
     todo = list(enumerate(zip(questions, pictures, strict=True)))[::-1]
-    engine = Engine(model, processor, max_batch=max_batch)
+    engine = Engine(loaded, max_batch=max_batch)
     texts = [""] * len(questions)
     places: dict[Ticket, int] = {}
     while todo or places:
@@ -54,7 +52,7 @@ def answer_all(
             place, (question, of_one) = todo.pop()
             opened = [_open(picture, f"question {place}") for picture in of_one]
             turns = [{"from": "human", "value": with_images_first(question, len(opened))}]
-            ticket = Ticket(prepare_prompt(processor, turns, opened, name=f"question {place}"), sampling)
+            ticket = Ticket(prepare_prompt(loaded.processor, turns, opened, name=f"question {place}"), sampling)
             engine.submit(ticket)
             places[ticket] = place
         for ticket, piece in engine.step():

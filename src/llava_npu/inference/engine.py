@@ -26,8 +26,8 @@ from llava_npu.inference.kv_cache import RowCache
 from llava_npu.inference.prompts import prepare_prompt
 from llava_npu.inference.request import FinishReason, Piece, Prompt, Sampling, Ticket
 from llava_npu.inference.sampling import TokenChooser, choose_tokens
+from llava_npu.models.loaded import LoadedModel
 from llava_npu.models.modeling import LlavaNpuForConditionalGeneration
-from llava_npu.models.processing import LlavaNpuProcessor
 from llava_npu.models.stopping import stop_string, stopping_arguments
 from llava_npu.ops.attention.transformers_interface import ATTENTION_NAME
 from llava_npu.ops.install import install_kernels
@@ -61,21 +61,22 @@ class Engine:
 
     def __init__(
         self,
-        model: LlavaNpuForConditionalGeneration,
-        processor: LlavaNpuProcessor,
+        loaded: LoadedModel,
         *,
         max_batch: int = 8,
         max_length: int | None = None,
     ):
         """
         Args:
-            model, processor: as `llava_npu.models.load` gives them.
+            loaded: the model, as `llava_npu.load` returns it.
             max_length: by default what the model can, at most 4096.
 
         Raises:
             UserError: `max_length` is beyond what the model can, or its language model keeps another kind of memory
                 than keys and values.
         """
+        model, processor = loaded
+        self.loaded = loaded
         self.model = model
         self.processor = processor
         self.max_batch = max_batch

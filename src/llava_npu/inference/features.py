@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from llava_npu.evaluation.formats.images import ImageSource, UnreadableImageError
+from llava_npu.models.loaded import LoadedModel
 
 MAX_IMAGES = 256  # of CLIP-L/336 in 16 bits: 300 MB
 _TOKENS_AT_ONCE_ON_HOST = 1024
@@ -54,19 +55,17 @@ class FeatureCache:
 
     def __init__(
         self,
-        model: Any,
-        processor: Any,
+        loaded: LoadedModel,
         max_images: int = MAX_IMAGES,
         kept: OrderedDict[str, ImageFeatures] | None = None,
     ):
         """
         Args:
-            model, processor: as `llava_npu.models.load` gives them.
+            loaded: the model, as `llava_npu.load` returns it.
             max_images: how many images' features are kept.
             kept: where; given the same one, models with the same tower and preprocessing share them.
         """
-        self._model = model
-        self._processor = processor
+        self._model, self._processor = loaded
         self._max_images = max_images
         self._features = OrderedDict() if kept is None else kept
 

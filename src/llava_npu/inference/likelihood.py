@@ -17,6 +17,8 @@ from llava_npu.errors import UserError
 from llava_npu.evaluation.formats.images import ImageSource
 from llava_npu.inference.features import ImageFeatures
 from llava_npu.inference.prefix_cache import Prompt, begin, can_share, shared_lengths
+from llava_npu.models.loaded import LoadedModel
+from llava_npu.models.processing import LlavaNpuProcessor
 
 
 @dataclass(frozen=True)
@@ -49,8 +51,7 @@ class AnsweredPrompt:
 
 @torch.no_grad()
 def answer_log_probabilities(
-    model: Any,
-    processor: Any,
+    loaded: LoadedModel,
     items: Sequence[AnsweredPrompt],
     features: Mapping[str, ImageFeatures],
     *,
@@ -63,24 +64,25 @@ def answer_log_probabilities(
     have in common.
 
     Args:
-        model, processor: as `llava_npu.models.load` gives them.
+        loaded: the model, as `llava_npu.load` returns it.
         items: conversations with their answers.
         features: of every image in `items`, by key.
         ends: whether what all answers end with alike, the end token, is scored. Without it answers of one token, as an
             option's letter, are scored behind their question, in one pass.
     """
+    model, processor = loaded
     scored = [_encode(processor, item, features) for item in items]
     if not ends:
         scored = _without_end(scored)
     questions = [Prompt(each.prefix, item.images) for each, item in zip(scored, items, strict=True)]
     rows = {question: row for row, question in enumerate(dict.fromkeys(questions))}
-    mask, last, cache = _run_questions(model, processor, list(rows), features)
+    mask, last, cache = _run_questions(loaded, list(rows), features)
     shared = [rows[question] for question in questions]
     hidden = last[torch.tensor(shared, device=model.device)]  # (items, 1, hidden size)
     longest = max(len(each.answer) for each in scored) - 1
     if longest:
         cache.batch_select_indices(torch.tensor(shared, device=model.device))
-        behind = _run_answers(model, processor, scored, longest, mask[shared], cache)
+        behind = _run_answers(loaded, scored, longest, mask[shared], cache)
         hidden = torch.cat([hidden, behind], dim=1)  # (items, longest answer, hidden size)
 
     # Position j predicts the answer's token j. Found on the host: the device need not be waited for.
@@ -112,7 +114,7 @@ class _Scored:
     labels: tuple[int, ...]
 
 
-def _encode(processor: Any, item: AnsweredPrompt, features: Mapping[str, ImageFeatures]) -> _Scored:
+def _encode(processor: LlavaNpuProcessor, item: AnsweredPrompt, features: Mapping[str, ImageFeatures]) -> _Scored:
     encoded = encode_conversation(item.conversations, processor.tokenizer, processor.template, record=item.name)
     widths = [processor.count_image_tokens(features[image.key].size) for image in item.images]
     expanded = expand_images(encoded, widths, processor.image_token_id, record=item.name)
@@ -133,7 +135,7 @@ def _without_end(scored: Sequence[_Scored]) -> list[_Scored]:
 
 
 def _run_questions(
-    model: Any, processor: Any, questions: Sequence[Prompt], features: Mapping[str, ImageFeatures]
+    loaded: LoadedModel, questions: Sequence[Prompt], features: Mapping[str, ImageFeatures]
 ) -> tuple[torch.Tensor, torch.Tensor, DynamicCache]:
     """Runs what stands before the answers, padded on the left.
 
@@ -141,8 +143,9 @@ def _run_questions(
         which tokens are real, (questions, longest), on the host; the last hidden states, (questions, 1, hidden size);
         and the keys and values.
     """
+    model, processor = loaded
     shared = shared_lengths(questions, processor.image_token_id) if can_share(model) else None
-    begun = begin(model, processor, questions, shared or [len(question.ids) for question in questions], features)
+    begun = begin(loaded, questions, shared or [len(question.ids) for question in questions], features)
     if shared is None:
         return begun.attention_mask, begun.last, begun.cache
     hidden = model.model(
@@ -156,14 +159,14 @@ def _run_questions(
 
 
 def _run_answers(
-    model: Any,
-    processor: Any,
+    loaded: LoadedModel,
     scored: Sequence[_Scored],
     longest: int,
     prefix_mask: torch.Tensor,
     cache: DynamicCache,
 ) -> torch.Tensor:
     """Runs the answers behind their prefixes, without their last token: (items, longest, hidden size)."""
+    model, processor = loaded
     pad = processor.tokenizer.pad_token_id
     rests = [each.answer[:-1] for each in scored]
     # Padded on the right: every token keeps the position it has in training.

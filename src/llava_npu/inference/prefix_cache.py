@@ -24,6 +24,7 @@ from transformers import DynamicCache
 
 from llava_npu.evaluation.formats.images import ImageSource
 from llava_npu.inference.features import ImageFeatures, image_inputs, tokens_at_once
+from llava_npu.models.loaded import LoadedModel
 
 
 @dataclass(frozen=True)
@@ -113,16 +114,17 @@ def beginning_lengths(model: Any, prompts: Sequence[Prompt], image_token_id: int
 
 
 def begin(
-    model: Any, processor: Any, prompts: Sequence[Prompt], lengths: Sequence[int], features: Mapping[str, ImageFeatures]
+    loaded: LoadedModel, prompts: Sequence[Prompt], lengths: Sequence[int], features: Mapping[str, ImageFeatures]
 ) -> Begun:
     """Runs the distinct beginnings of a batch of prompts, in as few passes as the device is served well with.
 
     Args:
-        model, processor: as `llava_npu.models.load` gives them.
+        loaded: the model, as `llava_npu.load` returns it.
         prompts: the batch.
         lengths: of their beginnings (see `shared_lengths`).
         features: of every image, by key.
     """
+    model, processor = loaded
     beginnings = [Prompt(prompt.ids[:length], prompt.images) for prompt, length in zip(prompts, lengths, strict=True)]
     rows = {beginning: row for row, beginning in enumerate(dict.fromkeys(beginnings))}
     batch = processor.pad_left([beginning.ids for beginning in rows])

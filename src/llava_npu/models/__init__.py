@@ -9,6 +9,7 @@ _HOME = {
     "LlavaNpuConfig": "llava_npu.models.configuration",
     "LlavaNpuForConditionalGeneration": "llava_npu.models.modeling",
     "LlavaNpuProcessor": "llava_npu.models.processing",
+    "LoadedModel": "llava_npu.models.loaded",
     "compose": "llava_npu.models.composing",
     "load": "llava_npu.models.loading",
 }

@@ -13,6 +13,7 @@ from llava_npu.errors import UserError
 from llava_npu.hub.folders import check_loaded, check_model_folder, open_part
 from llava_npu.hub.hubs import local_folder
 from llava_npu.models.configuration import LlavaNpuConfig
+from llava_npu.models.loaded import LoadedModel
 from llava_npu.models.modeling import LlavaNpuForConditionalGeneration
 from llava_npu.models.processing import IMAGE_TOKEN, LlavaNpuProcessor
 from llava_npu.models.projectors import build_projector, grid_defaults
@@ -41,7 +42,7 @@ def compose(
     template: str | None = None,
     seed: int = 0,
     dtype: torch.dtype = torch.float32,
-) -> tuple[LlavaNpuForConditionalGeneration, LlavaNpuProcessor]:
+) -> LoadedModel:
     """Joins a tower and a language model by a projector with fresh weights.
 
     Args:
@@ -113,27 +114,26 @@ def compose(
     processor = LlavaNpuProcessor.for_config(
         config, image_processor, tokenizer, template=template, image_aspect_ratio=image_aspect_ratio
     )
-    return model, processor
+    return LoadedModel(model, processor)
 
 
 def change_aspect_ratio(
-    model: LlavaNpuForConditionalGeneration,
-    processor: LlavaNpuProcessor,
+    loaded: LoadedModel,
     image_aspect_ratio: str,
     image_grid_pinpoints: list[list[int]] | None = None,
     seed: int = 0,
-) -> LlavaNpuProcessor:
+) -> LoadedModel:
     """Makes a model that was trained one way see pictures in another, as LLaVA-1.6 goes from squares to anyres.
 
     Args:
-        model: changed in place: with "anyres" it gets an `image_newline` where it lacks one and tokens are laid
-            out as a map; else it loses it.
-        processor: the model's own.
+        loaded: its model is changed in place: with "anyres" it gets an `image_newline` where it lacks one and tokens
+            are laid out as a map; else it loses it.
         image_aspect_ratio, image_grid_pinpoints, seed: as in `compose`.
 
     Returns:
-        the processor that now belongs to the model.
+        the model with the processor that now belongs to it.
     """
+    model, processor = loaded
     config = model.config
     resolutions = chosen_resolutions(config, image_aspect_ratio, image_grid_pinpoints)
     config.change_resolutions(resolutions)
@@ -145,13 +145,14 @@ def change_aspect_ratio(
     image_processor = processor.image_processor
     if resolutions is not None:
         image_processor = set_processor_size(image_processor, config.input_size)
-    return LlavaNpuProcessor.for_config(
+    changed = LlavaNpuProcessor.for_config(
         config,
         image_processor,
         processor.tokenizer,
         template=processor.template,
         image_aspect_ratio=image_aspect_ratio,
     )
+    return LoadedModel(model, changed)
 
 
 def chosen_resolutions(

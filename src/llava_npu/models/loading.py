@@ -17,6 +17,7 @@ from llava_npu.models.adapters import BASE, is_adapter_folder, load_adapters, me
 from llava_npu.models.agreement import check_agreement
 from llava_npu.models.composing import change_aspect_ratio, compose
 from llava_npu.models.configuration import LlavaNpuConfig
+from llava_npu.models.loaded import LoadedModel
 from llava_npu.models.modeling import LlavaNpuForConditionalGeneration
 from llava_npu.models.processing import IMAGE_TOKEN, LlavaNpuProcessor
 from llava_npu.models.sources import ModelSource, read_source
@@ -31,7 +32,7 @@ def load(
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
     quantization: Any = None,
-) -> tuple[LlavaNpuForConditionalGeneration, LlavaNpuProcessor]:
+) -> LoadedModel:
     """Loads a model, ready for inference, and its processor.
 
     Args:
@@ -63,26 +64,22 @@ def load(
         if quantization is None:
             model.to(device)
         install_kernels(model, torch.device(device))
-    return model, processor
+    return LoadedModel(model, processor)
 
 
 def load_with_adapters(folder: Path, dtype: torch.dtype | None = None) -> LlavaNpuForConditionalGeneration:
     """The base that a folder with adapters names, with these adapters beside its layers, not merged."""
-    model, _ = open_source(read_source(folder / BASE), dtype)
+    model = open_source(read_source(folder / BASE), dtype).model
     load_adapters(folder, model)
     return model
 
 
-def open_source(
-    source: ModelSource, dtype: torch.dtype | None = None
-) -> tuple[LlavaNpuForConditionalGeneration, LlavaNpuProcessor]:
+def open_source(source: ModelSource, dtype: torch.dtype | None = None) -> LoadedModel:
     """Loads or composes what `source` describes, on the CPU; `dtype` None keeps a checkpoint's."""
     if source.checkpoint is not None:
-        model, processor = load(source.checkpoint, dtype=dtype)
-        check_agreement(source.said, source.checkpoint, model.config)
-        if source.changes:
-            processor = change_aspect_ratio(model, processor, **source.changes)
-        return model, processor
+        loaded = load(source.checkpoint, dtype=dtype)
+        check_agreement(source.said, source.checkpoint, loaded.model.config)
+        return change_aspect_ratio(loaded, **source.changes) if source.changes else loaded
     return compose(**source.parts, dtype=dtype or torch.float32)
 
 

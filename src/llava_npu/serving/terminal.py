@@ -16,8 +16,7 @@ from llava_npu.errors import UserError, nearest
 from llava_npu.inference.engine import Engine
 from llava_npu.inference.prompts import prepare_prompt, with_images_first
 from llava_npu.inference.request import Sampling
-from llava_npu.models.modeling import LlavaNpuForConditionalGeneration
-from llava_npu.models.processing import LlavaNpuProcessor
+from llava_npu.models.loaded import LoadedModel
 
 HELP = """\
 /image FILE…     pictures for the next question; write <image> in it to say where each stands
@@ -127,8 +126,7 @@ def chat_loop(
 
 
 def answer_once(
-    model: LlavaNpuForConditionalGeneration,
-    processor: LlavaNpuProcessor,
+    loaded: LoadedModel,
     prompt: str,
     images: Sequence[Image.Image],
     sampling: Sampling | None = None,
@@ -141,7 +139,7 @@ def answer_once(
     Raises:
         UserError: `<image>` and pictures differ in number; an error while generating is raised here too.
     """
-    conversation = Conversation(Engine(model, processor, max_batch=1), sampling or Sampling(), system)
+    conversation = Conversation(Engine(loaded, max_batch=1), sampling or Sampling(), system)
     for image in images:
         conversation.attach(image)
     return conversation.ask(prompt)

@@ -22,9 +22,8 @@ from llava_npu.distributed import processes
 from llava_npu.distributed.interruption import RunStopped, StopRequest, stop_on_signal
 from llava_npu.errors import UserError
 from llava_npu.models.flops import flop_model
+from llava_npu.models.loaded import LoadedModel
 from llava_npu.models.loading import MODEL_FOLDER
-from llava_npu.models.modeling import LlavaNpuForConditionalGeneration
-from llava_npu.models.processing import LlavaNpuProcessor
 from llava_npu.models.vision.feature_cache import (
     FeatureCache,
     fill_feature_cache,
@@ -149,7 +148,8 @@ def _train(
     set_seed(config.seed)
     dtype = compute_dtype(config.precision, device)
     engine = open_engine(config, accelerator, dtype)
-    model, processor = build_model(config)
+    loaded = build_model(config)
+    model, processor = loaded
     prepare_parts(model, parts, dtype, config.gradient_checkpointing, config.lora)
     install_kernels(model, accelerator.device)
     compile_layers(model, device, config.compile)
@@ -160,7 +160,7 @@ def _train(
         for remark in _remarks(config, num_steps, len(data.training)):
             console.print(f"[yellow]{remark}[/]")
 
-    features = _features(config, model, processor, data, accelerator, console)
+    features = _features(config, loaded, data, accelerator, console)
     template = config.data.template or STAGE_TEMPLATES[config.stage]
     dataset, held_out = (
         ConversationDataset(records, processor, template, config.data.max_length, features, config.data.bad_samples)
@@ -276,7 +276,7 @@ def _train(
             write_folder(folder / MODEL_FOLDER, lambda target: export_adapters(target, config, trained, processor))
         else:
             final = with_pristine_frozen_parts(config, trained) if anew else model
-            write_folder(folder / MODEL_FOLDER, lambda target: export_whole(target, final, processor))
+            write_folder(folder / MODEL_FOLDER, lambda target: export_whole(target, LoadedModel(final, processor)))
         prune(folder, keep=0)  # the final model replaces them
     accelerator.wait_for_everyone()
     return folder / MODEL_FOLDER
@@ -337,8 +337,7 @@ def _report_bad_samples(
 
 def _features(
     config: RunConfig,
-    model: LlavaNpuForConditionalGeneration,
-    processor: LlavaNpuProcessor,
+    loaded: LoadedModel,
     data: RunData,
     accelerator: Accelerator,
     console: Console,
@@ -347,7 +346,8 @@ def _features(
     if not config.data.cache_features:
         return None
     images = images_of(data, config.data.bad_samples)
-    cache = open_feature_cache(model, processor)
+    model = loaded.model
+    cache = open_feature_cache(loaded)
     needed, left = space_needed(cache, model, images, config.data.bad_samples == "skip"), space_left(cache)
     if max(gather_object([needed > left])):  # one decision for all processes
         problem = f"vision features of {len(images):,} images need {needed / 2**30:.1f} GiB more in {cache.folder}, "
@@ -361,8 +361,7 @@ def _features(
         task = progress.add_task("vision features", total=len(images))
         fill_feature_cache(
             cache,
-            model,
-            processor,
+            loaded,
             images,
             report=lambda count: progress.advance(task, count),
             skip_bad=config.data.bad_samples == "skip",

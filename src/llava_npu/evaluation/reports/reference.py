@@ -36,8 +36,8 @@ The same from Python:
 ```python
 import llava_npu
 
-model, processor = llava_npu.load("runs/finetune", "cuda")
-answerer = llava_npu.build_answerer("generate", model, processor, max_new_tokens=1024)
+model = llava_npu.load("runs/finetune", "cuda")
+answerer = llava_npu.build_answerer("generate", model, max_new_tokens=1024)
 report = llava_npu.evaluate("mmbench", "mmbench_dev_en.tsv", answerer, "runs/finetune-mmbench")
 report.overall("circular", "vlmevalkit", split="dev").value
 ```

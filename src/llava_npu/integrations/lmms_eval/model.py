@@ -75,9 +75,10 @@ class LlavaNpu(lmms):
             raise UserError(f"batch_size {batch_size!r}: a whole number from 1 on is needed.")
         chosen = devices.select(device or "auto")
         self.batch_size = int(batch_size)
-        self.model, self.processor = load(pretrained, chosen.torch_device, _dtype(dtype, chosen))
+        self._loaded = load(pretrained, chosen.torch_device, _dtype(dtype, chosen))
+        self.model, self.processor = self._loaded  # as other models of lmms-eval have them
         self.device = chosen.torch_device
-        self._features = FeatureCache(self.model, self.processor)
+        self._features = FeatureCache(self._loaded)
         self._warned: set[str] = set()
 
     def generate_until(self, requests: Sequence[Any]) -> list[str]:
@@ -115,7 +116,7 @@ class LlavaNpu(lmms):
             by_length[int(each.settings.get("max_new_tokens") or _MAX_NEW_TOKENS)].append(number)
         texts: dict[str, str] = {}
         for max_new_tokens, numbers in by_length.items():
-            answerer = ModelAnswerer(self.model, self.processor, GenerateText(max_new_tokens), features=self._features)
+            answerer = ModelAnswerer(self._loaded, GenerateText(max_new_tokens), features=self._features)
             questions = [asked[number].question(str(number)) for number in numbers]
             ordered = list(chain.from_iterable(order_questions(questions)))
             for start in range(0, len(ordered), self.batch_size):
@@ -133,7 +134,7 @@ class LlavaNpu(lmms):
             turns = [{"from": "human", "value": each.prompt}, {"from": "gpt", "value": answer.strip()}]
             items.append(AnsweredPrompt(turns, each.images, f"request {number} of {task}"))
         features, _ = self._features.load([image for item in items for image in item.images])
-        scores = answer_log_probabilities(self.model, self.processor, items, features)
+        scores = answer_log_probabilities(self._loaded, items, features)
         return [Likelihood((-score.mean, score.is_greedy)) for score in scores]
 
     def _warn(self, settings: Mapping[str, Any]) -> None:

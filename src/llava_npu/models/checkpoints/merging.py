@@ -22,5 +22,5 @@ def merge(source: str, output: Path) -> None:
         raise UserError(f"merge: {folder} has no adapters; it is a plain model already, or none.")
     if output.exists():
         raise UserError(f"merge: {output} is there already; name a new folder.")
-    model, processor = load(folder)
-    write_folder(output, lambda target: export_whole(target, model, processor))
+    loaded = load(folder)
+    write_folder(output, lambda target: export_whole(target, loaded))

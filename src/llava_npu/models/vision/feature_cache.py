@@ -23,8 +23,8 @@ from llava_npu.data.images import image_size, load_image
 from llava_npu.errors import UserError
 from llava_npu.files.cache import cache_root, locked
 from llava_npu.models.configuration import LlavaNpuConfig
+from llava_npu.models.loaded import LoadedModel
 from llava_npu.models.modeling import LlavaNpuForConditionalGeneration
-from llava_npu.models.processing import LlavaNpuProcessor
 
 # What a library notes of itself or of where a model came from; the weights' own type is counted with them.
 _OF_NO_EFFECT = ("dtype", "transformers_version", "_name_or_path", "_attn_implementation")
@@ -65,8 +65,9 @@ class FeatureCache:
         return self._files[image]
 
 
-def open_feature_cache(model: LlavaNpuForConditionalGeneration, processor: LlavaNpuProcessor) -> FeatureCache:
+def open_feature_cache(loaded: LoadedModel) -> FeatureCache:
     """The cache that belongs to this tower, layer choice and preprocessing."""
+    model, processor = loaded
     recipe = {
         "layers": model.config.feature_layers,
         "keep_prefix_tokens": model.config.keep_prefix_tokens,
@@ -87,8 +88,7 @@ def open_feature_cache(model: LlavaNpuForConditionalGeneration, processor: Llava
 
 def fill_feature_cache(
     cache: FeatureCache,
-    model: LlavaNpuForConditionalGeneration,
-    processor: LlavaNpuProcessor,
+    loaded: LoadedModel,
     images: Sequence[ImagePath],
     report: Callable[[int], None],
     batch_size: int = 16,
@@ -101,7 +101,7 @@ def fill_feature_cache(
     """
     cache.folder.mkdir(parents=True, exist_ok=True)
     with locked(cache.folder / ".lock"):
-        _fill(cache, model, processor, images, report, batch_size, skip_bad)
+        _fill(cache, loaded, images, report, batch_size, skip_bad)
 
 
 def space_needed(
@@ -139,13 +139,13 @@ def space_left(cache: FeatureCache) -> int:
 
 def _fill(
     cache: FeatureCache,
-    model: LlavaNpuForConditionalGeneration,
-    processor: LlavaNpuProcessor,
+    loaded: LoadedModel,
     images: Sequence[ImagePath],
     report: Callable[[int], None],
     batch_size: int,
     skip_bad: bool,
 ) -> None:
+    model, processor = loaded
     parameter = next(model.model.vision_tower.parameters())
     missing = [image for image in dict.fromkeys(images) if not _has(cache, image, skip_bad)]
     report(len(images) - len(missing))

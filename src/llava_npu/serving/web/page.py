@@ -193,8 +193,7 @@ def _sights(columns: Sequence[Column], pictures: Sequence[Picture]) -> list[Any]
     if not pictures:
         return [gr.skip()] * len(columns)
     return [
-        [sight for picture in pictures for sight in seen(column.engine.model, column.engine.processor, picture.image)]
-        for column in columns
+        [sight for picture in pictures for sight in seen(column.engine.loaded, picture.image)] for column in columns
     ]
 
 

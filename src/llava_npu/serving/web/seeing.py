@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from PIL import Image, ImageDraw
 
-from llava_npu.models.modeling import LlavaNpuForConditionalGeneration
+from llava_npu.models.loaded import LoadedModel
 from llava_npu.models.processing import LlavaNpuProcessor
 from llava_npu.models.projectors import token_grid
 from llava_npu.models.projectors.grid import Grid
@@ -19,10 +19,9 @@ _SIDE = 336  # smaller pictures are enlarged to about this, pixel by pixel, so t
 _LINE = (255, 0, 128, 170)
 
 
-def seen(
-    model: LlavaNpuForConditionalGeneration, processor: LlavaNpuProcessor, picture: Image.Image
-) -> list[tuple[Image.Image, str]]:
+def seen(loaded: LoadedModel, picture: Image.Image) -> list[tuple[Image.Image, str]]:
     """The picture, or with anyres its tiles, as the tower sees it, one cell for each token; and a line about it."""
+    model, processor = loaded
     config = model.config
     grid = token_grid(config.projector_type, config.tower.grid, **config.projector_options)
     tiles = [_restored(pixels, processor) for pixels in processor.preprocess_images([picture])]

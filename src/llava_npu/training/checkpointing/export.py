@@ -10,6 +10,7 @@ import torch
 from llava_npu.config import RunConfig
 from llava_npu.hub.hubs import on_hub
 from llava_npu.models.adapters import save_adapters
+from llava_npu.models.loaded import LoadedModel
 from llava_npu.models.loading import open_source
 from llava_npu.models.modeling import LlavaNpuForConditionalGeneration
 from llava_npu.models.processing import LlavaNpuProcessor
@@ -50,17 +51,15 @@ def model_source(config: RunConfig) -> ModelSource:
     )
 
 
-def build_model(
-    config: RunConfig, dtype: torch.dtype = torch.float32
-) -> tuple[LlavaNpuForConditionalGeneration, LlavaNpuProcessor]:
+def build_model(config: RunConfig, dtype: torch.dtype = torch.float32) -> LoadedModel:
     """The model that a run starts from, on the CPU."""
     return open_source(model_source(config), dtype)
 
 
-def export_whole(target: Path, model: LlavaNpuForConditionalGeneration, processor: LlavaNpuProcessor) -> None:
+def export_whole(target: Path, loaded: LoadedModel) -> None:
     """Writes a model that needs no other."""
-    model.save_pretrained(target)
-    processor.save_pretrained(target)
+    loaded.model.save_pretrained(target)
+    loaded.processor.save_pretrained(target)
 
 
 def export_adapters(
@@ -75,7 +74,7 @@ def with_pristine_frozen_parts(
     config: RunConfig, trained: Mapping[str, torch.Tensor]
 ) -> LlavaNpuForConditionalGeneration:
     """What was trained, beside the frozen parts as they came: in training those may be rounded to 16 bits."""
-    pristine, _ = build_model(config)
+    pristine = build_model(config).model
     weights = pristine.state_dict()
     with torch.no_grad():
         for name, tensor in trained.items():

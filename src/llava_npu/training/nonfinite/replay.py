@@ -52,7 +52,7 @@ def replay(folder: Path, device: Device, precision: Precision | None, say: Calla
     config = validate(RunConfig, description["config"], str(folder / RUN_FILE))
     dtype = compute_dtype(precision or config.precision, device)
 
-    model, _ = build_model(config)
+    model = build_model(config).model
     prepare_parts(model, config.resolved_parts, dtype, config.gradient_checkpointing, config.lora)
     load_weights(checkpoint.path, model)
     model.to(device.torch_device)
