@@ -35,9 +35,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import CLIPImageProcessor, CLIPVisionConfig, LlamaConfig, PreTrainedTokenizerFast
 
 from llava_npu import devices
+from llava_npu.data.image_sources import LoadedImage
 from llava_npu.evaluation.answering import ModelAnswerer, build_answerer
 from llava_npu.evaluation.extraction.choices import ENGLISH, build_prompt
-from llava_npu.evaluation.formats.images import LoadedImage
 from llava_npu.evaluation.formats.llava_files import with_instruction
 from llava_npu.evaluation.questions import Question
 from llava_npu.evaluation.run import order_questions

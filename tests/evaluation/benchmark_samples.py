@@ -7,15 +7,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from evaluation_samples import picture
+from evaluation_samples import plain_image
 
 SHORT = "Answer the question using a single word or phrase."
 LETTER = "Answer with the option's letter from the given choices directly."
 
 
-def save_picture(path: Path, shade: int = 0) -> Path:
+def save_image(path: Path, shade: int = 0) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    picture((shade % 256, 80, 40), size=8).save(path)
+    plain_image((shade % 256, 80, 40), size=8).save(path)
     return path
 
 
@@ -34,16 +34,16 @@ def write_json(path: Path, value: Any) -> Path:
 POPE_CATEGORIES = ("adversarial", "popular", "random")
 
 
-def pope(root: Path, labels: Sequence[Sequence[str]], pictures: int = 2) -> Path:
-    """labels[category][question]; questions go round the pictures."""
+def pope(root: Path, labels: Sequence[Sequence[str]], images: int = 2) -> Path:
+    """labels[category][question]; questions go round the images."""
     folder = root / "pope"
     questions, number = [], 0
     for category, of_category in zip(POPE_CATEGORIES, labels, strict=False):
         lines = []
         for place, label in enumerate(of_category):
             number += 1
-            image = f"COCO_val2014_{place % pictures:012}.png"
-            save_picture(folder / "val2014" / image, place)
+            image = f"COCO_val2014_{place % images:012}.png"
+            save_image(folder / "val2014" / image, place)
             text = f"Is there a thing {place} in the image?"
             questions.append({"question_id": number, "image": image, "text": f"{text}\n{SHORT}", "category": category})
             lines.append({"question_id": place + 1, "image": image, "text": text, "label": label})
@@ -52,15 +52,15 @@ def pope(root: Path, labels: Sequence[Sequence[str]], pictures: int = 2) -> Path
 
 
 def mme(root: Path, tasks: Mapping[str, int]) -> Path:
-    """So many pictures a task, the first question of each with the answer Yes, the second with No."""
+    """So many images a task, the first question of each with the answer Yes, the second with No."""
     folder = root / "MME"
     release = folder / "MME_Benchmark_release_version"
     lines = []
-    for task, pictures in tasks.items():
-        apart = task in ("artwork", "landmark")  # these have folders of their own for pictures and questions
-        for number in range(pictures):
+    for task, images in tasks.items():
+        apart = task in ("artwork", "landmark")  # these have folders of their own for images and questions
+        for number in range(images):
             image = f"{task}/images/{number:04}.png" if apart else f"{task}/{number:04}.png"
-            save_picture(release / image, number)
+            save_image(release / image, number)
             asked = [f"Is it {number}?  Please answer yes or no.", f"Is it not {number}? Please answer yes or no."]
             file = release / task / ("questions_answers_YN" if apart else "") / f"{number:04}.txt"
             file.parent.mkdir(parents=True, exist_ok=True)
@@ -79,11 +79,11 @@ def mme(root: Path, tasks: Mapping[str, int]) -> Path:
     return write_jsonl(folder / "llava_mme.jsonl", lines)
 
 
-def scienceqa(root: Path, with_picture: Sequence[bool], choices: int = 3) -> Path:
+def scienceqa(root: Path, with_image: Sequence[bool], choices: int = 3) -> Path:
     """Question n (from 1) has its answer at place n modulo choices."""
     folder = root / "scienceqa"
     problems, questions = {}, []
-    for number, seen in enumerate(with_picture, start=1):
+    for number, seen in enumerate(with_image, start=1):
         name = str(number)
         options = " ".join(f"({'ABCDE'[place]}) option {place}" for place in range(choices))
         text = f"What is {number}?\nContext: none\nOptions: {options}"
@@ -96,7 +96,7 @@ def scienceqa(root: Path, with_picture: Sequence[bool], choices: int = 3) -> Pat
         }
         if seen:
             question["image"] = f"{name}/image.png"
-            save_picture(folder / "images" / "test" / name / "image.png", number)
+            save_image(folder / "images" / "test" / name / "image.png", number)
         questions.append(question)
         problems[name] = {
             "choices": [f"option {place}" for place in range(choices)],
@@ -111,7 +111,7 @@ def scienceqa(root: Path, with_picture: Sequence[bool], choices: int = 3) -> Pat
 
 def textvqa(root: Path) -> Path:
     folder = root / "textvqa"
-    save_picture(folder / "train_images" / "abc.png")
+    save_image(folder / "train_images" / "abc.png")
     answers = ["cola"] * 3 + ["Coca Cola"] * 6 + ["pepsi"]
     data = [
         {"image_id": "abc", "question": "What brand is IT?", "answers": answers},
@@ -128,7 +128,7 @@ def textvqa(root: Path) -> Path:
 
 def vqav2(root: Path) -> Path:
     folder = root / "vqav2"
-    save_picture(folder / "test2015" / "a.png")
+    save_image(folder / "test2015" / "a.png")
     lines = [{"question_id": n, "image": "a.png", "text": f"What is {n}?\n{SHORT}"} for n in (1, 2, 3)]
     write_jsonl(folder / "llava_vqav2_mscoco_test2015.jsonl", [{"question_id": 7}, *lines])
     return write_jsonl(folder / "llava_vqav2_mscoco_test-dev2015.jsonl", lines[:2])
@@ -136,7 +136,7 @@ def vqav2(root: Path) -> Path:
 
 def vizwiz(root: Path) -> Path:
     folder = root / "vizwiz"
-    save_picture(folder / "test" / "VizWiz_test_0.png")
+    save_image(folder / "test" / "VizWiz_test_0.png")
     text = "What?\nWhen the provided information is insufficient, respond with 'Unanswerable'.\n" + SHORT
     lines = [{"question_id": 0, "image": "VizWiz_test_0.png", "text": text}]
     return write_jsonl(folder / "llava_test.jsonl", lines)
@@ -144,7 +144,7 @@ def vizwiz(root: Path) -> Path:
 
 def gqa(root: Path) -> Path:
     folder = root / "gqa"
-    save_picture(folder / "data" / "images" / "n1.png")
+    save_image(folder / "data" / "images" / "n1.png")
     lines = [{"question_id": f"20{n}", "image": "n1.png", "text": f"Is it {n}?\n{SHORT}"} for n in (1, 2)]
     annotations = {
         f"20{n}": {"answer": answer, "types": {"semantic": "attr", "structural": "query"}}
@@ -165,7 +165,7 @@ def seedbench(root: Path) -> Path:
             | {f"choice_{letter}": f"thing {letter}" for letter in "abcd"}
         )
         image = f"SEED-Bench-{kind}/{number}.png"
-        save_picture(folder / image, number)
+        save_image(folder / image, number)
         options = "\n".join(f"{letter.upper()}. thing {letter}" for letter in "abcd")
         lines.append({"question_id": name, "image": image, "text": f"What is {number}?\n{options}\n{LETTER}"})
     types = {"Scene Understanding": 1, "Instance Identity": 2}
@@ -175,7 +175,7 @@ def seedbench(root: Path) -> Path:
 
 def qbench(root: Path, name: str = "llvisionqa_dev.json") -> Path:
     folder = root / "qbench"
-    save_picture(folder / "images_llvisionqa" / "a.png")
+    save_image(folder / "images_llvisionqa" / "a.png")
     record = {
         "img_path": "a.png",
         "question": "How sharp is it?",
@@ -191,7 +191,7 @@ def mmvet(root: Path, questions: int = 3) -> Path:
     lines, annotations = [], {}
     for number in range(questions):
         abilities = (["ocr", "math"], ["rec"], ["ocr"])[number % 3]
-        save_picture(folder / "images" / f"v1_{number}.png", number)
+        save_image(folder / "images" / f"v1_{number}.png", number)
         lines.append({"question_id": number, "image": f"v1_{number}.png", "text": f"What is x in {number}?"})
         annotations[f"v1_{number}"] = {"answer": f"-{number}<AND>5", "capability": abilities}
     write_json(folder / "mm-vet.json", annotations)
@@ -206,7 +206,7 @@ def llavabench(root: Path) -> Path:
             {"question_id": number, "image": "001.png", "text": f"Describe {number}.", "category": category}
         )
         references.append({"question_id": number, "text": f"Reference {number}.", "answer_id": "x"})
-    save_picture(folder / "images" / "001.png")
+    save_image(folder / "images" / "001.png")
     write_jsonl(folder / "context.jsonl", [{"id": "001", "image": "001.png", "caption": "A red square."}])
     write_jsonl(folder / "answers_gpt4.jsonl", references)
     return write_jsonl(folder / "questions.jsonl", questions)

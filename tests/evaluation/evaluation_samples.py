@@ -17,13 +17,13 @@ LETTERS = "ABCDEFGH"
 COLUMNS = ("index", "question", "hint", "A", "B", "C", "D", "answer", "category", "l2-category", "split", "image")
 
 
-def picture(colour: tuple[int, int, int], size: int = 24) -> Image.Image:
+def plain_image(colour: tuple[int, int, int], size: int = 24) -> Image.Image:
     return Image.new("RGB", (size, size), colour)
 
 
-def encoded_picture(colour: tuple[int, int, int], size: int = 24) -> str:
+def encoded_image(colour: tuple[int, int, int], size: int = 24) -> str:
     buffer = io.BytesIO()
-    picture(colour, size).save(buffer, format="PNG")
+    plain_image(colour, size).save(buffer, format="PNG")
     return base64.b64encode(buffer.getvalue()).decode()
 
 
@@ -38,15 +38,15 @@ def write_tsv(path: Path, rows: Sequence[Mapping[str, object]], columns: Sequenc
 def question_row(
     group: int, options: Sequence[str], right: int, rotation: int = 0, **extra: object
 ) -> dict[str, object]:
-    """Row of a question whose options are rotated; the picture's colour tells groups apart."""
+    """Row of a question whose options are rotated; the image's colour tells groups apart."""
     rotated = [options[(place + rotation) % len(options)] for place in range(len(options))]
     row: dict[str, object] = {
         "index": group + rotation * ROTATION_STEP,
-        "question": f"What is in picture {group}?",
+        "question": f"What is in image {group}?",
         "answer": LETTERS[rotated.index(options[right])],
         "category": f"kind {group % 2}",
         "l2-category": "objects",
-        "image": encoded_picture((group * 37 % 256, group * 91 % 256, 7)) if rotation == 0 else str(group),
+        "image": encoded_image((group * 37 % 256, group * 91 % 256, 7)) if rotation == 0 else str(group),
     }
     return {**row, **dict(zip(LETTERS, rotated, strict=False)), **extra}
 

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from llava_npu.data.image_sources import EmbeddedImage
 from llava_npu.errors import UserError
 from llava_npu.evaluation.ablations import with_images, wrong_partners
-from llava_npu.evaluation.formats.images import EmbeddedImage
 from llava_npu.evaluation.questions import Question
 
 
@@ -20,7 +20,7 @@ def questions_of(concepts: list[str], rotations: int = 2) -> list[Question]:
             id=f"{number}.{rotation}",
             text="?",
             prompt="?",
-            images=(EmbeddedImage(f"picture {number}", b"", "test"),),
+            images=(EmbeddedImage(f"image {number}", b"", "test"),),
             options={"A": concept, "B": "else"} if rotation == 0 else {"A": "else", "B": concept},
             answer="AB"[rotation],
             group=f"{number}",
@@ -40,7 +40,7 @@ def test_partners_are_a_permutation_with_other_concepts_wherever_possible(concep
     assert sum(concepts[item] == concepts[partner] for item, partner in enumerate(partners)) == unavoidable
 
 
-def test_shuffled_gives_every_group_one_wrong_picture() -> None:
+def test_shuffled_gives_every_group_one_wrong_image() -> None:
     questions = questions_of(["dog", "cat", "dog", "cow"])
     shuffled, notes = with_images(questions, "shuffled")
     assert notes == ()
@@ -49,14 +49,14 @@ def test_shuffled_gives_every_group_one_wrong_picture() -> None:
     for before, after in zip(questions, shuffled, strict=True):
         assert concept_of[after.images[0].key] != before.concept
     for first, second in zip(shuffled[::2], shuffled[1::2], strict=True):
-        assert first.images == second.images  # rotations keep one picture
+        assert first.images == second.images  # rotations keep one image
     assert with_images(questions, "shuffled") == (shuffled, notes)
     assert with_images(questions[::-1], "shuffled")[0] == shuffled[::-1]
 
 
 def test_what_cannot_be_shuffled_is_noted() -> None:
     _, notes = with_images(questions_of(["yes", "yes", "yes", "no"]), "shuffled")
-    assert notes == ("shuffled images: 2 of 4 questions got a picture with the same answer.",)
+    assert notes == ("shuffled images: 2 of 4 questions got an image with the same answer.",)
 
 
 def test_none_takes_the_images_away() -> None:

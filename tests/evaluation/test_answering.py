@@ -13,10 +13,11 @@ from typing import Any
 
 import pytest
 import torch
-from evaluation_samples import circular_rows, picture, question_row, write_tsv
+from evaluation_samples import circular_rows, plain_image, question_row, write_tsv
 
 import llava_npu
 from llava_npu.data.conversation.labels import encode_conversation, expand_images
+from llava_npu.data.image_sources import LoadedImage
 from llava_npu.data.images import load_image
 from llava_npu.data.records import load_records
 from llava_npu.errors import UserError
@@ -25,7 +26,6 @@ from llava_npu.evaluation.ablations import with_images
 from llava_npu.evaluation.answering import ChooseLikeliest, GenerateText, ModelAnswerer, build_answerer
 from llava_npu.evaluation.caption_loss import caption_loss
 from llava_npu.evaluation.fingerprints import fingerprint_model
-from llava_npu.evaluation.formats.images import LoadedImage
 from llava_npu.evaluation.questions import Question
 from llava_npu.evaluation.run import evaluate
 from llava_npu.inference import features
@@ -86,7 +86,7 @@ def test_each_image_is_encoded_once(tiny: LoadedModel, questions: list[Question]
 
 
 def test_feature_cache_forgets_the_oldest(tiny: LoadedModel) -> None:
-    images = [LoadedImage(str(shade), picture((shade, shade, shade))) for shade in (0, 80, 160, 240)]
+    images = [LoadedImage(str(shade), plain_image((shade, shade, shade))) for shade in (0, 80, 160, 240)]
     cache = FeatureCache(tiny, max_images=2)
     with counted_images(tiny[0]) as counts:
         found, _ = cache.load(images)  # more than it can keep, but all are given
@@ -98,8 +98,8 @@ def test_feature_cache_forgets_the_oldest(tiny: LoadedModel) -> None:
     torch.testing.assert_close(found["80"].tensor, cache.load(images[1:2])[0]["80"].tensor)
 
 
-def test_a_host_encodes_large_pictures_one_by_one(tiny: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    images = [LoadedImage(str(shade), picture((shade, shade, shade))) for shade in (0, 80, 160)]
+def test_a_host_encodes_large_images_one_by_one(tiny: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = [LoadedImage(str(shade), plain_image((shade, shade, shade))) for shade in (0, 80, 160)]
     together, _ = FeatureCache(tiny).load(images)
     monkeypatch.setattr(features, "_PIXELS_AT_ONCE_ON_HOST", 2 * 32 * 32)
     with counted_images(tiny[0]) as counts:
@@ -172,7 +172,7 @@ def test_wrong_image_changes_the_likelihood(tiny: LoadedModel, questions: list[Q
 
 
 def test_unreadable_image_spares_the_rest_of_the_batch(tiny: LoadedModel, tmp_path: Path) -> None:
-    damaged = base64.b64encode(b"no picture, but long enough to be taken for one, is it not").decode()
+    damaged = base64.b64encode(b"no image, but long enough to be taken for one, is it not").decode()
     rows = [question_row(1, ["a", "b"], 0), question_row(2, ["a", "b"], 0, image=damaged)]
     path = write_tsv(tmp_path / "bench.tsv", rows)
     good, bad = ModelAnswerer(tiny, GenerateText(2)).answer(benchmarks.get("mmbench").read(path).questions)
@@ -305,7 +305,7 @@ def test_whole_evaluation(tiny: LoadedModel, tmp_path: Path, mode: str) -> None:
 def captions(tmp_path: Path) -> list[Any]:
     records = []
     for number in range(5):
-        picture((50 * number, 255 - 50 * number, 90)).save(tmp_path / f"{number}.png")
+        plain_image((50 * number, 255 - 50 * number, 90)).save(tmp_path / f"{number}.png")
         turns = [{"from": "human", "value": "<image>\nWhat is it?"}, {"from": "gpt", "value": f"A thing of {number}s."}]
         records.append({"id": str(number), "image": f"{number}.png", "conversations": turns})
     (tmp_path / "captions.json").write_text(json.dumps(records))

@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 import torch
-from evaluation_samples import circular_rows, picture, write_tsv
+from evaluation_samples import circular_rows, plain_image, write_tsv
 from hypothesis import given
 from hypothesis import strategies as st
 
+from llava_npu.data.image_sources import LoadedImage
 from llava_npu.evaluation import benchmarks
 from llava_npu.evaluation.answering import ChooseLikeliest, GenerateText, ModelAnswerer
-from llava_npu.evaluation.formats.images import LoadedImage
 from llava_npu.evaluation.questions import Question
 from llava_npu.inference import features
 from llava_npu.inference.features import ImageFeatures
@@ -24,13 +24,13 @@ from llava_npu.inference.prefix_cache import Prompt, begin, beginning_lengths, c
 from llava_npu.models.loaded import LoadedModel
 
 IMAGE = 9  # the image token of the prompts below
-PICTURES = [LoadedImage(str(shade), picture((shade, 90, 255 - shade))) for shade in (10, 120, 240)]
+IMAGES = [LoadedImage(str(shade), plain_image((shade, 90, 255 - shade))) for shade in (10, 120, 240)]
 
 
 def prompt(text: str, *images: int) -> Prompt:
     """ "12II3" for tokens; I is an image token."""
     ids = tuple(IMAGE if character == "I" else int(character) for character in text)
-    return Prompt(ids, tuple(PICTURES[number] for number in images))
+    return Prompt(ids, tuple(IMAGES[number] for number in images))
 
 
 @pytest.mark.parametrize(
@@ -39,11 +39,11 @@ def prompt(text: str, *images: int) -> Prompt:
         ([prompt("1II234", 0), prompt("1II256", 0)], [4, 4]),
         ([prompt("1II23", 0), prompt("1II2", 0)], [3, 3]),  # one token at least stays behind
         ([prompt("1II2", 0), prompt("1II2", 0)], [3, 3]),
-        ([prompt("1II234", 0), prompt("1II256", 1)], None),  # other pictures: other keys and values
+        ([prompt("1II234", 0), prompt("1II256", 1)], None),  # other images: other keys and values
         ([prompt("1234"), prompt("1256")], [2, 2]),
-        ([prompt("1II234", 0), prompt("2II256", 0)], None),  # they part before the picture ends
+        ([prompt("1II234", 0), prompt("2II256", 0)], None),  # they part before the image ends
         ([prompt("1II24", 0), prompt("1II25", 0), prompt("1II7777", 1)], [4, 4, 6]),  # the rest as long as the others'
-        ([prompt("1II2345", 0), prompt("1II6", 0), prompt("1II7", 1)], [3, 3, 3]),  # but not into the picture
+        ([prompt("1II2345", 0), prompt("1II6", 0), prompt("1II7", 1)], [3, 3, 3]),  # but not into the image
         ([prompt("1II23", 0)], None),
     ],
 )
@@ -73,7 +73,7 @@ def test_beginnings_hold_all_images_and_leave_a_token(chosen: list[tuple[str, in
 
 @pytest.fixture
 def questions(tmp_path: Path) -> list[Question]:
-    """Three pictures with four rotations each, one question in text alone, one about two pictures."""
+    """Three images with four rotations each, one question in text alone, one about two images."""
     rows = circular_rows(groups=3)
     for row in rows:
         row["hint"] = "a hint, so that prompts differ in length " * (int(str(row["index"])) % 1_000_000 - 1)
@@ -139,7 +139,7 @@ def test_what_prompts_share_is_computed_once(tiny: LoadedModel, questions: list[
     (one_row, beginning), (rows, rest) = together
     assert (one_row, rows) == (1, 4)
     assert beginning + rest == max(columns for _, columns in alone)
-    assert beginning > rest  # the system text, the picture, the question
+    assert beginning > rest  # the system text, the image, the question
 
 
 def test_prompts_that_share_nothing_are_read_apart_and_answered_together(
@@ -157,7 +157,7 @@ def test_prompts_that_share_nothing_are_read_apart_and_answered_together(
     assert [columns for _, columns in passes[3:]] == [1, 1, 1]
 
 
-def test_a_prompt_that_ends_in_its_picture_is_not_cut(tiny: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_prompt_that_ends_in_its_image_is_not_cut(tiny: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(features, "_TOKENS_AT_ONCE_ON_HOST", 2)
     assert beginning_lengths(tiny[0], [prompt("1II2", 0), prompt("1II", 1)], IMAGE) is None
     assert beginning_lengths(tiny[0], [prompt("1II2", 0), prompt("1II3", 1)], IMAGE) == [3, 3]
@@ -166,7 +166,7 @@ def test_a_prompt_that_ends_in_its_picture_is_not_cut(tiny: LoadedModel, monkeyp
 def test_generation_sees_the_positions_of_the_whole_prompt(tiny: LoadedModel) -> None:
     """Scores, not only the tokens that win: a few padded columns counted as positions change those slightly."""
     model, processor = tiny
-    images = PICTURES[:2]
+    images = IMAGES[:2]
     asked = [("Is it red?", 0), ("Is it blue, or is it rather green than blue?", 0), ("Why", 0), ("What?", 1)]
     turns = [[{"from": "human", "value": f"<image>\n{text}"}] for text, _ in asked]
     prompts = [
@@ -198,17 +198,15 @@ def test_states_behind_a_beginning_are_those_of_the_whole_prompt(tiny: LoadedMod
     model, processor = tiny
     model = copy.deepcopy(model).to(device)
     turns = [[{"from": "human", "value": f"<image>\n{text}"}] for text in ("Is it red?", "Is it blue or green?", "Why")]
-    images = [PICTURES[0], PICTURES[0], PICTURES[1]]
+    images = [IMAGES[0], IMAGES[0], IMAGES[1]]
     prompts = [
         Prompt(tuple(processor.encode_prompt(each, [(1, 1)], "a prompt")), (image,))
         for each, image in zip(turns, images, strict=True)
     ]
     with torch.no_grad():
-        pixels = processor.preprocess_images([image.open() for image in PICTURES])
+        pixels = processor.preprocess_images([image.open() for image in IMAGES])
         encoded = model.encode_images(pixels.to(device)).cpu()
-        seen = {
-            image.key: ImageFeatures(feature[None], (1, 1)) for image, feature in zip(PICTURES, encoded, strict=True)
-        }
+        seen = {image.key: ImageFeatures(feature[None], (1, 1)) for image, feature in zip(IMAGES, encoded, strict=True)}
         lengths = shared_lengths(prompts, processor.image_token_id)
         assert lengths is not None
         begun = begin(tiny, prompts, lengths, seen)

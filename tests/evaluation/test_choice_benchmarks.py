@@ -14,9 +14,9 @@ from evaluation_samples import (
     COLUMNS,
     FakeAnswerer,
     circular_rows,
-    encoded_picture,
+    encoded_image,
     knows,
-    picture,
+    plain_image,
     question_row,
     write_tsv,
 )
@@ -94,7 +94,7 @@ def test_scienceqa_prompt(tmp_path: Path) -> None:
     assert (seen.answer, unseen.answer) == ("B", "C")
 
 
-def test_scienceqa_img_asks_only_what_has_a_picture(tmp_path: Path) -> None:
+def test_scienceqa_img_asks_only_what_has_a_image(tmp_path: Path) -> None:
     report = run("scienceqa_img", scienceqa(tmp_path, [True, False, True]), tmp_path)
     assert report.num_questions == 2
     assert {score.metric for score in report.scores} == {"accuracy"}
@@ -192,11 +192,11 @@ def test_qbench_damaged(tmp_path: Path) -> None:
 
 def encoded(shade: int) -> str:
     buffer = io.BytesIO()
-    picture((shade, 1, 2), size=30).save(buffer, format="PNG")
+    plain_image((shade, 1, 2), size=30).save(buffer, format="PNG")
     return base64.b64encode(buffer.getvalue()).decode()
 
 
-def test_mmmu_several_pictures_and_open_questions(tmp_path: Path) -> None:
+def test_mmmu_several_images_and_open_questions(tmp_path: Path) -> None:
     rows = [
         question_row(1, ["<image 1>", "<image 2>"], 0, image=str([encoded(1), encoded(2)]), split="validation"),
         {"index": 2, "question": "How many?", "answer": "24/7", "image": encoded(3), "split": "validation"},
@@ -229,10 +229,10 @@ def test_rows_without_options_are_an_error_elsewhere(tmp_path: Path, name: str) 
     [
         ("['abc', ", "begins with '\\[' but is no list"),
         ("[{}]", "is no list of texts"),
-        ("['999']", "'999' is neither a picture in base64 nor the index"),
+        ("['999']", "'999' is neither an image in base64 nor the index"),
     ],
 )
-def test_damaged_list_of_pictures(tmp_path: Path, image: str, message: str) -> None:
+def test_damaged_list_of_images(tmp_path: Path, image: str, message: str) -> None:
     data = write_tsv(tmp_path / "x.tsv", [question_row(1, ["a", "b"], 0, image=image)])
     with pytest.raises(UserError, match=f"column 'image': {message}"):
         get("mmmu").read(data)
@@ -242,7 +242,7 @@ def test_mmstar_categories(tmp_path: Path) -> None:
     columns = ("index", "question", "A", "B", "answer", "category", "l2_category", "image")
     row = {"index": 0, "question": "What?", "A": "x", "B": "y", "answer": "A", "category": "math"}
     data = write_tsv(
-        tmp_path / "MMStar.tsv", [{**row, "l2_category": "geometry", "image": encoded_picture((1, 1, 1))}], columns
+        tmp_path / "MMStar.tsv", [{**row, "l2_category": "geometry", "image": encoded_image((1, 1, 1))}], columns
     )
     report = run("mmstar", data, tmp_path)
     assert value(report, "vanilla", name="geometry") == value(report, "vanilla", name="math") == 1
@@ -262,7 +262,7 @@ def test_mmbench_spreadsheet(tmp_path: Path) -> None:
     book = openpyxl.load_workbook(tmp_path / "out" / "submission" / "MMBench_TEST_EN.xlsx")
     header, first, *rest = book.active.iter_rows(values_only=True)
     assert header == ("index", "question", "A", "B", "C", "D", "prediction", "answer", "split")
-    assert first == (1, "What is in picture 1?", "thing 1", "other 1B", "other 1C", "other 1D", "=1+1 A", None, "test")
+    assert first == (1, "What is in image 1?", "thing 1", "other 1B", "other 1C", "other 1D", "=1+1 A", None, "test")
     assert book.active["G2"].data_type == "s"  # a text, not a formula
     assert [row[0] for row in rest] == [int(str(row["index"])) for row in rows[1:]]
 

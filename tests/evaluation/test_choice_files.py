@@ -7,11 +7,11 @@ import csv
 from pathlib import Path
 
 import pytest
-from evaluation_samples import COLUMNS, circular_rows, encoded_picture, picture, question_row, write_tsv
+from evaluation_samples import COLUMNS, circular_rows, encoded_image, plain_image, question_row, write_tsv
 
+from llava_npu.data.image_sources import UnreadableImageError
 from llava_npu.errors import UserError
 from llava_npu.evaluation import benchmarks
-from llava_npu.evaluation.formats.images import UnreadableImageError
 from llava_npu.evaluation.questions import Dataset
 
 
@@ -24,10 +24,10 @@ def test_prompt_is_that_of_llava(tmp_path: Path) -> None:
     row = question_row(7, ["cat", "dog"], 1, hint="Look closely. ")
     (question,) = read(write_tsv(tmp_path / "a.tsv", [row])).questions
     assert question.prompt == (
-        "Look closely. \nWhat is in picture 7?\nA. cat\nB. dog\n"
+        "Look closely. \nWhat is in image 7?\nA. cat\nB. dog\n"
         "Answer with the option's letter from the given choices directly."
     )
-    assert question.text == "Look closely. \nWhat is in picture 7?"
+    assert question.text == "Look closely. \nWhat is in image 7?"
     (chinese,) = read(tmp_path / "a.tsv", "mmbench_cn").questions
     assert chinese.prompt.endswith("\nB. dog\n请直接回答选项字母。")
 
@@ -35,7 +35,7 @@ def test_prompt_is_that_of_llava(tmp_path: Path) -> None:
 @pytest.mark.parametrize("hint", ["", "nan", "none", "None"])
 def test_absent_hint_leaves_no_line(tmp_path: Path, hint: str) -> None:
     (question,) = read(write_tsv(tmp_path / "a.tsv", [question_row(1, ["cat", "dog"], 0, hint=hint)])).questions
-    assert question.prompt.startswith("What is in picture 1?\nA. cat")
+    assert question.prompt.startswith("What is in image 1?\nA. cat")
 
 
 def test_option_none_is_an_option(tmp_path: Path) -> None:
@@ -60,17 +60,17 @@ def test_rotations_form_groups_and_share_the_image_by_reference(tmp_path: Path) 
     assert dataset.notes == ()
 
 
-def test_equal_pictures_are_held_once(tmp_path: Path) -> None:
-    image = encoded_picture((1, 2, 3))
+def test_equal_images_are_held_once(tmp_path: Path) -> None:
+    image = encoded_image((1, 2, 3))
     rows = [question_row(group, ["cat", "dog"], 0, image=image) for group in (1, 2)]
     first, second = read(write_tsv(tmp_path / "a.tsv", rows)).questions
     assert first.images[0] is second.images[0]
 
 
 def test_image_path_below_the_folder(tmp_path: Path) -> None:
-    (tmp_path / "pictures").mkdir()
-    picture((9, 9, 9)).save(tmp_path / "pictures" / "a.png")
-    row = question_row(1, ["cat", "dog"], 0, image="", image_path="pictures/a.png")
+    (tmp_path / "images").mkdir()
+    plain_image((9, 9, 9)).save(tmp_path / "images" / "a.png")
+    row = question_row(1, ["cat", "dog"], 0, image="", image_path="images/a.png")
     (question,) = read(write_tsv(tmp_path / "a.tsv", [row], (*COLUMNS, "image_path"))).questions
     assert question.images[0].open().getpixel((0, 0)) == (9, 9, 9)
 
@@ -85,7 +85,7 @@ def test_image_path_cannot_leave_the_folder(tmp_path: Path, name: str) -> None:
 def test_quoted_fields_hold_tabs_quotes_and_line_breaks(tmp_path: Path) -> None:
     hint = 'He said "go"\tand\nwent.'
     (question,) = read(write_tsv(tmp_path / "a.tsv", [question_row(1, ["cat", "dog"], 0, hint=hint)])).questions
-    assert question.text == f"{hint}\nWhat is in picture 1?"
+    assert question.text == f"{hint}\nWhat is in image 1?"
 
 
 def test_byte_order_mark_is_no_part_of_the_header(tmp_path: Path) -> None:
@@ -116,15 +116,15 @@ def test_ids_of_any_form_where_there_are_no_rotations(tmp_path: Path) -> None:
         read(tmp_path / "a.tsv")
 
 
-def test_damaged_picture_is_found_when_opened(tmp_path: Path) -> None:
-    row = question_row(1, ["cat", "dog"], 0, image=base64.b64encode(b"no picture at all" * 9).decode())
+def test_damaged_image_is_found_when_opened(tmp_path: Path) -> None:
+    row = question_row(1, ["cat", "dog"], 0, image=base64.b64encode(b"no image at all" * 9).decode())
     (question,) = read(write_tsv(tmp_path / "a.tsv", [row])).questions
     with pytest.raises(UnreadableImageError, match="row 1, column 'image': image of 153 bytes: not a picture"):
         question.images[0].open()
 
 
-def test_truncated_picture_is_found_when_opened(tmp_path: Path) -> None:
-    data = base64.b64decode(encoded_picture((200, 3, 99), size=200))
+def test_truncated_image_is_found_when_opened(tmp_path: Path) -> None:
+    data = base64.b64decode(encoded_image((200, 3, 99), size=200))
     row = question_row(1, ["cat", "dog"], 0, image=base64.b64encode(data[: len(data) // 2]).decode())
     (question,) = read(write_tsv(tmp_path / "a.tsv", [row])).questions
     with pytest.raises(UnreadableImageError, match="damaged or unsupported"):
@@ -180,9 +180,9 @@ GOOD = question_row(1, ["cat", "dog", "cow", "ant"], 2)
         ({"C": ""}, "column 'C': empty, but option D is given"),
         ({"B": "", "C": "", "D": ""}, "column 'B': empty; a question needs at least"),
         ({"image": "!" * 80}, "column 'image': unreadable base64 .* it starts with '!!!"),
-        ({"image": encoded_picture((1, 1, 1))[:-3]}, "column 'image': unreadable base64"),
-        ({"image": "99"}, "column 'image': '99' is neither a picture in base64 nor the index of a row"),
-        ({"image": "2"}, "column 'image': refers to row 2 .index 2., which holds no picture itself"),
+        ({"image": encoded_image((1, 1, 1))[:-3]}, "column 'image': unreadable base64"),
+        ({"image": "99"}, "column 'image': '99' is neither an image in base64 nor the index of a row"),
+        ({"image": "2"}, "column 'image': refers to row 2 .index 2., which holds no image itself"),
     ],
 )
 def test_defective_row(tmp_path: Path, changes: dict[str, object], message: str) -> None:

@@ -10,13 +10,13 @@ from typing import Any
 
 import benchmark_samples as samples
 import pytest
-from evaluation_samples import circular_rows, encoded_picture, write_tsv
+from evaluation_samples import circular_rows, encoded_image, write_tsv
 
 from llava_npu.errors import UserError
 from llava_npu.evaluation.benchmarks import get
 from llava_npu.evaluation.formats.datasets import read_dataset
 
-PICTURE = encoded_picture((1, 2, 3))
+IMAGE = encoded_image((1, 2, 3))
 TABLES: dict[str, dict[str, str]] = {
     "mmbench": {"index": "1", "question": "What?", "A": "cat", "B": "dog", "answer": "A"},
     "pope": {"index": "1", "question": "Is it?", "answer": "Yes", "category": "random"},
@@ -32,7 +32,7 @@ TABLES: dict[str, dict[str, str]] = {
 
 def table(path: Path, name: str, **change: str) -> Path:
     """Two rows, of which the second is changed."""
-    first = {**TABLES[name], "image": PICTURE}
+    first = {**TABLES[name], "image": IMAGE}
     other = first["index"][:-1] + "2"
     return write_tsv(path / f"{name}.tsv", [first, {**first, "index": other, **change}], tuple(first))
 
@@ -44,9 +44,9 @@ def table(path: Path, name: str, **change: str) -> Path:
         ({"index": ""}, r"row 2 \(line 3\), column 'index': "),
         ({"question": " "}, r"row 2 \(line 3\), column 'question': empty"),
         ({"question": "<image> What?"}, r"row 2 \(line 3\), column 'question': contains '<image>'"),
-        ({"image": "7777"}, r"row 2 \(line 3\), column 'image': '7777' is neither a picture in base64 nor"),
-        ({"image": f"!{PICTURE}"}, r"row 2 \(line 3\), column 'image': unreadable base64"),
-        ({"image": PICTURE[:-1]}, r"row 2 \(line 3\), column 'image': unreadable base64"),
+        ({"image": "7777"}, r"row 2 \(line 3\), column 'image': '7777' is neither an image in base64 nor"),
+        ({"image": f"!{IMAGE}"}, r"row 2 \(line 3\), column 'image': unreadable base64"),
+        ({"image": IMAGE[:-1]}, r"row 2 \(line 3\), column 'image': unreadable base64"),
     ],
 )
 def test_cells_of_tables(tmp_path: Path, name: str, change: dict[str, str], message: str) -> None:
@@ -69,7 +69,7 @@ def test_whole_tables(tmp_path: Path, name: str) -> None:
         b"": "is empty",
         lines[0]: "has a header but no rows",
         whole.replace(b"question", b"query"): "no column 'question'. Columns found: .*query",
-        whole.replace(b"\timage", b"\tpicture"): "no column 'image' or 'image_path'",
+        whole.replace(b"\timage", b"\tphoto"): "no column 'image' or 'image_path'",
         whole.replace(b"\timage", b"\tindex"): "column 'index' is there twice",
         whole.replace(b"\t", b","): "no column 'index'.*separated by tabs",
         lines[0] + lines[1] + lines[1]: rf"row 2 \(line 3\), column 'index': {first} is there twice: first in row 1",
@@ -103,9 +103,9 @@ def test_answers_of_tables(tmp_path: Path, name: str, change: dict[str, str], me
 
 
 @pytest.mark.parametrize("name", TABLES)
-def test_questions_without_a_picture_are_counted(tmp_path: Path, name: str) -> None:
+def test_questions_without_a_image_are_counted(tmp_path: Path, name: str) -> None:
     notes = read_dataset(get(name), table(tmp_path, name, image="")).notes
-    assert "1 of 2 questions have no picture: asked in text alone." in notes
+    assert "1 of 2 questions have no image: asked in text alone." in notes
 
 
 # --- LLaVA's files ----------------------------------------------------------------------------------------------------
@@ -178,7 +178,7 @@ def _change(path: Path, field: str, value: object) -> str:
     [
         (*FILES[0], "question_id", None, "line 1, field 'question_id': empty"),
         (*FILES[0], "question_id", 2, "line 2, field 'question_id': '2' is there twice: first in line 1"),
-        (*FILES[9], "image", "../../x.png", "line 1, field 'image': .* leads out of the picture folder"),
+        (*FILES[9], "image", "../../x.png", "line 1, field 'image': .* leads out of the image folder"),
         (*FILES[9], "text", "<image> Is it?", "line 1, field 'text': contains '<image>'"),
         (*FILES[0], "category", "rare", "line 1, field 'category': 'rare' has no label file"),
         (*FILES[1], "label", "maybe", "line 1, field 'label': 'maybe' is neither yes nor no"),
@@ -189,7 +189,7 @@ def _change(path: Path, field: str, value: object) -> str:
         (*FILES[8], "question_id", 1, "line 2, field 'question_id': '1' is there twice"),
         (*FILES[11], "answer", [], "record '201', field 'answer': '\\[\\]' is no text"),
         (*FILES[13], "answer", "E", "questions 1, field 'answer': 'E' is none of the choices"),
-        (*FILES[13], "data_type", "picture", "questions 1, field 'data_type': 'picture' is neither"),
+        (*FILES[13], "data_type", "photo", "questions 1, field 'data_type': 'photo' is neither"),
         (*FILES[14], "candidates", ["<image>", "Blurred"], "record 1, field 'candidates': contains '<image>'"),
         (*FILES[16], "capability", [], "record 'v1_0', field 'capability': empty"),
         (*FILES[18], "caption", [], "line 1, field 'caption': empty"),

@@ -75,7 +75,7 @@ def test_progress_is_told(bench: Path, tmp_path: Path) -> None:
 
 
 def test_unreadable_image_counts_as_wrong_and_is_reported(tmp_path: Path) -> None:
-    damaged = base64.b64encode(b"this is not a picture, whatever it says, and long enough for one").decode()
+    damaged = base64.b64encode(b"this is not an image, whatever it says, and long enough for one").decode()
     rows = [question_row(1, ["A", "x"], 0), question_row(2, ["A", "x"], 0, image=damaged)]
     report = evaluate("multiple_choice", write_tsv(tmp_path / "b.tsv", rows), FakeAnswerer(always_a), tmp_path / "out")
     assert report.overall("vanilla").value == 0.5

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from benchmark_samples import llavabench, mmvet, write_json
-from evaluation_samples import FakeAnswerer, circular_rows, encoded_picture, question_row, write_tsv
+from evaluation_samples import FakeAnswerer, circular_rows, encoded_image, question_row, write_tsv
 from judge_server import JudgeServer, Responder
 
 from llava_npu.errors import UserError
@@ -373,7 +373,7 @@ def test_llavabench_uses_the_original_rules_if_they_are_there(tmp_path: Path) ->
 def test_llavabench_table(tmp_path: Path) -> None:
     row = {"index": 0, "question": "What?", "category": "conv", "caption": "A cat.", "gpt4_ans": "A cat sits."}
     columns = (*row, "image")
-    data = write_tsv(tmp_path / "LLaVABench.tsv", [{**row, "image": encoded_picture((1, 1, 1))}], columns)
+    data = write_tsv(tmp_path / "LLaVABench.tsv", [{**row, "image": encoded_image((1, 1, 1))}], columns)
     with JudgeServer(lambda request: "9 6") as server:
         report = run("llavabench", data, tmp_path, lambda question: "Cat.", client(server, tmp_path / "cache"))
     assert values(report)["relative score", "overall"] == pytest.approx(2 / 3)

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from benchmark_samples import SHORT, gqa, save_picture, scienceqa, textvqa, vizwiz, vqav2, write_jsonl
-from evaluation_samples import FakeAnswerer, encoded_picture, knows, write_tsv
+from benchmark_samples import SHORT, gqa, save_image, scienceqa, textvqa, vizwiz, vqav2, write_jsonl
+from evaluation_samples import FakeAnswerer, encoded_image, knows, write_tsv
 
 from llava_npu.errors import UserError
 from llava_npu.evaluation.benchmarks import get
@@ -63,7 +63,7 @@ def test_textvqa_prompt_forms(tmp_path: Path, prompt: str, question: str) -> Non
 def test_textvqa_damaged(tmp_path: Path) -> None:
     data = textvqa(tmp_path)
     write_jsonl(data, [{"question_id": "abc", "image": "abc.png", "text": f"Who?\n{SHORT}"}])
-    with pytest.raises(UserError, match="line 1, field 'text': no answers in the annotations for picture 'abc'"):
+    with pytest.raises(UserError, match="line 1, field 'text': no answers in the annotations for image 'abc'"):
         get("textvqa").read(data)
     write_jsonl(data, [{"question_id": "abc", "image": "abc.png", "text": "Who?"}])
     with pytest.raises(UserError, match="line 1, field 'text': not a prompt of LLaVA's"):
@@ -75,7 +75,7 @@ def test_textvqa_damaged(tmp_path: Path) -> None:
 
 def test_textvqa_table(tmp_path: Path) -> None:
     rows = [
-        {"index": 1, "question": "What?", "answer": str(["nan"] * 2 + ["1"] * 8), "image": encoded_picture((1, 2, 3))},
+        {"index": 1, "question": "What?", "answer": str(["nan"] * 2 + ["1"] * 8), "image": encoded_image((1, 2, 3))},
         {"index": 2, "question": "What?", "answer": str(["'s"] * 10), "image": "1"},
     ]
     data = write_tsv(tmp_path / "TextVQA_VAL.tsv", rows, ("index", "question", "answer", "image"))
@@ -86,7 +86,7 @@ def test_textvqa_table(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("said", ["", f"\n{SHORT}", f"\n{INSUFFICIENT}\n{SHORT}"])
 def test_an_instruction_that_a_table_carries_is_not_given_twice(tmp_path: Path, said: str) -> None:
-    row = {"index": 1, "question": f"What?{said}", "answers": "['a']", "image": encoded_picture((1, 2, 3))}
+    row = {"index": 1, "question": f"What?{said}", "answers": "['a']", "image": encoded_image((1, 2, 3))}
     (question,) = get("vizwiz").read(write_tsv(tmp_path / "VizWiz.tsv", [row], tuple(row))).questions
     assert question.prompt == f"What?\n{INSUFFICIENT}\n{SHORT}"
 
@@ -113,7 +113,7 @@ def test_vqav2_without_the_whole_test_set(tmp_path: Path) -> None:
 
 
 def test_vqav2_is_scored_where_answers_are_given(tmp_path: Path) -> None:
-    save_picture(tmp_path / "val2014" / "a.png")
+    save_image(tmp_path / "val2014" / "a.png")
     line = {"question_id": 1, "image": "a.png", "text": f"Colour?\n{SHORT}", "answers": ["red"] * 2 + ["blue"] * 8}
     report = run("vqav2", write_jsonl(tmp_path / "val.jsonl", [line]), tmp_path, lambda question: "Red")
     assert value(report, "VQA accuracy") == pytest.approx(0.6)
@@ -125,7 +125,7 @@ def test_vizwiz(tmp_path: Path) -> None:
 
 
 def test_vizwiz_table_has_answers(tmp_path: Path) -> None:
-    row = {"index": 1, "question": "What?", "answers": str(["can"] * 10), "image": encoded_picture((1, 2, 3))}
+    row = {"index": 1, "question": "What?", "answers": str(["can"] * 10), "image": encoded_image((1, 2, 3))}
     data = write_tsv(tmp_path / "VizWiz.tsv", [row], ("index", "question", "answers", "image"))
     report = run("vizwiz", data, tmp_path, lambda question: "a can")
     assert value(report, "VQA accuracy") == 1
@@ -156,7 +156,7 @@ OWN = {"question_id": "a", "question": "Which?", "image": "a.png"}
 
 
 def test_own_questions(tmp_path: Path) -> None:
-    save_picture(tmp_path / "a.png")
+    save_image(tmp_path / "a.png")
     lines = [
         {**OWN, "answer": "Two cats", "category": "count"},
         {**OWN, "question_id": 2, "answers": ["A dog", "a hound"]},
@@ -174,7 +174,7 @@ def test_own_questions(tmp_path: Path) -> None:
 
 
 def test_an_empty_answer_is_never_right(tmp_path: Path) -> None:
-    save_picture(tmp_path / "a.png")
+    save_image(tmp_path / "a.png")
     data = write_jsonl(tmp_path / "own.jsonl", [{**OWN, "answer": "!"}])
     report = run("vqa_jsonl", data, tmp_path, lambda question: "")
     assert value(report, "exact match") == 0
@@ -205,17 +205,17 @@ def test_a_line_that_is_no_object(tmp_path: Path) -> None:
         get("vqa_jsonl").read(path)
 
 
-def test_a_missing_picture_counts_as_wrong(tmp_path: Path) -> None:
-    save_picture(tmp_path / "a.png")
+def test_a_missing_image_counts_as_wrong(tmp_path: Path) -> None:
+    save_image(tmp_path / "a.png")
     lines = [{**OWN, "answer": "x"}, {**OWN, "question_id": "b", "image": "b.png", "answer": "x"}]
     report = run("vqa_jsonl", write_jsonl(tmp_path / "own.jsonl", lines), tmp_path, lambda question: "x")
     assert report.num_errors == 1
     assert {score.value for score in report.scores} == {0.5}
 
 
-def test_pictures_that_are_all_missing(tmp_path: Path) -> None:
+def test_images_that_are_all_missing(tmp_path: Path) -> None:
     data = write_jsonl(tmp_path / "own.jsonl", [{**OWN, "answer": "x"}])
-    with pytest.raises(UserError, match=r"none of its 1 pictures is there. The first is looked for at .*a\.png"):
+    with pytest.raises(UserError, match=r"none of its 1 images is there. The first is looked for at .*a\.png"):
         run("vqa_jsonl", data, tmp_path, lambda question: "x")
 
 

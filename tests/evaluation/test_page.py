@@ -43,7 +43,7 @@ def respond(question: Question) -> str:
 @pytest.fixture
 def written(tmp_path: Path) -> str:
     rows = circular_rows(groups=6)
-    damaged = base64.b64encode(b"not a picture, and long enough not to be a reference to one, is it").decode()
+    damaged = base64.b64encode(b"not an image, and long enough not to be a reference to one, is it").decode()
     rows.append(question_row(7, ["a", "b"], 0, image=damaged, hint=ATTACK))
     evaluate("mmbench", write_tsv(tmp_path / "b.tsv", rows), FakeAnswerer(respond), tmp_path / "out", batch_size=30)
     return (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
@@ -52,12 +52,12 @@ def written(tmp_path: Path) -> str:
 def test_everything_is_in_the_page(written: str) -> None:
     data = data_of(written)
     assert len(data["cases"]) == 25
-    assert len(data["pictures"]) == 6  # rotations share theirs; one cannot be read
-    assert all(picture.startswith("data:image/jpeg;base64,") for picture in data["pictures"])
+    assert len(data["images"]) == 6  # rotations share theirs; one cannot be read
+    assert all(image.startswith("data:image/jpeg;base64,") for image in data["images"])
     first, last = data["cases"][0], data["cases"][-1]
     assert (first["truth"], first["options"]["A"], first["category"]) == ("A", "thing 1", "kind 1")
     assert first["answers"][0]["credit"] == {"strict": 1.0, "vlmevalkit": 1.0}
-    assert first["answers"][0]["prompt"].startswith("What is in picture 1?")
+    assert first["answers"][0]["prompt"].startswith("What is in image 1?")
     assert last["images"] == [None]
     assert "not a picture" in last["answers"][0]["error"]
     assert last["answers"][0]["credit"] == {"strict": 0.0, "vlmevalkit": 0.0}
@@ -88,14 +88,14 @@ def test_partly_right_answers(tmp_path: Path) -> None:
 
 def test_a_page_has_its_limits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(page, "MOST_QUESTIONS", 5)
-    monkeypatch.setattr(page, "MOST_PICTURE_BYTES", 1)
+    monkeypatch.setattr(page, "MAX_THUMBNAIL_BYTES", 1)
     path = write_tsv(tmp_path / "b.tsv", circular_rows(groups=6))
     evaluate("mmbench", path, FakeAnswerer(respond), tmp_path / "out")
     data = data_of((tmp_path / "out" / "report.html").read_text(encoding="utf-8"))
     assert len(data["cases"]) == 5
-    assert len(data["pictures"]) == 1
+    assert len(data["images"]) == 1
     assert "report.html shows 5 of 24 questions, evenly spread." in data["notes"]
-    assert any("leaves out 4 pictures" in note for note in data["notes"])
+    assert any("leaves out 4 images" in note for note in data["notes"])
 
 
 # --- in a browser -----------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from benchmark_samples import POPE_CATEGORIES, SHORT, mme, pope, write_jsonl
-from evaluation_samples import FakeAnswerer, encoded_picture, knows, write_tsv
+from evaluation_samples import FakeAnswerer, encoded_image, knows, write_tsv
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -94,9 +94,9 @@ def test_pope_answer_that_says_nothing(tmp_path: Path) -> None:
     assert value(report, "F1", "vlmevalkit") == 0
 
 
-def test_pope_unreadable_picture_is_wrong_by_every_rule(tmp_path: Path) -> None:
-    data = pope(tmp_path, [["yes"], ["yes"], ["yes"]], pictures=1)
-    next((data.parent / "val2014").iterdir()).write_bytes(b"no picture")
+def test_pope_unreadable_image_is_wrong_by_every_rule(tmp_path: Path) -> None:
+    data = pope(tmp_path, [["yes"], ["yes"], ["yes"]], images=1)
+    next((data.parent / "val2014").iterdir()).write_bytes(b"no image")
     report = run("pope", data, tmp_path)
     assert report.num_errors == 3
     assert {s.value for s in report.scores if s.metric in ("accuracy", "F1", "mean F1")} == {0.0}
@@ -107,7 +107,7 @@ def test_pope_table_counts_a_question_in_each_of_its_categories(tmp_path: Path) 
         {"index": 1, "question": "Is there a dog?", "answer": "Yes", "category": "popular,random"},
         {"index": 2, "question": "Is there a cat?", "answer": "No", "category": "popular"},
     ]
-    rows = [{**row, "image": encoded_picture((int(str(row["index"])), 2, 3))} for row in rows]
+    rows = [{**row, "image": encoded_image((int(str(row["index"])), 2, 3))} for row in rows]
     data = write_tsv(tmp_path / "POPE.tsv", rows, ("index", "question", "answer", "category", "image"))
     report = run("pope", data, tmp_path, lambda question: "yes")
     assert value(report, "accuracy", name="random") == 1
@@ -172,7 +172,7 @@ def test_mme_right_answers_give_the_whole_score(tmp_path: Path) -> None:
     assert "Tasks that the file lacks" in " ".join(report.notes)
 
 
-def test_mme_accuracy_plus_counts_pictures(tmp_path: Path) -> None:
+def test_mme_accuracy_plus_counts_images(tmp_path: Path) -> None:
     def always_yes_but_of_one(question: Question) -> str:
         return knows(question) if question.group == "existence/0001.png" else "Yes"
 
@@ -196,23 +196,23 @@ def test_mme_submission_is_what_its_tool_reads(tmp_path: Path) -> None:
 @settings(max_examples=20)
 @given(st.data())
 def test_mme_by_definition(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
-    pictures = data.draw(st.integers(1, 4))
-    read = get("mme").read(mme(tmp_path_factory.mktemp("mme"), {"count": pictures}))
-    said = data.draw(st.lists(st.sampled_from(["yes", "no", None]), min_size=2 * pictures, max_size=2 * pictures))
+    images = data.draw(st.integers(1, 4))
+    read = get("mme").read(mme(tmp_path_factory.mktemp("mme"), {"count": images}))
+    said = data.draw(st.lists(st.sampled_from(["yes", "no", None]), min_size=2 * images, max_size=2 * images))
     parsed = {question.id: {"mme": answer} for question, answer in zip(read.questions, said, strict=True)}
     right = [answer == question.answer for question, answer in zip(read.questions, said, strict=True)]
     pairs = sum(first and second for first, second in zip(right[::2], right[1::2], strict=True))
     found = {(s.metric, s.name): s.value for s in get("mme").score(read.questions, parsed)}
-    assert found["score", "count"] == pytest.approx(sum(right) / len(right) + pairs / pictures)
+    assert found["score", "count"] == pytest.approx(sum(right) / len(right) + pairs / images)
     assert found["score", "overall"] == found["score", "perception"] == pytest.approx(found["score", "count"])
 
 
-def test_mme_single_question_of_a_picture_counts_as_wrong_pair(tmp_path: Path) -> None:
+def test_mme_single_question_of_a_image_counts_as_wrong_pair(tmp_path: Path) -> None:
     data = mme(tmp_path, {"count": 2})
     data.write_text("".join(data.read_text().splitlines(keepends=True)[1:]))
     report = run("mme", data, tmp_path)
     assert value(report, "accuracy+", "mme", "count") == 0.5
-    assert "1 pictures have not exactly two questions (first: count/0000.png)" in " ".join(report.notes)
+    assert "1 images have not exactly two questions (first: count/0000.png)" in " ".join(report.notes)
 
 
 @pytest.mark.parametrize(
@@ -238,10 +238,10 @@ def test_mme_damaged_answers(tmp_path: Path) -> None:
         get("mme").read(data)
 
 
-def test_mme_table_pairs_by_picture(tmp_path: Path) -> None:
+def test_mme_table_pairs_by_image(tmp_path: Path) -> None:
     rows = [
         {"index": n, "question": f"Q{n} Please answer yes or no.", "answer": "Yes" if n % 2 else "No"}
-        | {"category": "color", "image_path": f"color/{n // 2}.jpg", "image": encoded_picture((n // 2, 1, 1))}
+        | {"category": "color", "image_path": f"color/{n // 2}.jpg", "image": encoded_image((n // 2, 1, 1))}
         for n in (0, 3, 1, 2)  # pairs are apart
     ]
     columns = ("index", "question", "answer", "category", "image_path", "image")
@@ -257,7 +257,7 @@ def test_mme_table_pairs_by_picture(tmp_path: Path) -> None:
 def hallusion(path: Path, indices: list[tuple[str, str, str]]) -> Path:
     rows = [
         {"index": index, "question": f"Is {index} right?", "answer": "Yes", "category": category, "l2-category": kind}
-        | {"image": encoded_picture((len(index), 7, 7))}
+        | {"image": encoded_image((len(index), 7, 7))}
         for index, category, kind in indices
     ]
     return write_tsv(path, rows, ("index", "question", "answer", "category", "l2-category", "image"))
@@ -275,7 +275,7 @@ def test_hallusionbench_figures_and_questions(tmp_path: Path) -> None:
     assert get("hallusionbench").read(data).questions[0].prompt == "Is VD_map_x_0_0_0 right?"
 
 
-def test_hallusionbench_without_a_picture(tmp_path: Path) -> None:
+def test_hallusionbench_without_a_image(tmp_path: Path) -> None:
     # As VLMEvalKit, which leaves such questions out: its rule does, ours does not.
     data = hallusion(tmp_path / "h.tsv", [("VS_ocr_x_0_0_0", "VS", "ocr"), ("VS_ocr_x_0_1_0", "VS", "ocr")])
     lines = data.read_text(encoding="utf-8").splitlines()
@@ -283,7 +283,7 @@ def test_hallusionbench_without_a_picture(tmp_path: Path) -> None:
     report = run("hallusionbench", data, tmp_path, lambda q: "Yes" if q.images else "No")
     assert (value(report, "aAcc"), value(report, "qAcc")) == (0.5, 0)
     assert (value(report, "aAcc", "vlmevalkit"), value(report, "qAcc", "vlmevalkit")) == (1, 1)
-    assert any("1 of 2 questions have no picture" in note for note in report.notes)
+    assert any("1 of 2 questions have no image" in note for note in report.notes)
 
 
 def test_hallusionbench_same_name_in_two_categories(tmp_path: Path) -> None:
@@ -307,7 +307,7 @@ def test_hallusionbench_same_name_in_two_categories(tmp_path: Path) -> None:
     ],
 )
 def test_yes_no_table_damaged(tmp_path: Path, change: dict[str, str], message: str) -> None:
-    row = {"index": "VD_a_b_0_0_0", "question": "Is it?", "answer": "Yes", "image": encoded_picture((1, 1, 1))}
+    row = {"index": "VD_a_b_0_0_0", "question": "Is it?", "answer": "Yes", "image": encoded_image((1, 1, 1))}
     data = write_tsv(tmp_path / "HallusionBench.tsv", [{**row, **change}], ("index", "question", "answer", "image"))
     with pytest.raises(UserError, match=message):
         get("hallusionbench").read(data)

@@ -11,9 +11,9 @@ from pathlib import Path
 from PIL import Image
 
 from llava_npu.config.comparison import BenchmarkConfig
+from llava_npu.data.image_sources import UnreadableImageError
 from llava_npu.errors import UserError
 from llava_npu.evaluation.benchmarks import get
-from llava_npu.evaluation.formats.images import UnreadableImageError
 from llava_npu.evaluation.questions import Question
 from llava_npu.evaluation.run import read_dataset
 

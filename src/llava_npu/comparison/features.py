@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from llava_npu.data.image_roots import ImagePath
+from llava_npu.data.image_sources import EmbeddedImage, ImageFile, ImageSource
 from llava_npu.data.images import image_size
-from llava_npu.evaluation.formats.images import EmbeddedImage, ImageFile, ImageSource
 from llava_npu.inference.features import FeatureCache, ImageFeatures
 from llava_npu.models.loaded import LoadedModel
 from llava_npu.models.vision.feature_cache import FeatureCache as Store

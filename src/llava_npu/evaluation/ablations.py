@@ -23,8 +23,8 @@ SEED = 20240913
 def with_images(questions: Sequence[Question], mode: str) -> tuple[tuple[Question, ...], tuple[str, ...]]:
     """The questions as a model gets them: images as given, none, or another question's.
 
-    Under "shuffled" every group gets the images of a group with another concept (answer) and another picture, each
-    group's images are used once, and the rotations of a question keep one picture. The same questions always get the
+    Under "shuffled" every group gets the images of a group with another concept (answer) and another image, each
+    group's images are used once, and the rotations of a question keep one image. The same questions always get the
     same wrong images.
 
     Returns:
@@ -60,7 +60,7 @@ def wrong_partners(concepts: Sequence[str], keys: Sequence[object]) -> list[int]
 
     def clashes(shift: int) -> int:
         pairs = [(item, order[(place + shift) % count]) for place, item in enumerate(order)]
-        # Same picture is worse than same concept: the image would not be wrong at all.
+        # Same image is worse than same concept: the image would not be wrong at all.
         return sum((concepts[a] == concepts[b]) + count * (keys[a] == keys[b]) for a, b in pairs)
 
     shifts = [*range(largest, count), *range(1, min(largest, count))]
@@ -90,8 +90,8 @@ def _shuffled(questions: Sequence[Question]) -> tuple[tuple[Question, ...], tupl
     same_image = sum(keys[item] == keys[partner] for item, partner in enumerate(partners))
     same_concept = sum(concepts[item] == concepts[partner] for item, partner in enumerate(partners))
     if same_image:
-        notes.append(f"shuffled images: {same_image} of {len(seeing)} questions kept their own picture.")
+        notes.append(f"shuffled images: {same_image} of {len(seeing)} questions kept their own image.")
     if same_concept:
-        notes.append(f"shuffled images: {same_concept} of {len(seeing)} questions got a picture with the same answer.")
+        notes.append(f"shuffled images: {same_concept} of {len(seeing)} questions got an image with the same answer.")
     shuffled = tuple(replace(question, images=images.get(question.group, ())) for question in questions)
     return shuffled, tuple(notes)

@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from llava_npu.data.image_sources import ImageFile, UnreadableImageError
 from llava_npu.data.records import IMAGE_MARK, Record, Turn
 from llava_npu.errors import UserError
 from llava_npu.evaluation.ablations import GIVEN, NONE, SHUFFLED, unknown_mode, wrong_partners
-from llava_npu.evaluation.formats.images import ImageFile, UnreadableImageError
 from llava_npu.evaluation.statistics.accuracy import Sample
 from llava_npu.evaluation.statistics.bootstrap import ratio_interval
 from llava_npu.inference.features import FeatureCache
@@ -86,21 +86,21 @@ def _length(item: AnsweredPrompt) -> int:
 
 
 def _prepare(records: Sequence[Record], images: str, concepts: Sequence[str]) -> list[AnsweredPrompt]:
-    pictures = [tuple(ImageFile(path, record.name) for path in record.image_paths) for record in records]
+    sources = [tuple(ImageFile(path, record.name) for path in record.image_paths) for record in records]
     turns = [record.conversations for record in records]
     if images == NONE:
-        pictures = [()] * len(records)
+        sources = [()] * len(records)
         turns = [tuple(_without_marks(turn) for turn in conversation) for conversation in turns]
     elif images == SHUFFLED:
         if len(records) < 2:
             raise UserError("caption loss: images 'shuffled' needs at least two records.")
-        partners = wrong_partners(concepts, [tuple(image.key for image in of_one) for of_one in pictures])
-        pictures = [pictures[partner] for partner in partners]
+        partners = wrong_partners(concepts, [tuple(image.key for image in of_one) for of_one in sources])
+        sources = [sources[partner] for partner in partners]
     elif images != GIVEN:
         raise unknown_mode(images)
     return [
         AnsweredPrompt(conversation, of_one, record.name)
-        for conversation, of_one, record in zip(turns, pictures, records, strict=True)
+        for conversation, of_one, record in zip(turns, sources, records, strict=True)
     ]
 
 

@@ -1,7 +1,7 @@
-"""Is a picture file still the one that was answered about? Told from its size, its beginning and its end.
+"""Is an image file still the one that was answered about? Told from its size, its beginning and its end.
 
-The question file's checksum covers pictures that it carries; those that lie beside it can change unseen. Reading all of
-them again would cost gigabytes at every start. A few kilobytes tell as much: an encoded picture that was replaced,
+The question file's checksum covers images that it carries; those that lie beside it can change unseen. Reading all of
+them again would cost gigabytes at every start. A few kilobytes tell as much: an encoded image that was replaced,
 resized or saved anew differs in length or in its ends (a PNG's end holds a checksum of its pixels). No time stamps, so
 that data which was copied or unpacked again is the same data.
 """
@@ -13,14 +13,14 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from llava_npu.evaluation.formats.images import ImageFile, ImageSource
+from llava_npu.data.image_sources import ImageFile, ImageSource
 
 _END = 4096  # bytes
 _DIGITS = 16  # hexadecimal; they tell files apart and defend against nobody
 
 
-def fingerprint_pictures(images: Sequence[ImageSource]) -> str | None:
-    """One short fingerprint of a question's picture files, missing ones included; None if it has none."""
+def fingerprint_images(images: Sequence[ImageSource]) -> str | None:
+    """One short fingerprint of a question's image files, missing ones included; None if it has none."""
     files = [image for image in images if isinstance(image, ImageFile)]
     if not files:
         return None
@@ -30,9 +30,9 @@ def fingerprint_pictures(images: Sequence[ImageSource]) -> str | None:
     return digest.hexdigest()[:_DIGITS]
 
 
-def fingerprint_all(pictures: Mapping[str, str | None]) -> str | None:
-    """One fingerprint of what `fingerprint_pictures` gave for each question, by its id; None if there are no files."""
-    lines = [f"{name}\t{fingerprint}\n" for name, fingerprint in sorted(pictures.items()) if fingerprint is not None]
+def fingerprint_all(images: Mapping[str, str | None]) -> str | None:
+    """One fingerprint of what `fingerprint_images` gave for each question, by its id; None if there are no files."""
+    lines = [f"{name}\t{fingerprint}\n" for name, fingerprint in sorted(images.items()) if fingerprint is not None]
     return hashlib.sha256("".join(lines).encode()).hexdigest()[:_DIGITS] if lines else None
 
 

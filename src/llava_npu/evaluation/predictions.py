@@ -28,7 +28,7 @@ class Prediction:
         seconds: the batch's time divided by its questions.
         error: why there is no answer, if there is none.
         scores: log-probability of each option, where the answer was chosen by likelihood.
-        pictures: fingerprint of the picture files that were shown (see `picture_fingerprints`).
+        image_files: fingerprint of the image files that were shown (see `image_fingerprints`).
     """
 
     id: str
@@ -39,11 +39,11 @@ class Prediction:
     seconds: float
     error: str | None = None
     scores: Mapping[str, float] | None = None
-    pictures: str | None = None
+    image_files: str | None = None
 
 
 _FIELDS = frozenset(Prediction.__dataclass_fields__)
-_MAY_LACK = frozenset({"pictures"})  # runs that were begun before it was recorded go on
+_MAY_LACK = frozenset({"image_files"})  # runs that were begun before it was recorded go on
 
 
 def read_predictions(path: Path) -> tuple[list[Prediction], int]:

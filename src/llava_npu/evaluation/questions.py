@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from llava_npu.evaluation.formats.images import ImageSource
+from llava_npu.data.image_sources import ImageSource
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class Question:
         text: the question alone (with its hint), without options and instructions: what an answer in free words is
             scored under.
         prompt: the whole prompt, options and answer instruction included, without the image placeholder.
-        images: its pictures, in order; empty for a question in text alone.
+        images: its images, in order; empty for a question in text alone.
         options: letter → text; empty for an open question.
         answer: the right letter (or text, for an open question); None where the benchmark keeps it secret.
         references: all right answers, or what all annotators answered, for an open question; empty where secret.
@@ -45,7 +45,7 @@ class Question:
 
     @property
     def concept(self) -> str:
-        """What the picture is asked to show: the right option's text, or the answer, or (if secret) the group."""
+        """What the image is asked to show: the right option's text, or the answer, or (if secret) the group."""
         if self.answer is None:
             return f"group {self.group}"
         return self.options.get(self.answer, self.answer).strip().casefold()

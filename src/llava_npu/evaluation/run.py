@@ -24,7 +24,7 @@ from llava_npu.evaluation.ablations import GIVEN, with_images
 from llava_npu.evaluation.benchmarks import Benchmark, Parsed, get
 from llava_npu.evaluation.formats.checksums import checksum_note, md5_of
 from llava_npu.evaluation.formats.datasets import read_dataset
-from llava_npu.evaluation.image_fingerprints import fingerprint_all, fingerprint_pictures
+from llava_npu.evaluation.image_fingerprints import fingerprint_all, fingerprint_images
 from llava_npu.evaluation.judge.client import JudgeClient
 from llava_npu.evaluation.judge.judging import judge_notes, judge_predictions, write_judgements
 from llava_npu.evaluation.predictions import Prediction, append_predictions, replace_predictions
@@ -123,8 +123,8 @@ def evaluate(
             identity = _identity(benchmark, dataset, answerer, images)
             sessions = stack.enter_context(open_run(output, identity, session, fresh))
             predictions, torn_notes = collect_predictions(output, names)
-            predictions, picture_notes = keep_unchanged(output, questions, predictions)
-            resume_notes = [*torn_notes, *picture_notes]
+            predictions, changed_notes = keep_unchanged(output, questions, predictions)
+            resume_notes = [*torn_notes, *changed_notes]
         predictions = processes.from_first(predictions)
         answered = {prediction.id for prediction in predictions}
         companies = order_questions([question for question in questions if question.id not in answered])
@@ -139,8 +139,8 @@ def evaluate(
             predictions, _ = collect_predictions(output, names)
             predictions, rule_notes = _read_anew(benchmark, questions, predictions, output / PREDICTIONS_FILE)
             notes = [*image_notes, *resume_notes, *rule_notes, *session_notes(sessions)]
-            pictures = fingerprint_all({prediction.id: prediction.pictures for prediction in predictions})
-            provenance = {**identity, "pictures": pictures, "sessions": sessions}
+            image_files = fingerprint_all({prediction.id: prediction.image_files for prediction in predictions})
+            provenance = {**identity, "image_files": image_files, "sessions": sessions}
             if benchmark.submission and images == GIVEN:
                 texts = {prediction.id: prediction.answer for prediction in predictions}
                 notes += write_submission(benchmark.submission, dataset, texts, output)[1]
@@ -225,9 +225,9 @@ def _judged(
 
 
 def order_questions(questions: Sequence[Question]) -> list[list[Question]]:
-    """The questions about the same pictures together, and those with the longest prompt first.
+    """The questions about the same images together, and those with the longest prompt first.
 
-    Batches of like length waste little padding, and one that is too large fails at once; what prompts about one picture
+    Batches of like length waste little padding, and one that is too large fails at once; what prompts about one image
     begin with alike is computed once if they are in one batch (see `beginnings`).
     """
     companies: dict[tuple[str, ...], list[Question]] = defaultdict(list)
@@ -277,7 +277,7 @@ def _answer(benchmark: Benchmark, answerer: Answerer, batch: Sequence[Question])
             seconds=round(seconds, 6),
             error=answer.error,
             scores=dict(answer.scores) if answer.scores is not None else None,
-            pictures=fingerprint_pictures(question.images),
+            image_files=fingerprint_images(question.images),
         )
         for question, answer in zip(batch, answers, strict=True)
     ]

@@ -22,9 +22,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from llava_npu.data.image_sources import ImageFile
 from llava_npu.errors import UserError
-from llava_npu.evaluation.formats.images import ImageFile
-from llava_npu.evaluation.image_fingerprints import fingerprint_pictures
+from llava_npu.evaluation.image_fingerprints import fingerprint_images
 from llava_npu.evaluation.predictions import (
     Prediction,
     append_predictions,
@@ -125,9 +125,9 @@ def collect_predictions(output: Path, questions: Iterable[str]) -> tuple[list[Pr
 def keep_unchanged(
     output: Path, questions: Iterable[Question], predictions: list[Prediction]
 ) -> tuple[list[Prediction], list[str]]:
-    """Those predictions whose pictures are what the model saw.
+    """Those predictions whose images are what the model saw.
 
-    Where a picture could not be read and has changed since, the question is to be asked again: its prediction is taken
+    Where an image could not be read and has changed since, the question is to be asked again: its prediction is taken
     out of the file.
 
     Args:
@@ -139,21 +139,21 @@ def keep_unchanged(
         the predictions that stay, and notes.
 
     Raises:
-        UserError: answers were given about other pictures.
+        UserError: answers were given about other images.
     """
-    asked = {prediction.id: prediction for prediction in predictions if prediction.pictures is not None}
+    asked = {prediction.id: prediction for prediction in predictions if prediction.image_files is not None}
     changed = [
         question
         for question in questions
-        if question.id in asked and asked[question.id].pictures != fingerprint_pictures(question.images)
+        if question.id in asked and asked[question.id].image_files != fingerprint_images(question.images)
     ]
     answered = [question for question in changed if asked[question.id].error is None]
     if answered:
         first = answered[0]
         names = ", ".join(str(image.path) for image in first.images if isinstance(image, ImageFile))
         raise UserError(
-            f"output {output}: of {len(answered)} of {len(predictions)} answered questions the picture files have "
-            f"changed since (first: question {first.id}, {names or 'which has no picture now'}). Put the former ones "
+            f"output {output}: of {len(answered)} of {len(predictions)} answered questions the image files have "
+            f"changed since (first: question {first.id}, {names or 'which has no image now'}). Put the former ones "
             "back; or give another folder, or --fresh to answer everything anew."
         )
     if not changed:
@@ -161,7 +161,7 @@ def keep_unchanged(
     again = {question.id for question in changed}
     kept = [prediction for prediction in predictions if prediction.id not in again]
     replace_predictions(output / PREDICTIONS_FILE, kept)
-    return kept, [f"{len(again)} questions whose pictures could not be read before, and have changed, are asked again."]
+    return kept, [f"{len(again)} questions whose images could not be read before, and have changed, are asked again."]
 
 
 def session_notes(sessions: list[Session]) -> list[str]:

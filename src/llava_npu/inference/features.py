@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from llava_npu.evaluation.formats.images import ImageSource, UnreadableImageError
+from llava_npu.data.image_sources import ImageSource, UnreadableImageError
 from llava_npu.models.loaded import LoadedModel
 
 MAX_IMAGES = 256  # of CLIP-L/336 in 16 bits: 300 MB

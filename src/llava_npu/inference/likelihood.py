@@ -13,8 +13,8 @@ from torch.nn import functional as F
 from transformers import DynamicCache
 
 from llava_npu.data.conversation.labels import IGNORE_INDEX, encode_conversation, expand_images
+from llava_npu.data.image_sources import ImageSource
 from llava_npu.errors import UserError
-from llava_npu.evaluation.formats.images import ImageSource
 from llava_npu.inference.features import ImageFeatures
 from llava_npu.inference.prefix_cache import Prompt, begin, can_share, shared_lengths
 from llava_npu.models.loaded import LoadedModel

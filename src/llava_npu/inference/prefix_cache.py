@@ -22,7 +22,7 @@ import torch
 from torch.nn import functional
 from transformers import DynamicCache
 
-from llava_npu.evaluation.formats.images import ImageSource
+from llava_npu.data.image_sources import ImageSource
 from llava_npu.inference.features import ImageFeatures, image_inputs, tokens_at_once
 from llava_npu.models.loaded import LoadedModel
 

@@ -30,7 +30,7 @@ _RULES = ("strict", "vlmevalkit")
 def _read(path: Path) -> Dataset:
     dataset = yes_no.read_yes_no_table(path, _of_row, instruction=None)
     blind = any(not question.images for question in dataset.questions)
-    note = "Questions without a picture count by the rule strict; by vlmevalkit they do not, as there."
+    note = "Questions without an image count by the rule strict; by vlmevalkit they do not, as there."
     return replace(dataset, notes=(note,)) if blind else dataset
 
 
@@ -41,7 +41,7 @@ def _of_row(row: Row, question: Question) -> Question:
         raise row.error("index", f"{question.id!r}: six parts are expected, the last three set, figure and question.")
     named = (question.l2_category, parts[3])
     facts = {"figure": "_".join((*named, parts[4])), "question": "_".join((*named, parts[5]))}
-    facts["has picture"] = yes_no.YES if question.images else yes_no.NO  # whatever a model is shown of it
+    facts["has image"] = yes_no.YES if question.images else yes_no.NO  # whatever a model is shown of it
     # Figures and questions of a set are entangled: the set is what is resampled.
     return replace(question, group="_".join(named), facts=facts)
 
@@ -64,8 +64,8 @@ def _score(questions: Sequence[Question], parsed: Mapping[str, Parsed]) -> list[
 
 
 def _counts(question: Question, rule: str) -> bool:
-    # The published numbers of VLMEvalKit are without the questions that have no picture.
-    return rule != "vlmevalkit" or question.facts["has picture"] == yes_no.YES
+    # The published numbers of VLMEvalKit are without the questions that have no image.
+    return rule != "vlmevalkit" or question.facts["has image"] == yes_no.YES
 
 
 def _all_right(questions: Sequence[Question], right: Mapping[str, bool], fact: str, level: str) -> list[Unit]:

@@ -12,7 +12,7 @@ from llava_npu.errors import UserError
 from llava_npu.evaluation.benchmarks import JUDGE, Benchmark, Description, Parsed, register
 from llava_npu.evaluation.formats.json_files import JsonRecord, combined_digest, read_json_table, read_jsonl
 from llava_npu.evaluation.formats.llava_files import check_unique, llava_question
-from llava_npu.evaluation.formats.locating import PictureFolder, beside, need_beside
+from llava_npu.evaluation.formats.locating import ImageFolder, beside, need_beside
 from llava_npu.evaluation.formats.table_images import TableImages
 from llava_npu.evaluation.formats.tables import read_tsv, unique_indices
 from llava_npu.evaluation.judge.judging import JudgeRule
@@ -27,7 +27,7 @@ _PAIR = re.compile(r"\s*(\d+(?:\.\d+)?)\s*[,\s]\s*(\d+(?:\.\d+)?)\s*")
 _LOWEST, _HIGHEST = 1, 10
 
 _INSTRUCTION = """\
-Two assistants answered the question above about a picture that is described by the sentences under [Context].
+Two assistants answered the question above about an image that is described by the sentences under [Context].
 Grade each answer for how helpful, relevant, accurate and detailed it is, on a scale from 1 to 10, higher being better.
 The order of the answers must not matter.
 On the first line of your reply write the two grades alone, that of Assistant 1 first, with a space between them.
@@ -41,8 +41,8 @@ def _read(path: Path) -> Dataset:
 def _read_llava(path: Path) -> Dataset:
     records, digest = read_jsonl(path)
     check_unique(records)
-    images = PictureFolder(path, ("images", "."))
-    contexts, contexts_digest = read_jsonl(need_beside(path, ("context.jsonl",), "the pictures' descriptions"))
+    images = ImageFolder(path, ("images", "."))
+    contexts, contexts_digest = read_jsonl(need_beside(path, ("context.jsonl",), "the images' descriptions"))
     references, references_digest = read_jsonl(need_beside(path, ("answers_gpt4.jsonl",), "GPT-4's answers"))
     captions = {record.need("image"): _caption(record) for record in contexts}
     answers = {record.need("question_id"): record.need("text") for record in references}
@@ -77,7 +77,7 @@ def _read_table(path: Path) -> Dataset:
             if not row.label(column):
                 raise row.error(column, "empty.")
         if IMAGE_MARK in row.text("question"):
-            raise row.error("question", f"contains {IMAGE_MARK!r}, which stands for the picture.")
+            raise row.error("question", f"contains {IMAGE_MARK!r}, which stands for the image.")
         question = Question(
             id=row.label("index"),
             text=row.text("question"),

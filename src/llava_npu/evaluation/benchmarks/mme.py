@@ -1,6 +1,6 @@
-"""MME: fourteen tasks of perception and cognition, two questions a picture (Fu et al. 2023, arXiv:2306.13394).
+"""MME: fourteen tasks of perception and cognition, two questions per image (Fu et al. 2023, arXiv:2306.13394).
 
-A task scores 100·accuracy + 100·accuracy+, where accuracy+ counts the pictures of which both questions are right.
+A task scores 100·accuracy + 100·accuracy+, where accuracy+ counts the images of which both questions are right.
 Perception (ten tasks) goes to 2000, cognition (four) to 800.
 """
 
@@ -19,7 +19,7 @@ from llava_npu.evaluation.benchmarks import LOCALLY, Benchmark, Description, Par
 from llava_npu.evaluation.extraction import yes_no
 from llava_npu.evaluation.formats.json_files import JsonRecord, combined_digest, read_jsonl, read_text
 from llava_npu.evaluation.formats.llava_files import SHORT, llava_question
-from llava_npu.evaluation.formats.locating import PictureFolder, need_beside
+from llava_npu.evaluation.formats.locating import ImageFolder, need_beside
 from llava_npu.evaluation.formats.tables import Row
 from llava_npu.evaluation.questions import Dataset, Question
 from llava_npu.evaluation.reports.submissions import Submission
@@ -50,7 +50,7 @@ def _read(path: Path) -> Dataset:
         dataset = yes_no.read_yes_no_table(path, _of_row, SHORT)
     else:
         records, digest = read_jsonl(path)
-        images = PictureFolder(path, (_ROOT, "images", "."))
+        images = ImageFolder(path, (_ROOT, "images", "."))
         root = need_beside(path, (_ROOT, "."), "MME's folder of tasks")
         questions, files, seen = [], set(), defaultdict[str, int](int)
         for record in records:
@@ -63,7 +63,7 @@ def _read(path: Path) -> Dataset:
     return replace(dataset, notes=tuple(_notes(dataset.questions)))
 
 
-def _labelled(record: JsonRecord, images: PictureFolder, root: Path) -> tuple[Question, Path]:
+def _labelled(record: JsonRecord, images: ImageFolder, root: Path) -> tuple[Question, Path]:
     name = PurePosixPath(record.need("question_id"))
     task = _task(record, "question_id", name.parts[0])
     file = f"{name.name.split('.')[0]}.txt"
@@ -104,9 +104,9 @@ def _answers(path: Path) -> dict[str, str]:
 
 def _of_row(row: Row, question: Question) -> Question:
     task = _task(row, "category", question.category)
-    picture = row.label("image_path") or (question.images[0].key if question.images else question.id)
-    facts = {"file": f"{PurePosixPath(picture).name.split('.')[0]}.txt", "question": question.text}
-    return replace(question, group=f"{task}/{picture}", l2_category=TASKS[task], facts=facts)
+    image = row.label("image_path") or (question.images[0].key if question.images else question.id)
+    facts = {"file": f"{PurePosixPath(image).name.split('.')[0]}.txt", "question": question.text}
+    return replace(question, group=f"{task}/{image}", l2_category=TASKS[task], facts=facts)
 
 
 def _task(record: JsonRecord | Row, field: str, task: str) -> str:
@@ -117,10 +117,10 @@ def _task(record: JsonRecord | Row, field: str, task: str) -> str:
 
 def _notes(questions: Sequence[Question]) -> list[str]:
     notes = []
-    odd = [group for group, of_group in _pictures(questions).items() if len(of_group) != 2]
+    odd = [group for group, of_group in _by_image(questions).items() if len(of_group) != 2]
     if odd:
         notes.append(
-            f"{len(odd)} pictures have not exactly two questions (first: {odd[0]}): they count as wrong in accuracy+."
+            f"{len(odd)} images have not exactly two questions (first: {odd[0]}): they count as wrong in accuracy+."
         )
     absent = [task for task in TASKS if task not in {question.category for question in questions}]
     if absent:
@@ -128,11 +128,11 @@ def _notes(questions: Sequence[Question]) -> list[str]:
     return notes
 
 
-def _pictures(questions: Sequence[Question]) -> dict[str, list[Question]]:
-    pictures: dict[str, list[Question]] = defaultdict(list)
+def _by_image(questions: Sequence[Question]) -> dict[str, list[Question]]:
+    images: dict[str, list[Question]] = defaultdict(list)
     for question in questions:
-        pictures[question.group].append(question)
-    return pictures
+        images[question.group].append(question)
+    return images
 
 
 def _parse(question: Question, answer: str) -> Parsed:
@@ -144,12 +144,12 @@ def _score(questions: Sequence[Question], parsed: Mapping[str, Parsed]) -> list[
     scores = []
     for rule in extraction_rules(parsed):
         right = {question.id: parsed.get(question.id, {}).get(rule) == question.answer for question in known}
-        pictures = _pictures(known).values()
-        both = {group[0].group: len(group) == 2 and all(right[each.id] for each in group) for group in pictures}
-        sums = [_unit(group, sum(right[each.id] for each in group), both[group[0].group]) for group in pictures]
+        images = _by_image(known).values()
+        both = {group[0].group: len(group) == 2 and all(right[each.id] for each in group) for group in images}
+        sums = [_unit(group, sum(right[each.id] for each in group), both[group[0].group]) for group in images]
         scores += tabulate(sums, "score", rule, _sum_of_tasks, stratum=lambda question: question.category)
         single = [hit(question, right[question.id]) for question in known]
-        paired = [hit(group[0], both[group[0].group]) for group in pictures]
+        paired = [hit(group[0], both[group[0].group]) for group in images]
         scores += tabulate(single, "accuracy", rule, labels=_task_only)
         scores += tabulate(paired, "accuracy+", rule, labels=_task_only)
     return scores
@@ -177,8 +177,8 @@ def _review(questions: Sequence[Question], parsed: Mapping[str, Parsed]) -> list
 
 def _answer_files(dataset: Dataset, answers: Mapping[str, str]) -> Mapping[str, bytes]:
     lines: dict[str, list[str]] = defaultdict(list)
-    pictures = _pictures(dataset.questions)
-    for group in pictures.values():  # the tool takes every two lines for a pair
+    images = _by_image(dataset.questions)
+    for group in images.values():  # the tool takes every two lines for a pair
         for question in group:
             truth = (question.answer or "").capitalize()
             answer = " ".join(answers[question.id].split())  # one line, no tabs
@@ -194,14 +194,14 @@ register(
         description=Description(
             source="https://github.com/BradyFU/Awesome-Multimodal-Large-Language-Models/tree/Evaluation (on request), "
             "questions as LLaVA's eval.zip has them; VLMEvalKit: MME.tsv",
-            form="llava_mme.jsonl (question_id “task/picture.png”, image, text) with "
+            form="llava_mme.jsonl (question_id “task/image.png”, image, text) with "
             "MME_Benchmark_release_version/<task>/ "
-            "(pictures in images/ or beside; <picture>.txt in questions_answers_YN/ or beside: question, tab, Yes or "
+            "(images in images/ or beside; <image>.txt in questions_answers_YN/ or beside: question, tab, Yes or "
             "No); "
             "or MME.tsv (index, question, answer, category, image_path, image)",
             licence="for academic research only, not to be passed on",
             prompt=f"question (it ends “{_SUFFIX}”), “{SHORT}”; greedy, at most 128 new tokens",
-            metric="for each task 100·accuracy + 100·accuracy+ (both questions of a picture right); their sums over "
+            metric="for each task 100·accuracy + 100·accuracy+ (both questions of an image right); their sums over "
             "perception (to 2000) and cognition (to 800)",
             scored=(LOCALLY,),
         ),
@@ -214,7 +214,7 @@ register(
         rules={rule: yes_no.ABOUT[rule] for rule in _RULES},
         checksums={"MME.tsv": "b36b43c3f09801f5d368627fb92187c3"},
         submission=Submission(
-            "<task>.txt, tab-separated: picture's .txt, question, truth, answer (for MME's eval_tool/calculation.py)",
+            "<task>.txt, tab-separated: image's .txt, question, truth, answer (for MME's eval_tool/calculation.py)",
             _answer_files,
         ),
     )

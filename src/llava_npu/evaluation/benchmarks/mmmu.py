@@ -1,4 +1,4 @@
-"""MMMU: questions of college level with several pictures (Yue et al. 2023, arXiv:2311.16502), development and
+"""MMMU: questions of college level with several images (Yue et al. 2023, arXiv:2311.16502), development and
 validation split.
 
 A few questions are open. As VLMEvalKit does, such an answer is read as a choice between the right answer and "Other
@@ -49,7 +49,7 @@ register(
             "image "
             "(base64, or a list of several); without options where the question is open",
             licence="Apache-2.0",
-            prompt="all pictures, then the question as it is (“<image 1>” stays as text), one option a line, "
+            prompt="all images, then the question as it is (“<image 1>” stays as text), one option a line, "
             f"“{ENGLISH}”; open questions: “{_OPEN}”; greedy, at most 1024 new tokens",
             metric="accuracy by split, discipline and subject",
             scored=(LOCALLY,),

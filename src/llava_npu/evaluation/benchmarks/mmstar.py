@@ -1,4 +1,4 @@
-"""MMStar: questions that need their picture (Chen et al. 2024, arXiv:2403.20330)."""
+"""MMStar: questions that need their image (Chen et al. 2024, arXiv:2403.20330)."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ register(
         description=Description(
             source="https://github.com/MMStar-Benchmark/MMStar (VLMEvalKit: MMStar.tsv)",
             form="MMStar.tsv: index, question, A … D, answer, category, l2_category, image",
-            licence="stated by neither paper nor repository; pictures from other benchmarks",
+            licence="stated by neither paper nor repository; images from other benchmarks",
             prompt=f"question, one option a line, “{ENGLISH}”; greedy, at most 128 new tokens",
             metric="accuracy by category",
             scored=(LOCALLY, MAY_JUDGE),

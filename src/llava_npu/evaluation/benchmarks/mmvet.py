@@ -12,7 +12,7 @@ from llava_npu.evaluation.benchmarks import JUDGE, SERVER, Benchmark, Descriptio
 from llava_npu.evaluation.extraction.open_answers import read_open_table
 from llava_npu.evaluation.formats.json_files import JsonRecord, combined_digest, read_json_table, read_jsonl, read_text
 from llava_npu.evaluation.formats.llava_files import check_unique, llava_question
-from llava_npu.evaluation.formats.locating import PictureFolder, beside, need_beside
+from llava_npu.evaluation.formats.locating import ImageFolder, beside, need_beside
 from llava_npu.evaluation.judge.judging import JudgeRule
 from llava_npu.evaluation.questions import Dataset, Question
 from llava_npu.evaluation.reports.submissions import Submission
@@ -23,7 +23,7 @@ _PROMPT_FILE = "judge_prompt.txt"
 _SCORE = re.compile(r"(?:correctness|score)?\s*[:=|]?\s*([01](?:\.\d+)?|\.\d+)\s*\|?\s*\.?", re.IGNORECASE)
 
 _INSTRUCTION = """\
-Grade a model's answer to a question about a picture against the reference answer. In the reference, <AND> joins parts
+Grade a model's answer to a question about an image against the reference answer. In the reference, <AND> joins parts
 that are all needed, and <OR> joins parts of which one is enough.
 Grades are 0.0 (nothing of it is right), 0.1, 0.2, … 0.9, 1.0 (all of it is right). An answer that gives one of two
 needed parts gets 0.5; wrong additions beside a needed part do not make that part wrong.
@@ -40,12 +40,12 @@ def _read(path: Path) -> Dataset:
     records, digest = read_jsonl(path)
     check_unique(records)
     annotations, annotations_digest = read_json_table(need_beside(path, ("mm-vet.json",), "MM-Vet's own file"))
-    images = PictureFolder(path, ("images", "."))
+    images = ImageFolder(path, ("images", "."))
     questions = [_question(record, images, annotations) for record in records]
     return _with_instruction(Dataset(path, combined_digest([digest, annotations_digest]), tuple(questions)))
 
 
-def _question(record: JsonRecord, images: PictureFolder, annotations: Mapping[str, JsonRecord]) -> Question:
+def _question(record: JsonRecord, images: ImageFolder, annotations: Mapping[str, JsonRecord]) -> Question:
     name = f"v1_{record.need('question_id').removeprefix('v1_')}"
     if name not in annotations:
         raise record.error("question_id", f"{name!r} is not in mm-vet.json.")

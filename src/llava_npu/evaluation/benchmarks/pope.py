@@ -1,7 +1,7 @@
-"""POPE: is an object in the picture that is not there? (Li et al. 2023, arXiv:2305.10355)
+"""POPE: is an object in the image that is not there? (Li et al. 2023, arXiv:2305.10355)
 
 LLaVA's script pairs answers and labels by their order in two files, which one missing or moved line turns into noise
-without a word. Here every question finds its label by picture and question text, or an error names it.
+without a word. Here every question finds its label by image and question text, or an error names it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from llava_npu.evaluation.benchmarks import LOCALLY, Benchmark, Description, Par
 from llava_npu.evaluation.extraction import yes_no
 from llava_npu.evaluation.formats.json_files import JsonRecord, combined_digest, read_jsonl
 from llava_npu.evaluation.formats.llava_files import SHORT, check_unique, llava_question
-from llava_npu.evaluation.formats.locating import PictureFolder, need_beside
+from llava_npu.evaluation.formats.locating import ImageFolder, need_beside
 from llava_npu.evaluation.formats.tables import Row
 from llava_npu.evaluation.questions import Dataset, Question
 from llava_npu.evaluation.statistics.accuracy import (
@@ -36,7 +36,7 @@ from llava_npu.evaluation.statistics.bootstrap import Array
 _RULES = ("strict", "llava", "vlmevalkit")
 _LABEL_FILE = "coco_pope_"
 
-Labels = dict[tuple[str, str], str]  # picture and question → yes or no
+Labels = dict[tuple[str, str], str]  # image and question → yes or no
 
 
 def _read(path: Path) -> Dataset:
@@ -44,7 +44,7 @@ def _read(path: Path) -> Dataset:
         return yes_no.read_yes_no_table(path, _of_row, SHORT)
     records, digest = read_jsonl(path)
     check_unique(records)
-    images = PictureFolder(path, ("val2014", "images", "../coco/val2014", "."))
+    images = ImageFolder(path, ("val2014", "images", "../coco/val2014", "."))
     labels, digests = _read_labels(need_beside(path, ("coco", "annotations", "."), "POPE's label files"))
     questions = [_labelled(record, images, labels) for record in records]
     asked = {(question.category, *_identity(record)) for question, record in zip(questions, records, strict=True)}
@@ -60,16 +60,14 @@ def _of_row(row: Row, question: Question) -> Question:
     return replace(question, group=question.images[0].key if question.images else question.id)
 
 
-def _labelled(
-    record: JsonRecord, images: PictureFolder, labels: Mapping[str, Mapping[tuple[str, str], str]]
-) -> Question:
+def _labelled(record: JsonRecord, images: ImageFolder, labels: Mapping[str, Mapping[tuple[str, str], str]]) -> Question:
     category = record.need("category")
     if category not in labels:
         raise record.error("category", f"{category!r} has no label file. There are labels for: {', '.join(labels)}.")
     key = _identity(record)
     if key not in labels[category]:
         file = f"{_LABEL_FILE}{category}.json"
-        raise record.error("text", f"no label in {file} for picture {key[0]!r}, question {key[1]!r}.")
+        raise record.error("text", f"no label in {file} for image {key[0]!r}, question {key[1]!r}.")
     return llava_question(record, images, answer=labels[category][key], group=record.need("image"))
 
 
@@ -84,7 +82,7 @@ def _read_labels(folder: Path) -> tuple[dict[str, Labels], list[str]]:
             if label not in (yes_no.YES, yes_no.NO):
                 raise record.error("label", f"{label!r} is neither yes nor no.")
             if of_category.setdefault(_identity(record), label) != label:
-                raise record.error("label", "the same question about the same picture is labelled yes and no.")
+                raise record.error("label", "the same question about the same image is labelled yes and no.")
         labels[path.stem.removeprefix(_LABEL_FILE)] = of_category
         digests.append(digest)
     if not labels:
@@ -148,7 +146,7 @@ def _recall(sums: Array) -> Array:
 
 
 def _in_place(unit: Unit, categories: Sequence[str]) -> Unit:
-    """The same amounts in a row that holds those of all categories: pictures are resampled for all of them at once."""
+    """The same amounts in a row that holds those of all categories: images are resampled for all of them at once."""
     amounts = np.zeros((len(categories), 3))
     amounts[categories.index(unit.question.category)] = unit.amounts
     return replace(unit, amounts=tuple(amounts.ravel()))
@@ -178,11 +176,11 @@ register(
         name="pope",
         title="POPE",
         description=Description(
-            source="https://github.com/AoiDragon/POPE (output/coco), questions as LLaVA's eval.zip has them; pictures: "
+            source="https://github.com/AoiDragon/POPE (output/coco), questions as LLaVA's eval.zip has them; images: "
             "COCO val2014",
             form="llava_pope_test.jsonl (question_id, image, text, category) with coco/coco_pope_{adversarial,popular,"
-            "random}.json (image, text, label; joined by picture and question) and val2014/; or VLMEvalKit's POPE.tsv",
-            licence="MIT; COCO annotations CC BY 4.0, pictures under Flickr's terms",
+            "random}.json (image, text, label; joined by image and question) and val2014/; or VLMEvalKit's POPE.tsv",
+            licence="MIT; COCO annotations CC BY 4.0, images under Flickr's terms",
             prompt=f"question, “{SHORT}”; greedy, at most 128 new tokens",
             metric="F1 by category (adversarial, popular, random), their mean, accuracy, precision, recall, share of "
             "yes",

@@ -20,7 +20,7 @@ from llava_npu.evaluation.extraction.choices import (
 )
 from llava_npu.evaluation.formats.json_files import JsonRecord, read_json_list
 from llava_npu.evaluation.formats.llava_files import checked
-from llava_npu.evaluation.formats.locating import PictureFolder
+from llava_npu.evaluation.formats.locating import ImageFolder
 from llava_npu.evaluation.judge import choice_judge
 from llava_npu.evaluation.questions import Dataset, Question
 from llava_npu.evaluation.reports.submissions import Submission, as_json_lines
@@ -41,12 +41,12 @@ def _read(path: Path, language: str) -> Dataset:
     if path.suffix == ".tsv":
         return read_choices(path, instruction=ENGLISH if language == "en" else CHINESE, circular=False)
     records, digest = read_json_list(path)
-    images = PictureFolder(path, ("images_llvisionqa", "images_llviqionqa", "images", "."))
+    images = ImageFolder(path, ("images_llvisionqa", "images_llviqionqa", "images", "."))
     questions = tuple(_question(number, record, images, language) for number, record in enumerate(records))
     return Dataset(path, digest, questions)
 
 
-def _question(number: int, record: JsonRecord, images: PictureFolder, language: str) -> Question:
+def _question(number: int, record: JsonRecord, images: ImageFolder, language: str) -> Question:
     text = checked(record, "question", record.need("question"))
     candidates = record.texts("candidates")
     if not 2 <= len(candidates) <= len(string.ascii_uppercase):

@@ -1,4 +1,4 @@
-"""ScienceQA: school science with and without pictures (Lu et al. 2022, arXiv:2209.09513), the test split."""
+"""ScienceQA: school science with and without images (Lu et al. 2022, arXiv:2209.09513), the test split."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from llava_npu.data.image_sources import ImageSource
 from llava_npu.data.records import IMAGE_MARK
 from llava_npu.evaluation.benchmarks import LOCALLY, Benchmark, Description, Parsed, register
 from llava_npu.evaluation.extraction import letters
 from llava_npu.evaluation.extraction.choices import ABOUT, ENGLISH, parse_choice, read_choices, review_vanilla
-from llava_npu.evaluation.formats.images import ImageSource
 from llava_npu.evaluation.formats.json_files import (
     JsonRecord,
     combined_digest,
@@ -23,7 +23,7 @@ from llava_npu.evaluation.formats.json_files import (
     read_json_table,
 )
 from llava_npu.evaluation.formats.llava_files import check_unique
-from llava_npu.evaluation.formats.locating import PictureFolder, beside, need_beside
+from llava_npu.evaluation.formats.locating import ImageFolder, beside, need_beside
 from llava_npu.evaluation.questions import Dataset, Question
 from llava_npu.evaluation.statistics.accuracy import Score, extraction_rules, hit, tabulate
 
@@ -31,9 +31,9 @@ _SPLIT = "test"
 _MAX_NOTED = 5
 
 
-def _read(path: Path, with_picture: bool) -> Dataset:
+def _read(path: Path, with_image: bool) -> Dataset:
     dataset = _read_table(path) if path.suffix == ".tsv" else _read_llava(path)
-    if not with_picture:
+    if not with_image:
         return dataset
     return replace(dataset, questions=tuple(question for question in dataset.questions if question.images))
 
@@ -47,7 +47,7 @@ def _read_llava(path: Path) -> Dataset:
     check_unique(records, "id")
     problems, problems_digest = read_json_table(need_beside(path, ("problems.json",), "ScienceQA's problems.json"))
     digests = [digest, problems_digest]
-    folder = PictureFolder(path, ("images/test", "images", ".")) if any("image" in r.values for r in records) else None
+    folder = ImageFolder(path, ("images/test", "images", ".")) if any("image" in r.values for r in records) else None
     questions = tuple(_question(record, problems, folder) for record in records)
     notes: list[str] = []
     splits = beside(path, ("pid_splits.json",))
@@ -70,7 +70,7 @@ def _missing(expected: set[str], questions: Sequence[Question]) -> list[str]:
     ]
 
 
-def _question(record: JsonRecord, problems: Mapping[str, JsonRecord], folder: PictureFolder | None) -> Question:
+def _question(record: JsonRecord, problems: Mapping[str, JsonRecord], folder: ImageFolder | None) -> Question:
     name = record.need("id")
     if name not in problems:
         raise record.error("id", f"{name!r} is not in problems.json.")
@@ -84,7 +84,7 @@ def _question(record: JsonRecord, problems: Mapping[str, JsonRecord], folder: Pi
     images: tuple[ImageSource, ...] = ()
     if record.get("image") and folder is not None:
         images = (folder.image(record),)
-    # Where the mark stands in the file does not matter: the picture is put first, as in model_vqa_science.py.
+    # Where the mark stands in the file does not matter: the image is put first, as in model_vqa_science.py.
     asked = members(record, "conversations")[0].need("value")
     if IMAGE_MARK in asked and not images:
         raise record.error("image", f"missing, but the question has {IMAGE_MARK!r}.")
@@ -118,13 +118,13 @@ def _score(questions: Sequence[Question], parsed: Mapping[str, Parsed]) -> list[
     return scores
 
 
-def _scienceqa(name: str, title: str, metric: str, with_picture: bool) -> Benchmark:
+def _scienceqa(name: str, title: str, metric: str, with_image: bool) -> Benchmark:
     return Benchmark(
         name=name,
         title=title,
         description=Description(
             source="https://github.com/lupantech/ScienceQA (data/scienceqa), questions as LLaVA's eval.zip has them; "
-            "VLMEvalKit: ScienceQA_TEST.tsv (questions with pictures only)",
+            "VLMEvalKit: ScienceQA_TEST.tsv (questions with images only)",
             form="llava_test_CQM-A.json (id, image, conversations) with problems.json (choices, answer, subject, "
             "topic), "
             "pid_splits.json and images/test/; or ScienceQA_TEST.tsv in MMBench's form",
@@ -134,7 +134,7 @@ def _scienceqa(name: str, title: str, metric: str, with_picture: bool) -> Benchm
             scored=(LOCALLY,),
         ),
         files=("scienceqa/llava_test_CQM-A.json", "llava_test_CQM-A.json", "ScienceQA_TEST.tsv"),
-        read=partial(_read, with_picture=with_picture),
+        read=partial(_read, with_image=with_image),
         parse=_parse,
         score=_score,
         review=review_vanilla,
@@ -151,8 +151,8 @@ register(
     _scienceqa(
         "scienceqa",
         "ScienceQA (all questions)",
-        "accuracy by subject and topic, and of the questions with a picture (IMG)",
-        with_picture=False,
+        "accuracy by subject and topic, and of the questions with an image (IMG)",
+        with_image=False,
     )
 )
-register(_scienceqa("scienceqa_img", "ScienceQA (IMG)", "accuracy of the questions with a picture", with_picture=True))
+register(_scienceqa("scienceqa_img", "ScienceQA (IMG)", "accuracy of the questions with an image", with_image=True))

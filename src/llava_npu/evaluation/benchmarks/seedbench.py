@@ -1,4 +1,4 @@
-"""SEED-Bench, its questions about pictures (Li et al. 2023, arXiv:2307.16125)."""
+"""SEED-Bench, its questions about images (Li et al. 2023, arXiv:2307.16125)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from llava_npu.evaluation.extraction.choices import (
 )
 from llava_npu.evaluation.formats.json_files import JsonRecord, combined_digest, members, read_json_object, read_jsonl
 from llava_npu.evaluation.formats.llava_files import check_unique, llava_question
-from llava_npu.evaluation.formats.locating import PictureFolder, need_beside
+from llava_npu.evaluation.formats.locating import ImageFolder, need_beside
 from llava_npu.evaluation.questions import Dataset, Question
 from llava_npu.evaluation.reports.submissions import Submission, as_json_lines
 
@@ -37,10 +37,10 @@ def _read(path: Path) -> Dataset:
     if not isinstance(types, dict):
         raise whole.error("question_type", "an object is expected: the name of each type, and its number.")
     names = {str(number): name for name, number in types.items()}
-    images = PictureFolder(path, ("SEED-Bench-image", "."))
+    images = ImageFolder(path, ("SEED-Bench-image", "."))
     # The file's paths begin with the folder, "SEED-Bench-image/1454426_2591111986".
     if any(record.need("image").startswith("SEED-Bench-") for record in records):
-        images = PictureFolder(path, (".",))
+        images = ImageFolder(path, (".",))
     questions = []
     for record in records:
         name = record.need("question_id")
@@ -59,11 +59,11 @@ def _read(path: Path) -> Dataset:
     asked = {question.id for question in questions}
     missing = sum(record.need("data_type") == _IMAGE and name not in asked for name, record in annotations.items())
     if missing:
-        notes.append(f"{missing} questions about pictures are not in the question file: not asked, not scored.")
+        notes.append(f"{missing} questions about images are not in the question file: not asked, not scored.")
     return Dataset(path, combined_digest([digest, whole_digest]), tuple(questions), tuple(notes))
 
 
-def _annotated(record: JsonRecord, annotation: JsonRecord, types: Mapping[str, str], images: PictureFolder) -> Question:
+def _annotated(record: JsonRecord, annotation: JsonRecord, types: Mapping[str, str], images: ImageFolder) -> Question:
     options = {letter: annotation.need(f"choice_{letter.lower()}") for letter in "ABCD"}
     answer = annotation.need("answer")
     if answer not in options:
@@ -99,7 +99,7 @@ register(
             form="llava-seed-bench.jsonl (question_id, image, text) with SEED-Bench.json (questions, question_type) "
             "and "
             "SEED-Bench-image/; or SEEDBench_IMG.tsv in MMBench's form",
-            licence="CC BY-NC 4.0; pictures from CC3M under their own terms",
+            licence="CC BY-NC 4.0; images from CC3M under their own terms",
             prompt=f"question, one option a line, “{ENGLISH}”; greedy, at most 128 new tokens",
             metric="accuracy by type of question",
             scored=(LOCALLY, SERVER),

@@ -1,7 +1,7 @@
-"""TextVQA: reading text in pictures (Singh et al. 2019, arXiv:1904.08920), the validation split.
+"""TextVQA: reading text in images (Singh et al. 2019, arXiv:1904.08920), the validation split.
 
-LLaVA's question file has the picture's id as question id, and prompts that carry OCR tokens. Its script finds a
-question's annotation by picture and lower-case question, which it takes from the prompt's lines; so do we.
+LLaVA's question file has the image's id as question id, and prompts that carry OCR tokens. Its script finds a
+question's annotation by image and lower-case question, which it takes from the prompt's lines; so do we.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from llava_npu.evaluation.extraction.open_answers import (
 )
 from llava_npu.evaluation.formats.json_files import JsonRecord, combined_digest, members, read_json_object, read_jsonl
 from llava_npu.evaluation.formats.llava_files import SHORT, llava_question
-from llava_npu.evaluation.formats.locating import PictureFolder, need_beside
+from llava_npu.evaluation.formats.locating import ImageFolder, need_beside
 from llava_npu.evaluation.questions import Dataset, Question
 
 _OCR = "Reference OCR token:"
@@ -34,7 +34,7 @@ def _read(path: Path) -> Dataset:
     if path.suffix == ".tsv":
         return read_open_table(path)
     records, digest = read_jsonl(path)
-    images = PictureFolder(path, ("train_images", "images", "."))
+    images = ImageFolder(path, ("train_images", "images", "."))
     file = need_beside(path, ("TextVQA_0.5.1_val.json",), "TextVQA's annotations")
     whole, annotations_digest = read_json_object(file)
     annotations = {
@@ -43,20 +43,20 @@ def _read(path: Path) -> Dataset:
     seen: Counter[str] = Counter()
     questions = []
     for record in records:
-        picture = record.need("question_id")
-        seen[picture] += 1
+        image = record.need("question_id")
+        seen[image] += 1
         question = _annotated(record, images, annotations)
-        questions.append(replace(question, id=f"{picture}/{seen[picture]}", group=picture))
+        questions.append(replace(question, id=f"{image}/{seen[image]}", group=image))
     return Dataset(path, combined_digest([digest, annotations_digest]), tuple(questions))
 
 
 def _annotated(
-    record: JsonRecord, images: PictureFolder, annotations: dict[tuple[str, str], tuple[str, ...]]
+    record: JsonRecord, images: ImageFolder, annotations: dict[tuple[str, str], tuple[str, ...]]
 ) -> Question:
     asked = _asked(record)
     key = (record.need("question_id"), asked.lower())
     if not annotations.get(key):
-        raise record.error("text", f"no answers in the annotations for picture {key[0]!r}, question {asked[:80]!r}.")
+        raise record.error("text", f"no answers in the annotations for image {key[0]!r}, question {asked[:80]!r}.")
     return llava_question(
         record, images, text=asked, references=annotations[key], answer=most_frequent(annotations[key])
     )

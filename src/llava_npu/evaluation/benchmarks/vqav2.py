@@ -17,7 +17,7 @@ from llava_npu.evaluation.extraction.open_answers import (
 from llava_npu.evaluation.extraction.vqa import normalise_as_original
 from llava_npu.evaluation.formats.json_files import read_jsonl
 from llava_npu.evaluation.formats.llava_files import SHORT, check_unique, llava_question
-from llava_npu.evaluation.formats.locating import PictureFolder, beside
+from llava_npu.evaluation.formats.locating import ImageFolder, beside
 from llava_npu.evaluation.questions import Dataset
 from llava_npu.evaluation.reports.submissions import Submission, as_json, number_or_text
 
@@ -27,7 +27,7 @@ _WHOLE_TEST = "llava_vqav2_mscoco_test2015.jsonl"
 def _read(path: Path) -> Dataset:
     records, digest = read_jsonl(path)
     check_unique(records)
-    images = PictureFolder(path, ("test2015", "val2014", "images", "."))
+    images = ImageFolder(path, ("test2015", "val2014", "images", "."))
     questions = []
     for record in records:
         answers = record.texts("answers")
@@ -71,10 +71,10 @@ register(
         name="vqav2",
         title="VQA v2 (test-dev)",
         description=Description(
-            source="https://visualqa.org, questions as LLaVA's eval.zip has them; pictures: COCO test2015",
+            source="https://visualqa.org, questions as LLaVA's eval.zip has them; images: COCO test2015",
             form="llava_vqav2_mscoco_test-dev2015.jsonl (question_id, image, text) with test2015/ and, for the "
             f"submission, {_WHOLE_TEST}; lines that have `answers` (ten texts) are scored here",
-            licence="CC BY 4.0; pictures under Flickr's terms",
+            licence="CC BY 4.0; images under Flickr's terms",
             prompt=f"question, “{SHORT}”; greedy, at most 128 new tokens",
             metric="VQA accuracy over ten annotators",
             scored=(SERVER, LOCALLY),

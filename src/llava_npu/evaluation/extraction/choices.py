@@ -20,10 +20,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from llava_npu.data.image_sources import ImageSource
 from llava_npu.data.records import IMAGE_MARK
 from llava_npu.evaluation.benchmarks import Parsed
 from llava_npu.evaluation.extraction.rules import EXTRACTORS
-from llava_npu.evaluation.formats.images import ImageSource
 from llava_npu.evaluation.formats.table_images import TableImages
 from llava_npu.evaluation.formats.tables import Row, Table, read_tsv, unique_indices
 from llava_npu.evaluation.questions import Dataset, Question
@@ -76,7 +76,7 @@ def read_choices(
         open_instruction: the last line where a row has no options; None if every row must have them.
 
     Raises:
-        UserError: anything wrong with the file, naming row and column. (A picture that is missing, or is valid base64
+        UserError: anything wrong with the file, naming row and column. (An image that is missing, or is valid base64
             but cannot be decoded, is no error here: such questions count as wrong when they are asked.)
     """
     table = read_tsv(path, required=("index", "question", "A", "B"))
@@ -174,7 +174,7 @@ def _question(
         raise row.error("question", "empty.")
     for column in ("hint", "question", *string.ascii_uppercase):
         if IMAGE_MARK in row.get(column):
-            raise row.error(column, f"contains {IMAGE_MARK!r}, which stands for the picture; it is put there for you.")
+            raise row.error(column, f"contains {IMAGE_MARK!r}, which stands for the image; it is put there for you.")
     hint = row.text("hint")
     if hint and hint.strip().lower() != "none":
         text = f"{hint}\n{text}"

@@ -46,7 +46,7 @@ def _question(row: Row, images: TableImages, column: str, instruction: str) -> Q
     if not text:
         raise row.error("question", "empty.")
     if IMAGE_MARK in text:
-        raise row.error("question", f"contains {IMAGE_MARK!r}, which stands for the picture; it is put there for you.")
+        raise row.error("question", f"contains {IMAGE_MARK!r}, which stands for the image; it is put there for you.")
     answer = row.get(column).strip()  # "nan" may be a word that somebody read
     references = parse_list(row, column, answer) if answer.startswith("[") else (answer,) if answer else ()
     return Question(

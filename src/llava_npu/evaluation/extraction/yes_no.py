@@ -95,7 +95,7 @@ def read_yes_no_table(path: Path, question: Callable[[Row, Question], Question],
         if not text:
             raise row.error("question", "empty.")
         if IMAGE_MARK in text:
-            raise row.error("question", f"contains {IMAGE_MARK!r}, which stands for the picture.")
+            raise row.error("question", f"contains {IMAGE_MARK!r}, which stands for the image.")
         basis = Question(
             id=row.label("index"),
             text=text,

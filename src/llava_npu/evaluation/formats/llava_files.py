@@ -1,6 +1,6 @@
 """Question files of LLaVA's evaluation scripts: one JSON object a line, its text the whole prompt.
 
-    {"question_id": …, "image": "picture.jpg", "text": "Question?\\nInstruction", "category": "…"}
+    {"question_id": …, "image": "image.jpg", "text": "Question?\\nInstruction", "category": "…"}
 
 (`llava/eval/model_vqa_loader.py` and `model_vqa.py` put "<image>" and a line break before the text, as we do.)
 """
@@ -12,18 +12,18 @@ from typing import Any
 
 from llava_npu.data.records import IMAGE_MARK
 from llava_npu.evaluation.formats.json_files import JsonRecord
-from llava_npu.evaluation.formats.locating import PictureFolder
+from llava_npu.evaluation.formats.locating import ImageFolder
 from llava_npu.evaluation.questions import Question
 
 SHORT = "Answer the question using a single word or phrase."
 
 
-def llava_question(record: JsonRecord, images: PictureFolder, **more: Any) -> Question:
+def llava_question(record: JsonRecord, images: ImageFolder, **more: Any) -> Question:
     """The question of a line.
 
     Args:
         record: the line.
-        images: the folder of its picture.
+        images: the folder of its image.
         more: other attributes of the question, or replacements of those that the line gives.
 
     Raises:
@@ -55,9 +55,9 @@ def bare(prompt: str) -> str:
 
 
 def checked(record: JsonRecord, field: str, text: str) -> str:
-    """The text, or `UserError` if it holds the mark that stands for a picture."""
+    """The text, or `UserError` if it holds the mark that stands for an image."""
     if IMAGE_MARK in text:
-        raise record.error(field, f"contains {IMAGE_MARK!r}, which stands for the picture; it is put there for you.")
+        raise record.error(field, f"contains {IMAGE_MARK!r}, which stands for the image; it is put there for you.")
     return text
 
 

@@ -1,12 +1,12 @@
-"""Finding a benchmark's files: the question file in a data folder, what belongs to it beside it, and its pictures."""
+"""Finding a benchmark's files: the question file in a data folder, what belongs to it beside it, and its images."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
 
+from llava_npu.data.image_sources import ImageFile
 from llava_npu.errors import UserError
-from llava_npu.evaluation.formats.images import ImageFile
 from llava_npu.evaluation.formats.json_files import JsonRecord
 from llava_npu.evaluation.questions import Dataset
 
@@ -49,17 +49,17 @@ def need_beside(file: Path, candidates: Sequence[str], what: str) -> Path:
     return found
 
 
-def check_pictures(dataset: Dataset) -> None:
-    """Raises `UserError` if not one of a dataset's picture files is there: a folder is missing, not a picture."""
+def check_images(dataset: Dataset) -> None:
+    """Raises `UserError` if not one of a dataset's image files is there: a folder is missing, not an image."""
     files = [image for question in dataset.questions for image in question.images if isinstance(image, ImageFile)]
     if files and not any(image.path.is_file() for image in files):
         raise UserError(
-            f"{dataset.path}: none of its {len(files)} pictures is there. The first is looked for at {files[0].path}."
+            f"{dataset.path}: none of its {len(files)} images is there. The first is looked for at {files[0].path}."
         )
 
 
-class PictureFolder:
-    """The folder of the pictures that a question file names."""
+class ImageFolder:
+    """The folder of the images that a question file names."""
 
     def __init__(self, file: Path, candidates: Sequence[str]):
         """
@@ -67,10 +67,10 @@ class PictureFolder:
             file: the question file.
             candidates: folders relative to its own, the preferred one first. A link to a folder elsewhere is followed.
         """
-        self._root = need_beside(file, candidates, "a folder of pictures").resolve()
+        self._root = need_beside(file, candidates, "a folder of images").resolve()
 
     def image(self, record: JsonRecord, field: str = "image") -> ImageFile:
-        """The picture that a field names. Whether it can be read shows when it is opened.
+        """The image that a field names. Whether it can be read shows when it is opened.
 
         Raises:
             UserError: the field is missing, or leads out of the folder.
@@ -78,5 +78,5 @@ class PictureFolder:
         value = record.need(field)
         path = (self._root / value).resolve()
         if not path.is_relative_to(self._root):
-            raise record.error(field, f"{value!r} leads out of the picture folder {self._root}.")
+            raise record.error(field, f"{value!r} leads out of the image folder {self._root}.")
         return ImageFile(path, f"{record.file}, {record.place}")

@@ -1,8 +1,8 @@
-"""The pictures of a tab-separated benchmark: in base64, by reference to another row, or in files beside the table.
+"""The images of a tab-separated benchmark: in base64, by reference to another row, or in files beside the table.
 
-image       a picture in base64; or, in at most 64 characters, the index of the row that holds it; or a list of
+image       an image in base64; or, in at most 64 characters, the index of the row that holds it; or a list of
             either, ['…', '…'], where a question has several (as in VLMEvalKit's MMMU file).
-image_path  picture files below the table's folder, where `image` is empty: one, or a list.
+image_path  image files below the table's folder, where `image` is empty: one, or a list.
 """
 
 from __future__ import annotations
@@ -13,19 +13,19 @@ import binascii
 import hashlib
 from collections.abc import Sequence
 
-from llava_npu.evaluation.formats.images import EmbeddedImage, ImageFile, ImageSource
+from llava_npu.data.image_sources import EmbeddedImage, ImageFile, ImageSource
 from llava_npu.evaluation.formats.tables import Row, Table, missing_column
 
-_MAX_REFERENCE = 64  # characters; a longer `image` is a picture
+_MAX_REFERENCE = 64  # characters; a longer `image` is an image
 
 
 class TableImages:
-    """The pictures of a table; equal ones are held once."""
+    """The images of a table; equal ones are held once."""
 
     def __init__(self, table: Table):
         """
         Raises:
-            UserError: the table has no column for pictures.
+            UserError: the table has no column for images.
         """
         if not {"image", "image_path"} & set(table.columns):
             raise missing_column(table.path, table.columns, "image", "image_path")
@@ -33,7 +33,7 @@ class TableImages:
         self._shared: dict[str, EmbeddedImage] = {}
 
     def of(self, row: Row) -> tuple[ImageSource, ...]:
-        """The pictures of a row, in order; none if both cells are empty.
+        """The images of a row, in order; none if both cells are empty.
 
         Raises:
             UserError: unreadable base64, a reference to nothing, a path that leaves the table's folder.
@@ -56,10 +56,10 @@ class TableImages:
     def _holder(self, row: Row, value: str) -> tuple[Row, str]:
         holder = self._by_index.get(value)
         if holder is None:
-            raise row.error("image", f"{value!r} is neither a picture in base64 nor the index of a row that holds one.")
+            raise row.error("image", f"{value!r} is neither an image in base64 nor the index of a row that holds one.")
         held = _parts(holder, "image", holder.label("image"))
         if len(held) != 1 or len(held[0]) <= _MAX_REFERENCE:
-            raise row.error("image", f"refers to row {holder.number} (index {value}), which holds no picture itself.")
+            raise row.error("image", f"refers to row {holder.number} (index {value}), which holds no image itself.")
         return holder, held[0]
 
     def _from_path(self, row: Row) -> tuple[ImageSource, ...]:

@@ -124,9 +124,9 @@ function expected(one) {
 }
 
 function card(one, rule) {
-  const pictures = one.images.map((place) => place === null
-    ? make("p", { class: "faint small" }, "(picture not in this page)")
-    : make("img", { src: data.pictures[place], alt: `picture of question ${one.id}`, loading: "lazy" }));
+  const images = one.images.map((place) => place === null
+    ? make("p", { class: "faint small" }, "(image not in this page)")
+    : make("img", { src: data.images[place], alt: `image of question ${one.id}`, loading: "lazy" }));
   const labels = [`question ${one.id}`, one.rotation ? `rotation ${one.rotation} of question ${one.group}` : "", one.split, one.l2, one.category];
   const options = Object.entries(one.options).map(([letter, text]) =>
     make("li", letter === one.truth ? { class: "truth" } : {}, `${letter}. ${text}`));
@@ -134,7 +134,7 @@ function card(one, rule) {
     ? make("p", { class: "small" }, make("span", { class: "faint" }, "expected: "), expected(one)) : null;
   const prompt = (one.answers.find((answer) => answer) || {}).prompt;
   return make("article", { id: `q-${one.id}` },
-    make("div", {}, ...(pictures.length ? pictures : [make("p", { class: "faint small" }, "(no picture)")])),
+    make("div", {}, ...(images.length ? images : [make("p", { class: "faint small" }, "(no image)")])),
     make("div", {},
       make("p", { class: "faint small" }, labels.filter((label) => label).join(" · ")),
       make("p", { class: "question" }, one.text),

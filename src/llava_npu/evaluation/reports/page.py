@@ -1,6 +1,6 @@
 """The questions of a run, or of several side by side, as one web page to look through.
 
-One file: pictures, data and script are in it, and it loads nothing. Every question shows its picture, text, options,
+One file: images, data and script are in it, and it loads nothing. Every question shows its image, text, options,
 what each model answered and how each rule read it; they can be filtered by category, by right and wrong, and by words.
 """
 
@@ -19,16 +19,16 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from llava_npu.data.image_sources import ImageSource, UnreadableImageError
 from llava_npu.evaluation.benchmarks import Benchmark
-from llava_npu.evaluation.formats.images import ImageSource, UnreadableImageError
 from llava_npu.evaluation.predictions import Prediction
 from llava_npu.evaluation.questions import Question
 from llava_npu.files.atomic import write_text
 
 MOST_QUESTIONS = 6000  # a browser holds more, but few people's patience does
 THUMBNAIL, LARGE_THUMBNAIL = (320, 320), (640, 640)  # pixels at most; large ones show what small print says
-FEW_PICTURES = 300  # up to which they are large
-MOST_PICTURE_BYTES = 40 * 2**20  # of all pictures in a page, encoded
+MAX_LARGE_THUMBNAILS = 300  # up to which they are large
+MAX_THUMBNAIL_BYTES = 40 * 2**20  # of all images in a page, encoded
 
 
 @dataclass(frozen=True)
@@ -81,13 +81,13 @@ def write_page(
     """
     shown = _spread(questions, MOST_QUESTIONS)
     distinct = {image.key for question in shown for image in question.images}
-    pictures = _Pictures(THUMBNAIL if len(distinct) > FEW_PICTURES else LARGE_THUMBNAIL)
-    cases = [_case(benchmark, question, runs, pictures) for question in shown]
+    images = _Thumbnails(THUMBNAIL if len(distinct) > MAX_LARGE_THUMBNAILS else LARGE_THUMBNAIL)
+    cases = [_case(benchmark, question, runs, images) for question in shown]
     more = []
     if len(shown) < len(questions):
         more.append(f"{path.name} shows {len(shown)} of {len(questions)} questions, evenly spread.")
-    if pictures.left_out:
-        more.append(f"{path.name} leaves out {pictures.left_out} pictures, to stay small.")
+    if images.left_out:
+        more.append(f"{path.name} leaves out {images.left_out} images, to stay small.")
     rules = [rule for rule in benchmark.rules if any(rule in answer["read"] for case in cases for answer in _of(case))]
     data = {
         "title": title,
@@ -95,13 +95,13 @@ def write_page(
         "scores": [asdict(table) for table in scores if table.rows],
         "runs": [run.label for run in runs],
         "rules": rules,
-        "pictures": pictures.encoded,
+        "images": images.encoded,
         "cases": cases,
     }
     write_text(path, _render(title, data))
 
 
-def _case(benchmark: Benchmark, question: Question, runs: Sequence[PageRun], pictures: _Pictures) -> dict[str, Any]:
+def _case(benchmark: Benchmark, question: Question, runs: Sequence[PageRun], images: _Thumbnails) -> dict[str, Any]:
     return {
         "id": question.id,
         "group": question.group,
@@ -113,7 +113,7 @@ def _case(benchmark: Benchmark, question: Question, runs: Sequence[PageRun], pic
         "options": dict(question.options),
         "truth": question.answer,
         "references": Counter(question.references).most_common(),
-        "images": [pictures.place(image) for image in question.images],
+        "images": [images.place(image) for image in question.images],
         "answers": [_answer(benchmark, question, run.predictions.get(question.id)) for run in runs],
     }
 
@@ -134,7 +134,7 @@ def _of(case: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [answer for answer in case["answers"] if answer is not None]
 
 
-class _Pictures:
+class _Thumbnails:
     """Thumbnails, each kept once."""
 
     def __init__(self, size: tuple[int, int]) -> None:
@@ -151,16 +151,16 @@ class _Pictures:
         return self._places[image.key]
 
     def _add(self, image: ImageSource) -> int | None:
-        if self._size > MOST_PICTURE_BYTES:
+        if self._size > MAX_THUMBNAIL_BYTES:
             self.left_out += 1
             return None
         try:
-            picture = image.open()
+            image = image.open()
         except UnreadableImageError:  # it is in the predictions and the notes
             return None
-        picture.thumbnail(self._most)
+        image.thumbnail(self._most)
         stored = io.BytesIO()
-        picture.save(stored, "JPEG", quality=75)
+        image.save(stored, "JPEG", quality=75)
         text = f"data:image/jpeg;base64,{base64.b64encode(stored.getvalue()).decode()}"
         self._size += len(text)
         self.encoded.append(text)

@@ -11,23 +11,23 @@ _HEAD = """# Evaluation
     llava-npu eval BENCHMARK[,BENCHMARK…] --model DIR --data PATH --output DIR
 
 `PATH` is the benchmark's question file, or a folder in which it has one of the names below; what belongs to it
-(annotations, pictures) is looked for beside it. Several benchmarks want a folder, and write to a folder each below
+(annotations, images) is looked for beside it. Several benchmarks want a folder, and write to a folder each below
 `--output`. An interrupted run goes on when the same command is given again; not with another model, other settings or
-other data, pictures beside the question file included. (Of these, size, beginning and end are compared, not place or
-date.) Questions whose pictures could not be read are asked again once the files have changed.
+other data, images beside the question file included. (Of these, size, beginning and end are compared, not place or
+date.) Questions whose images could not be read are asked again once the files have changed.
 
 Data is not downloaded: each benchmark's publishers say who may use it and how. LLaVA's question files are in the
 `eval.zip` that its [docs/Evaluation.md](https://github.com/haotian-liu/LLaVA/blob/main/docs/Evaluation.md) links to;
 VLMEvalKit's tables (`.tsv`) are those that it downloads itself. Their MD5 sums are checked and reported.
 
-The picture comes first in every prompt, on a line of its own. Generation is greedy with one beam. Every answer is read
+The image comes first in every prompt, on a line of its own. Generation is greedy with one beam. Every answer is read
 by several rules, and all their scores are reported: *strict* is ours, the others are those of published scores.
-Pictures that cannot be read count as wrong answers and are reported. Intervals are 95 % bootstrap intervals over groups
-(rotations of a question, questions about one picture).
+Images that cannot be read count as wrong answers and are reported. Intervals are 95 % bootstrap intervals over groups
+(rotations of a question, questions about one image).
 
 `--output` gets `predictions.jsonl` (prompt, answer, readings, time of every question), `report.json`, `report.md`,
 `scores.csv`, `differences.csv` (answers that the rules read differently; `--differences` prints them), `report.html`
-(every question with its picture, options and answer, to be filtered by category, right and wrong, and words; one file
+(every question with its image, options and answer, to be filtered by category, right and wrong, and words; one file
 that loads nothing), `samples.json` (what the scores were computed from) and, where a benchmark has a server or a tool
 of its own, its files under `submission/`.
 
@@ -54,8 +54,8 @@ needs the benchmark's data; all else is in the runs' folders.
 
 ## Speed
 
-Questions about the same picture are answered in one batch, longest first. A picture's features are computed once for
-all of them, and so are the keys and values of what their prompts begin with: the system text, the picture, and for the
+Questions about the same image are answered in one batch, longest first. An image's features are computed once for
+all of them, and so are the keys and values of what their prompts begin with: the system text, the image, and for the
 rotations of one question the question itself. `--answer likelihood` scores all options in one pass instead of writing.
 `--devices N` (or `torchrun --nproc-per-node N -m llava_npu eval …`, also over several machines that share `--output`)
 spreads the questions over N devices. All this changes no answer beyond rounding, so an interrupted run may go on with
@@ -68,7 +68,7 @@ its tasks run on every device that this project knows:
 
     python -m lmms_eval --model llava_npu --model_args pretrained=runs/finetune --tasks mmbench_en_dev --batch_size 16
 
-Pictures come first in a prompt, decoding is greedy, batches are answered as above. Tested with release 0.7.3 and two
+Images come first in a prompt, decoding is greedy, batches are answered as above. Tested with release 0.7.3 and two
 local tasks, one that generates and one that compares likelihoods (for which lmms-eval wants `--force_simple`); the
 answers are those of `llava-npu eval`. Not there: videos, sounds, and several rounds.
 

@@ -1,6 +1,6 @@
 """Confidence intervals by resampling groups.
 
-Rows of one group (rotations of one question, questions about one picture) are not independent, so groups are drawn with
+Rows of one group (rotations of one question, questions about one image) are not independent, so groups are drawn with
 replacement, not rows: the cluster bootstrap with percentile limits (Efron and Tibshirani 1993, An Introduction to the
 Bootstrap). At the edge, where every group is right or every group is wrong, resampling cannot vary and the interval is
 a single point.

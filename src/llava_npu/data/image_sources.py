@@ -1,7 +1,7 @@
 """Where a question's image comes from, opened only when a model is about to see it.
 
-An image is known by its `key`, so that the rotations of a question, and all questions about one picture, share one
-entry in a feature cache. A picture that cannot be decoded raises `UnreadableImageError` when it is opened, not when the
+An image is known by its `key`, so that the rotations of a question, and all questions about one image, share one
+entry in a feature cache. An image that cannot be decoded raises `UnreadableImageError` when it is opened, not when the
 benchmark is read: the runner counts such questions as wrong and reports them.
 """
 
@@ -18,7 +18,7 @@ from llava_npu.errors import UserError
 
 
 class UnreadableImageError(UserError):
-    """A picture that is missing or cannot be decoded."""
+    """An image that is missing or cannot be decoded."""
 
 
 class ImageSource(Protocol):
@@ -29,12 +29,12 @@ class ImageSource(Protocol):
         """Equal for equal images."""
 
     def open(self) -> Image.Image:
-        """The decoded picture in RGB. Raises `UnreadableImageError`."""
+        """The decoded image in RGB. Raises `UnreadableImageError`."""
 
 
 @dataclass(frozen=True)
 class EmbeddedImage:
-    """An encoded picture (PNG, JPEG, …) held in memory, as MMBench-form files carry them."""
+    """An encoded image (PNG, JPEG, …) held in memory, as MMBench-form files carry them."""
 
     key: str
     data: bytes = field(repr=False, compare=False)
@@ -46,7 +46,7 @@ class EmbeddedImage:
 
 @dataclass(frozen=True)
 class ImageFile:
-    """A picture in a file, or in an archive of them."""
+    """An image in a file, or in an archive of them."""
 
     path: ImagePath
     origin: str = field(compare=False)
@@ -61,7 +61,7 @@ class ImageFile:
 
 @dataclass(frozen=True)
 class LoadedImage:
-    """A picture that is already decoded."""
+    """An image that is already decoded."""
 
     key: str
     image: Image.Image = field(repr=False, compare=False)
