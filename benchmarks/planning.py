@@ -43,6 +43,7 @@ from llava_npu.config import RunConfig
 from llava_npu.planning.check import Prediction, predict
 from llava_npu.planning.target import this_machine
 from llava_npu.training import train
+from llava_npu.training.resolve import ResolvedRun
 
 MIB = 2**20
 PROJECTORS: dict[str, dict[str, Any]] = {
@@ -93,7 +94,7 @@ def compare(settings: Iterable[Setting], folder: Path, kind: str) -> Iterator[Co
     before = _allocated(device)  # of this process's first run on: tables that are made once and stay are a run's own
     for number, setting in enumerate(settings):
         config = run_config(setting, material, folder / f"run-{number}", kind)
-        prediction = predict(config, this_machine(device, 1, 1, config.precision))
+        prediction = predict(ResolvedRun(config), this_machine(device, 1, 1, config.precision))
         yield Comparison(setting, prediction, measure(config, device, before))
 
 

@@ -74,6 +74,7 @@ def test_recipes_run_at_debug_size(
 ) -> None:
     """Stage 1 and all that go on from it."""
     from llava_npu.debug_size.assets import prepare
+    from llava_npu.debug_size.config import load_at_debug_size
     from llava_npu.models import load
     from llava_npu.training import train
     from llava_npu.training.monitoring.metrics import read_metrics
@@ -82,7 +83,7 @@ def test_recipes_run_at_debug_size(
     following = [each for each in RECIPES if load_config(RECIPES[each]).model.checkpoint == f"runs/{name}"]
     assert following
     for each in [name, *following]:
-        run = load_config(RECIPES[each], ["device=cpu", "precision=fp32"], debug_size=True)
+        run = load_at_debug_size(RECIPES[each], ["device=cpu", "precision=fp32"])
         prepare(run)
         train(run)
         assert len(read_metrics(run.output_path)) == 2
@@ -92,7 +93,8 @@ def test_recipes_run_at_debug_size(
 
 def test_a_stage_whose_first_did_not_run_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from llava_npu.debug_size.assets import prepare
+    from llava_npu.debug_size.config import load_at_debug_size
 
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match="First: llava-npu train llava-npu-7b-align --debug-size"):
-        prepare(load_config(RECIPES["llava-npu-7b-finetune"], debug_size=True))
+        prepare(load_at_debug_size(RECIPES["llava-npu-7b-finetune"]))

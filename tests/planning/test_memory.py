@@ -14,10 +14,10 @@ import torch
 
 from llava_npu.config import RunConfig
 from llava_npu.ops.attention import npu as npu_attention
-from llava_npu.planning.architecture import find_tokenizer, model_config
 from llava_npu.planning.dry_run import BatchShape, fake_model, trace_step
 from llava_npu.planning.memory import ENGINES, Engine, Sizes, peak
 from llava_npu.planning.tracing import Held, Trace, between
+from llava_npu.training.resolve import ResolvedRun
 
 MakeRun = Callable[..., RunConfig]
 BENCHMARK = Path(__file__).resolve().parents[2] / "benchmarks" / "planning.py"
@@ -54,7 +54,7 @@ def test_predicted_peaks_are_those_of_whole_runs(
 
 def test_sizes_in_between_lie_on_a_line(make_run: MakeRun) -> None:
     run = make_run(precision="bf16")
-    config, _ = model_config(run, find_tokenizer(run))
+    config = ResolvedRun(run).model
 
     def traced(rows: int) -> Trace:
         model = fake_model(config, run.resolved_parts, torch.bfloat16, checkpointing=False)
@@ -66,7 +66,7 @@ def test_sizes_in_between_lie_on_a_line(make_run: MakeRun) -> None:
 
 def test_planning_for_an_npu_needs_none_and_leaves_nothing_behind(make_run: MakeRun) -> None:
     run = make_run()
-    config, _ = model_config(run)
+    config = ResolvedRun(run).model
     model = fake_model(config, run.resolved_parts, torch.bfloat16, checkpointing=False)
     shape = BatchShape(2, 40, 10, 2)
     fused, plain, again = (trace_step(model, shape, torch.bfloat16, kind) for kind in ("npu", "cpu", "npu"))

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 import statistics
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +22,12 @@ from llava_npu.config import RunConfig, load_config, render_config
 from llava_npu.data.dataset import ConversationDataset
 from llava_npu.data.plan import Plan
 from llava_npu.planning import check
-from llava_npu.planning.architecture import find_tokenizer, model_config
 from llava_npu.planning.plan import plan_run
 from llava_npu.planning.samples import Samples, expected_samples
 from llava_npu.planning.sizing import choose_sizing
 from llava_npu.planning.target import Target, product
-from llava_npu.training import train
 from llava_npu.training.batch_layout import choose_layout
+from llava_npu.training.resolve import ResolvedRun
 from llava_npu.training.trainer import build_model
 
 MakeRun = Callable[..., RunConfig]
@@ -61,20 +62,23 @@ def test_a_published_recipe_is_planned_offline(tmp_path: Path) -> None:
 
 def test_a_second_stage_is_planned_before_the_first_has_run() -> None:
     run = load_config(RECIPES / "llava-v1.5-7b-finetune.yaml")
-    config, remarks = model_config(run, recipes=RECIPES)
+    resolved = ResolvedRun(run, recipes=RECIPES)
+    config, remarks = resolved.model, resolved.remarks
     assert config.text_config.hidden_size == 4096
     assert config.text_config.vocab_size == 32064
     assert config.num_image_tokens == 576
     assert "llava-v1.5-7b-align.yaml" in remarks[0]
     with pytest.raises(UserError, match=r"model\.checkpoint: /none/there does not exist"):
-        model_config(run.model_copy(update={"model": run.model.model_copy(update={"checkpoint": "/none/there"})}))
+        _ = ResolvedRun(
+            run.model_copy(update={"model": run.model.model_copy(update={"checkpoint": "/none/there"})})
+        ).model
 
 
 def test_a_model_that_cannot_be_had_is_one_clear_error(make_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     run = make_run(model={"vision_tower": "google/siglip-so400m-patch14-384", "language_model": "some/model"})
     with pytest.raises(UserError, match="language_model: some/model is not in the cache") as info:
-        model_config(run)
+        _ = ResolvedRun(run).model
     assert "llava-npu download some/model" in str(info.value)
     assert "lmsys/vicuna-7b-v1.5" in str(info.value)
 
@@ -82,7 +86,7 @@ def test_a_model_that_cannot_be_had_is_one_clear_error(make_run: MakeRun, monkey
 def test_the_planned_model_is_the_one_that_is_built(make_run: MakeRun) -> None:
     for projector, options in (("mlp2x_gelu", {}), ("c_abstractor", {"num_queries": 4, "hidden_size": 16})):
         run = make_run(model={"projector": projector, "projector_options": options})
-        planned, _ = model_config(run, find_tokenizer(run))
+        planned = ResolvedRun(run).model
         built = build_model(run)[0].config
         assert planned.text_config.vocab_size == built.text_config.vocab_size
         assert planned.projector_options == built.projector_options
@@ -96,23 +100,23 @@ def test_a_tower_is_planned_for_the_pictures_that_its_image_processor_makes(make
     tower = {"vision_tower": str(tmp_path / "resnet"), "vision_feature_layer": -1, "projector": "linear"}
     for size in (None, 64):
         run = make_run(model={**tower, "image_size": size})
-        planned, remarks = model_config(run)
+        resolved = ResolvedRun(run)
+        planned, remarks = resolved.model, resolved.remarks
         built = build_model(run)[0].config
         assert planned.tower == built.tower
         assert planned.num_image_tokens == built.num_image_tokens
         assert remarks == []
     (tmp_path / "resnet/preprocessor_config.json").unlink()
-    _, remarks = model_config(make_run(model=tower))
+    remarks = ResolvedRun(make_run(model=tower)).remarks
     assert "taken to make 224 pixels" in remarks[0]
 
 
 def test_tiles_are_planned_as_the_pictures_make_them(make_run: MakeRun, tmp_path: Path) -> None:
     run = make_run(model={"image_aspect_ratio": "anyres"})
-    tokenizer = find_tokenizer(run)
-    planned, _ = model_config(run, tokenizer)
+    planned = ResolvedRun(run).model
     model, processor = build_model(run)
     assert planned.tiling == model.config.tiling
-    samples = expected_samples(run, planned, tokenizer)
+    samples = expected_samples(ResolvedRun(run))
     dataset = ConversationDataset(check_records(run), processor)
     items = [dataset[index] for index in range(len(dataset))]
     assert samples.lengths == tuple(len(item.input_ids) for item in items)
@@ -121,8 +125,8 @@ def test_tiles_are_planned_as_the_pictures_make_them(make_run: MakeRun, tmp_path
     assert max(tiles) > 2  # of two pictures, each several
     assert samples.tiles
 
-    squares = plan_run(make_run(), small_target(8 * 2**30), 0.4)
-    plan = plan_run(run, small_target(8 * 2**30), 0.4)
+    squares = plan_run(ResolvedRun(make_run()), small_target(8 * 2**30), 0.4)
+    plan = plan_run(ResolvedRun(run), small_target(8 * 2**30), 0.4)
     assert plan.work.sample.forward > 1.5 * squares.work.sample.forward  # three tiles for each picture, and text
     assert plan.configured.at_configured.device.total > squares.configured.at_configured.device.total
     assert not any("square" in remark for remark in plan.remarks)
@@ -130,15 +134,13 @@ def test_tiles_are_planned_as_the_pictures_make_them(make_run: MakeRun, tmp_path
     model.save_pretrained(tmp_path / "anyres")
     processor.save_pretrained(tmp_path / "anyres")
     checkpoint = {"checkpoint": str(tmp_path / "anyres"), "vision_tower": None, "language_model": None}
-    assert model_config(make_run(model=checkpoint))[0].tiling == planned.tiling
-    assert model_config(make_run(model={**checkpoint, "image_aspect_ratio": "pad"}))[0].tiling is None
+    assert ResolvedRun(make_run(model=checkpoint)).model.tiling == planned.tiling
+    assert ResolvedRun(make_run(model={**checkpoint, "image_aspect_ratio": "pad"})).model.tiling is None
 
 
 def test_samples_are_measured_on_the_data(make_run: MakeRun) -> None:
     run = make_run()
-    tokenizer = find_tokenizer(run)
-    model, _ = model_config(run, tokenizer)
-    samples = expected_samples(run, model, tokenizer)
+    samples = expected_samples(ResolvedRun(run))
     _, processor = build_model(run)
     dataset = ConversationDataset(check_records(run), processor)
     lengths = [len(dataset[index].input_ids) for index in range(len(dataset))]
@@ -162,9 +164,7 @@ def test_the_expected_longest_of_some_samples() -> None:
 
 def test_packed_rows_are_as_long_as_packing_makes_them(make_run: MakeRun) -> None:
     run = make_run(pack_tokens=256)
-    tokenizer = find_tokenizer(run)
-    model, _ = model_config(run, tokenizer)
-    sizing = choose_sizing(run, expected_samples(run, model, tokenizer), 1)
+    sizing = choose_sizing(run, expected_samples(ResolvedRun(run)), 1)
     _, processor = build_model(run)
     records = check_records(run)
     layout = choose_layout(
@@ -182,21 +182,23 @@ def _console() -> Any:
 
 def test_a_language_model_that_reads_no_text_is_refused(make_run: MakeRun, material: Path) -> None:
     with pytest.raises(UserError, match="a model of type 'clip_vision_model', which reads no text"):
-        model_config(make_run(model={"language_model": str(material / "clip")}))
+        _ = ResolvedRun(make_run(model={"language_model": str(material / "clip")})).model
 
 
 def test_a_batch_must_divide_over_the_devices(make_run: MakeRun) -> None:
     with pytest.raises(UserError, match="batch_size: 8 does not divide over 3 devices; use 6 or 9"):
-        plan_run(make_run(), small_target(64 * MIB, count=3), mfu=0.4)
+        plan_run(ResolvedRun(make_run()), small_target(64 * MIB, count=3), mfu=0.4)
 
 
 @pytest.mark.parametrize("adapters", [False, True])
 def test_more_memory_allows_more(make_run: MakeRun, adapters: bool) -> None:
     parts = {"parts": {"language_model": {"train": "lora"}}} if adapters else {}
-    ample = plan_run(make_run(**parts), small_target(64 * MIB), mfu=0.4)
+    ample = plan_run(ResolvedRun(make_run(**parts)), small_target(64 * MIB), mfu=0.4)
     largest_of_all = ample.options[0].at_largest
     assert largest_of_all is not None
-    tight = plan_run(make_run(**parts), small_target(largest_of_all.device.total), mfu=0.4)  # of which a part is spare
+    tight = plan_run(
+        ResolvedRun(make_run(**parts)), small_target(largest_of_all.device.total), mfu=0.4
+    )  # of which a part is spare
     assert ample.fits
     assert ample.recommended is not None
     assert ample.recommended.largest == 8
@@ -231,16 +233,25 @@ def test_products_have_their_memory_and_peak() -> None:
 
 
 def test_training_refuses_what_cannot_fit(
-    make_run: MakeRun, device: torch.device, monkeypatch: pytest.MonkeyPatch
+    make_run: MakeRun, device: torch.device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = make_run(device=device.type)
-    assert check.refuse_what_cannot_fit(run, check_device(device), 1) is None  # far too small to be looked at
+    assert check.refuse_what_cannot_fit(ResolvedRun(run), 1) is None  # far too small to be looked at
+    path = tmp_path / "run.yaml"
+    path.write_text(render_config(run))
+    start = partial(CliRunner().invoke, app)
     monkeypatch.setattr(check, "this_machine", lambda *_, **__: small_target(2 * MIB))
-    with pytest.raises(UserError, match=r"the run does not fit: at its peak each device is to hold \d.*weights .*MiB"):
-        train(run)
+    refused = start(["train", str(path)])
+    assert isinstance(refused.exception, UserError)
+    assert re.match(
+        r"the run does not fit: at its peak each device is to hold \d.*weights .*MiB", str(refused.exception)
+    )
     assert not run.output_path.exists()
-    assert (train(run, ignore_plan=True) / "config.json").is_file()
-    train(run)  # finished: nothing is left to fit
+    started = start(["train", str(path), "--ignore-plan"])
+    assert "warning: the run does not fit" in started.stderr
+    assert (run.output_path / "model/config.json").is_file()
+    assert start(["train", str(path)]).exit_code == 0  # finished: nothing is left to fit
+    assert isinstance(start(["train", str(path), "--fresh"]).exception, UserError)
 
 
 def test_a_layer_that_cannot_be_planned_is_trained_all_the_same(
@@ -251,11 +262,5 @@ def test_a_layer_that_cannot_be_planned_is_trained_all_the_same(
 
     monkeypatch.setattr(check, "this_machine", lambda *_, **__: small_target(2 * MIB))
     monkeypatch.setattr(check, "predict", cannot)
-    outcome = check.refuse_what_cannot_fit(make_run(), check_device(torch.device("cpu")), 1)
+    outcome = check.refuse_what_cannot_fit(ResolvedRun(make_run(device="cpu")), 1)
     assert outcome == "warning: the run's memory could not be planned (aten::nonzero depends on data)"
-
-
-def check_device(device: torch.device) -> Any:
-    from llava_npu import devices
-
-    return devices.select(device.type)

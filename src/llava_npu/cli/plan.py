@@ -36,11 +36,12 @@ def plan(
     from llava_npu.planning.plan import plan_run
     from llava_npu.planning.report import render_plan
     from llava_npu.planning.target import find_target
+    from llava_npu.training.resolve import ResolvedRun
 
     path = find_recipe(config)
-    run = load_config(path, overrides or [])
-    target = find_target(device, num_devices, nodes, run.precision, run.device)
-    made = plan_run(run, target, mfu, recipes=path.parent)
+    run = ResolvedRun(load_config(path, overrides or []), recipes=path.parent)
+    target = find_target(device, num_devices, nodes, run.config.precision, run.config.device)
+    made = plan_run(run, target, mfu)
     if as_json:
         typer.echo(json.dumps(made.to_dict(), indent=1, ensure_ascii=False))
     else:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import os
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from llava_npu.distributed.interruption import EXIT_STATUS
+
+if TYPE_CHECKING:
+    from llava_npu.config import RunConfig
 
 
 def train(
@@ -40,12 +42,9 @@ def train(
     Exit status: 0 the model is there; 2 something you can mend; 75 stopped by SIGTERM or Ctrl-C with all saved, so that
     the same command continues.
     """
-    from llava_npu.config import load_config, render_config
-    from llava_npu.config.recipes import find_recipe
+    from llava_npu.config import render_config
 
-    run = load_config(
-        find_recipe(config), [*(overrides or []), *([f"device={device}"] if device else [])], debug_size=debug_size
-    )
+    run = _read(config, [*(overrides or []), *([f"device={device}"] if device else [])], debug_size)
     if print_config:
         typer.echo(render_config(run), nl=False)
         return
@@ -58,11 +57,29 @@ def train(
         flags = _flags(device, **switches, ignore_plan=ignore_plan)
         _launch(devices, [config, *(overrides or []), *flags])
         return
+    from llava_npu.distributed import processes
+    from llava_npu.planning.check import refuse_what_cannot_fit
     from llava_npu.training import train as run_training
+    from llava_npu.training.resolve import ResolvedRun
 
-    model = run_training(run, fresh=fresh, accept_changes=accept_changes, ignore_plan=ignore_plan)
-    if os.environ.get("RANK", "0") == "0":
+    resolved = ResolvedRun(run)
+    outcome = refuse_what_cannot_fit(resolved, processes.world_size(), fresh=fresh, only_warn=ignore_plan)
+    if outcome is not None and processes.rank() == 0:
+        typer.echo(outcome, err=True)
+    model = run_training(resolved, fresh=fresh, accept_changes=accept_changes)
+    if processes.rank() == 0:
         typer.echo(f"The model is in {model}")
+
+
+def _read(config: str, overrides: list[str], debug_size: bool) -> RunConfig:
+    from llava_npu.config import load_config
+    from llava_npu.config.recipes import find_recipe
+
+    if not debug_size:
+        return load_config(find_recipe(config), overrides)
+    from llava_npu.debug_size.config import load_at_debug_size
+
+    return load_at_debug_size(find_recipe(config), overrides)
 
 
 def _flags(device: str | None, **switches: bool) -> list[str]:

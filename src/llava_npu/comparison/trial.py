@@ -39,6 +39,7 @@ from llava_npu.config import RunConfig
 from llava_npu.config.comparison import BenchmarkConfig
 from llava_npu.data.records import load_records
 from llava_npu.devices import Device
+from llava_npu.distributed import processes
 from llava_npu.distributed.interruption import EXIT_STATUS, RunStopped
 from llava_npu.errors import UserError, nearest
 from llava_npu.evaluation import run as runner
@@ -54,8 +55,10 @@ from llava_npu.files.atomic import write_text
 from llava_npu.inference.features import FeatureCache
 from llava_npu.models import load
 from llava_npu.models.loaded import LoadedModel
+from llava_npu.planning.check import refuse_what_cannot_fit
 from llava_npu.training import train
 from llava_npu.training.parts import STAGE_TEMPLATES
+from llava_npu.training.resolve import ResolvedRun
 from llava_npu.training.trainer import build_model
 
 _LONGEST_DESCRIPTION = 20  # tokens
@@ -97,7 +100,7 @@ def run_cell(folder: Path, device_name: str) -> Result | None:
     console = Console(file=sys.stderr, width=160)
     peaks = {run.stage: _train(run, device_name, device, cell.folder, console) for run in _runs(cell)}
 
-    if not _is_first():
+    if processes.rank() != 0:
         # A process that left now would close connections that others may still be reading from. If the first one fails,
         # the launcher ends this one.
         while read_result(folder, measured) is None:
@@ -153,11 +156,6 @@ def run_cell(folder: Path, device_name: str) -> Result | None:
     return result
 
 
-def _is_first() -> bool:
-    """Whether this is the first of the processes that a launcher started together, or the only one."""
-    return int(os.environ.get("RANK", 0)) == 0
-
-
 def _is_impossible(folder: Path) -> bool:
     """Whether the cell's parts do not fit each other, so that there is no model to train: asked once it has failed."""
     try:
@@ -177,10 +175,13 @@ def _train(run: RunConfig, device_name: str, device: Device, folder: Path, conso
     if part.is_file():
         return int(json.loads(part.read_text(encoding="utf-8"))["peak_memory"])
     device.reset_peak_memory()
-    train(run.model_copy(update={"device": device_name}), console=console)
+    resolved = ResolvedRun(run.model_copy(update={"device": device_name}))
+    if (outcome := refuse_what_cannot_fit(resolved, processes.world_size())) is not None:
+        console.print(outcome)
+    train(resolved, console=console)
     peak = device.memory().peak
     device.empty_cache()
-    if _is_first():
+    if processes.rank() == 0:
         write_text(part, json.dumps({"peak_memory": peak}) + "\n")
     return peak
 

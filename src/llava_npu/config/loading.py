@@ -17,38 +17,39 @@ from llava_npu.errors import UserError, nearest
 _Schema = TypeVar("_Schema", bound=BaseModel)
 
 
-def load_config(path: str | Path, overrides: Sequence[str] = (), *, debug_size: bool = False) -> RunConfig:
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     """Reads a run's configuration.
 
     Args:
         path: a YAML file. Its key `base` may name another file, or several, whose values hold where it has none.
         overrides: such as `optimizer.learning_rate=2e-5`; values are YAML, later ones win.
-        debug_size: the same run on tiny models and data, which `llava_npu.debug_size.assets.prepare` makes.
 
     Raises:
         UserError: the file or an override is wrong; all mistakes are listed, each with its key.
     """
-    if not debug_size:
-        return load_as(RunConfig, path, overrides)
-    from llava_npu.debug_size.config import at_debug_size
-
-    return _with_overrides(RunConfig, at_debug_size(load_as(RunConfig, path)), overrides, f"{path} at debug size", {})
+    return load_as(RunConfig, path, overrides)
 
 
 def load_as(schema: type[_Schema], path: str | Path, overrides: Sequence[str] = ()) -> _Schema:
     """As `load_config`, for any schema."""
     values, origin = _read_with_bases(schema, Path(path))
-    return _with_overrides(schema, values, overrides, str(path), origin)
+    return override(schema, values, overrides, str(path), origin)
 
 
-def _with_overrides(
-    schema: type[_Schema], values: dict[str, Any], overrides: Sequence[str], path: str, origin: dict[str, str]
+def override(
+    schema: type[_Schema],
+    values: dict[str, Any],
+    overrides: Sequence[str],
+    where: str,
+    origin: Mapping[str, str] | None = None,
 ) -> _Schema:
-    for override in overrides:
-        key, value = _parse_override(override)
+    """Sets `key=value` overrides in `values`, then checks them as `validate` does."""
+    places = dict(origin or {})
+    for each in overrides:
+        key, value = _parse_override(each)
         set_key(values, key, value, "command line")
-        origin[key] = f"command line: {override}"
-    return validate(schema, values, path, origin)
+        places[key] = f"command line: {each}"
+    return validate(schema, values, where, places)
 
 
 def validate(
@@ -165,14 +166,14 @@ def _keys(values: Mapping[str, Any], prefix: str = "") -> list[str]:
     return keys
 
 
-def _parse_override(override: str) -> tuple[str, Any]:
-    key, equals, text = override.partition("=")
+def _parse_override(given: str) -> tuple[str, Any]:
+    key, equals, text = given.partition("=")
     if not equals or not key:
-        raise UserError(f"command line: {override!r} is not of the form key=value, as in optimizer.learning_rate=2e-5.")
+        raise UserError(f"command line: {given!r} is not of the form key=value, as in optimizer.learning_rate=2e-5.")
     try:
         return key, yaml.load(text, _Loader)
     except yaml.YAMLError as error:
-        raise UserError(f"command line: {override!r}: the value is not valid YAML: {error}") from None
+        raise UserError(f"command line: {given!r}: the value is not valid YAML: {error}") from None
 
 
 def _explain(schema: type[BaseModel], problem: Any, path: str, origin: Mapping[str, str]) -> str:

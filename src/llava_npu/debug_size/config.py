@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from llava_npu.config import load_config
 from llava_npu.config.comparison import ComparisonConfig
+from llava_npu.config.loading import override, validate
 from llava_npu.config.schema import RunConfig
+from llava_npu.models.projectors.registry import make_options
 
 FOLDER = Path("runs/debug-size")
 ASSETS = FOLDER / "assets"
@@ -16,11 +20,18 @@ _WIDTH = 64  # of projectors that have a width of their own
 _RANK = 8
 
 
-def at_debug_size(config: RunConfig) -> dict[str, Any]:
-    """The values of the same run on tiny models and a few pictures; what they hold is in `assets`.
+def load_at_debug_size(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """Reads a run's configuration as `load_config` does, on tiny models and a few images (from `assets.prepare`).
 
     A run that starts from another's checkpoint starts from what that run left at debug size.
+
+    Args:
+        overrides: applied last, to the run at debug size.
     """
+    return override(RunConfig, _run_values(load_config(path)), overrides, f"{path} at debug size")
+
+
+def _run_values(config: RunConfig) -> dict[str, Any]:
     values = config.model_dump(mode="json")
     values["output"] = str(FOLDER / config.output_path.name)
     if config.model.checkpoint is not None:
@@ -39,8 +50,12 @@ def at_debug_size(config: RunConfig) -> dict[str, Any]:
     return values | {"epochs": 1, "max_steps": None, "batch_size": 8, "micro_batch_size": 4}
 
 
-def comparison_at_debug_size(config: ComparisonConfig) -> dict[str, Any]:
-    """The values of the same comparison on one tiny encoder, a few pictures and questions about them."""
+def comparison_at_debug_size(config: ComparisonConfig, path: str | Path) -> ComparisonConfig:
+    """The same comparison on one tiny encoder, a few images and questions about them."""
+    return validate(ComparisonConfig, _comparison_values(config), f"{path} at debug size")
+
+
+def _comparison_values(config: ComparisonConfig) -> dict[str, Any]:
     values = config.model_dump(mode="json")
     for stage, data in (("align", "captions"), ("finetune", "conversations")):
         if values[stage] is not None:
@@ -67,6 +82,4 @@ def _small_projector(entry: str | dict[str, Any]) -> dict[str, Any]:
 
 
 def _small_options(projector: str) -> dict[str, int]:
-    from llava_npu.models.projectors.registry import make_options
-
     return {"hidden_size": _WIDTH} if hasattr(make_options(projector), "hidden_size") else {}

@@ -17,6 +17,16 @@ from llava_npu.errors import UserError
 _FOREIGN_ENGINES = ("ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_FSDP")
 
 
+def rank() -> int:
+    """This process's number in its launch, also before `join`."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def world_size() -> int:
+    """The number of processes of this launch, also before `join`."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 @contextmanager
 def join(device: Device, needs_group: bool) -> Iterator[Accelerator]:
     """Joins this process to the others of its launch, if there are any.
@@ -36,7 +46,7 @@ def join(device: Device, needs_group: bool) -> Iterator[Accelerator]:
     # DeepSpeed, which accelerate imports where it is installed, else looks for a device itself and talks about it.
     os.environ.setdefault("DS_ACCELERATOR", device.kind)
     _check_number(device)
-    launched = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    launched = world_size() > 1
     ours = (launched or needs_group) and not dist.is_initialized()
     if ours:
         gloo = "gloo" if device.kind == "cpu" else f"cpu:gloo,{device.kind}:{device.distributed_backend}"

@@ -5,16 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from llava_npu.config import RunConfig
-from llava_npu.devices import Device
 from llava_npu.errors import UserError
 from llava_npu.models.configuration import LlavaNpuConfig
-from llava_npu.planning.architecture import find_tokenizer, model_config
 from llava_npu.planning.memory import Peak, configured_engine
 from llava_npu.planning.options import MemoryModel
 from llava_npu.planning.report import amount
 from llava_npu.planning.samples import Samples, expected_samples
 from llava_npu.planning.sizing import choose_sizing
 from llava_npu.planning.target import Target, this_machine
+from llava_npu.training.resolve import ResolvedRun
+from llava_npu.training.run_folder import is_finished
 
 # Of the usable memory, what a run may take by a generous bound without its step being traced, which takes a second.
 SURELY = 0.5
@@ -33,40 +33,43 @@ class Prediction:
         return self.peak.device.total <= self.target.usable_memory
 
 
-def predict(config: RunConfig, target: Target) -> Prediction:
+def predict(run: ResolvedRun, target: Target) -> Prediction:
     """The peak of one device, of the engine and sizes that the run configures.
 
     Raises:
         UserError: a model's configuration cannot be had, or the batch does not divide over the devices.
     """
-    tokenizer = find_tokenizer(config)
-    model, _ = model_config(config, tokenizer)
-    samples = expected_samples(config, model, tokenizer)
+    config, samples = run.config, expected_samples(run)
     sizing = choose_sizing(config, samples, target.count)
-    memory = MemoryModel(config, model, sizing, target)
+    memory = MemoryModel(config, run.model, sizing, target)
     peak = memory.peak(configured_engine(config), config.gradient_checkpointing, sizing.configured)
     return Prediction(peak, target, samples)
 
 
 def refuse_what_cannot_fit(
-    config: RunConfig, device: Device, num_processes: int, *, only_warn: bool = False
+    run: ResolvedRun, num_processes: int, *, fresh: bool = False, only_warn: bool = False
 ) -> str | None:
     """Predicts a run's peak on the devices that it is about to use.
 
     Args:
+        fresh: a finished run starts over; otherwise nothing is left of it that needs to fit.
         only_warn: return what would be raised.
 
     Returns:
-        The prediction in a line; None where a run so small that it surely fits was not looked at closely.
+        The prediction in a line; None where a run so small that it surely fits was not looked at closely, or the run
+        is finished.
 
     Raises:
         UserError: it cannot fit; the message says what would.
     """
+    config, device = run.config, run.device
+    if is_finished(config.output_path) and not fresh:
+        return None
     target = this_machine(device, num_processes, 1, config.precision, for_time=False)
-    if _surely_fits(config, target):
+    if _generous_bound(config, run.model, target) <= SURELY * target.usable_memory:
         return None
     try:
-        prediction = predict(config, target)
+        prediction = predict(run, target)
     except RuntimeError as error:  # a layer that cannot run without numbers: no reason not to train it
         return f"warning: the run's memory could not be planned ({(str(error).splitlines() or ['?'])[0]})"
     peak, usable = prediction.peak.device, target.usable_memory
@@ -82,11 +85,6 @@ def refuse_what_cannot_fit(
     if only_warn:
         return f"warning: {problem}"
     raise UserError(f"{problem} --ignore-plan starts it all the same.")
-
-
-def _surely_fits(config: RunConfig, target: Target) -> bool:
-    model, _ = model_config(config)
-    return _generous_bound(config, model, target) <= SURELY * target.usable_memory
 
 
 def _generous_bound(config: RunConfig, model: LlavaNpuConfig, target: Target) -> int:

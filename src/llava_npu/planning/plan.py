@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from llava_npu.config import RunConfig
 from llava_npu.models.flops import FlopModel, Flops, flop_model
-from llava_npu.planning.architecture import find_tokenizer, model_config
 from llava_npu.planning.memory import configured_engine
 from llava_npu.planning.options import MemoryModel, Option, options, recommended
 from llava_npu.planning.samples import Samples, expected_samples
 from llava_npu.planning.sizing import Sizing, choose_sizing
 from llava_npu.planning.target import Target
+from llava_npu.training.resolve import ResolvedRun
 
 
 @dataclass(frozen=True)
@@ -81,21 +80,19 @@ class RunPlan:
         return {**values, "fits": self.fits}
 
 
-def plan_run(config: RunConfig, target: Target, mfu: float, recipes: Path | None = None) -> RunPlan:
-    """Plans a run from its configuration.
+def plan_run(run: ResolvedRun, target: Target, mfu: float) -> RunPlan:
+    """Plans a run from configurations alone.
 
     Args:
         mfu: part of the devices' peak that the run is taken to reach, padding and recomputation not counted as work.
-        recipes: see `model_config`.
 
     Raises:
         UserError: a model's configuration cannot be had, or the batch does not divide over the devices.
     """
-    tokenizer = find_tokenizer(config)
-    model, remarks = model_config(config, tokenizer, recipes)
-    samples = expected_samples(config, model, tokenizer)
+    config, remarks = run.config, list(run.remarks)
+    samples = expected_samples(run)
     sizing = choose_sizing(config, samples, target.count)
-    memory = MemoryModel(config, model, sizing, target)
+    memory = MemoryModel(config, run.model, sizing, target)
     engine = configured_engine(config)
     choices = options(memory, sizing, target, engine)
     if config.lora.base_bits is not None:

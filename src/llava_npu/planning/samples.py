@@ -16,8 +16,9 @@ from llava_npu.errors import UserError
 from llava_npu.models.configuration import LlavaNpuConfig
 from llava_npu.models.vision.anyres import TYPICAL, Size
 from llava_npu.planning.published import PublishedData, published_data
-from llava_npu.training.data import open_run_data, sources
+from llava_npu.training.data import sources
 from llava_npu.training.parts import STAGE_TEMPLATES
+from llava_npu.training.resolve import ResolvedRun
 
 # Records that are tokenized to know the lengths of all.
 PROBED = 256
@@ -68,15 +69,14 @@ class Samples:
         return total
 
 
-def expected_samples(config: RunConfig, model: LlavaNpuConfig, tokenizer: Any | None) -> Samples:
+def expected_samples(run: ResolvedRun) -> Samples:
     """The samples of a run: its own if data and tokenizer are here, those of a published data set, or an assumption."""
+    config, model = run.config, run.model
     known = published_data(Path(sources(config.data)[0].path).name)
-    if all(Path(source.path).exists() for source in sources(config.data)) or any(
-        "*" in str(source.path) for source in sources(config.data)
-    ):
-        records = open_run_data(config.data).training
-        if tokenizer is not None:
-            return probe_samples(records, tokenizer, config, model)
+    if run.has_data:
+        records = run.data.training
+        if run.tokenizer is not None:
+            return probe_samples(records, run.tokenizer, config, model)
         described = known or published_data(_ASSUMED[config.stage])
         assert described is not None
         return replace(_described(described, config, model), count=len(records))

@@ -32,7 +32,6 @@ from llava_npu.models.vision.feature_cache import (
     space_needed,
 )
 from llava_npu.ops.install import install_kernels
-from llava_npu.planning.check import refuse_what_cannot_fit
 from llava_npu.training.bad_samples import note_bad_samples, refuse_too_many, rewind_bad_samples
 from llava_npu.training.batch_layout import choose_layout, describe_layout
 from llava_npu.training.batches import MicroBatch, steps
@@ -45,7 +44,7 @@ from llava_npu.training.checkpointing.export import (
     with_pristine_frozen_parts,
 )
 from llava_npu.training.compiling import compile_layers
-from llava_npu.training.data import RunData, data_fingerprint, images_of, open_run_data
+from llava_npu.training.data import RunData, images_of
 from llava_npu.training.engines import Engine, open_engine
 from llava_npu.training.loss import SupervisedLoss
 from llava_npu.training.monitoring.jsonl import NONFINITE_STEPS, rewind_lines
@@ -61,17 +60,17 @@ from llava_npu.training.optimizer import build_optimizer, schedule, set_learning
 from llava_npu.training.parts import STAGE_TEMPLATES, prepare_parts, trained_parameters
 from llava_npu.training.precision import compute_dtype
 from llava_npu.training.quantization import check_quantization
+from llava_npu.training.resolve import ResolvedRun
 from llava_npu.training.run_folder import check_disk_space, is_finished, only_process, open_run
 from llava_npu.training.step_statistics import count_together
 from llava_npu.training.validation import is_due, validation_loss
 
 
 def train(
-    config: RunConfig,
+    run: ResolvedRun | RunConfig,
     *,
     fresh: bool = False,
     accept_changes: bool = False,
-    ignore_plan: bool = False,
     console: Console | None = None,
 ) -> Path:
     """Trains one stage, going on from the newest checkpoint in the run folder if there is one.
@@ -79,10 +78,9 @@ def train(
     Every process of a launch calls it.
 
     Args:
-        config: the run.
+        run: its configuration, or what has been found out about it already.
         fresh: delete what a run with this output folder left, and start over.
         accept_changes: go on although the configuration or the data changed since the run began.
-        ignore_plan: start also what, by its plan, does not fit into memory.
         console: where progress goes; by default the terminal.
 
     Returns:
@@ -93,19 +91,15 @@ def train(
         RunStopped: SIGTERM or SIGINT came; all is saved.
     """
     console = console or Console(stderr=True, soft_wrap=True)
-    device = devices.select(config.device)
+    run = run if isinstance(run, ResolvedRun) else ResolvedRun(run)
+    config, device = run.config, run.device
     check_quantization(config, device)
     devices.apply_environment(device, console.print)
     check_trackers(config.trackers)
     with processes.join(device, needs_group=config.engine != "ddp") as accelerator:
         if not accelerator.is_main_process:
             console = Console(quiet=True)
-        data = open_run_data(config.data)
-        fingerprint = data_fingerprint(config.data)
-        if fresh or not is_finished(config.output_path):
-            outcome = refuse_what_cannot_fit(config, device, accelerator.num_processes, only_warn=ignore_plan)
-            if outcome is not None:
-                console.print(outcome)
+        data, fingerprint = run.data, run.data_fingerprint
         with (
             _run_folder(config, fingerprint, accelerator, fresh, accept_changes) as folder,
             stop_on_signal(console.print) as stop,

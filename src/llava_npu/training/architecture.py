@@ -17,11 +17,11 @@ from llava_npu.models.composing import EMBEDDING_MULTIPLE, chosen_resolutions
 from llava_npu.models.configuration import LlavaNpuConfig
 from llava_npu.models.loading import MODEL_FOLDER
 from llava_npu.models.projectors import grid_defaults
+from llava_npu.models.published import published_model, published_models
 from llava_npu.models.sources import read_source
 from llava_npu.models.vision.image_processors import load_image_processor
 from llava_npu.models.vision.resizing import picture_size, set_size
 from llava_npu.models.vision.towers import describe_tower
-from llava_npu.planning.published import published_model, published_models
 
 _PROCESSOR_FILE = "preprocessor_config.json"
 _USUAL_SIZE = (224, 224)  # of convolutional towers, whose configuration names none
@@ -149,7 +149,7 @@ def _part(source: str, field: str, remarks: list[str]) -> Any:
         pass  # not in the hub's cache
     known = published_model(source)
     if known is not None:
-        remarks.append(f"{field} {source}: its published shape (planning/published.py)")
+        remarks.append(f"{field} {source}: its published shape (models/published.py)")
         return known
     try:
         return AutoConfig.from_pretrained(fetch(parsed, field, weights=False))
