@@ -26,7 +26,7 @@ class JudgeServer:
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
                 with lock:
                     outer.requests.append(body)
-                    outer.headers.append(dict(self.headers))
+                    outer.headers.append({name.title(): value for name, value in self.headers.items()})
                     outer.paths.append(self.path)
                     answer = respond(body)
                 if isinstance(answer, tuple):
@@ -44,8 +44,8 @@ class JudgeServer:
                 self.send_response(status)
                 if status == 307:
                     self.send_header("Location", "/elsewhere")
-                if status == 429:
-                    self.send_header("Retry-After", "7")
+                self.send_header("Retry-After-Ms", "1")  # tests do not wait
+                self.send_header("Content-Type", "application/json" if body.startswith(b"{") else "text/plain")
                 self.send_header("Content-Length", str(len(body)))
                 self.end_headers()
                 self.wfile.write(body)
