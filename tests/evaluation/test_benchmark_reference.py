@@ -9,7 +9,7 @@ from evaluation_samples import FakeAnswerer, circular_rows, knows, write_tsv
 
 from llava_npu.errors import UserError
 from llava_npu.evaluation.benchmarks import available
-from llava_npu.evaluation.formats.checksums import checksum_note, md5_of
+from llava_npu.evaluation.formats.datasets import checksum_note, md5_of
 from llava_npu.evaluation.formats.locating import find_data
 from llava_npu.evaluation.reports.reference import facts, reference
 from llava_npu.evaluation.run import evaluate

@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 
 from llava_npu.errors import UserError
 from llava_npu.evaluation.benchmarks import get
-from llava_npu.evaluation.extraction import letters
+from llava_npu.evaluation.extraction import rules
 from llava_npu.evaluation.questions import Question
 from llava_npu.evaluation.reports.report import Report
 from llava_npu.evaluation.run import evaluate
@@ -62,12 +62,12 @@ OPTIONS = dict(zip("ABC", ("x", "y", "z"), strict=True))
     ],
 )
 def test_scienceqa_rule(answer: str, expected: str | None) -> None:
-    assert letters.scienceqa(answer, OPTIONS) == expected
+    assert rules.scienceqa(answer, OPTIONS) == expected
 
 
 @given(st.text(max_size=20))
 def test_letters_are_options_or_nothing(answer: str) -> None:
-    for rule in (letters.scienceqa, letters.exact):
+    for rule in (rules.scienceqa, rules.exact):
         assert rule(answer, OPTIONS) in (*OPTIONS, None)
 
 

@@ -168,7 +168,7 @@ def test_stored_answers_are_read_by_this_versions_rules(bench: Path, tmp_path: P
     path.write_text(stored.replace('"strict": "A"', '"strict": "B"', 3), encoding="utf-8")
     report = evaluate("mmbench", bench, FakeAnswerer(always_a), tmp_path / "out")
     assert report.overall("every rotation").value == 0.25
-    assert "3 answers had been read by other rules (another version's?); they were read anew." in report.notes
+    assert "3 answers had been read by other rules (another version's?); they were read again." in report.notes
     assert path.read_text(encoding="utf-8") == stored
 
 
@@ -328,3 +328,17 @@ def test_terminal_table(report: Report) -> None:
 def test_overall_asks_for_what_is_there(report: Report) -> None:
     with pytest.raises(KeyError, match="there are"):
         report.overall("circulair")
+
+
+def test_a_question_with_half_a_character_costs_only_itself(tmp_path: Path) -> None:
+    lines = [{"question_id": n, "question": f"What is {n}?", "answer": "red"} for n in (1, 2, 3)]
+    lines[1]["question"] = "What is \ud83d?"
+    data = tmp_path / "own.jsonl"
+    data.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    answerer = FakeAnswerer(lambda question: "red")
+    report = evaluate("vqa_jsonl", data, answerer, tmp_path / "out")
+    assert sorted(answerer.asked) == ["1", "3"]
+    assert report.overall("exact match").value == pytest.approx(2 / 3)
+    assert "1 questions could not be answered and count as wrong: 2: its text holds half of a surrogate pair" in (
+        " ".join(report.notes)
+    )

@@ -13,7 +13,7 @@ from evaluation_samples import FakeAnswerer
 
 from llava_npu.data.image_sources import ImageFile
 from llava_npu.errors import UserError
-from llava_npu.evaluation.image_fingerprints import fingerprint_images
+from llava_npu.evaluation.fingerprints import fingerprint_images
 from llava_npu.evaluation.predictions import read_predictions
 from llava_npu.evaluation.questions import Question
 from llava_npu.evaluation.reports.comparison import compare_runs, read_runs

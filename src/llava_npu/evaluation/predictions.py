@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -28,7 +29,7 @@ class Prediction:
         seconds: the batch's time divided by its questions.
         error: why there is no answer, if there is none.
         scores: log-probability of each option, where the answer was chosen by likelihood.
-        image_files: fingerprint of the image files that were shown (see `image_fingerprints`).
+        image_files: fingerprint of the image files that were shown (see `fingerprints`).
     """
 
     id: str
@@ -113,7 +114,8 @@ def cut_torn_line(path: Path, whole: int) -> int:
 
 
 def _as_lines(predictions: Iterable[Prediction]) -> str:
-    return "".join(json.dumps(asdict(prediction), ensure_ascii=False) + "\n" for prediction in predictions)
+    lines = "".join(json.dumps(asdict(prediction), ensure_ascii=False) + "\n" for prediction in predictions)
+    return re.sub("[\ud800-\udfff]", lambda half: f"\\u{ord(half[0]):04x}", lines)  # as JSON escapes them
 
 
 def _parse(line: bytes) -> Prediction | None:

@@ -27,6 +27,7 @@ class Question:
         rotation: how many places the options are rotated against the group's first question.
         category, l2_category, split: the benchmark's own labels; "" where it has none.
         facts: what else the benchmark's scores or its submission file need of the record, by its own names.
+        defect: why no model can be asked this; "" normally. Such a question counts as wrong.
     """
 
     id: str
@@ -42,6 +43,7 @@ class Question:
     l2_category: str = ""
     split: str = ""
     facts: Mapping[str, str] = field(default_factory=dict)
+    defect: str = ""
 
     @property
     def concept(self) -> str:

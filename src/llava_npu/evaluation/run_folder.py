@@ -24,7 +24,7 @@ from typing import Any
 
 from llava_npu.data.image_sources import ImageFile
 from llava_npu.errors import UserError
-from llava_npu.evaluation.image_fingerprints import fingerprint_images
+from llava_npu.evaluation.fingerprints import fingerprint_images
 from llava_npu.evaluation.predictions import (
     Prediction,
     append_predictions,

@@ -12,7 +12,7 @@ from typing import Any
 from llava_npu.data.image_sources import ImageSource
 from llava_npu.data.records import IMAGE_MARK
 from llava_npu.evaluation.benchmarks import LOCALLY, Benchmark, Description, Parsed, register
-from llava_npu.evaluation.extraction import letters
+from llava_npu.evaluation.extraction import rules
 from llava_npu.evaluation.extraction.choices import ABOUT, ENGLISH, parse_choice, read_choices, review_vanilla
 from llava_npu.evaluation.formats.json_files import (
     JsonRecord,
@@ -104,7 +104,7 @@ def _question(record: JsonRecord, problems: Mapping[str, JsonRecord], folder: Im
 
 
 def _parse(question: Question, answer: str) -> Parsed:
-    return {**parse_choice(question, answer), "llava": letters.scienceqa(answer, question.options)}
+    return {**parse_choice(question, answer), "llava": rules.scienceqa(answer, question.options)}
 
 
 def _score(questions: Sequence[Question], parsed: Mapping[str, Parsed]) -> list[Score]:
@@ -139,7 +139,7 @@ def _scienceqa(name: str, title: str, metric: str, with_image: bool) -> Benchmar
         score=_score,
         review=review_vanilla,
         max_new_tokens=1024,
-        rules={**ABOUT, "llava": letters.SCIENCEQA_ABOUT},
+        rules={**ABOUT, "llava": rules.SCIENCEQA_ABOUT},
         checksums={
             "ScienceQA_TEST.tsv": "e42e9e00f9c59a80d8a5db35bc32b71f",
             "ScienceQA_VAL.tsv": "96320d05e142e585e7204e72affd29f3",

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from llava_npu.evaluation.benchmarks import LOCALLY, SERVER, Benchmark, Description, Parsed, register
-from llava_npu.evaluation.extraction import letters
+from llava_npu.evaluation.extraction import rules
 from llava_npu.evaluation.extraction.choices import (
     ABOUT,
     ENGLISH,
@@ -77,7 +77,7 @@ def _annotated(record: JsonRecord, annotation: JsonRecord, types: Mapping[str, s
 
 
 def _parse(question: Question, answer: str) -> Parsed:
-    return {**parse_choice(question, answer), "llava": letters.exact(answer, question.options)}
+    return {**parse_choice(question, answer), "llava": rules.exact(answer, question.options)}
 
 
 def _lines(dataset: Dataset, answers: Mapping[str, str]) -> Mapping[str, bytes]:
@@ -110,7 +110,7 @@ register(
         score=score_vanilla,
         review=review_vanilla,
         max_new_tokens=128,
-        rules={**ABOUT, "llava": letters.EXACT_ABOUT},
+        rules={**ABOUT, "llava": rules.EXACT_ABOUT},
         checksums={"SEEDBench_IMG.tsv": "68017231464752261a2526d6ca3a10c0"},
         submission=Submission("seed_bench.jsonl: question_id, prediction (the leaderboard's notebook)", _lines),
     )

@@ -1,14 +1,20 @@
-"""From a benchmark and a path to its questions."""
+"""From a benchmark and a path to its questions; and whether the file is a published one."""
 
 from __future__ import annotations
 
+import hashlib
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
 from llava_npu.errors import UserError
 from llava_npu.evaluation.benchmarks import Benchmark
 from llava_npu.evaluation.formats.locating import check_images, find_data
-from llava_npu.evaluation.questions import Dataset
+from llava_npu.evaluation.questions import Dataset, Question
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
+_HASHED_AT_ONCE = 2**20  # bytes
 
 
 def read_dataset(benchmark: Benchmark, data: Path) -> Dataset:
@@ -25,9 +31,88 @@ def read_dataset(benchmark: Benchmark, data: Path) -> Dataset:
     if not dataset.questions:
         raise UserError(f"{dataset.path} holds no question of {benchmark.title}.")
     check_images(dataset)
-    return replace(dataset, notes=(*dataset.notes, *_blind_notes(dataset)))
+    questions = tuple(map(_with_whole_characters, dataset.questions))
+    return replace(dataset, questions=questions, notes=(*dataset.notes, *_blind_notes(dataset)))
+
+
+def _with_whole_characters(question: Question) -> Question:
+    """The question as it can be written to any file; with a defect if its prompt had half a character."""
+    texts = (
+        question.id,
+        question.prompt,
+        question.text,
+        question.category,
+        question.l2_category,
+        question.split,
+        question.answer,
+    )
+    parts = [*texts, *question.references, *question.options.values(), *question.facts.values()]
+    if not any(_SURROGATE.search(part) for part in parts if part):
+        return question
+    half = _SURROGATE.search(question.prompt)
+    defect = f"its text holds half of a surrogate pair ({half[0].encode('unicode_escape').decode()})" if half else ""
+    return replace(
+        question,
+        id=_whole(question.id),
+        group=_whole(question.group),
+        prompt=_whole(question.prompt),
+        text=_whole(question.text),
+        category=_whole(question.category),
+        l2_category=_whole(question.l2_category),
+        split=_whole(question.split),
+        answer=None if question.answer is None else _whole(question.answer),
+        references=tuple(map(_whole, question.references)),
+        options={letter: _whole(text) for letter, text in question.options.items()},
+        facts={name: _whole(text) for name, text in question.facts.items()},
+        defect=question.defect or defect,
+    )
+
+
+def _texts(question: Question) -> Iterator[str]:
+    yield from (question.id, question.group, question.prompt, question.text, question.answer or "")
+    yield from (question.category, question.l2_category, question.split)
+    yield from (*question.references, *question.options.values(), *question.facts.values())
+
+
+def _whole(text: str) -> str:
+    return _SURROGATE.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
 def _blind_notes(dataset: Dataset) -> list[str]:
     blind = sum(not question.images for question in dataset.questions)
     return [f"{blind} of {len(dataset.questions)} questions have no image: asked in text alone."] if blind else []
+
+
+def checksum_notes(benchmark: Benchmark, path: Path) -> list[str]:
+    """Which published file this is, if it is one whose MD5 is known."""
+    if not benchmark.checksums or path.suffix != ".tsv":  # only VLMEvalKit's tables have published sums
+        return []
+    return [checksum_note(path, md5_of(path), benchmark.checksums)]
+
+
+def md5_of(path: Path) -> str:
+    """A file's MD5: what publishers of benchmarks give. (It tells files apart; it proves nothing about an attacker.)"""
+    digest = hashlib.md5(usedforsecurity=False)
+    with path.open("rb") as file:
+        while chunk := file.read(_HASHED_AT_ONCE):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def checksum_note(path: Path, md5: str, known: Mapping[str, str]) -> str:
+    """Which published file it is, if any.
+
+    Args:
+        path: the file.
+        md5: its MD5.
+        known: published file → MD5.
+    """
+    same = [name for name, published in known.items() if published == md5]
+    if same:
+        return f"Data: the published {same[0]} (MD5 {md5})."
+    if path.name in known:
+        return (
+            f"Data: {path.name} has the MD5 {md5}, not {known[path.name]} as published. It was changed, or is another "
+            "release: scores may not be comparable."
+        )
+    return f"Data: MD5 {md5}, which is none of the published files ({', '.join(known)})."

@@ -155,12 +155,12 @@ class _Thumbnails:
             self.left_out += 1
             return None
         try:
-            image = image.open()
+            opened = image.open()
         except UnreadableImageError:  # it is in the predictions and the notes
             return None
-        image.thumbnail(self._most)
+        opened.thumbnail(self._most)
         stored = io.BytesIO()
-        image.save(stored, "JPEG", quality=75)
+        opened.save(stored, "JPEG", quality=75)
         text = f"data:image/jpeg;base64,{base64.b64encode(stored.getvalue()).decode()}"
         self._size += len(text)
         self.encoded.append(text)
