@@ -40,7 +40,7 @@ from transformers import (
 
 from llava_npu import devices
 from llava_npu.config import RunConfig
-from llava_npu.planning.check import Prediction, predict
+from llava_npu.planning.check import MemoryPrediction, predict
 from llava_npu.planning.target import this_machine
 from llava_npu.training import train
 from llava_npu.training.resolve import ResolvedRun
@@ -73,7 +73,7 @@ class Comparison:
     """Bytes."""
 
     setting: Setting
-    prediction: Prediction
+    prediction: MemoryPrediction
     measured: int
 
     @property

@@ -15,8 +15,9 @@ import torch
 from llava_npu.config import RunConfig
 from llava_npu.ops.attention import npu as npu_attention
 from llava_npu.planning.dry_run import BatchShape, fake_model, trace_step
-from llava_npu.planning.memory import ENGINES, Engine, Sizes, peak
-from llava_npu.planning.tracing import Held, Trace, between
+from llava_npu.planning.memory import EngineChoice, StepShape, engine_choices, peak
+from llava_npu.planning.tracing import Held, StepTrace, between
+from llava_npu.training.engines import ModelSizes
 from llava_npu.training.resolve import ResolvedRun
 
 MakeRun = Callable[..., RunConfig]
@@ -56,7 +57,7 @@ def test_sizes_in_between_lie_on_a_line(make_run: MakeRun) -> None:
     run = make_run(precision="bf16")
     config = ResolvedRun(run).model
 
-    def traced(rows: int) -> Trace:
+    def traced(rows: int) -> StepTrace:
         model = fake_model(config, run.resolved_parts, torch.bfloat16, checkpointing=False)
         return trace_step(model, BatchShape(rows, 40, 10 * rows, rows), torch.bfloat16, "cpu")
 
@@ -74,8 +75,8 @@ def test_planning_for_an_npu_needs_none_and_leaves_nothing_behind(make_run: Make
     assert _most(fused).activations < _most(plain).activations + 2048**2  # but for the mask, fused operators hold less
 
 
-SIZES = Sizes(trained=7_500_000_000, frozen=0, largest_unit=0, rest=0, compute_bytes=2)
-NOTHING = Trace((Held(gradients=1),), Held(gradients=1), 0)
+SIZES = ModelSizes(trained=7_500_000_000, frozen=0, largest_unit=0, rest=0, compute_bytes=2)
+NOTHING = StepTrace((Held(gradients=1),), Held(gradients=1), 0)
 
 
 def test_shards_are_those_of_the_zero_paper() -> None:
@@ -84,34 +85,37 @@ def test_shards_are_those_of_the_zero_paper() -> None:
     The paper's gradients are 16-bit; ours are accumulated in float32, 2 bytes more per parameter and device.
     """
     more = 2 * SIZES.trained / 64
-    for engine, paper in ((Engine("zero2"), 16.6e9), (Engine("zero3"), 1.9e9)):
-        held = peak(engine, NOTHING, SIZES, devices=64).device
+    for engine, paper in ((EngineChoice("zero2"), 16.6e9), (EngineChoice("zero3"), 1.9e9)):
+        held = peak(engine, NOTHING, SIZES, StepShape(devices=64)).device
         assert held.total - held.buffers - more == pytest.approx(paper, rel=0.02)
-    offloaded = peak(Engine("zero3", True, True), NOTHING, SIZES, devices=64)
+    offload = EngineChoice("zero3", {"offload_optimizer": True, "offload_parameters": True})
+    offloaded = peak(offload, NOTHING, SIZES, StepShape(devices=64))
     assert offloaded.device.total == offloaded.device.buffers
     assert offloaded.host == pytest.approx(18 * SIZES.trained / 64)
 
 
 def test_every_engine_keeps_less_than_whole_copies() -> None:
-    held = {engine.name: peak(engine, NOTHING, SIZES, devices=8).device for engine in ENGINES}
+    held = {each.label: peak(each, NOTHING, SIZES, StepShape(devices=8)).device for each in engine_choices()}
     kept = {engine: each.total - each.buffers for engine, each in held.items()}
     assert kept["ddp"] == 16 * SIZES.trained
     assert kept["fsdp2"] == 2 * SIZES.trained
     assert kept["ddp"] > kept["zero2"] > kept["zero3"] > kept["fsdp2"]
     assert kept["zero3+offload"] == kept["fsdp2+offload"] == 0
-    hybrid = peak(Engine("fsdp2", shard_group=2), NOTHING, SIZES, devices=8).device
+    hybrid = peak(EngineChoice("fsdp2", {"shard_group": 2}), NOTHING, SIZES, StepShape(devices=8)).device
     assert hybrid.optimizer == 4 * held["fsdp2"].optimizer
     assert held["ddp"].buffers == 4 * SIZES.trained  # buckets
 
 
 def test_gradients_of_earlier_micro_batches_are_there_from_the_start() -> None:
     early, late = Held(activations=100, gradients=0), Held(activations=10, gradients=4_000)
-    trace = Trace((early, late), replace(late, activations=0), 0)
-    sizes = Sizes(trained=1_000, frozen=0, largest_unit=0, rest=0, compute_bytes=4)
-    once, twice = (peak(Engine("ddp"), trace, sizes, 1, micro_batches).device for micro_batches in (1, 2))
+    trace = StepTrace((early, late), replace(late, activations=0), 0)
+    sizes = ModelSizes(trained=1_000, frozen=0, largest_unit=0, rest=0, compute_bytes=4)
+    once, twice = (
+        peak(EngineChoice("ddp"), trace, sizes, StepShape(1, micro_batches)).device for micro_batches in (1, 2)
+    )
     assert (once.activations, twice.activations) == (10, 100)
     assert once.gradients == twice.gradients == 4_000
 
 
-def _most(trace: Trace) -> Held:
+def _most(trace: StepTrace) -> Held:
     return max(trace.moments, key=lambda held: held.total)

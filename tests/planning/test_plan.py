@@ -55,7 +55,7 @@ def test_a_published_recipe_is_planned_offline(tmp_path: Path) -> None:
     assert found["work"]["hours"] == pytest.approx(558_128 * 16.3e12 / (0.4 * 353.9e12) / 3600, rel=0.01)
     weights = found["configured"]["at_configured"]["device"]["weights"]
     assert weights == pytest.approx(2 * 7.06e9, rel=0.01)
-    assert found["recommended"]["engine"]["kind"] == "ddp"
+    assert found["recommended"]["engine"]["name"] == "ddp"
     assert 1 <= found["recommended"]["largest"] <= 32
     assert found["recommended"]["at_largest"]["device"]["activations"] < 58 * 2**30
 

@@ -26,14 +26,14 @@ from small_run import in_two_processes, small_run
 ENGINES: dict[str, dict[str, Any]] = {
     "ddp": {"engine": "ddp"},
     "fsdp2": {"engine": "fsdp2"},
-    "fsdp2-hybrid": {"engine": "fsdp2", "fsdp2": {"shard_group": 1}},
-    "fsdp2-offload": {"engine": "fsdp2", "fsdp2": {"offload": True}, "gradient_checkpointing": True},
+    "fsdp2-hybrid": {"engine": "fsdp2", "engine_options": {"shard_group": 1}},
+    "fsdp2-offload": {"engine": "fsdp2", "engine_options": {"offload": True}, "gradient_checkpointing": True},
     "zero2": {"engine": "zero2"},
-    "zero2-offload": {"engine": "zero2", "zero": {"offload_optimizer": True}},
+    "zero2-offload": {"engine": "zero2", "engine_options": {"offload_optimizer": True}},
     "zero3": {"engine": "zero3"},
     "zero3-offload": {
         "engine": "zero3",
-        "zero": {"offload_optimizer": True, "offload_parameters": True},
+        "engine_options": {"offload_optimizer": True, "offload_parameters": True},
         "gradient_checkpointing": True,
     },
 }
@@ -96,7 +96,7 @@ class Runs:
             for name, changes in variants.items():
                 two[f"{engine}-{name}"] = run(f"{engine}-{name}", micro_batch_size=1, engine=engine, **changes)
             two[f"{engine}-bf16"] = run(f"{engine}-bf16", engine=engine, micro_batch_size=2, precision="bf16")
-        half = {"micro_batch_size": 2, "precision": "fp16", "fsdp2": {"offload": True}}
+        half = {"micro_batch_size": 2, "precision": "fp16", "engine_options": {"offload": True}}
         two["fsdp2-fp16"] = run("fsdp2-fp16", engine="fsdp2", **half)
         self.raised = in_two_processes(folder / "processes", two, stop_after)
         self.stopped = {name: self.raised.pop(name, "it finished") for name in stop_after}

@@ -23,6 +23,7 @@ from llava_npu.training import trainer as loop
 from llava_npu.training.batches import micro_batch
 from llava_npu.training.checkpointing.checkpoints import newest
 from llava_npu.training.checkpointing.export import build_model
+from llava_npu.training.engines.base import NoOptions
 from llava_npu.training.engines.ddp import DdpEngine
 from llava_npu.training.loss import SupervisedLoss
 from llava_npu.training.monitoring.jsonl import read_lines
@@ -42,7 +43,7 @@ def _gradients(run: RunConfig, dtype: torch.dtype | None, scaled: bool = True) -
     accelerator = Accelerator(cpu=run.device == "cpu")
     model, processor = build_model(run)
     prepare_parts(model, run.resolved_parts, dtype, checkpointing=False)
-    engine = DdpEngine(accelerator, dtype)
+    engine = DdpEngine(accelerator, dtype, NoOptions(), run.optimizer.max_grad_norm)
     engine.scaler = torch.amp.GradScaler(run.device, enabled=scaled and dtype is not None)
     engine.prepare(SupervisedLoss(model), lambda: build_optimizer(model, run.optimizer, run.resolved_parts))
     dataset = ConversationDataset(load_records(run.data.path), processor)

@@ -1,15 +1,13 @@
 """What a run is: a typed, strict, printable description, read from YAML and `key=value` overrides."""
 
 from llava_npu.config.loading import load_as, load_config, render_config, set_key, validate
-from llava_npu.config.schema import DataConfig, Fsdp2Config, ModelConfig, OptimizerConfig, RunConfig, ZeroConfig
+from llava_npu.config.schema import DataConfig, ModelConfig, OptimizerConfig, RunConfig
 
 __all__ = [
     "DataConfig",
-    "Fsdp2Config",
     "ModelConfig",
     "OptimizerConfig",
     "RunConfig",
-    "ZeroConfig",
     "load_as",
     "load_config",
     "render_config",

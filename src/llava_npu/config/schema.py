@@ -209,36 +209,6 @@ class OptimizerConfig(Section):
     max_grad_norm: float = Field(1.0, ge=0, description="Gradients are scaled down to this norm; 0 leaves them alone.")
 
 
-class Fsdp2Config(Section):
-    """Options of `engine: fsdp2`; see docs/training.md."""
-
-    shard_group: int | None = Field(
-        None,
-        ge=1,
-        description="How many devices hold one copy of the weights together; null: all. The number of devices of a "
-        "node is hybrid sharding: gathering stays within a node, and gradients alone are sent between nodes.",
-    )
-    reshard_after_forward: bool = Field(
-        True,
-        description="Give a layer's gathered weights up after the forward pass, and gather them again for the backward "
-        "one: less memory, half as much sent again.",
-    )
-    offload: bool = Field(
-        False, description="Keep shards, gradients and optimizer state in the host's memory, and step there."
-    )
-
-
-class ZeroConfig(Section):
-    """Options of `engine: zero2` and `zero3`; see docs/training.md."""
-
-    offload_optimizer: bool = Field(
-        False, description="Keep optimizer state and float32 weights in the host's memory, and step there."
-    )
-    offload_parameters: bool = Field(
-        False, description="With `zero3`: keep the weights in the host's memory too; with both, ZeRO-3 offload."
-    )
-
-
 class RunConfig(Section):
     """One training run."""
 
@@ -277,13 +247,15 @@ class RunConfig(Section):
     gradient_checkpointing: bool = Field(
         False, description="Recompute activations in the backward pass: less memory, about a third more time."
     )
-    engine: Literal["ddp", "fsdp2", "zero2", "zero3"] = Field(
+    engine: str = Field(
         "ddp",
-        description="How several devices share the work: each with the whole model (`ddp`), or with a shard of weights "
-        "and optimizer (`fsdp2`, `zero3`) or of the optimizer alone (`zero2`). `zero2` and `zero3` need DeepSpeed.",
+        description="How several devices share the work: each with the whole model (`ddp`), with a shard of weights "
+        "and optimizer (`fsdp2`, `zero3`), or with a shard of the optimizer (`zero2`). `zero2` and `zero3` need "
+        "DeepSpeed.",
     )
-    fsdp2: Fsdp2Config = Fsdp2Config()
-    zero: ZeroConfig = ZeroConfig()
+    engine_options: dict[str, Any] = Field(
+        default_factory=dict, description="Options of that engine, such as `offload: true`; see docs/training.md."
+    )
     compile: Literal["inductor", "aot_eager"] | None = Field(
         None,
         description="`torch.compile` the language model's layers with this backend: `inductor` makes faster code after "
@@ -315,23 +287,9 @@ class RunConfig(Section):
     )
 
     @model_validator(mode="after")
-    def _options_of_the_engine(self) -> RunConfig:
-        if self.fsdp2 != Fsdp2Config() and self.engine != "fsdp2":
-            raise ValueError(f"the section `fsdp2` is for engine: fsdp2, and this run's is {self.engine}")
-        if self.zero != ZeroConfig() and not self.engine.startswith("zero"):
-            raise ValueError(f"the section `zero` is for engine: zero2 or zero3, and this run's is {self.engine}")
-        if self.zero.offload_parameters and self.engine != "zero3":
-            raise ValueError("zero.offload_parameters needs engine: zero3; zero2 does not shard the weights")
-        if self.lora.base_bits is not None and self.engine != "ddp":
-            raise ValueError("`lora.base_bits` needs engine: ddp; weights in 4 or 8 bits cannot be sharded")
-        return self
-
-    @model_validator(mode="after")
     def _compiles_something(self) -> RunConfig:
         if self.compile and self.gradient_checkpointing:
             raise ValueError("torch compiles nothing inside `gradient_checkpointing`; leave that or `compile` out")
-        if self.compile and self.engine != "ddp":
-            raise ValueError(f"`compile` has been tried with engine: ddp alone, and this run's is {self.engine}")
         return self
 
     @model_validator(mode="after")

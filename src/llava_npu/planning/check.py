@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from llava_npu.config import RunConfig
 from llava_npu.errors import UserError
 from llava_npu.models.configuration import LlavaNpuConfig
-from llava_npu.planning.memory import Peak, configured_engine
+from llava_npu.planning.memory import PeakMemory, configured_engine
 from llava_npu.planning.options import MemoryModel
 from llava_npu.planning.report import amount
 from llava_npu.planning.samples import Samples, expected_samples
@@ -21,10 +21,10 @@ SURELY = 0.5
 
 
 @dataclass(frozen=True)
-class Prediction:
+class MemoryPrediction:
     """The peak of a run as it is configured."""
 
-    peak: Peak
+    peak: PeakMemory
     target: Target
     samples: Samples
 
@@ -33,7 +33,7 @@ class Prediction:
         return self.peak.device.total <= self.target.usable_memory
 
 
-def predict(run: ResolvedRun, target: Target) -> Prediction:
+def predict(run: ResolvedRun, target: Target) -> MemoryPrediction:
     """The peak of one device, of the engine and sizes that the run configures.
 
     Raises:
@@ -43,7 +43,7 @@ def predict(run: ResolvedRun, target: Target) -> Prediction:
     sizing = choose_sizing(config, samples, target.count)
     memory = MemoryModel(config, run.model, sizing, target)
     peak = memory.peak(configured_engine(config), config.gradient_checkpointing, sizing.configured)
-    return Prediction(peak, target, samples)
+    return MemoryPrediction(peak, target, samples)
 
 
 def refuse_what_cannot_fit(

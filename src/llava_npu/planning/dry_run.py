@@ -15,7 +15,7 @@ from llava_npu.models.modeling import LlavaNpuForConditionalGeneration
 from llava_npu.ops.attention.transformers_interface import use_packed_attention
 from llava_npu.ops.fuse import fuse, operations_worth_fusing
 from llava_npu.ops.planned import planned_for
-from llava_npu.planning.tracing import Trace, Tracer
+from llava_npu.planning.tracing import StepTrace, Tracer
 from llava_npu.training.loss import SupervisedLoss
 from llava_npu.training.parts import prepare_parts
 
@@ -74,7 +74,7 @@ def fake_model(
 
 def trace_step(
     model: LlavaNpuForConditionalGeneration, batch: BatchShape, compute_dtype: torch.dtype | None, kind: str
-) -> Trace:
+) -> StepTrace:
     """Runs forward and backward pass and the optimizer's step.
 
     Args:
@@ -99,7 +99,7 @@ def _trace(
     compute_dtype: torch.dtype | None,
     kind: str,
     tracer: Tracer,
-) -> Trace:
+) -> StepTrace:
     tracer.hold_model(model)
     objective = SupervisedLoss(model)
     # From the last hidden state to the loss, what is made is the logits' business.
@@ -116,7 +116,7 @@ def _trace(
             hook.remove()
     moments = tracer.take_moments()
     inputs = sum(tensor.nbytes for tensor in _inputs(model, batch).values())
-    return Trace(moments, tracer.now(), inputs)
+    return StepTrace(moments, tracer.now(), inputs)
 
 
 def _inputs(model: LlavaNpuForConditionalGeneration, batch: BatchShape) -> dict[str, torch.Tensor]:

@@ -12,10 +12,11 @@ from llava_npu.config import RunConfig
 from llava_npu.models.configuration import LlavaNpuConfig
 from llava_npu.models.modeling import LlavaNpuForConditionalGeneration
 from llava_npu.planning.dry_run import fake_model, trace_step
-from llava_npu.planning.memory import ENGINES, Engine, Peak, Sizes, peak, sizes
+from llava_npu.planning.memory import EngineChoice, PeakMemory, StepShape, engine_choices, peak
 from llava_npu.planning.sizing import Sizing
 from llava_npu.planning.target import Target
-from llava_npu.planning.tracing import Trace, between
+from llava_npu.planning.tracing import StepTrace, between
+from llava_npu.training.engines.memory import ModelSizes, count_sizes
 
 # Tokens in a micro-batch from which a device's matrix units are taken to be busy.
 ENOUGH_TOKENS = 2048
@@ -31,11 +32,11 @@ class Option:
         at_largest: the peak with that; None where none fits.
     """
 
-    engine: Engine
+    engine: EngineChoice
     gradient_checkpointing: bool
-    at_configured: Peak
+    at_configured: PeakMemory
     largest: int
-    at_largest: Peak | None
+    at_largest: PeakMemory | None
 
 
 class MemoryModel:
@@ -47,7 +48,7 @@ class MemoryModel:
 
     def __init__(self, config: RunConfig, model: LlavaNpuConfig, sizing: Sizing, target: Target):
         self._config, self._model, self._sizing, self._target = config, model, sizing, target
-        self._traces: dict[tuple[bool, bool, int], Trace] = {}
+        self._traces: dict[tuple[bool, bool, int], StepTrace] = {}
 
     @cached_property
     def prepared(self) -> LlavaNpuForConditionalGeneration:
@@ -55,24 +56,22 @@ class MemoryModel:
         return self._fake_model(checkpointing=False, sharded=False)
 
     @cached_property
-    def sizes(self) -> Sizes:
-        return sizes(self.prepared, (self._target.compute_dtype or torch.float32).itemsize)
+    def sizes(self) -> ModelSizes:
+        return count_sizes(self.prepared, (self._target.compute_dtype or torch.float32).itemsize)
 
-    def peak(self, engine: Engine, checkpointing: bool, size: int) -> Peak:
+    def peak(self, engine: EngineChoice, checkpointing: bool, size: int) -> PeakMemory:
         """`size`: of a micro-batch, in what `sizing` counts."""
         trace = self._trace(self._gathered_in_16_bits(engine), checkpointing, size)
-        target = self._target
-        return peak(
-            engine, trace, self.sizes, target.count, self._sizing.accumulated(size), on_host=target.kind == "cpu"
-        )
+        step = StepShape(self._target.count, self._sizing.accumulated(size), on_cpu=self._target.kind == "cpu")
+        return peak(engine, trace, self.sizes, step)
 
-    def _gathered_in_16_bits(self, engine: Engine) -> bool:
-        """Whether layers differ, while they run, from what they are with ddp; with a small trained part hardly."""
+    def _gathered_in_16_bits(self, engine: EngineChoice) -> bool:
+        """Whether layers run in other types than under `ddp`; where little is trained, the difference is negligible."""
         sizes = self.sizes
         trains_little = sizes.trained < 0.01 * (sizes.trained + sizes.frozen)
-        return engine.kind != "ddp" and self._target.compute_dtype is not None and not trains_little
+        return not engine.type.keeps_whole_layers and self._target.compute_dtype is not None and not trains_little
 
-    def _trace(self, sharded: bool, checkpointing: bool, size: int) -> Trace:
+    def _trace(self, sharded: bool, checkpointing: bool, size: int) -> StepTrace:
         first = self._sizing.configured
         if size == first:
             return self._traced(sharded, checkpointing, first)
@@ -80,7 +79,7 @@ class MemoryModel:
         traces = (self._traced(sharded, checkpointing, each) for each in (first, second))
         return between(next(traces), first, next(traces), second, size)
 
-    def _traced(self, sharded: bool, checkpointing: bool, size: int) -> Trace:
+    def _traced(self, sharded: bool, checkpointing: bool, size: int) -> StepTrace:
         key = (sharded, checkpointing, size)
         if key not in self._traces:
             model = self._fake_model(checkpointing, sharded)
@@ -93,7 +92,7 @@ class MemoryModel:
         return fake_model(self._model, config.resolved_parts, dtype, checkpointing, lora=config.lora, sharded=sharded)
 
 
-def options(memory: MemoryModel, sizing: Sizing, target: Target, configured: Engine) -> list[Option]:
+def options(memory: MemoryModel, sizing: Sizing, target: Target, configured: EngineChoice) -> list[Option]:
     """Every engine that makes sense on this many devices, and the configured one, without and with recomputation."""
     engines = _engines(target)
     if configured not in engines:
@@ -111,25 +110,24 @@ def recommended(choices: Sequence[Option], sizing: Sizing) -> Option | None:
     In this order: whole weights before shards (nothing is gathered), no recomputation before it (it adds a third or
     more of the work; gathering a layer takes less where devices are linked), and the host's memory last.
     """
-    ordered = sorted(choices, key=lambda choice: (choice.engine.offload_optimizer, choice.gradient_checkpointing))
+    ordered = sorted(choices, key=lambda choice: (bool(choice.engine.on_host), choice.gradient_checkpointing))
     fitting = [choice for choice in ordered if choice.largest]
     busy = (choice for choice in fitting if sizing.tokens(choice.largest) >= ENOUGH_TOKENS)
     return next(busy, next(iter(fitting), None))
 
 
-def _option(memory: MemoryModel, engine: Engine, checkpointing: bool, sizing: Sizing, usable: int) -> Option:
+def _option(memory: MemoryModel, engine: EngineChoice, checkpointing: bool, sizing: Sizing, usable: int) -> Option:
     at_configured = memory.peak(engine, checkpointing, sizing.configured)
     peaks = ((size, memory.peak(engine, checkpointing, size)) for size in sizing.candidates)
     largest, at_largest = next((pair for pair in peaks if pair[1].device.total <= usable), (0, None))
     return Option(engine, checkpointing, at_configured, largest, at_largest)
 
 
-def _engines(target: Target) -> list[Engine]:
+def _engines(target: Target) -> list[EngineChoice]:
     """On one device there is nothing to share, but the host's memory may still help an accelerator."""
-    on_host = target.kind == "cpu"
     return [
-        engine
-        for engine in ENGINES
-        if (engine.kind == "ddp" or target.count > 1 or engine.offload_weights)
-        and not (on_host and engine.offload_weights)
+        choice
+        for choice in engine_choices()
+        if (choice.type.keeps_whole_layers or target.count > 1 or choice.on_host)
+        and not (target.kind == "cpu" and choice.on_host)
     ]

@@ -21,15 +21,6 @@ def render_plan(plan: RunPlan) -> Group:
     return Group(*_parts(plan))
 
 
-def summarise_plan(plan: RunPlan) -> str:
-    """The plan in a line."""
-    device, target = plan.configured.at_configured.device, plan.target
-    return (
-        f"{amount(device.total)} of {amount(target.usable_memory)} per device at its peak"
-        f"{'' if plan.work.hours is None else f', {_hours(plan.work.hours)} at {plan.work.mfu:.0%} MFU'}"
-    )
-
-
 def _parts(plan: RunPlan) -> Iterator[RenderableType]:
     target, samples = plan.target, plan.samples
     yield Text.assemble(
@@ -64,7 +55,7 @@ def _memory(plan: RunPlan) -> Table:
         peak = option.at_configured
         fits = peak.device.total <= plan.target.usable_memory
         table.add_row(
-            option.engine.name,
+            option.engine.label,
             "yes" if option.gradient_checkpointing else "no",
             *(f"{getattr(peak.device, kind) / unit:,.1f}" for kind in KINDS),
             Text(f"{peak.device.total / unit:,.1f}", style="green" if fits else "red"),
@@ -130,7 +121,9 @@ def _settings(plan: RunPlan, choice: Option) -> dict[str, str]:
 
 
 def _name(option: Option) -> str:
-    return f"{option.engine.name} with gradient checkpointing" if option.gradient_checkpointing else option.engine.name
+    return (
+        f"{option.engine.label} with gradient checkpointing" if option.gradient_checkpointing else option.engine.label
+    )
 
 
 def amount(size: int) -> str:

@@ -48,7 +48,7 @@ class Held:
 
 
 @dataclass(frozen=True)
-class Trace:
+class StepTrace:
     """A training step's memory.
 
     Attributes:
@@ -64,7 +64,7 @@ class Trace:
     inputs: int
 
 
-def between(first: Trace, rows: int, second: Trace, more_rows: int, wanted: int) -> Trace:
+def between(first: StepTrace, rows: int, second: StepTrace, more_rows: int, wanted: int) -> StepTrace:
     """The trace of a micro-batch of `wanted` rows, from those of two other sizes: it is a line, as good as exactly."""
     by_gradients = {moment.gradients: moment for moment in second.moments}
     pairs = [(moment, by_gradients[moment.gradients]) for moment in first.moments if moment.gradients in by_gradients]

@@ -15,6 +15,7 @@ from llava_npu.models.sources import ModelSource
 from llava_npu.training.architecture import find_tokenizer, model_config
 from llava_npu.training.checkpointing.export import model_source
 from llava_npu.training.data import RunData, data_fingerprint, open_run_data, sources
+from llava_npu.training.engines import check_engine
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,9 @@ class ResolvedRun:
 
     config: RunConfig
     recipes: Path | None = None
+
+    def __post_init__(self) -> None:
+        check_engine(self.config)
 
     @cached_property
     def device(self) -> Device:

@@ -45,7 +45,7 @@ from llava_npu.training.checkpointing.export import (
 )
 from llava_npu.training.compiling import compile_layers
 from llava_npu.training.data import RunData, images_of
-from llava_npu.training.engines import Engine, open_engine
+from llava_npu.training.engines import Engine, find_engine, open_engine
 from llava_npu.training.loss import SupervisedLoss
 from llava_npu.training.monitoring.jsonl import NONFINITE_STEPS, rewind_lines
 from llava_npu.training.monitoring.metrics import rewind_metrics
@@ -96,7 +96,7 @@ def train(
     check_quantization(config, device)
     devices.apply_environment(device, console.print)
     check_trackers(config.trackers)
-    with processes.join(device, needs_group=config.engine != "ddp") as accelerator:
+    with processes.join(device, needs_group=not find_engine(config.engine).keeps_whole_layers) as accelerator:
         if not accelerator.is_main_process:
             console = Console(quiet=True)
         data, fingerprint = run.data, run.data_fingerprint

@@ -5,19 +5,32 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from accelerate import Accelerator
 from torch import nn
 from torch.distributed.tensor import DTensor
 
+from llava_npu.config.section import Section
+from llava_npu.training.engines.memory import EngineMemory, ModelSizes
 from llava_npu.training.loss import SupervisedLoss
 from llava_npu.training.parts import trained_parameters
 
 
+class NoOptions(Section):
+    """An engine without options."""
+
+
 class Engine(ABC):
     """Trains one model in all processes of a run. Every method is called by all of them, in the same order.
+
+    Class attributes:
+        name: as in `engine: NAME`; set by `register`.
+        options_class: the keys of `engine_options`.
+        alternatives: sets of options that a plan compares.
+        keeps_whole_layers: whether layers stay as they are, so that they may be compiled, or in 4 or 8 bits. Other
+            engines gather a layer's weights in the type computed in, and need a process group even of one process.
 
     Attributes:
         shards_weights: whether a process holds only a part of the weights. All processes must then run the same
@@ -28,15 +41,34 @@ class Engine(ABC):
             nothing in other types. `step` divides again.
     """
 
+    name: ClassVar[str]
+    options_class: ClassVar[type[Section]] = NoOptions
+    alternatives: ClassVar[tuple[dict[str, Any], ...]] = ({},)
+    keeps_whole_layers: ClassVar[bool] = False
     shards_weights: bool
     objective: nn.Module
     optimizer: torch.optim.Optimizer
     _model: nn.Module  # inside the objective
 
-    def __init__(self, accelerator: Accelerator, compute_dtype: torch.dtype | None):
+    def __init__(
+        self, accelerator: Accelerator, compute_dtype: torch.dtype | None, options: Section, max_grad_norm: float
+    ):
+        """Args: `options` is an `options_class`; `max_grad_norm` is what every `step` will get."""
         self.accelerator = accelerator
         self.compute_dtype = compute_dtype
+        self._options: Any = options
+        self._max_grad_norm = max_grad_norm
         self.scaler = torch.amp.GradScaler(accelerator.device.type, enabled=compute_dtype is torch.float16)
+
+    @classmethod
+    @abstractmethod
+    def memory(cls, options: Any, model: ModelSizes, devices: int) -> EngineMemory:
+        """What the engine keeps for one of `devices` devices, wherever it is kept."""
+
+    @classmethod
+    def on_host(cls, options: Any) -> frozenset[str]:
+        """Which of "weights", "gradients" and "optimizer" are kept in the host's memory."""
+        return frozenset()
 
     @abstractmethod
     def prepare(self, objective: SupervisedLoss, make_optimizer: Callable[[], torch.optim.Optimizer]) -> None:

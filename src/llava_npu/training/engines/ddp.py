@@ -4,17 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 
 from llava_npu.training.engines.base import Engine
+from llava_npu.training.engines.memory import EngineMemory, ModelSizes
+from llava_npu.training.engines.registry import register
 from llava_npu.training.loss import SupervisedLoss
 
 
+@register("ddp")
 class DdpEngine(Engine):
     """Also the engine of a single process, which then trains the bare model."""
 
+    keeps_whole_layers = True
     shards_weights = False
+
+    @classmethod
+    def memory(cls, options: Any, model: ModelSizes, devices: int) -> EngineMemory:
+        """Everything on every device, and between several of them buckets, which double the gradients.
+
+        Without `gradient_as_bucket_view` buckets are copies, and stay until the next step.
+        """
+        buckets = 4 * model.trained if devices > 1 else 0
+        weights = 4 * model.trained + model.compute_bytes * model.frozen
+        return EngineMemory(weights, 4 * model.trained, 8 * model.trained, buckets, passing_at_step=buckets)
 
     def prepare(self, objective: SupervisedLoss, make_optimizer: Callable[[], torch.optim.Optimizer]) -> None:
         objective.to(self.accelerator.device)

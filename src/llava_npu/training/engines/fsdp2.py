@@ -11,6 +11,7 @@ from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from accelerate import Accelerator
+from pydantic import Field
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import (
@@ -22,24 +23,68 @@ from torch.distributed.fsdp import (
 )
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from llava_npu.config import Fsdp2Config
+from llava_npu.config.section import Section
 from llava_npu.errors import UserError
 from llava_npu.models.projectors import Projector
 from llava_npu.training.engines.base import Engine
+from llava_npu.training.engines.memory import EngineMemory, ModelSizes
+from llava_npu.training.engines.registry import register
 from llava_npu.training.loss import SupervisedLoss
 from llava_npu.training.parts import is_batch_norm
 
 
+class Fsdp2Options(Section):
+    """Options of `engine: fsdp2`."""
+
+    shard_group: int | None = Field(
+        None,
+        ge=1,
+        description="Number of devices that hold one copy of the weights together; null: all. The number of devices of "
+        "one node is hybrid sharding: weights are gathered within a node, and only gradients are sent between nodes.",
+    )
+    reshard_after_forward: bool = Field(
+        True,
+        description="Free a layer's gathered weights after the forward pass and gather them again for the backward "
+        "pass: less memory, 50 % more communication.",
+    )
+    offload: bool = Field(
+        False, description="Keep shards, gradients and optimizer state in the host's memory, and step there."
+    )
+
+
+@register("fsdp2")
 class Fsdp2Engine(Engine):
     """Shards the layers of tower and language model one by one, the projector as one, and the rest together."""
 
+    options_class = Fsdp2Options
+    alternatives = ({}, {"offload": True})
     shards_weights = True
 
-    def __init__(self, accelerator: Accelerator, compute_dtype: torch.dtype | None, options: Fsdp2Config):
-        super().__init__(accelerator, compute_dtype)
-        self._options = options
+    def __init__(
+        self, accelerator: Accelerator, compute_dtype: torch.dtype | None, options: Fsdp2Options, max_grad_norm: float
+    ):
+        super().__init__(accelerator, compute_dtype, options, max_grad_norm)
         if not hasattr(FSDPModule, "set_force_sum_reduction_for_comms"):
             raise UserError(f"engine: fsdp2 needs torch 2.8 or newer; this is {torch.__version__}. Use ddp, or zero3.")
+
+    @classmethod
+    def memory(cls, options: Fsdp2Options, model: ModelSizes, devices: int) -> EngineMemory:
+        """A shard of everything; the peak is the shards and the largest unit.
+
+        Source: Zhao et al. 2023, PyTorch FSDP (arXiv:2304.11277), section 3.2.
+        """
+        trained, c, unit = model.trained, model.compute_bytes, model.largest_unit
+        shards = options.shard_group or devices
+        weights, gradients, optimizer = (
+            -(-part // shards) for part in (4 * trained + c * model.frozen, 4 * trained, 8 * trained)
+        )
+        # A layer, the next one as it arrives (as sent, and as weights); its gradients, and those as they are sent.
+        passing = c * (model.rest + 3 * unit) + ((c + 4) * unit if trained else 0)
+        return EngineMemory(weights, gradients, optimizer, passing)
+
+    @classmethod
+    def on_host(cls, options: Fsdp2Options) -> frozenset[str]:
+        return frozenset({"weights", "gradients", "optimizer"} if options.offload else ())
 
     def prepare(self, objective: SupervisedLoss, make_optimizer: Callable[[], torch.optim.Optimizer]) -> None:
         mesh = _mesh(self.accelerator.device.type, self.accelerator.num_processes, self._options.shard_group)

@@ -10,50 +10,85 @@ import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from accelerate import Accelerator
+from pydantic import Field
 from torch import nn
 from torch.nn import functional as F
 
-from llava_npu.config import ZeroConfig
+from llava_npu.config.section import Section
 from llava_npu.errors import UserError
 from llava_npu.models.projectors import Projector
 from llava_npu.training.engines.base import Engine, state_keys
+from llava_npu.training.engines.memory import EngineMemory, ModelSizes
+from llava_npu.training.engines.registry import register
 from llava_npu.training.loss import SupervisedLoss
 from llava_npu.training.parts import is_batch_norm, trained_parameters
 
 _BUCKET = 200_000_000  # elements sent at once
 
 
-class ZeroEngine(Engine):
+class Zero2Options(Section):
+    """Options of `engine: zero2`."""
+
+    offload_optimizer: bool = Field(
+        False, description="Keep optimizer state and float32 weights in the host's memory, and step there."
+    )
+
+
+class Zero3Options(Zero2Options):
+    """Options of `engine: zero3`."""
+
+    offload_parameters: bool = Field(
+        False, description="Keep the weights in the host's memory too; with both, ZeRO-3 offload."
+    )
+
+
+class _ZeroEngine(Engine):
     """DeepSpeed's engine in this project's terms.
 
     In 16 bits DeepSpeed keeps all weights in that type, and float32 copies of the trained ones in the shards.
     """
 
+    _stage: ClassVar[int]
+
     def __init__(
-        self,
-        accelerator: Accelerator,
-        compute_dtype: torch.dtype | None,
-        stage: int,
-        options: ZeroConfig,
-        max_grad_norm: float,
+        self, accelerator: Accelerator, compute_dtype: torch.dtype | None, options: Zero2Options, max_grad_norm: float
     ):
-        super().__init__(accelerator, compute_dtype)
+        super().__init__(accelerator, compute_dtype, options, max_grad_norm)
         if compute_dtype is torch.float16:
             raise UserError(
-                f"engine: zero{stage} computes in bfloat16 or float32; in float16 (which this device prefers, or "
+                f"engine: {self.name} computes in bfloat16 or float32; in float16 (which this device prefers, or "
                 "`precision` asks for) it would lose small gradients. Use fsdp2, which shards as much and scales its "
                 "loss, or precision=fp32."
             )
-        self.shards_weights = stage == 3
-        self._stage = stage
-        self._options = options
-        self._max_grad_norm = max_grad_norm
         self._deepspeed = _import_deepspeed(accelerator.device.type)
         self._engine: Any = None  # DeepSpeed's, once prepared
+
+    @classmethod
+    def memory(cls, options: Zero2Options, model: ModelSizes, devices: int) -> EngineMemory:
+        """Shards of gradients and optimizer, and of weights too in stage 3; two buckets of gradients on their way.
+
+        Sources: Rajbhandari et al. 2020, ZeRO (arXiv:1910.02054), section 3; Ren et al. 2021, ZeRO-Offload
+        (arXiv:2101.06840).
+        """
+        trained, c = model.trained, model.compute_bytes
+        masters = 4 if c < 4 else 0  # DeepSpeed's float32 copy of the weights
+        weights, passing = c * (trained + model.frozen), 2 * c * min(_BUCKET, trained)
+        if cls._stage == 3:
+            # A layer and what is fetched ahead.
+            passing += c * (model.rest + model.largest_unit + min(_BUCKET, trained + model.frozen))
+            weights = -(-weights // devices)
+        return EngineMemory(weights, -(-4 * trained // devices), -(-(8 + masters) * trained // devices), passing)
+
+    @classmethod
+    def on_host(cls, options: Zero2Options) -> frozenset[str]:
+        weights = isinstance(options, Zero3Options) and options.offload_parameters
+        return frozenset(
+            [*(["gradients", "optimizer"] if options.offload_optimizer else []), *(["weights"] if weights else [])]
+        )
 
     def prepare(self, objective: SupervisedLoss, make_optimizer: Callable[[], torch.optim.Optimizer]) -> None:
         trained = sum(parameter.numel() for _, parameter in trained_parameters(objective))
@@ -110,7 +145,7 @@ class ZeroEngine(Engine):
             zero |= {"stage3_prefetch_bucket_size": bucket, "stage3_param_persistence_threshold": min(100_000, bucket)}
         if self._options.offload_optimizer:
             zero["offload_optimizer"] = offload
-        if self._options.offload_parameters:
+        if "weights" in self.on_host(self._options):
             zero["offload_param"] = offload
         return {
             "train_micro_batch_size_per_gpu": 1,  # not used: batches are this project's
@@ -212,6 +247,25 @@ class ZeroEngine(Engine):
             set_weight(parameter, whole)
         else:
             set_state(parameter, whole, key)
+
+
+@register("zero2")
+class Zero2Engine(_ZeroEngine):
+    """Every process holds the weights; gradients and optimizer state are sharded."""
+
+    options_class = Zero2Options
+    shards_weights = False
+    _stage = 2
+
+
+@register("zero3")
+class Zero3Engine(_ZeroEngine):
+    """Weights are sharded too."""
+
+    options_class = Zero3Options
+    alternatives = ({}, {"offload_optimizer": True, "offload_parameters": True})
+    shards_weights = True
+    _stage = 3
 
 
 def _with_gradients(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
