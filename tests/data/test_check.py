@@ -171,7 +171,7 @@ def test_command_on_a_training_configuration(path: Path, tokenizer_folder: str, 
     [
         (["--images", "look"], "--images 'look' is unknown"),
         (["--tokenizer", "/nowhere"], "--tokenizer: /nowhere does not exist"),
-        (["--json", "/nowhere/report.json"], "/nowhere/report.json: cannot be written"),
+        (["--json", "/proc/report.json"], "/proc/report.json: cannot be written"),
     ],
 )
 def test_command_errors(arguments: list[str], message: str, path: Path) -> None:

@@ -163,7 +163,7 @@ def test_evaluates_and_goes_on(folder: Path, bench: Path, tmp_path: Path) -> Non
     assert "2 sessions" in again.output
     other = run(*arguments, "--images", "none")
     assert isinstance(other.exception, UserError)
-    assert "images: was 'given', is 'none'" in str(other.exception)
+    assert "images: 'given' → 'none'" in str(other.exception)
     assert run(*arguments, "--images", "none", "--fresh").exit_code == 0
 
 

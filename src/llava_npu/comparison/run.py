@@ -34,9 +34,11 @@ from llava_npu.errors import UserError
 from llava_npu.evaluation.benchmarks import get
 from llava_npu.evaluation.run import read_dataset
 from llava_npu.files.atomic import write_text
-from llava_npu.files.cache import locked_or_busy
+from llava_npu.files.locks import LOCK, locked
+from llava_npu.files.output_folder import claim_folder
 
 CONFIGURATION = "comparison.yaml"
+_LOCK_PATIENCE_SECONDS = 5.0
 
 
 def compare(
@@ -66,8 +68,10 @@ def compare(
     cells = expand(config, where)
     measured = what_is_measured(config, where)
     slots = share_out(all_devices(devices or config.devices), config.devices_per_cell)
-    output = _claim(config)
-    with locked_or_busy(output / ".lock", f"another comparison is running in {output}"):
+    output = config.output_path
+    claim_folder(output, CONFIGURATION, "output", "`llava-npu compare`")
+    busy = f"output: another comparison is running in {output}. Wait for it, stop it, or give another `output`."
+    with locked(output / LOCK, busy=busy, patience=_LOCK_PATIENCE_SECONDS):
         write_text(output / CONFIGURATION, render_config(config))
         waiting = _to_run(cells, measured, retry_failed)
         _introduce(console, cells, waiting, measured, slots)
@@ -129,19 +133,6 @@ class _Report:
             command=shlex.join(["llava-npu", *sys.argv[1:]]) if sys.argv[1:] else "",
         )
         return write_report(comparison, self._config.output_path)
-
-
-def _claim(config: ComparisonConfig) -> Path:
-    output = config.output_path
-    if output.exists() and not output.is_dir():
-        raise UserError(f"output: {output} is a file; give a folder.")
-    if output.is_dir() and any(output.iterdir()) and not (output / CONFIGURATION).is_file():
-        raise UserError(f"output: {output} is not empty and is no comparison of ours. Give a new or empty folder.")
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"output: cannot create {output}: {error.strerror}.") from error
-    return output
 
 
 def _to_run(cells: Sequence[Cell], measured: Measured, retry_failed: bool) -> list[Cell]:

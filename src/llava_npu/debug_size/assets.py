@@ -7,8 +7,6 @@ projector can work; its widths are tiny.
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +26,7 @@ from llava_npu.config import RunConfig
 from llava_npu.debug_size.config import ASSETS, FOLDER, QUESTIONS
 from llava_npu.errors import UserError
 from llava_npu.files.atomic import write_text
+from llava_npu.files.cache import build_once
 
 _COLOURS = {"red": (220, 40, 40), "green": (40, 190, 60), "blue": (50, 60, 220), "yellow": (230, 210, 50)}
 _PICTURES = 16
@@ -63,21 +62,15 @@ def make_questions(folder: Path) -> None:
 
 def make_assets(folder: Path) -> None:
     """Writes `clip`, `llama`, `captions.json` and `conversations.json`, unless they are there."""
-    if folder.is_dir():
-        return
-    partial = folder.with_name(f".{folder.name}.{os.getpid()}")
-    partial.mkdir(parents=True)
+    build_once(folder, _write_assets)
+
+
+def _write_assets(folder: Path) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        _write_clip(partial / "clip")
-        _write_llama(partial / "llama")
-    _write_data(partial)
-    try:
-        partial.rename(folder)
-    except OSError:  # another process of the same launch was quicker
-        shutil.rmtree(partial)
-        if not folder.is_dir():
-            raise
+        _write_clip(folder / "clip")
+        _write_llama(folder / "llama")
+    _write_data(folder)
 
 
 def _write_clip(folder: Path) -> None:

@@ -49,6 +49,7 @@ from llava_npu.errors import UserError
 from llava_npu.evaluation.ablations import GIVEN, NONE, SHUFFLED
 from llava_npu.files.atomic import write_text
 from llava_npu.files.cache import cache_root
+from llava_npu.files.output_folder import changes, claim_folder
 from llava_npu.inference.features import FeatureCache, ImageFeatures
 from llava_npu.models import load
 from llava_npu.models.loaded import LoadedModel
@@ -206,19 +207,15 @@ def _claim(run: _Run) -> None:
     """Takes the output folder, or goes on with the demo in it."""
     folder, state_file = run.output, run.output / STATE_FILE
     identity = _identity(run)
-    if state_file.is_file():
+    if claim_folder(folder, STATE_FILE, "--output", "`llava-npu demo`"):
         state = json.loads(state_file.read_text(encoding="utf-8"))
-        changed = [key for key in identity if state.get(key) != identity[key]]
-        if changed:
-            lines = [f"  {key}: {state.get(key)!r} → {identity[key]!r}" for key in changed]
+        if changed := changes(state, identity, identity.__contains__):
             raise UserError(
-                f"--output {folder} holds a demo that differs from this one:\n" + "\n".join(lines) + "\n"
+                f"--output {folder} holds a demo that differs from this one:\n" + "\n".join(changed) + "\n"
                 "Give another --output, or delete that folder."
             )
         run.seconds.update(state.get("seconds", {}))
         run.console.print(f"going on with the demo in {folder}")
-    elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"--output {folder} is not empty, and is no demo of ours. Give a new or empty folder.")
     _write_state(run)
 
 

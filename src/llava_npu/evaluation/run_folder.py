@@ -9,9 +9,7 @@ Whoever works in a folder has it locked, so that two runs cannot mix. The lock g
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
 import platform
 import shlex
 import sys
@@ -35,6 +33,8 @@ from llava_npu.evaluation.predictions import (
 from llava_npu.evaluation.processes import Processes
 from llava_npu.evaluation.questions import Question
 from llava_npu.files.atomic import write_text
+from llava_npu.files.locks import LOCK, locked
+from llava_npu.files.output_folder import changes, claim_folder
 from llava_npu.version import __version__
 
 RUN_FILE, PREDICTIONS_FILE = "run.json", "predictions.jsonl"
@@ -63,13 +63,9 @@ def open_run(output: Path, identity: Identity, session: Session, fresh: bool) ->
     Raises:
         UserError: the folder holds something else, or another run, or is in use.
     """
-    if output.exists() and not (output / RUN_FILE).exists() and (not output.is_dir() or any(output.iterdir())):
-        raise UserError(f"output {output} is not empty, and no evaluation run of ours. Give another folder.")
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"output {output}: cannot be made: {error.strerror}.") from error
-    with _locked(output):
+    claim_folder(output, RUN_FILE, "output", "`llava-npu eval`")
+    busy = f"output: {output} is in use by another run. Wait for it, stop it, or give another folder."
+    with locked(output / LOCK, busy=busy):
         sessions = [*_earlier_sessions(output, identity, fresh), session]
         text = json.dumps({"identity": identity, "sessions": sessions}, indent=2, ensure_ascii=False)
         write_text(output / RUN_FILE, text + "\n")
@@ -175,22 +171,6 @@ def session_notes(sessions: list[Session]) -> list[str]:
     return notes
 
 
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        os.close(handle)
-        raise UserError(f"output {folder} is in use by another run. Wait for it, or give another folder.") from error
-    except OSError:  # a file system without locks, as some that are mounted over a network
-        pass
-    try:
-        yield
-    finally:
-        os.close(handle)  # and the lock is gone
-
-
 def _earlier_sessions(output: Path, identity: Identity, fresh: bool) -> list[Session]:
     run_file = output / RUN_FILE
     if not run_file.exists():
@@ -217,9 +197,8 @@ def _read_run(run_file: Path) -> dict[str, Any]:
 
 
 def _check_identity(output: Path, earlier: Identity, now: Identity) -> None:
-    changed = [name for name in {**earlier, **now} if earlier.get(name) != now.get(name)]
-    if changed:
-        lines = "\n".join(f"  {name}: was {earlier.get(name)!r}, is {now.get(name)!r}" for name in changed)
+    if changed := changes(earlier, now):
+        lines = "\n".join(changed)
         raise UserError(
             f"output {output} holds a run with other settings:\n{lines}\n"
             "Give another folder to keep both, or --fresh to throw the earlier one away."

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Literal
 
 from llava_npu.errors import UserError, nearest
+from llava_npu.files.atomic import write_folder
 
 Hub = Literal["huggingface", "modelscope"]
 HUBS: tuple[Hub, ...] = ("huggingface", "modelscope")
@@ -150,18 +151,13 @@ def copy_model(folder: Path, target: Path) -> Path:
     target = target.expanduser()
     if target.exists():
         raise UserError(f"--to {target}: exists already; name a new folder.")
-    partial = target.with_name(f".{target.name}.partial")
-    try:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
+
+    def fill(partial: Path) -> None:
         for file in sorted(folder.iterdir()):
             if file.is_file() and not file.name.startswith("."):
                 shutil.copyfile(file, partial / file.name)  # what a link in the cache points to
-        partial.rename(target)
-    except OSError as error:
-        raise UserError(f"--to {target}: cannot be written: {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+
+    write_folder(target, fill, advice="Free some space, or give --to another folder")
     return target
 
 

@@ -22,7 +22,9 @@ from huggingface_hub.utils import get_session, hf_raise_for_status, httpx
 from tqdm.auto import tqdm
 
 from llava_npu.errors import UserError
-from llava_npu.files.cache import cache_root, locked
+from llava_npu.files.atomic import write_folder
+from llava_npu.files.cache import cache_root
+from llava_npu.files.locks import locked
 from llava_npu.hub.folders import missing_file
 from llava_npu.hub.hubs import HubModel, ignored_patterns, unreachable, wanted_patterns
 
@@ -53,7 +55,7 @@ def fetch_from_modelscope(model: HubModel, field: str, *, weights: bool, refresh
         try:
             files = _list_files(model, revision, field, weights)
             if not folder.is_dir() or _recorded(folder) != files:
-                _fetch_all(model, revision, files, folder, field)
+                write_folder(folder, lambda partial: _fetch_all(model, revision, files, partial, field), resume=True)
         except UserError:
             raise
         except (HfHubHTTPError, OfflineModeIsEnabled, httpx.HTTPError, OSError, ValueError) as error:
@@ -85,9 +87,7 @@ def _list_files(model: HubModel, revision: str, field: str, weights: bool) -> di
     return files
 
 
-def _fetch_all(model: HubModel, revision: str, files: dict[str, dict[str, Any]], folder: Path, field: str) -> None:
-    unfinished = folder.with_name(f".{folder.name}.partial")
-    unfinished.mkdir(exist_ok=True)
+def _fetch_all(model: HubModel, revision: str, files: dict[str, dict[str, Any]], unfinished: Path, field: str) -> None:
     needed = sum(entry["size"] for entry in files.values()) - sum(each.stat().st_size for each in unfinished.iterdir())
     free = shutil.disk_usage(unfinished).free
     if needed > free:
@@ -101,11 +101,6 @@ def _fetch_all(model: HubModel, revision: str, files: dict[str, dict[str, Any]],
     missing = missing_file(unfinished) if any(name.endswith((".safetensors", ".bin")) for name in files) else ""
     if missing:
         raise UserError(f"{field}: {model} on {model.title} lacks {missing}; it is not a complete model.")
-    old = folder.with_name(f".{folder.name}.old")
-    if folder.is_dir():
-        folder.rename(old)
-    unfinished.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def _fetch_file(model: HubModel, revision: str, name: str, entry: dict[str, Any], folder: Path) -> None:

@@ -13,10 +13,7 @@ model/                the final model, in Hugging Face layout, once the run is f
 
 from __future__ import annotations
 
-import fcntl
-import os
 import shutil
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,6 +23,9 @@ import yaml
 
 from llava_npu.config import RunConfig
 from llava_npu.errors import UserError
+from llava_npu.files.atomic import write_text
+from llava_npu.files.locks import LOCK, locked
+from llava_npu.files.output_folder import changes, claim_folder
 from llava_npu.models.loading import MODEL_FOLDER
 from llava_npu.training.bad_samples import BAD_SAMPLES
 from llava_npu.training.monitoring.jsonl import NONFINITE_STEPS, REPLAYS
@@ -65,12 +65,9 @@ def open_run(config: RunConfig, data_fingerprint: str, *, fresh: bool = False, a
     """
     folder = config.output_path
     description = {"config": config.model_dump(mode="json"), "data_fingerprint": data_fingerprint}
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"output: {folder} is a file; give a folder.")
     if fresh and (folder / RUN_FILE).is_file():
         _clear(folder)
-    claimed = (folder / RUN_FILE).is_file()
-    if claimed and _has_begun(folder):
+    if claim_folder(folder, RUN_FILE, "output", "`llava-npu train`") and _has_begun(folder):
         before = yaml.safe_load((folder / RUN_FILE).read_text(encoding="utf-8"))
         changed = _changes(before, description)
         if changed and not accept_changes:
@@ -83,17 +80,6 @@ def open_run(config: RunConfig, data_fingerprint: str, *, fresh: bool = False, a
             accepted = [*before.get(ACCEPTED, []), *(line.strip() for line in changed)]
             _write(folder / RUN_FILE, {**description, ACCEPTED: accepted})
         return folder
-    if not claimed and folder.is_dir() and any(folder.iterdir()):
-        names = sorted(path.name for path in folder.iterdir())
-        shown = ", ".join(names[:4]) + (" …" if len(names) > 4 else "")
-        raise UserError(
-            f"output: {folder} is not empty (it holds {shown}) and is not a run of this program (no {RUN_FILE}). "
-            "Give a new or empty folder."
-        )
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"output: cannot create {folder}: {error.strerror}.") from error
     _write(folder / RUN_FILE, description)
     return folder
 
@@ -115,28 +101,9 @@ def only_process(folder: Path) -> Iterator[None]:
     Raises:
         UserError: another process holds it.
     """
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        deadline = time.monotonic() + _LOCK_PATIENCE_SECONDS  # a run just killed may take a moment to be gone
-        while not _lock(descriptor):
-            if time.monotonic() > deadline:
-                raise UserError(
-                    f"output: another process is training in {folder}. Wait for it or end it, or give another `output`."
-                )
-            time.sleep(0.1)
+    busy = f"output: another process is training in {folder}. Wait for it or stop it, or give another `output`."
+    with locked(folder / LOCK, busy=busy, patience=_LOCK_PATIENCE_SECONDS):
         yield
-    finally:
-        os.close(descriptor)
-
-
-def _lock(descriptor: int) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:  # a file system without locks
-        return True
-    return True
 
 
 def is_finished(folder: Path) -> bool:
@@ -157,12 +124,12 @@ def check_disk_space(folder: Path, needed: int) -> None:
 
 def _changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """What differs between two descriptions of a run and matters, a line each."""
-    old, new = (_flatten({key: value for key, value in each.items() if key != ACCEPTED}) for each in (before, now))
-    return [
-        f"  {key.removeprefix('config.')}: {old.get(key)!r} → {new.get(key)!r}"
-        for key in sorted(old.keys() | new.keys())
-        if old.get(key) != new.get(key) and not _is_free(key.removeprefix("config."))
-    ]
+
+    def flat(run: dict[str, Any]) -> dict[str, Any]:
+        values = _flatten({key: value for key, value in run.items() if key != ACCEPTED})
+        return {key.removeprefix("config."): value for key, value in values.items()}
+
+    return sorted(changes(flat(before), flat(now), lambda key: not _is_free(key)))
 
 
 def _is_free(key: str) -> bool:
@@ -170,9 +137,7 @@ def _is_free(key: str) -> bool:
 
 
 def _write(path: Path, description: dict[str, Any]) -> None:
-    partial = path.with_name(f".{path.name}")
-    partial.write_text(yaml.safe_dump(description, sort_keys=False), encoding="utf-8")
-    partial.replace(path)
+    write_text(path, yaml.safe_dump(description, sort_keys=False))
 
 
 def _clear(folder: Path) -> None:

@@ -61,7 +61,7 @@ from llava_npu.training.parts import STAGE_TEMPLATES, prepare_parts, trained_par
 from llava_npu.training.precision import compute_dtype
 from llava_npu.training.quantization import check_quantization
 from llava_npu.training.resolve import ResolvedRun
-from llava_npu.training.run_folder import check_disk_space, is_finished, only_process, open_run
+from llava_npu.training.run_folder import RUN_FILE, check_disk_space, is_finished, only_process, open_run
 from llava_npu.training.step_statistics import count_together
 from llava_npu.training.validation import is_due, validation_loss
 
@@ -117,7 +117,7 @@ def _run_folder(
     """The run folder, opened by the main process for all, and for nobody else as long as this lasts."""
     folder = config.output_path
     if accelerator.is_main_process:
-        with only_process(folder) if folder.is_dir() else nullcontext():
+        with only_process(folder) if (folder / RUN_FILE).is_file() else nullcontext():
             open_run(config, fingerprint, fresh=fresh, accept_changes=accept_changes)
     with only_process(folder) if accelerator.is_main_process else nullcontext():
         accelerator.wait_for_everyone()

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from llava_npu.data.tools.check import WARNINGS, CheckOptions, Report
 from llava_npu.data.tools.inspect import printable
-from llava_npu.files.output_files import write_atomically
+from llava_npu.files.atomic import write_text
 
 
 def print_report(report: Report, options: CheckOptions, console: Console) -> None:
@@ -41,7 +41,7 @@ def write_report(report: Report, options: CheckOptions, path: Path) -> None:
     Raises:
         UserError: it cannot be written.
     """
-    write_atomically(path, json.dumps({**report.as_json(), "not_checked": not_checked(options)}, indent=1) + "\n")
+    write_text(path, json.dumps({**report.as_json(), "not_checked": not_checked(options)}, indent=1) + "\n")
 
 
 def not_checked(options: CheckOptions) -> list[str]:

@@ -17,7 +17,7 @@ from llava_npu.data.conversation.labels import IGNORE_INDEX, IMAGE_PLACEHOLDER, 
 from llava_npu.data.images import load_image
 from llava_npu.data.tools.inspect import InspectedSample, headline, printable
 from llava_npu.errors import UserError
-from llava_npu.files.output_files import write_atomically
+from llava_npu.files.atomic import write_text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -48,7 +48,7 @@ def write_page(
     Raises:
         UserError: it cannot be written.
     """
-    write_atomically(path, render_page(samples, tokenizer, title=title, summary=summary))
+    write_text(path, render_page(samples, tokenizer, title=title, summary=summary))
 
 
 def render_page(

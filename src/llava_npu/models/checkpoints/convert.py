@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from llava_npu.errors import UserError
+from llava_npu.files.atomic import write_folder
 from llava_npu.files.cache import build_once, cache_root
 from llava_npu.files.json_objects import read_json
 from llava_npu.models.adapters import BASE
@@ -20,7 +21,6 @@ from llava_npu.models.checkpoints.official import is_official, read_official
 from llava_npu.models.checkpoints.official_writing import write_official
 from llava_npu.models.checkpoints.weight_files import SHARD_BYTES
 from llava_npu.models.loading import MODEL_FOLDER
-from llava_npu.training.checkpointing.checkpoints import write_folder
 
 Target = Literal["hf", "official"]
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from llava_npu.errors import UserError
+from llava_npu.files.atomic import write_folder
 from llava_npu.models.adapters import is_adapter_folder
 from llava_npu.models.loading import load, resolve
-from llava_npu.training.checkpointing.checkpoints import write_folder
 from llava_npu.training.checkpointing.export import export_whole
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -21,7 +20,9 @@ from safetensors.torch import load_file, save_file
 from llava_npu.data.image_roots import ImagePath
 from llava_npu.data.images import image_size, load_image
 from llava_npu.errors import UserError
-from llava_npu.files.cache import cache_root, locked
+from llava_npu.files.atomic import replacing
+from llava_npu.files.cache import cache_root
+from llava_npu.files.locks import LOCK, locked
 from llava_npu.models.configuration import LlavaNpuConfig
 from llava_npu.models.loaded import LoadedModel
 from llava_npu.models.modeling import LlavaNpuForConditionalGeneration
@@ -50,10 +51,8 @@ class FeatureCache:
     def put(self, image: ImagePath, features: torch.Tensor) -> None:
         """Keeps the features (tiles, tokens, channels) of an image."""
         file = self._file(image)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        partial = file.with_suffix(f".{os.getpid()}.partial")
-        save_file({"features": features.cpu().contiguous()}, partial)
-        partial.replace(file)
+        with replacing(file) as temporary:
+            save_file({"features": features.cpu().contiguous()}, temporary)
 
     def _file(self, image: ImagePath) -> Path:
         if image not in self._files:
@@ -100,7 +99,7 @@ def fill_feature_cache(
     needs the same features waits, and finds them.
     """
     cache.folder.mkdir(parents=True, exist_ok=True)
-    with locked(cache.folder / ".lock"):
+    with locked(cache.folder / LOCK):
         _fill(cache, loaded, images, report, batch_size, skip_bad)
 
 

@@ -7,21 +7,21 @@ interruption leaves behind keeps its `.partial` name, is never read, and is remo
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
-import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from safetensors import SafetensorError
-
-from llava_npu.errors import UserError
+from llava_npu.files import atomic
 
 MANIFEST = "manifest.json"
+_ADVICE = (
+    "Free some space, or choose another `output`, and start the same command again: it continues from the newest "
+    "checkpoint"
+)
 _NAME = re.compile(r"checkpoint-(\d{6,})")
 
 
@@ -34,38 +34,18 @@ class Checkpoint:
 
 
 def write_folder(path: Path, fill: Callable[[Path], None]) -> None:
-    """Writes a folder that appears whole or not at all; `fill` puts the files into the folder it is given.
+    """Writes a folder that appears whole or not at all, with a manifest; `fill` puts the files into it.
 
     Raises:
-        UserError: the disk is full; nothing half-written stays.
+        UserError: the disk is full, or cannot be written; nothing half-written stays.
     """
-    partial = path.with_name(f".{path.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        partial.mkdir(parents=True)
+
+    def fill_and_list(partial: Path) -> None:
         fill(partial)
         manifest = {str(file.relative_to(partial)): _fingerprint(file) for file in _files(partial)}
         (partial / MANIFEST).write_text(json.dumps(manifest, indent=1))
-        for file in [*_files(partial), partial]:
-            _sync(file)
-        if path.exists():
-            shutil.rmtree(path)
-        partial.rename(path)
-        _sync(path.parent)
-    except UserError:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
-    except (OSError, SafetensorError) as error:
-        shutil.rmtree(partial, ignore_errors=True)
-        number = _error_number(error)
-        if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            free = shutil.disk_usage(path.parent).free
-            raise UserError(
-                f"{path}: no space left on the disk, or none for this user ({os.strerror(number)}; "
-                f"{free / 2**30:.1f} GiB free). Nothing half-written was kept; free some space, or choose another "
-                "`output`, and start the same command again: it continues."
-            ) from error
-        raise
+
+    atomic.write_folder(path, fill_and_list, advice=_ADVICE)
 
 
 def checkpoints(folder: Path) -> list[Checkpoint]:
@@ -108,18 +88,10 @@ def prune(folder: Path, keep: int) -> None:
     """Deletes all but the newest `keep` checkpoints, and what interruptions left behind."""
     for checkpoint in checkpoints(folder)[keep:]:
         # Renamed first, so that a deletion cut short leaves no folder that looks complete.
-        doomed = checkpoint.path.with_name(f".{checkpoint.path.name}.partial")
+        doomed = atomic.partial_path(checkpoint.path)
         checkpoint.path.rename(doomed)
     for leftover in folder.glob(".*.partial"):
         shutil.rmtree(leftover)
-
-
-def _error_number(error: OSError | SafetensorError) -> int | None:
-    """The system's number for what went wrong; safetensors writes it into its message."""
-    if isinstance(error, OSError):
-        return error.errno
-    found = re.search(r"os error (\d+)", str(error))
-    return int(found[1]) if found else None
 
 
 def _files(folder: Path) -> Iterator[Path]:
@@ -129,11 +101,3 @@ def _files(folder: Path) -> Iterator[Path]:
 def _fingerprint(file: Path) -> dict[str, int | str]:
     with file.open("rb") as stream:
         return {"bytes": file.stat().st_size, "sha256": hashlib.file_digest(stream, "sha256").hexdigest()}
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

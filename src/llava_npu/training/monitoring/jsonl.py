@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from llava_npu.files.atomic import write_text
+
 NONFINITE_STEPS = "nonfinite_steps.jsonl"
 REPLAYS = "nonfinite"  # a folder for each batch that was saved
 
@@ -25,7 +27,5 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 def rewind_lines(path: Path, step: int) -> None:
     """Drops the lines after `step`: a continued run writes them again."""
     if path.is_file():
-        partial = path.with_name(f".{path.name}")
         kept = (line for line in read_lines(path) if line["step"] <= step)
-        partial.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
-        partial.replace(path)
+        write_text(path, "".join(json.dumps(line) + "\n" for line in kept))

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from llava_npu.files.atomic import write_bytes
 from llava_npu.training.monitoring.metrics import read_metrics
 
 if TYPE_CHECKING:
@@ -56,8 +57,8 @@ def draw_plots(folder: Path) -> None:
     figure.savefig(picture, format="png", dpi=110)
     figure.set_layout_engine("none")  # what was laid out once, which takes half the time, stays
     figure.savefig(drawing, format="svg", metadata={"Date": None})
-    _write(folder / PICTURE, picture.getvalue())
-    _write(folder / PAGE, _page(folder.name, drawing.getvalue(), lines[-1]).encode())
+    write_bytes(folder / PICTURE, picture.getvalue())
+    write_bytes(folder / PAGE, _page(folder.name, drawing.getvalue(), lines[-1]).encode())
 
 
 def _draw(figure: Figure, lines: Sequence[dict[str, Any]]) -> None:
@@ -114,9 +115,3 @@ def _smooth(values: Sequence[float], weight: float = 0.9) -> list[float]:
             total, norm = weight * total + value, weight * norm + 1
         smoothed.append(total / norm if norm else math.nan)
     return smoothed
-
-
-def _write(path: Path, content: bytes) -> None:
-    partial = path.with_name(f".{path.name}")
-    partial.write_bytes(content)
-    partial.replace(path)

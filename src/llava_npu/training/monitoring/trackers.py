@@ -18,6 +18,7 @@ from typing import Any, Protocol
 from rich.console import Console
 
 from llava_npu.errors import UserError
+from llava_npu.files.atomic import write_text
 
 PROJECT = "llava-npu"
 # What each tracker calls this run, so that a continued one goes on in the same place.
@@ -145,9 +146,7 @@ def open_trackers(
         started[name] = tracker
         known[name] = kind.identity(tracker) if kind.identity else str(identity)
     if started:
-        partial = folder / f".{IDENTITIES}"
-        partial.write_text(json.dumps(known))
-        partial.replace(folder / IDENTITIES)
+        write_text(folder / IDENTITIES, json.dumps(known))
     return Trackers(started, console)
 
 
