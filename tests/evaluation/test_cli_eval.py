@@ -167,6 +167,15 @@ def test_evaluates_and_goes_on(folder: Path, bench: Path, tmp_path: Path) -> Non
     assert run(*arguments, "--images", "none", "--fresh").exit_code == 0
 
 
+def test_another_template_is_another_run(folder: Path, bench: Path, tmp_path: Path) -> None:
+    required = ("mmbench", "--model", folder, "--data", bench, "--output", tmp_path / "out", "--device", "cpu")
+    assert run(*required, "--max-new-tokens", 1, "--template", "llama2").exit_code == 0
+    report = json.loads((tmp_path / "out" / "report.json").read_text(encoding="utf-8"))
+    assert report["provenance"]["settings.template"] == "llama_2"
+    other = run(*required, "--max-new-tokens", 1)
+    assert "settings.template: was 'llama_2', is 'v1'" in str(other.exception)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -181,6 +190,7 @@ def test_evaluates_and_goes_on(folder: Path, bench: Path, tmp_path: Path) -> Non
             ("pope", "--model", "x", "--data", "{pope}", "--output", "o", "--answer", "likelihood"),
             "pope: question 1 has",
         ),
+        (("mmbench", "--model", "x", "--data", "{bench}", "--output", "o", "--template", "v11"), "'v11' is unknown"),
         (("mmbench,mmbench", "--model", "x", "--data", "{bench}", "--output", "o"), "mmbench is there twice"),
         (("mmbench,pope", "--model", "x", "--data", "{bench}", "--output", "o"), "several benchmarks need a folder"),
         (("mmbench", "--model", "x", "--data", "{bench}", "--output", "o", "--judge-url", "x"), "--judge-model"),

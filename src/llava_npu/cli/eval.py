@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from llava_npu.cli.model_options import HUB
+from llava_npu.cli.model_options import BENCHMARK_MODULE, HUB
 from llava_npu.errors import UserError
 
 if TYPE_CHECKING:
@@ -27,79 +28,166 @@ def eval_(
     model: Annotated[str | None, typer.Option(help="Model folder, run folder or hub id.")] = None,
     data: Annotated[Path | None, typer.Option(help="The benchmark's file, or a folder of benchmarks.")] = None,
     output: Annotated[
-        Path | None, typer.Option(help="Folder for predictions and report; an interrupted run goes on.")
+        Path | None, typer.Option(help="Folder for predictions and report; an interrupted run is resumed.")
+    ] = None,
+    predictions: Annotated[
+        Path | None,
+        typer.Option(
+            help="Score these answers instead of running a model: LLaVA's .jsonl, VLMEvalKit's .xlsx, lmms-eval's "
+            "sample log, or predictions.jsonl."
+        ),
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Questions answered at once.")] = 8,
     answer: Annotated[
         str,
         typer.Option(help="generate, or choose the likeliest option: likelihood (its text), likelihood-letter."),
     ] = "generate",
-    images: Annotated[str, typer.Option(help="given; baselines: none (blind), shuffled (a wrong image).")] = "given",
+    images: Annotated[
+        str, typer.Option(help="given; baselines: none (no image), shuffled (another question's image).")
+    ] = "given",
     source: Annotated[str, HUB] = "huggingface",
+    template: Annotated[
+        str | None, typer.Option(help="Conversation template; by default the one the model was trained with.")
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, npu, cuda or cpu; with an index as in npu:1.")] = "auto",
     devices: Annotated[
-        int, typer.Option(min=1, help="How many devices of this machine share the work, each in a process of its own.")
+        int, typer.Option(min=1, help="Number of devices of this machine that share the work, one process each.")
     ] = 1,
     max_new_tokens: Annotated[
-        int | None, typer.Option(min=1, help="Longest generated answer. By default as the benchmark says.")
+        int | None, typer.Option(min=1, help="Maximum length of an answer in tokens. Default: the benchmark's.")
     ] = None,
     judge_url: Annotated[
         str | None, typer.Option(help="A judge's OpenAI-compatible endpoint; its key: LLAVA_NPU_JUDGE_KEY.")
     ] = None,
     judge_model: Annotated[str | None, typer.Option(help="The judge's name there.")] = None,
+    benchmark_module: Annotated[list[str] | None, BENCHMARK_MODULE] = None,
     differences: Annotated[
         bool, typer.Option("--differences", help="Print every answer that the extraction rules read differently.")
     ] = False,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Throw away what OUTPUT holds of an earlier run.")] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Discard what OUTPUT holds of an earlier run.")] = False,
     list_: Annotated[
-        bool, typer.Option("--list", help="Describe the benchmarks (or those that are named) and leave.")
+        bool, typer.Option("--list", help="Describe the benchmarks (or those that are named) and exit.")
     ] = False,
 ) -> None:
     """Evaluate a model on benchmarks: predictions, scores with intervals, baselines."""
     from rich.console import Console
 
+    from llava_npu.data.conversation.templates import get_template
+    from llava_npu.evaluation.benchmarks import load_modules
+
     console = Console()
+    load_modules(benchmark_module or ())
     if list_:
         _print_benchmarks(console, benchmark)
         return
-    for name, value in {"BENCHMARK": benchmark, "--model": model, "--data": data, "--output": output}.items():
+    needed = {"BENCHMARK": benchmark, "--model": model or predictions, "--data": data, "--output": output}
+    for name, value in needed.items():
         if value is None:
             raise UserError(f"{name} is missing. Try: llava-npu eval mmbench --model DIR --data FILE.tsv --output DIR")
     assert benchmark is not None
-    assert model is not None
     assert data is not None
     assert output is not None
-
-    from llava_npu.evaluation.ablations import IMAGE_MODES
-    from llava_npu.evaluation.answering import ANSWER_MODES, no_options
-    from llava_npu.evaluation.formats.datasets import read_dataset
-    from llava_npu.evaluation.judge.client import JudgeClient, judge_settings
-    from llava_npu.evaluation.processes import joined, launch, launched
-    from llava_npu.hub.hubs import on_hub
-
-    chosen = _choose(benchmark)
-    _check_choice("--answer", answer, ANSWER_MODES)
-    _check_choice("--images", images, IMAGE_MODES)
-    settings = judge_settings(judge_url, judge_model)
-    judge = JudgeClient(settings) if settings else None
-    if len(chosen) > 1 and not data.is_dir():
-        raise UserError(f"--data {data}: several benchmarks need a folder that holds the data of all of them.")
-    for each in chosen:
-        questions = read_dataset(each, data).questions  # bad data is reported before a model is loaded
-        without = next((question for question in questions if not question.options), None)
-        if without is not None and answer != ANSWER_MODES[0]:
-            raise UserError(f"--answer {answer}, {each.name}: {no_options(without)}")
-    if devices > 1 and launched() == 1:
-        launch(devices, device, sys.argv[1:])
+    request = _Request(_choose(benchmark), data, output, images, batch_size, answer, max_new_tokens, fresh, differences)
+    request.check(predictions, model)
+    request.judge = _judge(judge_url, judge_model)
+    if predictions is not None:
+        _score_stored(console, request, predictions)
         return
+    assert model is not None
+    chosen = _Model(model, source, get_template(template).name if template else None, device)
+    if devices > 1 and _start_processes(devices, device):
+        return
+    _run(console, request, chosen)
+
+
+@dataclass
+class _Request:
+    """What is to be evaluated, as the command line asks for it."""
+
+    benchmarks: list[Benchmark]
+    data: Path
+    output: Path
+    images: str
+    batch_size: int
+    answer: str
+    max_new_tokens: int | None
+    fresh: bool
+    differences: bool
+    judge: JudgeClient | None = None
+
+    def check(self, predictions: Path | None, model: str | None) -> None:
+        """Raises `UserError` for options that cannot be, and for bad data: before a model is loaded."""
+        from llava_npu.evaluation.ablations import IMAGE_MODES
+        from llava_npu.evaluation.answering import ANSWER_MODES, no_options
+        from llava_npu.evaluation.formats.datasets import read_dataset
+
+        _check_choice("--answer", self.answer, ANSWER_MODES)
+        _check_choice("--images", self.images, IMAGE_MODES)
+        if predictions is not None:
+            if model is not None:
+                raise UserError("--predictions scores stored answers: leave out --model.")
+            if len(self.benchmarks) > 1 or self.images != IMAGE_MODES[0] or self.answer != ANSWER_MODES[0]:
+                raise UserError("--predictions takes one benchmark, with --images given and --answer generate.")
+        if len(self.benchmarks) > 1 and not self.data.is_dir():
+            raise UserError(f"--data {self.data}: several benchmarks need a folder that holds the data of all of them.")
+        for each in self.benchmarks:
+            questions = read_dataset(each, self.data).questions
+            without = next((question for question in questions if not question.options), None)
+            if without is not None and self.answer != ANSWER_MODES[0]:
+                raise UserError(f"--answer {self.answer}, {each.name}: {no_options(without)}")
+
+    def folder(self, benchmark: Benchmark) -> Path:
+        return self.output / benchmark.name if len(self.benchmarks) > 1 else self.output
+
+
+@dataclass(frozen=True)
+class _Model:
+    """Which model, from which hub, prompted how, on which device."""
+
+    name: str
+    source: str
+    template: str | None
+    device: str
+
+
+def _run(console: Console, request: _Request, model: _Model) -> None:
+    from llava_npu.evaluation.processes import joined
+
     with joined() as processes:
-        answerer_for = _load(on_hub(model, source), device, answer)
-        for each in chosen:
-            folder = output / each.name if len(chosen) > 1 else output
-            answerer = answerer_for(max_new_tokens or each.max_new_tokens)
-            report = _evaluate(console, each, data, answerer, folder, images, batch_size, fresh, judge, processes)
+        answerer_for = _load(model, request.answer)
+        for benchmark in request.benchmarks:
+            answerer = answerer_for(request.max_new_tokens or benchmark.max_new_tokens)
+            report = _evaluate(console, request, benchmark, answerer, processes)
             if processes.is_first:
-                _print_report(console, report, folder, differences)
+                _print_report(console, report, request.folder(benchmark), request.differences)
+
+
+def _score_stored(console: Console, request: _Request, predictions: Path) -> None:
+    from llava_npu.evaluation.formats.datasets import read_dataset
+    from llava_npu.evaluation.processes import ALONE
+    from llava_npu.evaluation.stored_answers import StoredAnswers
+
+    (benchmark,) = request.benchmarks
+    answers = StoredAnswers(predictions, read_dataset(benchmark, request.data).questions)
+    report = _evaluate(console, request, benchmark, answers, ALONE)
+    _print_report(console, report, request.output, request.differences)
+
+
+def _start_processes(count: int, device: str) -> bool:
+    """Starts one process per device and waits for them; False in such a process itself."""
+    from llava_npu.evaluation.processes import launch, launched
+
+    if launched() > 1:
+        return False
+    launch(count, device, sys.argv[1:])
+    return True
+
+
+def _judge(url: str | None, model: str | None) -> JudgeClient | None:
+    from llava_npu.evaluation.judge.client import JudgeClient, judge_settings
+
+    settings = judge_settings(url, model)
+    return JudgeClient(settings) if settings else None
 
 
 def _choose(names: str) -> list[Benchmark]:
@@ -121,32 +209,26 @@ def _print_report(console: Console, report: Report, folder: Path, differences: b
     console.print(f"Predictions and report: {folder}")
 
 
-def _load(model: str, device_name: str, answer: str) -> Callable[[int], Answerer]:
-    """Loads the model; the function that comes back makes it answer in at most so many tokens."""
+def _load(model: _Model, answer: str) -> Callable[[int], Answerer]:
+    """Loads the model; the returned function limits its answers to a number of tokens."""
     import torch
 
     from llava_npu import devices
     from llava_npu.evaluation.answering import build_answerer
+    from llava_npu.hub.hubs import on_hub
     from llava_npu.models import load
 
-    device = devices.select(device_name)
+    device = devices.select(model.device)
     devices.apply_environment(device, lambda line: typer.echo(line, err=True))
     # 16 bits where the device computes in them, else fp32: on most CPUs 16-bit products are far slower.
-    loaded = load(model, device=device.torch_device, dtype=device.autocast_dtype or torch.float32)
-    return lambda max_new_tokens: build_answerer(answer, loaded, max_new_tokens=max_new_tokens, device=device.name)
+    dtype = device.autocast_dtype or torch.float32
+    loaded = load(on_hub(model.name, model.source), device=device.torch_device, dtype=dtype)
+    prompted = loaded.with_template(model.template)
+    return lambda max_new_tokens: build_answerer(answer, prompted, max_new_tokens=max_new_tokens, device=device.name)
 
 
 def _evaluate(
-    console: Console,
-    benchmark: Benchmark,
-    data: Path,
-    answerer: Answerer,
-    output: Path,
-    images: str,
-    batch_size: int,
-    fresh: bool,
-    judge: JudgeClient | None,
-    processes: Processes,
+    console: Console, request: _Request, benchmark: Benchmark, answerer: Answerer, processes: Processes
 ) -> Report:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -164,13 +246,13 @@ def _evaluate(
 
         return runner.evaluate(
             benchmark,
-            data,
+            request.data,
             answerer,
-            output,
-            images=images,
-            batch_size=batch_size,
-            fresh=fresh,
-            judge=judge,
+            request.folder(benchmark),
+            images=request.images,
+            batch_size=request.batch_size,
+            fresh=request.fresh,
+            judge=request.judge,
             processes=processes,
             on_progress=show,
         )

@@ -17,6 +17,9 @@ HUB = typer.Option("--source", help="Where an organisation/name is: huggingface 
 DEVICE = typer.Option(help="auto, npu, cuda, cpu, or as npu:1.")
 BITS = typer.Option(help="Bits per weight of the language model: 16, or 8 or 4 where the device can.")
 DTYPE = typer.Option(help="float32, bfloat16 or float16; auto: 16 bits where the device gains by it.")
+BENCHMARK_MODULE = typer.Option(
+    help="A Python file (or module) that registers a benchmark of your own; may be repeated.", metavar="FILE"
+)
 MAX_LENGTH = typer.Option(min=2, help="Most tokens of prompt and answer together; by default the model's, up to 4096.")
 
 

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from llava_npu.cli.model_options import BENCHMARK_MODULE
+
 
 def report(
     runs: Annotated[
@@ -18,15 +20,18 @@ def report(
     data: Annotated[
         Path | None, typer.Option(help="The benchmark's data, for the page, if it is not where the runs found it.")
     ] = None,
+    benchmark_module: Annotated[list[str] | None, BENCHMARK_MODULE] = None,
 ) -> None:
     """Compare evaluations: scores side by side, differences with their intervals and paired tests."""
     from rich.console import Console
     from rich.text import Text
 
+    from llava_npu.evaluation.benchmarks import load_modules
     from llava_npu.evaluation.reports.comparison import compare_runs, read_runs
     from llava_npu.evaluation.reports.comparison_report import as_terminal, write_comparison
     from llava_npu.evaluation.statistics.accuracy import OVERALL
 
+    load_modules(benchmark_module or ())
     console = Console()
     comparisons = compare_runs(read_runs(runs))
     for comparison in comparisons:

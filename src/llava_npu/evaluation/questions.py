@@ -91,7 +91,7 @@ class Answerer(Protocol):
     """Whatever can answer a batch of questions: a model, an API, a test's fake.
 
     `fingerprint` names the exact model; `settings` everything else that an answer depends on. A run resumes only if
-    both are what they were. `device` is for the record.
+    both are what they were. `device` is for the record. If there are `notes`, the report has them too.
     """
 
     @property

@@ -257,7 +257,7 @@ def _finish(run: EvaluationRun, sessions: list[Session], notes: Sequence[str], p
     """Everything after the last answer: submission, judge, scores, report."""
     predictions, _ = collect_predictions(run.output, [question.id for question in run.questions])
     predictions, rule_notes = _read_again(run, predictions)
-    notes = [*notes, *rule_notes, *session_notes(sessions)]
+    notes = [*notes, *rule_notes, *session_notes(sessions), *getattr(run.answerer, "notes", ())]
     if run.benchmark.submission and run.images == GIVEN:
         texts = {prediction.id: prediction.answer for prediction in predictions}
         notes += write_submission(run.benchmark.submission, run.dataset, texts, run.output)[1]

@@ -8,9 +8,11 @@ change. `docs/evaluation.md` and `llava-npu eval --list` are made from the regis
 from __future__ import annotations
 
 import pkgutil
-from collections.abc import Callable, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
 from llava_npu.errors import UserError, nearest
@@ -97,6 +99,37 @@ def register(benchmark: Benchmark) -> Benchmark:
         raise ValueError(f"benchmark {benchmark.name!r} is registered twice")
     _REGISTRY[benchmark.name] = benchmark
     return benchmark
+
+
+def load_modules(names: Iterable[str]) -> None:
+    """Imports modules that register benchmarks: Python files by path, others by name. Each is imported once.
+
+    Raises:
+        UserError: one cannot be imported, or registers nothing.
+    """
+    for name in names:
+        before = set(available())
+        key = f"llava_npu_benchmark_{Path(name).stem}" if name.endswith(".py") else name
+        if key in sys.modules:
+            continue
+        try:
+            if name.endswith(".py"):
+                _import_file(key, Path(name).expanduser())
+            else:
+                import_module(name)
+        except Exception as error:
+            sys.modules.pop(key, None)
+            raise UserError(f"--benchmark-module {name} cannot be imported: {type(error).__name__}: {error}") from error
+        if set(available()) == before:
+            raise UserError(f"--benchmark-module {name} registers no benchmark: it has to call `register`.")
+
+
+def _import_file(key: str, path: Path) -> None:
+    spec = spec_from_file_location(key, path)
+    assert spec is not None
+    assert spec.loader is not None
+    sys.modules[key] = module_from_spec(spec)
+    spec.loader.exec_module(sys.modules[key])
 
 
 def available() -> dict[str, Benchmark]:

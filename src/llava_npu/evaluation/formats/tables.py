@@ -9,7 +9,8 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,7 +62,7 @@ def read_tsv(path: Path, required: Sequence[str]) -> Table:
     data = _read(path)
     # Undecodable bytes survive as surrogates, so that the error can name the cell they are in.
     text = data.decode("utf-8-sig", errors="surrogateescape")
-    with _field_size_limit(_MAX_FIELD):
+    with raised_field_limit():
         reader = csv.reader(io.StringIO(text, newline=""), delimiter="\t", strict=True)
         header = _header(path, next(reader, []), required)
         rows = []
@@ -136,14 +137,11 @@ def _row(path: Path, header: list[str], fields: list[str], number: int, line: in
     return row
 
 
-class _field_size_limit:  # noqa: N801 - used like a function
-    """The csv module's limit is global: set it for a while, and put it back."""
-
-    def __init__(self, limit: int):
-        self._limit = limit
-
-    def __enter__(self) -> None:
-        self._before = csv.field_size_limit(self._limit)
-
-    def __exit__(self, *exception: object) -> None:
-        csv.field_size_limit(self._before)
+@contextmanager
+def raised_field_limit() -> Iterator[None]:
+    """The csv module's limit is global: raised for a while, and restored."""
+    before = csv.field_size_limit(_MAX_FIELD)
+    try:
+        yield
+    finally:
+        csv.field_size_limit(before)

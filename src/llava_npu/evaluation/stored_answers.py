@@ -1,0 +1,200 @@
+"""Answers that were given elsewhere, scored here: no model is needed.
+
+    LLaVA's answer files     .jsonl: question_id, text (and prompt)
+    VLMEvalKit's             .xlsx, .tsv or .csv: index, prediction
+    lmms-eval's sample logs  .jsonl: doc (with the question's id) or doc_id, resps
+    predictions.jsonl        as `llava-npu eval` writes it: id, answer
+
+Every answer is matched to its question by id. Where a question file has an id several times (TextVQA's image ids, MME's
+images), by id and prompt, else by id and order.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+import math
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llava_npu.errors import UserError
+from llava_npu.evaluation.formats.json_files import read_jsonl
+from llava_npu.evaluation.formats.tables import raised_field_limit
+from llava_npu.evaluation.questions import Answer, Question
+from llava_npu.evaluation.reports.submissions import MissingPackageError
+
+_IDS_OF_A_DOC = ("question_id", "index", "questionId", "id", "pid", "qid", "data_id")  # lmms-eval's tasks
+_OCCURRENCE = re.compile(r"[#/]\d+$")  # how benchmarks tell questions with one id apart
+_MAX_NAMED = 3
+
+
+@dataclass(frozen=True)
+class StoredAnswer:
+    """One line of a file of answers; `text` is None where the file has no answer."""
+
+    id: str
+    text: str | None
+    prompt: str | None = None
+
+
+class StoredAnswers:
+    """An `Answerer` that has all its answers already."""
+
+    device = "none: stored answers"
+
+    def __init__(self, path: Path, questions: Sequence[Question]):
+        """
+        Args:
+            path: the file of answers.
+            questions: what it is to answer.
+
+        Raises:
+            UserError: the file cannot be read, or holds answers to other questions.
+        """
+        self.path = path
+        stored, data = read_answers(path)
+        self.fingerprint = f"sha256:{hashlib.sha256(data).hexdigest()}"
+        self.settings: Mapping[str, str | int | float | bool | None] = {"answer": "stored"}
+        self._answers, unmatched = _match(stored, questions)
+        missing = [question.id for question in questions if question.id not in self._answers]
+        if (missing and unmatched) or not self._answers:
+            others = f"{len(unmatched)} of its {len(stored)} answers are to other questions"
+            raise UserError(
+                f"{path} does not answer these questions: {others} ({_named(each.id for each in unmatched)}), and "
+                f"{len(missing)} of {len(questions)} questions have no answer ({_named(missing)}). Give the data that "
+                "the answers were generated from."
+            )
+        self.notes = [f"Stored answers of {path} were scored; no model was run."]
+        if unmatched:
+            names = _named(each.id for each in unmatched)
+            self.notes.append(f"{len(unmatched)} answers are to questions that are not asked here ({names}): ignored.")
+
+    def answer(self, questions: Sequence[Question]) -> list[Answer]:
+        """What the file says; an error where it says nothing."""
+        return [self._answer(question) for question in questions]
+
+    def _answer(self, question: Question) -> Answer:
+        stored = self._answers.get(question.id)
+        if stored is None or stored.text is None:
+            return Answer(question.prompt, "", error=f"{self.path.name} has no answer to it")
+        return Answer(stored.prompt or question.prompt, stored.text)
+
+
+def read_answers(path: Path) -> tuple[list[StoredAnswer], bytes]:
+    """The answers of a file in one of the formats above, and its bytes.
+
+    Raises:
+        UserError: there is no such file, or it is in none of these formats.
+    """
+    if not path.is_file():
+        raise UserError(f"--predictions {path} is not a file.")
+    data = path.read_bytes()
+    if path.suffix == ".xlsx":
+        return list(_from_table(path, _spreadsheet_rows(path, data))), data
+    if path.suffix in (".tsv", ".csv"):
+        with raised_field_limit():
+            rows = csv.reader(
+                io.StringIO(data.decode("utf-8-sig", "replace"), newline=""),
+                delimiter="\t" if path.suffix == ".tsv" else ",",
+            )
+            return list(_from_table(path, rows)), data
+    if path.suffix in (".jsonl", ".json"):
+        return [_from_record(record.values, path, record.place) for record in read_jsonl(path)[0]], data
+    raise UserError(f"--predictions {path}: .jsonl, .xlsx, .tsv or .csv is expected.")
+
+
+def _from_record(values: Mapping[str, Any], path: Path, place: str) -> StoredAnswer:
+    prompt = values.get("prompt")
+    prompt = prompt if isinstance(prompt, str) else None
+    if "resps" in values:  # lmms-eval
+        doc = values.get("doc")
+        doc = doc if isinstance(doc, dict) else {}
+        name = next((doc[field] for field in _IDS_OF_A_DOC if field in doc), values.get("doc_id"))
+        answer = values["resps"]
+        while isinstance(answer, list) and answer:
+            answer = answer[0]
+    elif "id" in values and "answer" in values:
+        name, answer = values["id"], values["answer"]
+        if values.get("error") is not None:
+            answer = None
+    elif "question_id" in values and "text" in values:
+        name, answer = values["question_id"], values["text"]
+    else:
+        raise UserError(
+            f"{path}, {place}: not an answer. Expected are question_id and text (LLaVA), doc and resps (lmms-eval), or "
+            f"id and answer; found: {', '.join(list(values)[:10]) or 'nothing'}."
+        )
+    if name is None or isinstance(name, list | dict):
+        raise UserError(f"{path}, {place}: the answer names no question.")
+    return StoredAnswer(_id(name), _text(answer), prompt)
+
+
+def _from_table(path: Path, rows: Iterable[Sequence[Any]]) -> Iterator[StoredAnswer]:
+    lines = iter(rows)
+    header = [str(cell) for cell in next(lines, [])]
+    for column in ("index", "prediction"):
+        if column not in header:
+            raise UserError(f"{path}: no column {column!r}. Columns found: {', '.join(header[:20])}.")
+    index, prediction = header.index("index"), header.index("prediction")
+    for number, cells in enumerate(lines, start=1):
+        if not any(cell not in (None, "") for cell in cells):
+            continue
+        if len(cells) <= index or cells[index] in (None, ""):
+            raise UserError(f"{path}, row {number}, column 'index': empty.")
+        # A spreadsheet's rows end with their last filled cell.
+        yield StoredAnswer(_id(cells[index]), _text(cells[prediction]) if len(cells) > prediction else None)
+
+
+def _spreadsheet_rows(path: Path, data: bytes) -> list[Sequence[Any]]:
+    try:
+        from openpyxl import load_workbook
+    except ModuleNotFoundError as error:
+        raise MissingPackageError("reading .xlsx needs openpyxl: pip install 'llava-npu[eval]'.") from error
+    try:
+        return list(load_workbook(io.BytesIO(data), read_only=True).active.iter_rows(values_only=True))
+    except Exception as error:  # openpyxl lets whatever its parsers meet escape
+        raise UserError(f"{path} is not a readable .xlsx file: {error}") from error
+
+
+def _id(value: Any) -> str:
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value).strip()
+
+
+def _text(value: Any) -> str | None:
+    """An answer's text; None for what pandas and JSON write where there is none."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return None
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _match(
+    stored: Sequence[StoredAnswer], questions: Sequence[Question]
+) -> tuple[dict[str, StoredAnswer], list[StoredAnswer]]:
+    """Answers by question id, and those that are to no question."""
+    by_id = {question.id: question for question in questions}
+    alike: dict[str, list[Question]] = defaultdict(list)
+    for question in questions:
+        alike[_OCCURRENCE.sub("", question.id)].append(question)
+    found: dict[str, StoredAnswer] = {}
+    unmatched = []
+    for each in stored:
+        names = (each.id, f"v1_{each.id}")  # MM-Vet's
+        candidates = [by_id[name] for name in names if name in by_id] or alike.get(each.id, [])
+        left = [question for question in candidates if question.id not in found]
+        same = [question for question in left if each.prompt and question.prompt in each.prompt]
+        if not left:
+            unmatched.append(each)
+        else:
+            found[(same or left)[0].id] = each
+    return found, unmatched
+
+
+def _named(names: Iterable[str]) -> str:
+    listed = list(names)
+    return f"first: {', '.join(listed[:_MAX_NAMED])}" if listed else "none"
