@@ -184,7 +184,7 @@ def test_numbers_of_an_image_are_those_of_a_whole_picture_with_anyres(material: 
 @pytest.mark.slow
 def test_two_processes_train_a_cell_together(material: Path, tmp_path: Path) -> None:
     command = Command(material, tmp_path, torch.device("cpu"))
-    status, said = command.run(*command.arguments, "projectors=[linear]", "devices_per_cell=2", "--device=cpu")
+    status, said = command.run(*command.arguments, "projectors=[linear]", "devices_per_trial=2", "--device=cpu")
     assert status == 0, said
     assert "1 to run on 2 × cpu" in said
     (cell,) = (command.output / "cells").iterdir()

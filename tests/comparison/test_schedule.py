@@ -48,7 +48,7 @@ def test_devices_that_train_a_cell_together(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5,7,9")  # the user's choice is what is divided
     assert schedule.share_out(four, 3) == [schedule.Slot("cuda", 3, {"CUDA_VISIBLE_DEVICES": "3,5,7"})]
     assert schedule.share_out(["cpu"], 2) == [schedule.Slot("cpu", 2)]
-    with pytest.raises(UserError, match="devices_per_cell: 8, but there are 4 devices"):
+    with pytest.raises(UserError, match="devices_per_trial: 8, but there are 4 devices"):
         schedule.share_out(four, 8)
 
 

@@ -9,12 +9,12 @@ import pytest
 
 from llava_npu import UserError
 from llava_npu.config import load_config
-from llava_npu.config.recipes import find_recipe, recipes
+from llava_npu.config.recipes import find_recipe, find_writer, recipes
 from llava_npu.models.projectors import available
-from llava_npu.models.projectors.registry import registered_name
 
 RECIPES = recipes()
-ALIGN = [name for name in RECIPES if name.endswith("-align")]
+# Without `identity`, which needs a tower as wide as the language model.
+PROJECTORS = [name.replace("{N}", "2") for name in available() if name != "identity"]
 
 
 def test_configs_are_the_recipes() -> None:
@@ -25,7 +25,7 @@ def test_configs_are_the_recipes() -> None:
 @pytest.mark.parametrize("name", RECIPES)
 def test_recipe_loads(name: str) -> None:
     config = load_config(RECIPES[name])
-    assert config.output == f"runs/{name}"
+    assert config.output == f"runs/{name}".replace("llava-npu-7b", "llava-npu-7b-mlp2x_gelu")
     assert config.batch_size % config.micro_batch_size == 0
     head = "".join(itertools.takewhile(lambda line: line.startswith("#"), RECIPES[name].open()))
     for start in ("1 device: ", "8 devices: ", "2 nodes: ", "debug size: "):
@@ -33,9 +33,17 @@ def test_recipe_loads(name: str) -> None:
         assert f"train {name}" in command, f"{start} should say how"
 
 
-def test_every_projector_has_its_recipe() -> None:
-    chosen = {registered_name(load_config(RECIPES[name]).model.projector) for name in ALIGN}
-    assert chosen == set(available()) - {"identity"}  # which needs a tower as wide as the language model
+@pytest.mark.parametrize("projector", PROJECTORS)
+def test_every_projector_has_a_run_folder_of_its_own(projector: str) -> None:
+    override = [f"model.projector={projector}"]
+    align, finetune = (load_config(RECIPES[f"llava-npu-7b-{stage}"], override) for stage in ("align", "finetune"))
+    assert align.output == f"runs/llava-npu-7b-{projector}-align"
+    assert finetune.output == f"runs/llava-npu-7b-{projector}-finetune"
+    assert finetune.model.checkpoint == align.output
+    assert finetune.model.explicit_keys == {"projector": projector}  # a checkpoint with another one is refused
+    writer = find_writer(align.output, projector=projector)
+    assert writer is not None
+    assert (writer.path, writer.run) == (RECIPES["llava-npu-7b-align"], align)
 
 
 def test_the_published_numbers() -> None:
@@ -63,16 +71,26 @@ def test_the_published_numbers() -> None:
 def test_a_recipe_is_found_by_name_or_path() -> None:
     assert find_recipe("llava-v1.5-7b-align") == RECIPES["llava-v1.5-7b-align"]
     assert find_recipe("elsewhere/my.yaml") == Path("elsewhere/my.yaml")
-    with pytest.raises(UserError, match=r"no recipe of that name. Did you mean 'llava-v1.5-7b-align'\?"):
+    with pytest.raises(UserError, match=r"no recipe with that name. Did you mean 'llava-v1.5-7b-align'\?"):
         find_recipe("llava-v1.5-7b-alighn")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ALIGN)
+@pytest.mark.parametrize(
+    ("recipe", "stage_two", "projector"),
+    [
+        ("llava-v1.5-7b", ["llava-v1.5-7b-finetune", "llava-v1.5-7b-lora"], "mlp2x_gelu"),
+        *(("llava-npu-7b", ["llava-npu-7b-finetune"], projector) for projector in PROJECTORS),
+    ],
+)
 def test_recipes_run_at_debug_size(
-    name: str, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+    recipe: str,
+    stage_two: list[str],
+    projector: str,
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Stage 1 and all that go on from it."""
+    """Stage 1 and all that start from it."""
     from llava_npu.debug_size.assets import prepare
     from llava_npu.debug_size.config import load_at_debug_size
     from llava_npu.models import load
@@ -80,15 +98,14 @@ def test_recipes_run_at_debug_size(
     from llava_npu.training.monitoring.metrics import read_metrics
 
     monkeypatch.chdir(tmp_path_factory.getbasetemp())  # all share the tiny models
-    following = [each for each in RECIPES if load_config(RECIPES[each]).model.checkpoint == f"runs/{name}"]
-    assert following
-    for each in [name, *following]:
-        run = load_at_debug_size(RECIPES[each], ["device=cpu", "precision=fp32"])
+    overrides = [] if recipe == "llava-v1.5-7b" else [f"model.projector={projector}"]
+    for each in [f"{recipe}-align", *stage_two]:
+        run = load_at_debug_size(RECIPES[each], ["device=cpu", "precision=fp32", *overrides])
         prepare(run)
         train(run)
         assert len(read_metrics(run.output_path)) == 2
     model, _ = load(run.output_path)
-    assert model.config.projector_type == load_config(RECIPES[name]).model.projector
+    assert model.config.projector_type == projector
 
 
 def test_a_stage_whose_first_did_not_run_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -96,5 +113,9 @@ def test_a_stage_whose_first_did_not_run_says_so(tmp_path: Path, monkeypatch: py
     from llava_npu.debug_size.config import load_at_debug_size
 
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match="First: llava-npu train llava-npu-7b-align --debug-size"):
-        prepare(load_at_debug_size(RECIPES["llava-npu-7b-finetune"]))
+    for override, command in (
+        ([], "llava-npu-7b-align --debug-size"),
+        (["model.projector=ldpv2"], "llava-npu-7b-align model.projector=ldpv2 --debug-size"),
+    ):
+        with pytest.raises(UserError, match=f"First: llava-npu train {command}"):
+            prepare(load_at_debug_size(RECIPES["llava-npu-7b-finetune"], override))

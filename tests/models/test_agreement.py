@@ -39,7 +39,7 @@ def aligned(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _said(**keys: Any) -> dict[str, Any]:
-    return ModelConfig(checkpoint="runs/align", **keys).said_beside_checkpoint
+    return ModelConfig(checkpoint="runs/align", **keys).explicit_keys
 
 
 @pytest.mark.parametrize(
@@ -106,7 +106,7 @@ def test_training_refuses_it_and_takes_what_was_written_out(aligned: Path, tmp_p
     del values["model"]["projector"]
     file.write_text(render_config(RunConfig.model_validate(values)))
     assert "projector: mlp2x_gelu" in file.read_text()
-    assert load_config(file).model.said_beside_checkpoint == {}
+    assert load_config(file).model.explicit_keys == {}
     train(load_config(file))
     assert (tmp_path / "out/model").is_dir()
     # Changed by hand after that, it is.

@@ -67,7 +67,7 @@ def compare(
     console = console or Console(stderr=True, soft_wrap=True)
     cells = expand(config, where)
     measured = what_is_measured(config, where)
-    slots = share_out(all_devices(devices or config.devices), config.devices_per_cell)
+    slots = share_out(all_devices(devices or config.devices), config.devices_per_trial)
     output = config.output_path
     claim_folder(output, CONFIGURATION, "output", "`llava-npu compare`")
     busy = f"output: another comparison is running in {output}. Wait for it, stop it, or give another `output`."

@@ -111,7 +111,7 @@ def share_out(names: Sequence[str], per_cell: int) -> list[Slot]:
             visible = devices.of_kind(kind).visible_only(indices[start : start + per_cell])
             slots.append(Slot(kind, per_cell, visible))
     if not slots:
-        raise UserError(f"devices_per_cell: {per_cell}, but there are {len(names)} devices: {', '.join(names)}.")
+        raise UserError(f"devices_per_trial: {per_cell}, but there are {len(names)} devices: {', '.join(names)}.")
     return slots
 
 

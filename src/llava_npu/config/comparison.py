@@ -7,40 +7,44 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
-from llava_npu.config.section import Section
+from llava_npu.config.section import PathText, Section
 
 
 class BenchmarkConfig(Section):
-    """A benchmark that every model of the grid is put to; see docs/evaluation.md."""
+    """A benchmark that every model of the grid is evaluated on; see docs/evaluation.md."""
 
     name: str = Field(description="The benchmark, as `llava-npu eval` knows it.")
-    data: str = Field(description="Its file, or a folder that holds it.")
-    label: str | None = Field(None, description="How tables call it; by default its name.")
+    data: PathText = Field(description="Its file, or the folder that contains it.")
+    label: str | None = Field(None, description="Its name in tables; default: `name`.")
     answer: Literal["generate", "likelihood", "likelihood-letter"] = Field(
         "generate", description="`generate`, or choose the likeliest option by its text or its letter."
     )
     images: Literal["given", "none", "shuffled"] = Field(
-        "given", description="The pictures as given; or, for a baseline, none or wrong ones."
+        "given", description="The images as given; or, as a baseline, none or those of other questions."
     )
     template: str | None = Field(
-        None, description="Conversation template; by default the one that the last stage was trained with."
+        None, description="Conversation template; default: the one that the last stage was trained with."
     )
     metric: str | None = Field(
-        None, description="Which of the benchmark's metrics the table shows; by default its first."
+        None, description="Which of the benchmark's metrics the table shows; default: its first."
     )
-    extraction: str | None = Field(None, description="By which rule answers are read; by default the metric's first.")
-    part: str | None = Field(None, description="Show this category's score in place of the overall one.")
-    max_new_tokens: int | None = Field(None, ge=1, description="Longest answer; by default as the benchmark says.")
-    batch_size: int = Field(8, ge=1, description="Questions answered at once.")
+    extraction: str | None = Field(
+        None, description="Rule by which answers are extracted; default: the metric's first."
+    )
+    part: str | None = Field(None, description="Show this category's score instead of the overall one.")
+    max_new_tokens: int | None = Field(None, ge=1, description="Maximum tokens of an answer; default: the benchmark's.")
+    batch_size: int = Field(8, ge=1, description="Number of questions answered together.")
 
 
 class ComparisonConfig(Section):
-    """A grid of runs: every encoder with every projector, for every value of what else varies."""
+    """A grid of trials: every encoder with every projector, for every value of what else varies."""
 
-    output: str = Field(description="The folder of the comparison: a folder for each cell, the tables, the page.")
-    title: str | None = Field(None, description="Headline of the page; by default the output folder's name.")
-    note: str | None = Field(None, description="What readers must know of the data and scale; shown with every result.")
-    language_model: str = Field(description="As `model.language_model` of a run.")
+    output: PathText = Field(description="The folder of the comparison: a folder per trial, the tables, the page.")
+    title: str | None = Field(None, description="Headline of the page; default: the output folder's name.")
+    note: str | None = Field(
+        None, description="What readers must know about the data and scale; shown with every result."
+    )
+    language_model: PathText = Field(description="As `model.language_model` of a run.")
     encoders: list[str | dict[str, Any]] = Field(
         min_length=1,
         description="Vision towers: each a folder or hub id, or a mapping with `vision_tower`, other keys of a run's "
@@ -56,34 +60,35 @@ class ComparisonConfig(Section):
         "`align.optimizer.learning_rate: [1e-3, 2e-3]` or `seed: [0, 1, 2]`.",
     )
     align: dict[str, Any] = Field(
-        description="Stage 1, as in a run's file; without `output`, `stage`, `seed` and `device`, and without what the "
-        "grid says of the `model`."
+        description="Stage 1, as in a run's file; without `output`, `stage`, `seed` and `device`, and without the keys "
+        "of `model` that the grid sets."
     )
     finetune: dict[str, Any] | None = Field(
-        None, description="Stage 2, likewise; it goes on from each cell's stage 1. Left out: only stage 1."
+        None, description="Stage 2, likewise; it starts from the model of each trial's stage 1. null: only stage 1."
     )
-    benchmarks: list[BenchmarkConfig] = Field(default_factory=list, description="What is measured; see below.")
-    held_out: str | None = Field(
+    benchmarks: list[BenchmarkConfig] = Field(default_factory=list, description="The benchmarks; see below.")
+    held_out: PathText | None = Field(
         None,
-        description="Captions that no stage is trained on, in the form of training data: the table shows their loss.",
+        description="Captions that no stage is trained on, in the format of training data: the table shows their loss.",
     )
     share_features: bool = Field(
         True,
-        description="Compute what a frozen tower gives for an image once, and share it between cells, where the disk "
-        "has room for it.",
+        description="Compute a frozen tower's output for an image once, and share it between trials, if the disk has "
+        "room for it.",
     )
     examples: int = Field(
-        12, ge=0, description="Pictures of the first benchmark that the page shows with every model's answer."
+        12, ge=0, description="Number of images of the first benchmark that the page shows with every model's answer."
     )
-    seed: int = Field(0, ge=0, description="Of every run.")
+    seed: int = Field(0, ge=0, description="Random seed of every run.")
     devices: list[str] = Field(
         default_factory=lambda: ["auto"],
         min_length=1,
-        description="Cells run side by side on these, as in `[npu:0, npu:1]`; `auto`: on all devices of the best kind.",
+        description="Devices on which trials run in parallel, such as `[npu:0, npu:1]`; `auto`: all devices of the "
+        "best kind.",
     )
 
-    devices_per_cell: int = Field(
-        1, ge=1, description="How many devices train a cell together: for models that one does not hold."
+    devices_per_trial: int = Field(
+        1, ge=1, description="Number of devices that train one trial together, for models that do not fit on one."
     )
 
     @field_validator("vary")
@@ -98,7 +103,7 @@ class ComparisonConfig(Section):
 
     @property
     def output_path(self) -> Path:
-        return Path(self.output).expanduser()
+        return Path(self.output)
 
 
 _VARIABLE = ("language_model", "align", "finetune", "seed")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -12,9 +13,12 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from llava_npu.config.schema import RunConfig
+from llava_npu.config.yaml_reader import YamlError, read_yaml
 from llava_npu.errors import UserError, nearest
 
 _Schema = TypeVar("_Schema", bound=BaseModel)
+_REFERENCE = re.compile(r"\$\{([\w.]+)\}")
+_SHOWN = 100  # characters of a value in a message
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
@@ -22,6 +26,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
 
     Args:
         path: a YAML file. Its key `base` may name another file, or several, whose values hold where it has none.
+            `${key}` in a text stands for the value of that key, as in `output: runs/${model.projector}-align`.
         overrides: such as `optimizer.learning_rate=2e-5`; values are YAML, later ones win.
 
     Raises:
@@ -45,11 +50,13 @@ def override(
 ) -> _Schema:
     """Sets `key=value` overrides in `values`, then checks them as `validate` does."""
     places = dict(origin or {})
-    for each in overrides:
-        key, value = _parse_override(each)
+    parsed = [_parse_override(each) for each in overrides]
+    for each, (key, value) in zip(overrides, parsed, strict=True):
+        if not any(other.startswith(f"{key}_options") for other, _ in parsed):
+            _drop_options(values, key, value)
         set_key(values, key, value, "command line")
-        places[key] = f"command line: {each}"
-    return validate(schema, values, where, places)
+        places[key] = f"command line: {_clipped(each, quote=False)}"
+    return validate(schema, _with_references(schema, values, where), where, places)
 
 
 def validate(
@@ -70,6 +77,45 @@ def validate(
         raise UserError("\n".join(lines)) from None
 
 
+def _drop_options(values: dict[str, Any], key: str, value: Any) -> None:
+    """Takes out the options of a projector or engine where another one is about to be chosen."""
+    *sections, last = key.split(".")
+    for section in sections:
+        values = values.get(section) if isinstance(values.get(section), dict) else {}
+    if f"{last}_options" in values and values.get(last) != value:
+        del values[f"{last}_options"]
+
+
+def _with_references(schema: type[BaseModel], values: dict[str, Any], where: str) -> dict[str, Any]:
+    """`values` with each `${key}` in a text replaced by the value of that key."""
+
+    def replace(text: str, key: str) -> str:
+        return _REFERENCE.sub(lambda match: _referred_to(schema, values, match[1], f"{where}: `{key}`"), text)
+
+    def walk(value: Any, key: str) -> Any:
+        if isinstance(value, dict):
+            return {name: walk(inner, f"{key}.{name}".lstrip(".")) for name, inner in value.items()}
+        if isinstance(value, list):
+            return [walk(inner, key) for inner in value]
+        return replace(value, key) if isinstance(value, str) else value
+
+    return {name: walk(value, name) for name, value in values.items()}
+
+
+def _referred_to(schema: type[BaseModel], values: Any, key: str, where: str) -> str:
+    section: Any = schema
+    for name in key.split("."):
+        field = section.model_fields.get(name) if hasattr(section, "model_fields") else None
+        if field is None:
+            raise UserError(f"{where} refers to ${{{key}}}, and there is no such key.")
+        default = None if field.is_required() else field.get_default(call_default_factory=True)
+        values = values.get(name, default) if isinstance(values, dict) else getattr(values, name, default)
+        section = field.annotation
+    if values is None or isinstance(values, (dict, list, BaseModel)) or "${" in str(values):
+        raise UserError(f"{where} refers to ${{{key}}}, which has to be a plain text or number.")
+    return str(values)
+
+
 def set_key(values: dict[str, Any], key: str, value: Any, where: str) -> None:
     """Sets `section.key` in nested `values`; `where` the key was written is for messages."""
     *sections, last = key.split(".")
@@ -86,43 +132,15 @@ def render_config(config: BaseModel) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML as people write it: `2e-5` is a number (YAML 1.1 wants a point), and a key given twice is an error."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node)
-            if key in seen:
-                raise yaml.MarkedYAMLError(None, None, f"the key {key!r} is given twice", key_node.start_mark)
-            seen.add(key)
-        return super().construct_mapping(node, deep)
-
-
-def _construct_scalar(loader: _Loader, node: yaml.ScalarNode) -> Any:
-    text = loader.construct_scalar(node)
-    try:
-        return (
-            float(text)
-            if node.style is None and any(digit in text for digit in "0123456789") and "e" in text.lower()
-            else text
-        )
-    except ValueError:
-        return text
-
-
-_Loader.add_constructor("tag:yaml.org,2002:str", _construct_scalar)
-
-
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        values = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+        values = read_yaml(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError(f"{path}: there is no such configuration file.") from None
+        raise UserError(f"{path}: no such configuration file.") from None
+    except YamlError as error:
+        raise UserError(f"{path}: {error}.") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read: {error}") from None
-    except yaml.YAMLError as error:
-        raise UserError(f"{path}: is not valid YAML: {error}") from None
     if not isinstance(values, dict):
         found = "nothing" if values is None else type(values).__name__
         raise UserError(f"{path}: should hold `key: value` lines, found {found}.")
@@ -134,16 +152,17 @@ def _read_with_bases(
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """A file's values over those of the files that its `base` names, and in which file each key is written."""
     if path.resolve() in above:
-        raise UserError(f"{above[-1]}: `base` leads back to {path}.")
+        raise UserError(f"{above[-1]}: `base` leads back to {path}; remove one of the two.")
     own = _read_yaml(path)
     bases = own.pop("base", [])
     bases = [bases] if isinstance(bases, str) else bases
     if not (isinstance(bases, list) and all(isinstance(base, str) for base in bases)):
-        raise UserError(f"{path}: `base` is {bases!r}; it names a configuration file, or a list of them.")
+        raise UserError(f"{path}: `base` is {bases!r}; it takes the name of a configuration file, or a list of them.")
     values: dict[str, Any] = {}
     origin: dict[str, str] = {}
     for base in bases:
-        below, written = _read_with_bases(schema, path.parent / base, (*above, path.resolve()))
+        file = path.parent / Path(base).expanduser()
+        below, written = _read_with_bases(schema, file, (*above, path.resolve()))
         values = _overlay(schema, values, below)
         origin |= written
     return _overlay(schema, values, own), origin | dict.fromkeys(_keys(own), str(path))
@@ -152,6 +171,8 @@ def _read_with_bases(
 def _overlay(schema: type[BaseModel] | None, below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
     """`above` over `below`: sections key by key; all else (a list, a projector's options) as a whole."""
     merged = dict(below)
+    for key, value in above.items():
+        _drop_options(merged, key, value)
     for key, value in above.items():
         section = _section(schema, [key]) if schema is not None and isinstance(value, dict) else None
         both = section is not None and isinstance(below.get(key), dict)
@@ -169,11 +190,13 @@ def _keys(values: Mapping[str, Any], prefix: str = "") -> list[str]:
 def _parse_override(given: str) -> tuple[str, Any]:
     key, equals, text = given.partition("=")
     if not equals or not key:
-        raise UserError(f"command line: {given!r} is not of the form key=value, as in optimizer.learning_rate=2e-5.")
+        raise UserError(
+            f"command line: {_clipped(given)} does not have the form key=value, as in optimizer.learning_rate=2e-5."
+        )
     try:
-        return key, yaml.load(text, _Loader)
-    except yaml.YAMLError as error:
-        raise UserError(f"command line: {given!r}: the value is not valid YAML: {error}") from None
+        return key, read_yaml(text)
+    except YamlError as error:
+        raise UserError(f"command line: {_clipped(given)}: {error}.") from None
 
 
 def _explain(schema: type[BaseModel], problem: Any, path: str, origin: Mapping[str, str]) -> str:
@@ -194,9 +217,14 @@ def _explain(schema: type[BaseModel], problem: Any, path: str, origin: Mapping[s
     message = problem["msg"].removeprefix("Value error, ")
     if problem["type"] == "model_type":
         message = "it is a section of keys"
-    given = "" if isinstance(problem["input"], dict) else f" is {problem['input']!r}"
+    given = "" if isinstance(problem["input"], dict) else f" is {_clipped(problem['input'])}"
     stop = "" if message.endswith((".", "?")) else "."
     return f"{where}: `{key or 'configuration'}`{given}: {message}{stop} {_describe(schema, location)}".rstrip()
+
+
+def _clipped(value: Any, *, quote: bool = True) -> str:
+    text = repr(value) if quote else str(value)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}… ({len(text):,} characters)"
 
 
 def _describe(schema: type[BaseModel], location: Sequence[str]) -> str:

@@ -1,4 +1,4 @@
-"""Which parts of the model are trained, and how: what the stage says, unless a part's own section says otherwise."""
+"""Which parts of the model are trained, and how: as the stage has it, unless a part's own section says otherwise."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ _STAGES: dict[StageName, dict[PartName, Training]] = {
 
 class _PartConfig(Section):
     learning_rate: float | None = Field(
-        None, gt=0, description="Its own peak learning rate; by default `optimizer.learning_rate`."
+        None, gt=0, description="Peak learning rate of this part; default: `optimizer.learning_rate`."
     )
     weight_decay: float | None = Field(
-        None, ge=0, description="Its own weight decay; by default `optimizer.weight_decay`."
+        None, ge=0, description="Weight decay of this part; default: `optimizer.weight_decay`."
     )
 
 
@@ -34,21 +34,19 @@ class AdaptablePartConfig(_PartConfig):
 
     train: Training | None = Field(
         None,
-        description="`frozen`, `full` (all its weights), or `lora` (adapters beside its frozen linear layers, see "
-        "`lora`); by default what `stage` says.",
+        description="`frozen`, `full` (all weights), or `lora` (adapters on its frozen linear layers, see `lora`); "
+        "default: as `stage` has it.",
     )
 
 
 class ProjectorPartConfig(_PartConfig):
-    """How the projector is trained. It is small and starts from fresh weights: there are no adapters for it."""
+    """How the projector is trained. It is small and starts from new weights, so it has no adapters."""
 
-    train: Literal["frozen", "full"] | None = Field(
-        None, description="`frozen` or `full`; by default what `stage` says: `full`."
-    )
+    train: Literal["frozen", "full"] | None = Field(None, description="`frozen` or `full`; default: `full`.")
 
 
 class PartsConfig(Section):
-    """What is trained, part by part, where it differs from what `stage` says."""
+    """What is trained, part by part, where it differs from `stage`."""
 
     vision_tower: AdaptablePartConfig = AdaptablePartConfig()
     projector: ProjectorPartConfig = ProjectorPartConfig()
@@ -58,34 +56,38 @@ class PartsConfig(Section):
 class LoraConfig(Section):
     """The adapters of the parts with `train: lora`. The defaults are those of LLaVA-1.5's LoRA recipe."""
 
-    rank: int = Field(128, ge=1, description="Inner dimension of an adapter: what it can express, and what it costs.")
-    alpha: float = Field(256, gt=0, description="An adapter counts alpha ÷ rank times.", strict=False)
-    dropout: float = Field(0.05, ge=0, lt=1, description="On an adapter's input, in training.")
+    rank: int = Field(128, ge=1, description="Inner dimension of an adapter.")
+    alpha: float = Field(256, gt=0, description="An adapter's output is scaled by alpha ÷ rank.", strict=False)
+    dropout: float = Field(0.05, ge=0, lt=1, description="Dropout on an adapter's input in training.")
     use_dora: bool = Field(
-        False, description="DoRA: each row's length is learned apart from its direction. Slower, and often better."
+        False,
+        description="DoRA: the length of each weight row is learned separately from its direction. Slower, often "
+        "better.",
     )
-    use_rslora: bool = Field(False, description="rsLoRA: alpha ÷ √rank, so that high ranks learn as fast as low ones.")
+    use_rslora: bool = Field(
+        False, description="rsLoRA: scale by alpha ÷ √rank, so that high ranks learn as fast as low ones."
+    )
     targets: list[str] | None = Field(
         None,
-        description="Names of the linear layers that get an adapter, as [q_proj, v_proj], in the parts with `train: "
-        "lora`; by default all that these parts have (the language model's head is not among them).",
+        description="Names of the linear layers that get an adapter, such as [q_proj, v_proj], in the parts with "
+        "`train: lora`; default: all of them except the language model's head.",
     )
     base_bits: Literal[4, 8] | None = Field(
         None,
-        description="QLoRA: keep the adapted layers' own weights in 4 bits (NF4) or 8, by bitsandbytes: on CUDA, and 4 "
-        "bits on a CPU, slowly; not on an NPU.",
+        description="QLoRA: keep the weights of the adapted layers in 4 bits (NF4) or 8 bits, with bitsandbytes: on "
+        "CUDA, and 4 bits on CPUs, slowly; not on NPUs.",
     )
 
     @model_validator(mode="after")
     def _supported_together(self) -> LoraConfig:
         if self.use_dora and self.base_bits == 8:
-            raise ValueError("peft has no DoRA beside 8-bit weights; set `base_bits` to 4, or `use_dora` to false")
+            raise ValueError("peft has no DoRA for 8-bit weights; set `base_bits` to 4, or `use_dora` to false")
         return self
 
 
 @dataclass(frozen=True)
 class Part:
-    """One part, with nothing left open.
+    """One part, with defaults filled in.
 
     Attributes:
         train: "frozen", "full" or "lora".
@@ -101,7 +103,7 @@ class Part:
 def resolve_parts(
     stage: StageName, parts: PartsConfig, learning_rate: float, weight_decay: float
 ) -> dict[PartName, Part]:
-    """Every part's settings, from the stage's and the optimizer's where it has none of its own."""
+    """Every part's settings: its own, or those of the stage and the optimizer."""
     resolved: dict[PartName, Part] = {}
     for name in PARTS:
         own: AdaptablePartConfig | ProjectorPartConfig = getattr(parts, name)

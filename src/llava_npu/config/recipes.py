@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
+from llava_npu.config.loading import load_config
+from llava_npu.config.schema import RunConfig
 from llava_npu.errors import UserError, nearest
 
 _FOLDER = Path(__file__).resolve().parent.parent / "recipes"
+
+
+@dataclass(frozen=True)
+class Writer:
+    """A run configuration, with the overrides under which it writes what was looked for."""
+
+    path: Path
+    overrides: tuple[str, ...]
+    run: RunConfig
 
 
 def recipes() -> dict[str, Path]:
@@ -21,7 +33,7 @@ def comparisons() -> dict[str, Path]:
 
 
 def find_recipe(name: str) -> Path:
-    """The file that `name` means: a path, or the name of a recipe.
+    """The file that `name` stands for: a path, or the name of a recipe.
 
     Raises:
         UserError: it is neither.
@@ -34,12 +46,34 @@ def find_comparison(name: str) -> Path:
     return _find(name, comparisons())
 
 
+def find_writer(checkpoint: str, folder: Path | None = None, projector: str | None = None) -> Writer | None:
+    """The run configuration that writes `checkpoint`, a run folder or the model in it; None if there is none.
+
+    Args:
+        folder: where to look; by default the recipes.
+        projector: as set next to the checkpoint, by which recipes name their folders.
+    """
+    overrides = [] if projector is None else [f"model.projector={projector}"]
+    wanted = checkpoint.removesuffix("/model").rstrip("/")
+    for path in sorted((folder or _FOLDER).glob("*.yaml")):
+        for each in ([], overrides) if overrides else ([],):
+            try:
+                run = load_config(path, each)
+            except UserError:
+                continue  # of another kind, or broken: its own command says so
+            if run.output.rstrip("/") == wanted:
+                return Writer(path, tuple(each), run)
+    return None
+
+
 def _find(name: str, known: dict[str, Path]) -> Path:
-    if Path(name).is_file() or name.endswith((".yaml", ".yml")):
-        return Path(name)
+    path = Path(name).expanduser()
+    if path.is_file() or name.endswith((".yaml", ".yml")):
+        return path
     if name not in known:
         raise UserError(
-            f"{name}: there is no such configuration file, and no recipe of that name.{nearest(name, known)} Recipes: "
+            f"{name}: there is no such configuration file, and no recipe with that name.{nearest(name, known)} "
+            f"Recipes: "
             f"{', '.join(known)}."
         )
     return known[name]

@@ -81,6 +81,8 @@ def _section_of_items(annotation: typing.Any) -> type[BaseModel] | None:
 
 def _type(annotation: typing.Any) -> str:
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is typing.Annotated:
+        return _type(arguments[0])
     if origin is typing.Literal:
         return " or ".join(f"`{value}`" for value in arguments)
     if origin in (typing.Union, types.UnionType):

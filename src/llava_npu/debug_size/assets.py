@@ -23,6 +23,7 @@ from transformers import (
 )
 
 from llava_npu.config import RunConfig
+from llava_npu.config.recipes import find_writer
 from llava_npu.debug_size.config import ASSETS, FOLDER, QUESTIONS
 from llava_npu.errors import UserError
 from llava_npu.files.atomic import write_text
@@ -37,14 +38,16 @@ def prepare(config: RunConfig) -> None:
     """Makes what a run at debug size needs.
 
     Raises:
-        UserError: it starts from another run, which has not run at debug size.
+        UserError: it starts from another run that has not run at debug size.
     """
     make_assets(ASSETS)
     before = config.model.checkpoint
     if before is not None and Path(before).parent == FOLDER and not Path(before).is_dir():
+        writer = find_writer(f"runs/{Path(before).name}", projector=config.model.projector)
+        command = [writer.path.stem, *writer.overrides] if writer else [Path(before).name]
         raise UserError(
-            f"{before} does not exist: this recipe goes on from another, which has not run at debug size. First: "
-            f"llava-npu train {Path(before).name} --debug-size"
+            f"model.checkpoint: {before} does not exist: the run that writes it has not run at debug size. First: "
+            f"llava-npu train {' '.join(command)} --debug-size"
         )
 
 

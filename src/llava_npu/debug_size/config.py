@@ -26,9 +26,9 @@ def load_at_debug_size(path: str | Path, overrides: Sequence[str] = ()) -> RunCo
     A run that starts from another's checkpoint starts from what that run left at debug size.
 
     Args:
-        overrides: applied last, to the run at debug size.
+        overrides: applied to the run, and again to what it is at debug size.
     """
-    return override(RunConfig, _run_values(load_config(path)), overrides, f"{path} at debug size")
+    return override(RunConfig, _run_values(load_config(path, overrides)), overrides, f"{path} at debug size")
 
 
 def _run_values(config: RunConfig) -> dict[str, Any]:

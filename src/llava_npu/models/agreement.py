@@ -14,7 +14,7 @@ def check_agreement(said: Mapping[str, Any], checkpoint: str, config: LlavaNpuCo
     """Raises `UserError` where a run's configuration says something else of a new model than its checkpoint holds.
 
     Args:
-        said: keys of the `model` section, as `ModelConfig.said_beside_checkpoint` gives them.
+        said: keys of the `model` section, as `ModelConfig.explicit_keys` gives them.
         checkpoint: its place, for messages.
         config: the checkpoint's own.
     """

@@ -7,7 +7,8 @@ from typing import Any
 
 from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer
 
-from llava_npu.config import ModelConfig, RunConfig, load_config
+from llava_npu.config import ModelConfig, RunConfig
+from llava_npu.config.recipes import find_writer
 from llava_npu.errors import UserError
 from llava_npu.hub.folders import check_configuration
 from llava_npu.hub.hubs import HubModel, fetch, is_local, local_folder, on_hub, parse_source
@@ -28,7 +29,7 @@ _USUAL_SIZE = (224, 224)  # of convolutional towers, whose configuration names n
 
 
 def find_tokenizer(config: RunConfig) -> Any | None:
-    """The run's tokenizer if it is on this machine."""
+    """The run's tokenizer, if it is on this machine."""
     named = config.model.checkpoint or config.model.language_model
     assert named is not None
     parsed = parse_source(on_hub(named, config.model.source), "model")
@@ -56,10 +57,14 @@ def model_config(
     """
     choice, remarks = config.model, []
     if choice.checkpoint is not None and not Path(choice.checkpoint).exists():
-        made_by = _made_by(choice.checkpoint, recipes)
-        if made_by is not None:
-            path, choice = made_by
-            remarks.append(f"model.checkpoint {config.model.checkpoint} is not there yet: planned as what {path} makes")
+        projector = choice.projector if "projector" in choice.explicit_keys else None
+        writer = find_writer(choice.checkpoint, recipes, projector) if recipes else None
+        if writer is not None and writer.run.model.checkpoint is None:
+            choice = writer.run.model
+            remarks.append(
+                f"model.checkpoint {config.model.checkpoint} does not exist yet: planned as what "
+                f"{' '.join([str(writer.path), *writer.overrides])} will write"
+            )
     choice = _without_adapters(choice)
     if choice.checkpoint is not None:
         model = _checkpoint(on_hub(choice.checkpoint, choice.source))
@@ -72,22 +77,23 @@ def model_config(
         )
         if not hasattr(text, "vocab_size"):
             raise UserError(
-                f"model.language_model: {choice.language_model} holds a model of type {text.model_type!r}, which reads "
-                "no text; give a causal language model."
+                f"model.language_model: {choice.language_model} holds a model of type {text.model_type!r}, "
+                f"which does not "
+                "read text; give a causal language model."
             )
         tower = getattr(tower, "vision_config", tower)
-        _set_picture_size(tower, choice, remarks)
+        _set_image_size(tower, choice, remarks)
         model = _joined(choice, tower, text, tokenizer)
-    check_agreement(config.model.said_beside_checkpoint, str(config.model.checkpoint), model)
-    for said in (choice, config.model):  # what it was made with, and what this run says
-        if said.image_aspect_ratio is not None:
-            pinpoints = said.image_grid_pinpoints
-            model.change_resolutions(chosen_resolutions(model, said.image_aspect_ratio, pinpoints))
+    check_agreement(config.model.explicit_keys, str(config.model.checkpoint), model)
+    for each in (choice, config.model):  # what it was made with, and what this run sets
+        if each.image_aspect_ratio is not None:
+            pinpoints = each.image_grid_pinpoints
+            model.change_resolutions(chosen_resolutions(model, each.image_aspect_ratio, pinpoints))
     return model, remarks
 
 
-def _set_picture_size(tower: Any, choice: ModelConfig, remarks: list[str]) -> None:
-    """Writes the size of the pictures that the tower will see into its configuration, as `fit_tower` does."""
+def _set_image_size(tower: Any, choice: ModelConfig, remarks: list[str]) -> None:
+    """Writes the size of the images that the tower will see into its configuration, as `fit_tower` does."""
     assert choice.vision_tower is not None
     processor = _image_processor(on_hub(choice.vision_tower, choice.source))
     if processor is not None:
@@ -96,7 +102,7 @@ def _set_picture_size(tower: Any, choice: ModelConfig, remarks: list[str]) -> No
         set_size(tower, (choice.image_size, choice.image_size))
     elif not hasattr(tower, "image_size"):
         set_size(tower, _USUAL_SIZE)
-        remarks.append(f"model.vision_tower: its image processor is not here; taken to make {_USUAL_SIZE[0]} pixels")
+        remarks.append(f"model.vision_tower: its image processor is not here; assumed to make {_USUAL_SIZE[0]} pixels")
 
 
 def _image_processor(source: str) -> Any | None:
@@ -155,13 +161,13 @@ def _part(source: str, field: str, remarks: list[str]) -> Any:
         return AutoConfig.from_pretrained(fetch(parsed, field, weights=False))
     except UserError as error:
         raise UserError(
-            f"{error}\nA plan needs its config.json alone: a folder that holds one will do. Known without any: "
+            f"{error}\nA plan only needs its config.json: a folder that holds one is enough. Known without any: "
             f"{', '.join(published_models())}."
         ) from error
 
 
 def _without_adapters(choice: ModelConfig) -> ModelConfig:
-    """The base of a checkpoint that holds adapters: to go on from it is to go on from its base with these added."""
+    """The base of a checkpoint that holds adapters: starting from it is starting from its base with these added."""
     folder = Path(choice.checkpoint or "").expanduser()
     if choice.checkpoint is None or not is_local(choice.checkpoint):
         return choice
@@ -169,11 +175,11 @@ def _without_adapters(choice: ModelConfig) -> ModelConfig:
     if not (folder / BASE).is_file():
         return choice
     base = read_source(folder / BASE)
-    told = {"image_aspect_ratio": choice.image_aspect_ratio, "image_grid_pinpoints": choice.image_grid_pinpoints}
+    given = {"image_aspect_ratio": choice.image_aspect_ratio, "image_grid_pinpoints": choice.image_grid_pinpoints}
     made = base.changes or base.parts
-    pictures = told if choice.image_aspect_ratio is not None else {key: made.get(key) for key in told}
+    resolution = given if choice.image_aspect_ratio is not None else {key: made.get(key) for key in given}
     if base.checkpoint is not None:
-        return _without_adapters(choice.model_copy(update={"checkpoint": base.checkpoint, **pictures}))
+        return _without_adapters(choice.model_copy(update={"checkpoint": base.checkpoint, **resolution}))
     parts = base.parts
     return ModelConfig(
         vision_tower=parts["vision_tower"],
@@ -184,7 +190,7 @@ def _without_adapters(choice: ModelConfig) -> ModelConfig:
         vision_select_feature="cls_patch" if parts.get("keep_prefix_tokens") else "patch",
         image_size=parts.get("image_size"),
         scales=parts.get("scales") or [1],
-        **pictures,
+        **resolution,
     )
 
 
@@ -193,7 +199,7 @@ def _checkpoint(source: str) -> LlavaNpuConfig:
     if is_local(source):
         if not folder.exists():
             raise UserError(
-                f"model.checkpoint: {source} does not exist, and no run configuration beside this one writes it. Run "
+                f"model.checkpoint: {source} does not exist, and no run configuration next to this one writes it. Run "
                 "the first stage before, or plan with model.checkpoint=null and a model.vision_tower and "
                 "model.language_model."
             )
@@ -210,17 +216,6 @@ def _read(source: str, field: str) -> Any:
     try:
         return AutoConfig.from_pretrained(folder)
     except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{field}: {folder / 'config.json'} is no configuration of a known model: {error}") from error
-
-
-def _made_by(checkpoint: str, recipes: Path | None) -> tuple[Path, ModelConfig] | None:
-    """The run configuration in `recipes` that writes `checkpoint`, and its model; None if there is none."""
-    for path in sorted(recipes.glob("*.yaml")) if recipes else ():
-        try:
-            recipe = load_config(path)
-        except UserError:
-            continue  # of another kind, or broken: its own command says so
-        written = recipe.output.rstrip("/")
-        if written == checkpoint.removesuffix(f"/{MODEL_FOLDER}").rstrip("/") and recipe.model.checkpoint is None:
-            return path, recipe.model
-    return None
+        raise UserError(
+            f"{field}: {folder / 'config.json'} is not the configuration of a known model: {error}"
+        ) from error

@@ -30,7 +30,7 @@ def model_source(config: RunConfig) -> ModelSource:
         return ModelSource(
             checkpoint=on_hub(choice.checkpoint, choice.source),
             changes={} if choice.image_aspect_ratio is None else pictures,
-            said=choice.said_beside_checkpoint,
+            said=choice.explicit_keys,
         )
     assert choice.vision_tower is not None
     assert choice.language_model is not None
