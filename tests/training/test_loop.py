@@ -76,7 +76,7 @@ def test_sixteen_bit_computing_learns_and_leaves_frozen_weights_unrounded(make_r
     train(run)
     assert _losses(run)[-1] < _losses(run)[0]
     before = load_file(Path(run.model.language_model or "") / "model.safetensors")["model.layers.0.mlp.up_proj.weight"]
-    assert torch.equal(_weights(run)["language_model.layers.0.mlp.up_proj.weight"], before)
+    assert torch.equal(_weights(run)["language_model.model.layers.0.mlp.up_proj.weight"], before)
 
 
 @pytest.mark.parametrize("cache_features", [False, True])

@@ -11,6 +11,7 @@ says how the tiles' tokens are laid out. Wherever below an axis counts images, i
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,10 +21,12 @@ from transformers.conversion_mapping import (
     get_checkpoint_conversion_mapping,
     register_checkpoint_conversion_mapping,
 )
+from transformers.core_model_loading import revert_weight_conversion
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.models.llava.modeling_llava import LlavaModel, LlavaPreTrainedModel
 
 from llava_npu.errors import UserError
+from llava_npu.models.checkpoints.weight_names import LM_HEAD, hub_name
 from llava_npu.models.configuration import LlavaNpuConfig
 from llava_npu.models.projectors import Projector, build_projector
 from llava_npu.models.vision.anyres import Size, Tiling
@@ -34,6 +37,8 @@ from llava_npu.models.vision.towers import select_features
 register_checkpoint_conversion_mapping(
     LlavaNpuConfig.model_type, get_checkpoint_conversion_mapping("llava_next"), overwrite=True
 )
+# Releases before 5.23 look the inner model's mapping up by its own class name alone.
+register_checkpoint_conversion_mapping("LlavaNpuModel", get_checkpoint_conversion_mapping("LlavaModel"), overwrite=True)
 
 ImageSizes = torch.Tensor | Sequence[Size]  # (images, 2), each image's (height, width)
 
@@ -295,6 +300,24 @@ class LlavaNpuForConditionalGeneration(LlavaNpuPreTrainedModel, LlavaForConditio
             image_sizes=image_sizes,
             **kwargs,
         )
+
+    def save_pretrained(
+        self, save_directory: str | Path, *, state_dict: dict[str, torch.Tensor] | None = None, **kwargs: Any
+    ) -> None:
+        """As `PreTrainedModel.save_pretrained`, with the weight names of the models on the hub (`llava-hf/…`).
+
+        transformers reads several spellings of these names, vLLM this one alone.
+        """
+        if getattr(self, "hf_quantizer", None) is not None:  # its weights have names and parts of their own
+            super().save_pretrained(save_directory, state_dict=state_dict, **kwargs)
+            return
+        # First as the parts' own checkpoints name them (DINOv3's layers, for one), then the prefixes.
+        weights = revert_weight_conversion(self, self.state_dict() if state_dict is None else state_dict)
+        kind = self.config.tower.kind
+        renamed = {name: tensor for key, tensor in weights.items() if (name := hub_name(key, kind)) is not None}
+        if self.config.tie_word_embeddings:  # the embedding again
+            renamed.pop(LM_HEAD, None)
+        super().save_pretrained(save_directory, state_dict=renamed, **{**kwargs, "save_original_format": False})
 
     @torch.no_grad()
     def generate(self, *args: Any, vision_features: torch.Tensor | None = None, **kwargs: Any) -> Any:
