@@ -310,8 +310,8 @@ def test_report_files(report: Report, tmp_path: Path) -> None:
     assert "| overall | 50.0 (16.7–83.3) | 50.0 (16.7–83.3) |" in page
     assert "the command" in page
     assert sorted(path.name for path in folder.iterdir()) == [
-        ".lock", "differences.csv", "predictions.jsonl", "report.html", "report.json", "report.md", "run.json", "samples.json",
-        "scores.csv", "submission"
+        ".lock", "differences.csv", "predictions.jsonl", "report.html", "report.json", "report.md", "run.json",
+        "samples.json", "scores.csv", "submission"
     ]  # fmt: skip
 
 

@@ -23,6 +23,7 @@ from llava_npu.comparison import measures
 from llava_npu.comparison.examples import example_questions
 from llava_npu.comparison.features import StoredFeatures
 from llava_npu.comparison.folder import (
+    DELETE,
     EVALUATION,
     HELD_OUT,
     PARTS,
@@ -52,6 +53,7 @@ from llava_npu.evaluation.reports.samples import write_samples
 from llava_npu.evaluation.run_folder import PREDICTIONS_FILE, versions
 from llava_npu.evaluation.statistics.accuracy import EVERY_ROTATION, OVERALL, VANILLA, Score
 from llava_npu.files.atomic import write_text
+from llava_npu.files.json_objects import read_json
 from llava_npu.inference.features import FeatureCache
 from llava_npu.models import load
 from llava_npu.models.loaded import LoadedModel
@@ -173,7 +175,7 @@ def _train(run: RunConfig, device_name: str, device: Device, folder: Path, conso
     """Trains one stage; returns its peak memory."""
     part = folder / PARTS / f"{run.stage}.json"
     if part.is_file():
-        return int(json.loads(part.read_text(encoding="utf-8"))["peak_memory"])
+        return int(read_json(part, advice=DELETE)["peak_memory"])
     device.reset_peak_memory()
     resolved = ResolvedRun(run.model_copy(update={"device": device_name}))
     if (outcome := refuse_what_cannot_fit(resolved, processes.world_size())) is not None:
@@ -282,7 +284,7 @@ def _describe(
 def _once(path: Path, depends_on: Any, compute: Callable[[], Any]) -> Any:
     """What `compute` gave, now or in an earlier process, if it depended on the same."""
     if path.is_file():
-        stored = json.loads(path.read_text(encoding="utf-8"))
+        stored = read_json(path, advice=DELETE)
         if stored["of"] == json.loads(json.dumps(depends_on)):
             return stored["value"]
     value = compute()

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llava_npu.errors import UserError
+from llava_npu.files.json_objects import read_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -54,5 +54,5 @@ def _is_llama_sentencepiece(folder: Path) -> bool:
     if not (folder / "tokenizer.model").is_file() or (folder / "tokenizer.json").is_file():
         return False
     settings = folder / "tokenizer_config.json"
-    values = json.loads(settings.read_text(encoding="utf-8")) if settings.is_file() else {}
-    return isinstance(values, dict) and values.get("tokenizer_class", "LlamaTokenizer").startswith("LlamaTokenizer")
+    values = read_json(settings) if settings.is_file() else {}
+    return str(values.get("tokenizer_class", "LlamaTokenizer")).startswith("LlamaTokenizer")

@@ -1,4 +1,4 @@
-"""Reading a file that holds one JSON object, with one clear error."""
+"""Reading files that hold one JSON object, or one per line, with one clear error."""
 
 from __future__ import annotations
 
@@ -33,3 +33,29 @@ def read_json(path: Path, field: str = "", advice: str = OF_A_MODEL) -> dict[str
     if not isinstance(values, dict):
         raise UserError(f"{place}{path} should hold a JSON object, found {type(values).__name__}. {advice}.")
     return values
+
+
+def read_json_lines(path: Path, advice: str) -> list[dict[str, Any]]:
+    """The JSON objects of a file, one per line; a last line that an interruption cut short is left out.
+
+    Args:
+        advice: see `read_json`.
+
+    Returns:
+        nothing where there is no file.
+
+    Raises:
+        UserError: a line holds something else.
+    """
+    if not path.is_file():
+        return []
+    objects = []
+    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
+        try:
+            values = json.loads(line)
+        except ValueError as error:
+            raise UserError(f"{path}, line {number}: is damaged, not JSON: {error}. {advice}.") from error
+        if not isinstance(values, dict):
+            raise UserError(f"{path}, line {number}: found {type(values).__name__}, not a JSON object. {advice}.")
+        objects.append(values)
+    return objects

@@ -24,6 +24,7 @@ from tqdm.auto import tqdm
 from llava_npu.errors import UserError
 from llava_npu.files.atomic import write_folder
 from llava_npu.files.cache import cache_root
+from llava_npu.files.json_objects import read_json
 from llava_npu.files.locks import locked
 from llava_npu.hub.folders import missing_file
 from llava_npu.hub.hubs import HubModel, ignored_patterns, unreachable, wanted_patterns
@@ -139,7 +140,7 @@ def _headers() -> dict[str, str]:
 
 def _recorded(folder: Path) -> dict[str, dict[str, Any]]:
     record = folder / _RECORD
-    return json.loads(record.read_text()) if record.is_file() else {}
+    return read_json(record, advice="Delete its folder, and fetch the model again") if record.is_file() else {}
 
 
 def _matches(name: str, patterns: list[str]) -> bool:

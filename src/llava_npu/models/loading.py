@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import torch
 
 from llava_npu.data.tokenizer import open_tokenizer
 from llava_npu.errors import UserError
+from llava_npu.files.json_objects import read_json
 from llava_npu.hub.folders import check_loaded, check_model_folder, open_part
 from llava_npu.hub.hubs import local_folder
 from llava_npu.models.adapters import BASE, is_adapter_folder, load_adapters, merge_adapters
@@ -139,5 +139,5 @@ def _processor_settings(source: str) -> dict[str, str]:
     path = Path(source).expanduser() / "processor_config.json"
     if not path.is_file():
         return {}
-    values = json.loads(path.read_text(encoding="utf-8"))
+    values = read_json(path)
     return {key: values[key] for key in ("template", "image_aspect_ratio") if values.get(key)}

@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from llava_npu.errors import UserError
+from llava_npu.files.json_objects import read_json
 
 SHARD_BYTES = 2 * 2**30
 # In this order: where a folder has both, safetensors cannot run code and load faster.
@@ -118,7 +119,7 @@ def _numbered(folder: Path, number: int) -> Path:
 
 def _shards(index: Path) -> list[str]:
     try:
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        names = sorted(set(read_json(index)["weight_map"].values()))
     except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise UserError(f"{index}: is not an index of weights: {error}") from error
     missing = [name for name in names if not (index.parent / name).is_file()]

@@ -15,7 +15,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from llava_npu.errors import UserError
 from llava_npu.files import atomic
+from llava_npu.files.json_objects import read_json
 
 MANIFEST = "manifest.json"
 _ADVICE = (
@@ -57,9 +59,9 @@ def checkpoints(folder: Path) -> list[Checkpoint]:
 def verify(path: Path) -> str | None:
     """None if the folder holds exactly what its manifest says, else what is wrong with it."""
     try:
-        manifest = json.loads((path / MANIFEST).read_text())
-    except (OSError, ValueError) as error:
-        return f"its {MANIFEST} cannot be read ({error})"
+        manifest = read_json(path / MANIFEST, advice="The checkpoint is damaged")
+    except UserError as error:
+        return str(error)
     for name, expected in manifest.items():
         file = path / name
         if not file.is_file():

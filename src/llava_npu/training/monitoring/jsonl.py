@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from llava_npu.files.atomic import write_text
+from llava_npu.files.json_objects import read_json_lines
 
 NONFINITE_STEPS = "nonfinite_steps.jsonl"
 REPLAYS = "nonfinite"  # a folder for each batch that was saved
@@ -19,9 +20,8 @@ def append_lines(path: Path, lines: Iterable[Mapping[str, Any]]) -> None:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """All complete lines; one cut short by an interruption is left out. None where there is no file."""
-    lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.is_file() else []
-    return [json.loads(line) for line in lines]
+    """See `read_json_lines`."""
+    return read_json_lines(path, "Delete that line, or start the run over with --fresh")
 
 
 def rewind_lines(path: Path, step: int) -> None:

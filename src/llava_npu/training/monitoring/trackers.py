@@ -19,6 +19,7 @@ from rich.console import Console
 
 from llava_npu.errors import UserError
 from llava_npu.files.atomic import write_text
+from llava_npu.files.json_objects import read_json
 
 PROJECT = "llava-npu"
 # What each tracker calls this run, so that a continued one goes on in the same place.
@@ -152,7 +153,7 @@ def open_trackers(
 
 def _identities(folder: Path) -> dict[str, str]:
     path = folder / IDENTITIES
-    return json.loads(path.read_text()) if path.is_file() else {}
+    return read_json(path, advice="Delete it: the trackers then start new runs") if path.is_file() else {}
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
