@@ -11,8 +11,7 @@ import pytest
 
 import tiny
 from llava_npu.data import token_counts
-from llava_npu.data.bad_samples import BadSamples
-from llava_npu.data.dataset import ConversationDataset
+from llava_npu.data.dataset import BadSamples, ConversationDataset
 from llava_npu.data.records import open_records
 from llava_npu.data.token_counts import load_token_counts
 from llava_npu.errors import UserError

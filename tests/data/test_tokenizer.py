@@ -39,5 +39,5 @@ def test_sentencepiece(
 def test_settings_that_are_no_json(llama_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "tokenizer.model").symlink_to(llama_folder / "tokenizer.model")
     (tmp_path / "tokenizer_config.json").write_text("{")
-    with pytest.raises(UserError, match=r"--tokenizer \(tokenizer\): cannot load"):
+    with pytest.raises(UserError, match=r"--tokenizer: .*tokenizer_config\.json is damaged"):
         load_tokenizer(str(tmp_path))

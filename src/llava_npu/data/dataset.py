@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, Protocol
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from llava_npu.data.bad_samples import BadSamples, load_or_substitute
 from llava_npu.data.conversation.labels import IGNORE_INDEX, ExpandedConversation, encode_conversation, expand_images
 from llava_npu.data.formats.parsing import Record
 from llava_npu.data.image_roots import ImagePath
 from llava_npu.data.images import image_size, load_image
 from llava_npu.errors import UserError
+
+# What a run does about a sample that it cannot use: stop (`error`), or take another one and say so (`skip`). The
+# substitute depends on nothing but the bad sample's number, so that a run repeats, resumes and divides over devices as
+# without bad samples. Text alone may stand in for an image and the other way round.
+BadSamples = Literal["error", "skip"]
+MAX_SUBSTITUTES = 16
 
 ImageSize = tuple[int, int]  # (height, width) in pixels
 
@@ -54,7 +60,7 @@ class Sample:
             (anyres); None without images, or with cached features.
         vision_features: shape (tiles of all images, tokens, channels), from a feature cache instead of pixels.
         name: the record, for messages.
-        replaced: what was wrong with the sample that this one stands in for (`bad_samples.py`); None: it is itself.
+        replaced: what was wrong with the sample that this one stands in for; None: it is itself.
         image_sizes: each image's (height, width), where the model needs them (anyres).
     """
 
@@ -65,6 +71,34 @@ class Sample:
     name: str
     replaced: str | None = None
     image_sizes: tuple[ImageSize, ...] | None = None
+
+
+def load_or_substitute(load: Callable[[int], Sample], index: int, num_samples: int) -> Sample:
+    """The sample, or the first good one among those drawn in its place; that one's `replaced` says what was wrong.
+
+    Raises:
+        UserError: the sample is bad and so are all that were drawn: the fault is not the samples'.
+    """
+    try:
+        return load(index)
+    except UserError as error:
+        problem = error
+    for substitute in substitutes(index, num_samples):
+        try:
+            sample = load(substitute)
+        except UserError:
+            continue  # named when it is its own turn
+        return replace(sample, replaced=f"{problem} (replaced by {sample.name})")
+    raise UserError(
+        f"{problem}\nNone of the {MAX_SUBSTITUTES} samples drawn in its place can be used either, so data.bad_samples: "
+        "skip does not help. Check the data file and data.image_root with `llava-npu data check`."
+    ) from problem
+
+
+def substitutes(index: int, num_samples: int) -> list[int]:
+    """The samples to try in place of sample `index`, in order: a pseudo-random draw that only these numbers decide."""
+    draws = np.random.PCG64(np.random.SeedSequence([index, num_samples])).random_raw(MAX_SUBSTITUTES)
+    return [int(draw) for draw in draws % num_samples]
 
 
 class ConversationDataset(Dataset[Sample]):

@@ -18,9 +18,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from llava_npu.data.bad_samples import substitutes
 from llava_npu.data.conversation.labels import ExpandedConversation
-from llava_npu.data.dataset import ConversationDataset
+from llava_npu.data.dataset import ConversationDataset, substitutes
 from llava_npu.data.packing import TokenCounts
 from llava_npu.errors import UserError
 from llava_npu.files.cache import build_once, cache_root

@@ -41,18 +41,18 @@ def open_tokenizer(folder: Path, field: str) -> PreTrainedTokenizerBase:
     from llava_npu.hub.folders import check_any_file, open_part
 
     check_any_file(folder, _FILES, field, "tokenizer")
-    return open_part(lambda: _open(folder), f"{field} (tokenizer)", str(folder))
+    return open_part(lambda: _open(folder, field), f"{field} (tokenizer)", str(folder))
 
 
-def _open(folder: Path) -> PreTrainedTokenizerBase:
+def _open(folder: Path, field: str) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer, LlamaTokenizer
 
-    return (LlamaTokenizer if _is_llama_sentencepiece(folder) else AutoTokenizer).from_pretrained(folder)
+    return (LlamaTokenizer if _is_llama_sentencepiece(folder, field) else AutoTokenizer).from_pretrained(folder)
 
 
-def _is_llama_sentencepiece(folder: Path) -> bool:
+def _is_llama_sentencepiece(folder: Path, field: str) -> bool:
     if not (folder / "tokenizer.model").is_file() or (folder / "tokenizer.json").is_file():
         return False
     settings = folder / "tokenizer_config.json"
-    values = read_json(settings) if settings.is_file() else {}
+    values = read_json(settings, field) if settings.is_file() else {}
     return str(values.get("tokenizer_class", "LlamaTokenizer")).startswith("LlamaTokenizer")

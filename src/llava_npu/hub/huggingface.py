@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 
 from llava_npu.errors import UserError
 from llava_npu.hub.folders import missing_file
-from llava_npu.hub.hubs import HubModel, ignored_patterns, unreachable, wanted_patterns
+from llava_npu.hub.models import HubModel, ignored_patterns, unreachable, wanted_patterns
 
 
 def fetch_from_huggingface(model: HubModel, field: str, *, weights: bool, refresh: bool) -> Path:

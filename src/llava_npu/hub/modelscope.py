@@ -27,7 +27,7 @@ from llava_npu.files.cache import cache_root
 from llava_npu.files.json_objects import read_json
 from llava_npu.files.locks import locked
 from llava_npu.hub.folders import missing_file
-from llava_npu.hub.hubs import HubModel, ignored_patterns, unreachable, wanted_patterns
+from llava_npu.hub.models import HubModel, ignored_patterns, unreachable, wanted_patterns
 
 _DEFAULT_REVISION = "master"
 _RECORD = ".modelscope.json"  # the files of a fetched model and their checksums

@@ -11,7 +11,8 @@ from llava_npu.config import ModelConfig, RunConfig
 from llava_npu.config.recipes import find_writer
 from llava_npu.errors import UserError
 from llava_npu.hub.folders import check_configuration
-from llava_npu.hub.hubs import HubModel, fetch, is_local, local_folder, on_hub, parse_source
+from llava_npu.hub.hubs import fetch, is_local, local_folder, on_hub, parse_source
+from llava_npu.hub.models import HubModel
 from llava_npu.models.adapters import BASE, is_adapter_folder
 from llava_npu.models.agreement import check_agreement
 from llava_npu.models.composing import EMBEDDING_MULTIPLE, chosen_resolutions

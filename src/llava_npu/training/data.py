@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from llava_npu.config import DataConfig
-from llava_npu.data.bad_samples import BadSamples
+from llava_npu.data.dataset import BadSamples
 from llava_npu.data.holdout import hold_out
 from llava_npu.data.image_roots import ImagePath
 from llava_npu.data.records import Record, Source, fingerprint, open_sources

@@ -11,8 +11,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from llava_npu.data.conversation.special_tokens import special_texts
-from llava_npu.data.conversation.templates import Segment
-from llava_npu.data.conversation.turns import IMAGE_MARK, Turn
+from llava_npu.data.conversation.turns import IMAGE_MARK, Segment, Turn
 from llava_npu.data.tools.defects import RecordError
 from llava_npu.errors import UserError
 

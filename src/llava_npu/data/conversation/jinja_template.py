@@ -15,8 +15,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from llava_npu.data.conversation.special_tokens import opening_token, special_texts, swallows_first_space
-from llava_npu.data.conversation.templates import BOS, EOS, TOKENIZER, VALUE, Segment, Template, get_template
-from llava_npu.data.conversation.turns import IMAGE_MARK
+from llava_npu.data.conversation.templates import BOS, EOS, TOKENIZER, VALUE, Template, get_template
+from llava_npu.data.conversation.turns import IMAGE_MARK, Segment
 
 # Content → text, with the image where `templates._settle_images` puts it: one alone comes first, on its own line.
 _FLATTEN = """

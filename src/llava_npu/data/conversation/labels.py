@@ -18,8 +18,8 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from llava_npu.data.conversation.special_tokens import opening_token, special_texts, swallows_first_space
-from llava_npu.data.conversation.templates import Segment, Template, get_template, render
-from llava_npu.data.conversation.turns import IMAGE_MARK, Turn, parse_turns
+from llava_npu.data.conversation.templates import Template, get_template, render
+from llava_npu.data.conversation.turns import IMAGE_MARK, Segment, Turn, parse_turns
 from llava_npu.data.formats.parsing import Record
 from llava_npu.data.tools.defects import RecordError, require_encodable
 from llava_npu.errors import UserError

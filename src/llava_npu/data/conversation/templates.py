@@ -13,8 +13,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
+from llava_npu.data.conversation.chat_template import render_chat_template
 from llava_npu.data.conversation.special_tokens import begins_with_bos
-from llava_npu.data.conversation.turns import IMAGE_MARK, Turn
+from llava_npu.data.conversation.turns import IMAGE_MARK, Segment, Turn
 from llava_npu.data.tools.defects import RecordError
 from llava_npu.errors import UserError, nearest
 
@@ -23,15 +24,6 @@ if TYPE_CHECKING:
 
 # Stand-ins inside template data; the turn's text and the tokenizer's own special tokens replace them.
 VALUE, BOS, EOS = "{value}", "{bos}", "{eos}"
-
-
-@dataclass(frozen=True, slots=True)
-class Segment:
-    """A stretch of rendered text. `starts_answer` marks the place where generation takes over from the prompt."""
-
-    text: str
-    supervised: bool = False
-    starts_answer: bool = False
 
 
 @dataclass(frozen=True)
@@ -218,8 +210,6 @@ def render(
         UserError: the template cannot hold these turns.
     """
     if template is TOKENIZER:
-        from llava_npu.data.conversation.chat_template import render_chat_template
-
         settled = [_settle_images(turn) for turn in turns]
         return render_chat_template(settled, tokenizer, name, prompt=prompt, system=system)
     if system is not None:

@@ -21,6 +21,15 @@ class Turn:
     text: str
 
 
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """Part of a rendered conversation. `starts_answer` marks the place where generation takes over from the prompt."""
+
+    text: str
+    supervised: bool = False
+    starts_answer: bool = False
+
+
 def parse_turns(conversations: Sequence[Turn | Mapping[str, Any]], name: str) -> tuple[Turn, ...]:
     """Turns LLaVA's list of {"from", "value"} into checked `Turn`s; `name` opens each error message.
 

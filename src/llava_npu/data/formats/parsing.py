@@ -4,43 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from llava_npu.data.conversation.turns import IMAGE_MARK, Turn, parse_turns
 from llava_npu.data.formats.message_forms import as_llava
+from llava_npu.data.formats.tables import TableImage
 from llava_npu.data.image_roots import ImagePath, ImageRoot, check_image_name
 from llava_npu.data.tools.defects import RecordError, shown
-
-
-@dataclass(frozen=True, slots=True)
-class EmbeddedImage:
-    """A picture whose bytes stand in a table (Parquet, Arrow) beside the text.
-
-    Args:
-        table: the Arrow file.
-        row: of the table.
-        column: 'image' or 'images'.
-        number: which of the row's list; None where the cell is one image.
-        origin: the row's place in the file that the user knows, for messages.
-    """
-
-    table: Path
-    row: int
-    column: str
-    number: int | None
-    origin: str
-
-    def __str__(self) -> str:
-        return f"{self.origin}, {self.column}" + ("" if self.number is None else f"[{self.number}]")
-
-    def read_bytes(self) -> bytes:
-        from llava_npu.data.formats.tables import read_image
-
-        return read_image(self.table, self.row, self.column, self.number)
-
-    def is_file(self) -> bool:
-        return self.table.is_file()
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +28,7 @@ class Record:
 
     id: str
     conversations: tuple[Turn, ...]
-    images: tuple[str | EmbeddedImage, ...]
+    images: tuple[str | TableImage, ...]
     origin: str
     image_root: ImageRoot
 
@@ -106,7 +76,7 @@ def parse_record(entry: Any, index: int, origin: str, image_root: ImageRoot) -> 
             "empty or unanswerable",
         )
     for image in images:
-        if isinstance(image, EmbeddedImage):
+        if isinstance(image, TableImage):
             continue
         if not isinstance(image, str) or not image:
             raise RecordError(

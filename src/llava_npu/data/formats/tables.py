@@ -14,13 +14,13 @@ import os
 import re
 from bisect import bisect_right
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache, partial
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 from llava_npu.data.formats.message_forms import CONVERSATION_KEYS
-from llava_npu.data.formats.parsing import EmbeddedImage
 from llava_npu.errors import UserError
 from llava_npu.files.cache import build_once, cache_root
 
@@ -30,6 +30,34 @@ _TABLE = "table.arrow"
 _TABLE_FORMAT = 1
 _ROWS_PER_BATCH = 1024
 _SPLIT = re.compile(r"(.+?)-\d{5}-of-\d{5}")
+
+
+@dataclass(frozen=True, slots=True)
+class TableImage:
+    """An image whose bytes are in a table (Parquet, Arrow), next to the text.
+
+    Args:
+        table: the Arrow file.
+        row: of the table.
+        column: 'image' or 'images'.
+        number: which of the row's list; None where the cell is one image.
+        origin: the row's place in the file that the user gave, for messages.
+    """
+
+    table: Path
+    row: int
+    column: str
+    number: int | None
+    origin: str
+
+    def __str__(self) -> str:
+        return f"{self.origin}, {self.column}" + ("" if self.number is None else f"[{self.number}]")
+
+    def read_bytes(self) -> bytes:
+        return read_image(self.table, self.row, self.column, self.number)
+
+    def is_file(self) -> bool:
+        return self.table.is_file()
 
 
 class TableEntries:
@@ -76,7 +104,7 @@ class TableEntries:
             cell = table[name][row]
             # Only the text is read here: a picture's bytes when it is asked for.
             entry[name] = (
-                _images(cell, partial(EmbeddedImage, self._arrow_files[number], row, name, origin=origin))
+                _images(cell, partial(TableImage, self._arrow_files[number], row, name, origin=origin))
                 if name in IMAGE_COLUMNS
                 else cell.as_py()
             )
@@ -129,7 +157,7 @@ def read_image(table: Path, row: int, column: str, number: int | None) -> bytes:
 
 
 def _images(cell: Any, embedded: Any) -> Any:
-    """A cell as `parse_record` takes it: paths stay texts, bytes become `EmbeddedImage`s."""
+    """A cell as `parse_record` takes it: paths stay texts, bytes become `TableImage`s."""
     if not cell.is_valid:
         return None
     if hasattr(cell, "values") and not hasattr(cell, "keys"):  # a list

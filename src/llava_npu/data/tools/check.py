@@ -24,7 +24,8 @@ from numpy.typing import NDArray
 
 from llava_npu.data.conversation.labels import IMAGE_PLACEHOLDER, encode_conversation, expand_images
 from llava_npu.data.conversation.templates import get_template, is_empty
-from llava_npu.data.formats.parsing import EmbeddedImage, Record
+from llava_npu.data.formats.parsing import Record
+from llava_npu.data.formats.tables import TableImage
 from llava_npu.data.image_roots import ImagePath, exists
 from llava_npu.data.images import load_image
 from llava_npu.data.tools.defects import Kind, RecordError
@@ -299,12 +300,12 @@ def _load_tokenizer(name: str) -> PreTrainedTokenizerBase:
 
 def _digests(record: Record, source: int) -> tuple[int, int]:
     """64 bits of the content, and of the id in its file: chance makes two of ten million alike in 1 of 300,000 sets."""
-    images = [_content(image) if isinstance(image, EmbeddedImage) else image for image in record.images]
+    images = [_content(image) if isinstance(image, TableImage) else image for image in record.images]
     content = json.dumps([[(turn.role, turn.text) for turn in record.conversations], images]).encode()
     return _digest(content), _digest(f"{source} {record.id}".encode(errors="surrogatepass"))
 
 
-def _content(image: EmbeddedImage) -> str:
+def _content(image: TableImage) -> str:
     try:
         return hashlib.sha256(image.read_bytes()).hexdigest()
     except OSError:  # found as an unreadable image

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,13 +10,12 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.text import Text
 
-from llava_npu.data.conversation.labels import IGNORE_INDEX, IMAGE_PLACEHOLDER, EncodedConversation, encode_conversation
-from llava_npu.data.conversation.templates import Template, get_template
+from llava_npu.data.conversation.labels import IGNORE_INDEX, IMAGE_PLACEHOLDER, EncodedConversation
+from llava_npu.data.conversation.templates import get_template
 from llava_npu.data.conversation.turns import IMAGE_MARK
-from llava_npu.data.formats.parsing import Record
-from llava_npu.data.image_roots import ImagePath, exists
-from llava_npu.data.images import load_image
 from llava_npu.data.records import open_records
+from llava_npu.data.tools.inspect_html import write_page
+from llava_npu.data.tools.inspected_sample import InspectedSample, headline, inspect_sample, printable
 from llava_npu.errors import UserError
 
 if TYPE_CHECKING:
@@ -26,21 +24,6 @@ if TYPE_CHECKING:
 SUPERVISED_STYLE = "bold green"
 IMAGE_STYLE = "bold magenta"
 BRACKETS = ("⟦", "⟧")  # where there is no colour
-
-
-@dataclass(frozen=True)
-class InspectedSample:
-    """A record and what becomes of it; without a record or its encoding, `problems` says why.
-
-    Args:
-        title: the record's name, or its number where it could not be read.
-        problems: why it cannot be trained on, its missing and damaged images among them; empty if it can.
-    """
-
-    title: str
-    record: Record | None
-    encoded: EncodedConversation | None
-    problems: tuple[str, ...]
 
 
 def inspect_records(
@@ -81,53 +64,9 @@ def inspect_records(
     summary = f"{len(samples)} of {len(records)} records shown, {num_faulty} of them faulty; template {form.name}"
     console.print(Text(summary))
     if html is not None:
-        from llava_npu.data.tools.inspect_html import write_page
-
         write_page(html, samples, tokenizer, title=Path(path).name, summary=summary)
         console.print(Text(f"page: {html}"))
     return num_faulty
-
-
-def inspect_sample(
-    records: Sequence[Record], number: int, tokenizer: PreTrainedTokenizerBase, template: Template
-) -> InspectedSample:
-    """Reads and encodes a record, as training does, but keeps its errors."""
-    try:
-        record = records[number]
-    except UserError as error:
-        return InspectedSample(f"record {number}", None, None, (str(error),))
-    problems = []
-    encoded = None
-    try:
-        encoded = encode_conversation(record.conversations, tokenizer, template, record=record)
-    except UserError as error:
-        problems.append(str(error))
-    try:
-        problems += [problem for path in record.image_paths if (problem := _picture_problem(path))]
-    except UserError as error:
-        problems.append(str(error))
-    return InspectedSample(record.name, record, encoded, tuple(problems))
-
-
-def _picture_problem(path: ImagePath) -> str:
-    """Why a picture cannot be used; "" if it can."""
-    if not exists(path):
-        return f"missing image: {path}"
-    try:
-        load_image(path)
-    except UserError as error:
-        return str(error).removeprefix("image: ")
-    return ""
-
-
-def headline(sample: InspectedSample) -> str:
-    """How long it is, how much of it is learned, and its images."""
-    if sample.record is None or sample.encoded is None:
-        return ""
-    num_supervised = sum(label != IGNORE_INDEX for label in sample.encoded.labels)
-    names = ", ".join(map(str, sample.record.images))
-    images = f", images: {names}" if names else ", text only"
-    return f"{len(sample.encoded.input_ids)} tokens, {num_supervised} supervised{images}"
 
 
 def _print(sample: InspectedSample, tokenizer: PreTrainedTokenizerBase, console: Console) -> None:
@@ -179,8 +118,3 @@ def _stretches(encoded: EncodedConversation, tokenizer: PreTrainedTokenizerBase)
 
 def _has_color(console: Console) -> bool:
     return console.is_terminal and console.color_system is not None and not console.no_color
-
-
-def printable(text: str) -> str:
-    """The text with control characters spelled out: data must not steer the terminal."""
-    return "".join(char if char.isprintable() or char == "\n" else ascii(char)[1:-1] for char in text)

@@ -1,6 +1,6 @@
-"""Samples as a web page: every token in its colour, its id on hovering, the pictures beside them.
+"""Samples as a web page: every token in its colour, its id on hovering, the images next to them.
 
-The page is one file without scripts; pictures are inside it, scaled down.
+The page is one file without scripts; images are inside it, scaled down.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from llava_npu.data.conversation.labels import IGNORE_INDEX, IMAGE_PLACEHOLDER, EncodedConversation
 from llava_npu.data.images import load_image
-from llava_npu.data.tools.inspect import InspectedSample, headline, printable
+from llava_npu.data.tools.inspected_sample import InspectedSample, headline, printable
 from llava_npu.errors import UserError
 from llava_npu.files.atomic import write_text
 
@@ -69,22 +69,22 @@ def render_page(
 def _section(sample: InspectedSample, tokenizer: PreTrainedTokenizerBase) -> str:
     lines = [f"<section><h2>{escape(sample.title)}</h2>", f'<p class="counts">{escape(headline(sample))}</p>']
     lines += [f'<p class="bad">{escape(problem)}</p>' for problem in sample.problems]
-    lines += [_picture(sample, number) for number in range(len(sample.record.images) if sample.record else 0)]
+    lines += [_image(sample, number) for number in range(len(sample.record.images) if sample.record else 0)]
     if sample.encoded is not None:
         lines.append(f"<pre>{''.join(_span(*token) for token in tokens(sample.encoded, tokenizer))}</pre>")
     return "\n".join([*lines, "</section>"])
 
 
-def _picture(sample: InspectedSample, number: int) -> str:
+def _image(sample: InspectedSample, number: int) -> str:
     assert sample.record is not None
     name = escape(str(sample.record.images[number]), quote=True)
     try:
-        picture = load_image(sample.record.image_paths[number], sample.title)
+        image = load_image(sample.record.image_paths[number], sample.title)
     except UserError as error:
         return f'<p class="bad">{escape(str(error))}</p>'
-    picture.thumbnail(THUMBNAIL)
+    image.thumbnail(THUMBNAIL)
     stored = io.BytesIO()
-    picture.save(stored, "JPEG", quality=80)
+    image.save(stored, "JPEG", quality=80)
     source = f"data:image/jpeg;base64,{base64.b64encode(stored.getvalue()).decode()}"
     return f'<img src="{source}" alt="{name}" title="{name}">'
 

@@ -14,7 +14,8 @@ from fake_hubs import COMMIT, Hub, serving
 
 import tiny
 from llava_npu.errors import UserError
-from llava_npu.hub.hubs import HubModel, on_hub, parse_source, wanted_patterns
+from llava_npu.hub.hubs import on_hub, parse_source
+from llava_npu.hub.models import HubModel, wanted_patterns
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from transformers import LlamaTokenizer, PreTrainedTokenizerBase
 from llava_npu.data import IGNORE_INDEX, encode_conversation
 from llava_npu.errors import UserError
 
-CASES = json.loads((Path(__file__).parent.parent / "golden" / "labels.json").read_text())
+CASES = json.loads((Path(__file__).parents[2] / "golden" / "labels.json").read_text())
 
 
 def _title(case: dict[str, Any]) -> str:
