@@ -73,3 +73,20 @@ def test_different_encoders_come_first_and_a_dying_worker_takes_no_other_with_it
     assert failure is not None
     assert "ended by signal 9 (out of memory?)" in failure.reason
     assert "at work" in [event.text for event in events if event.kind == "line"]
+
+
+def test_the_processes_of_a_cell_are_launched_together_and_kept_to_their_devices(
+    material: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = tmp_path / "worker.py"
+    worker.write_text(
+        "import os, pathlib, sys\n"
+        "seen = ' '.join(os.environ[name] for name in ('RANK', 'WORLD_SIZE', 'CUDA_VISIBLE_DEVICES'))\n"
+        "(pathlib.Path(sys.argv[1]) / f'seen-{os.environ[\"RANK\"]}').write_text(seen)\n"
+    )
+    monkeypatch.setattr(schedule, "WORKER", (str(worker),))
+    (cell, *_) = grid(material, tmp_path / "out")
+    events: list[schedule.Event] = []
+    schedule.run_cells([cell], [schedule.Slot("cuda", 2, {"CUDA_VISIBLE_DEVICES": "5,7"})], events.append)
+    assert [event.kind for event in events if event.kind != "line"] == ["started", "finished"]
+    assert [(cell.folder / f"seen-{rank}").read_text() for rank in (0, 1)] == ["0 2 5,7", "1 2 5,7"]

@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from llava_npu.cli import app
 from llava_npu.errors import UserError
 from llava_npu.evaluation.predictions import Prediction, append_predictions, read_predictions
-from llava_npu.evaluation.processes import ALONE, Processes, joined, launch
+from llava_npu.evaluation.processes import ALONE, Processes, check_devices, joined
 from llava_npu.evaluation.questions import Answer, Question
 from llava_npu.evaluation.run import evaluate
 from llava_npu.evaluation.run_folder import collect_predictions, predictions_path
@@ -103,9 +103,9 @@ def test_two_runs_cannot_share_a_folder(bench: Path, tmp_path: Path) -> None:
 
 def test_launch_refuses_what_cannot_be() -> None:
     with pytest.raises(UserError, match=r"--device cpu:0 with --devices 2: .* leave out ':0'"):
-        launch(2, "cpu:0", [])
+        check_devices(2, "cpu:0")
     with pytest.raises(UserError, match="device 'gpu': allowed are"):
-        launch(2, "gpu", [])
+        check_devices(2, "gpu")
 
 
 @pytest.mark.slow

@@ -28,6 +28,7 @@ from llava_npu.cli.serve import serve
 from llava_npu.cli.train import train
 from llava_npu.cli.verify import verify
 from llava_npu.cli.web import web
+from llava_npu.distributed import launched
 from llava_npu.distributed.interruption import EXIT_STATUS, RunStopped
 from llava_npu.errors import UserError
 from llava_npu.version import __version__
@@ -73,7 +74,7 @@ def _options(
 
 
 def set_environment() -> None:
-    """Silences libraries: ours are the progress lines and messages that matter. What the user has set stays."""
+    """Silences libraries, in favour of our own progress lines and messages. What the user has set stays."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     # Where there is no accelerator DeepSpeed says so, on stdout, whenever it is imported.
@@ -83,6 +84,9 @@ def set_environment() -> None:
 def main() -> None:
     """Runs the command line; what a user got wrong is one message on stderr and exit status 2."""
     set_environment()
+    if launched.REPORTS in os.environ:
+        launched.reporting(app)
+        return
     try:
         app()
     except UserError as error:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from llava_npu.cli.launching import launch_and_exit
 from llava_npu.cli.model_options import BENCHMARK_MODULE, HUB
 from llava_npu.errors import UserError
 
@@ -95,8 +96,8 @@ def eval_(
         return
     assert model is not None
     chosen = _Model(model, source, get_template(template).name if template else None, device)
-    if devices > 1 and _start_processes(devices, device):
-        return
+    if devices > 1:
+        _launch_processes(devices, device)
     _run(console, request, chosen)
 
 
@@ -173,14 +174,13 @@ def _score_stored(console: Console, request: _Request, predictions: Path) -> Non
     _print_report(console, report, request.output, request.differences)
 
 
-def _start_processes(count: int, device: str) -> bool:
-    """Starts one process per device and waits for them; False in such a process itself."""
-    from llava_npu.evaluation.processes import launch, launched
+def _launch_processes(count: int, device: str) -> None:
+    """Runs this command in one process per device and exits; does nothing in such a process itself."""
+    from llava_npu.evaluation.processes import check_devices, launched
 
-    if launched() > 1:
-        return False
-    launch(count, device, sys.argv[1:])
-    return True
+    if launched() == 1:
+        check_devices(count, device)
+        launch_and_exit(sys.argv[1:], count, "What was answered is kept; run the same command again to resume.")
 
 
 def _judge(url: str | None, model: str | None) -> JudgeClient | None:

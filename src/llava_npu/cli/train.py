@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from llava_npu.distributed.interruption import EXIT_STATUS
+from llava_npu.cli.launching import launch_and_exit
 
 if TYPE_CHECKING:
     from llava_npu.config import RunConfig
@@ -55,7 +55,7 @@ def train(
     if devices > 1:
         switches = {"fresh": fresh, "accept_changes": accept_changes, "debug_size": debug_size}
         flags = _flags(device, **switches, ignore_plan=ignore_plan)
-        _launch(devices, [config, *(overrides or []), *flags])
+        launch_and_exit(["train", config, *(overrides or []), *flags], devices)
         return
     from llava_npu.distributed import processes
     from llava_npu.planning.check import refuse_what_cannot_fit
@@ -88,12 +88,3 @@ def _flags(device: str | None, **switches: bool) -> list[str]:
         *(["--device", device] if device else []),
         *(f"--{name.replace('_', '-')}" for name, on in switches.items() if on),
     ]
-
-
-def _launch(devices: int, arguments: list[str]) -> None:
-    from llava_npu.distributed.launching import launch
-
-    outcome = launch(["train", *arguments], devices)
-    if outcome.message:
-        typer.secho(outcome.message, fg="red" if outcome.status not in (0, EXIT_STATUS) else "yellow", err=True)
-    raise typer.Exit(outcome.status)

@@ -9,12 +9,14 @@ import time
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import IO
 
 from llava_npu import devices
 from llava_npu.comparison.folder import FAILURE, LOG, Failure, read_failure, write_failure
 from llava_npu.comparison.grid import Cell
+from llava_npu.distributed.launched import die_with_parent
 from llava_npu.errors import UserError
 
 WORKER = ("-m", "llava_npu.comparison.trial")
@@ -156,10 +158,17 @@ def _encoders_first(cells: Sequence[Cell]) -> list[Cell]:
 def _start(cell: Cell, slot: Slot, environment: dict[str, str]) -> _Worker:
     (cell.folder / FAILURE).unlink(missing_ok=True)
     log = (cell.folder / LOG).open("ab")
-    together = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={slot.processes}"]
+    together = ["-m", "llava_npu.distributed.launching", str(slot.processes)]
     command = [sys.executable, *(together if slot.processes > 1 else []), *WORKER, str(cell.folder)]
     command += ["--device", slot.device]
-    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, env=environment)
+    process = subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=log,
+        stderr=subprocess.STDOUT,
+        env={**environment, **slot.environment},
+        preexec_fn=partial(die_with_parent, os.getpid()),
+    )
     return _Worker(cell, slot, process, log, time.monotonic())
 
 

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from llava_npu.data.conversation.labels import ExpandedConversation
 from llava_npu.data.dataset import ConversationDataset, substitutes
 from llava_npu.data.packing import TokenCounts
+from llava_npu.distributed.launched import worker_dies_with_parent
 from llava_npu.errors import UserError
 from llava_npu.files.cache import build_once, cache_root
 
@@ -138,6 +139,7 @@ _dataset: ConversationDataset | None = None  # a worker's own
 
 def _start_worker(dataset: ConversationDataset) -> None:
     global _dataset
+    worker_dies_with_parent()
     _dataset = dataset
 
 

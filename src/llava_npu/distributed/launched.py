@@ -1,4 +1,4 @@
-"""One of the processes that `llava-npu train --devices N` starts: runs the command, and reports how it ended.
+"""A process that `launching` started: reports how it ended, and does not outlive its parent.
 
 Instead of printing an error, which all of them would do at once, it leaves a report for the process that started it.
 """
@@ -7,19 +7,24 @@ from __future__ import annotations
 
 import ctypes
 import json
+import multiprocessing
 import os
 import signal
 import sys
 import time
 import traceback
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import NoReturn
 
 from llava_npu.distributed.interruption import EXIT_STATUS, RunStopped
 from llava_npu.errors import UserError
+from llava_npu.files.atomic import write_text
 
 REPORTS = "LLAVA_NPU_REPORTS"  # the folder for reports
 _SET_PARENT_DEATH_SIGNAL = 1  # of Linux's prctl
+_LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
 @dataclass(frozen=True)
@@ -31,14 +36,10 @@ class Report:
     time: float
 
 
-def main() -> None:
-    """Runs the command line of this process."""
-    _die_with_launcher()
-    from llava_npu.cli import app, set_environment
-
-    set_environment()
+def reporting(command: Callable[[], None]) -> None:
+    """Runs the command line of this process; what goes wrong is reported to the launcher, not printed."""
     try:
-        app()
+        command()
     except UserError as error:
         _leave(2, f"error: {error}")
     except RunStopped as stopped:
@@ -49,21 +50,27 @@ def main() -> None:
         _leave(1, f"process {os.environ['RANK']} failed:\n{traceback.format_exc()}")
 
 
-def _leave(status: int, message: str) -> None:
-    path = Path(os.environ[REPORTS]) / f"report-{os.environ['RANK']}.json"
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(asdict(Report(status, message, time.time()))), encoding="utf-8")
-    partial.rename(path)
+def _leave(status: int, message: str) -> NoReturn:
+    report = Report(status, message, time.time())
+    write_text(Path(os.environ[REPORTS]) / f"report-{os.environ['RANK']}.json", json.dumps(asdict(report)))
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)  # an ordinary exit may wait for processes that have failed, or for threads that wait for them
 
 
-def _die_with_launcher() -> None:
-    """On Linux: when the launcher is killed, so is this process, rather than train on with nobody watching."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(_SET_PARENT_DEATH_SIGNAL, signal.SIGKILL)
+def die_with_parent(parent: int) -> None:
+    """On Linux: when the process `parent`, which started this one, is killed, so is this one.
+
+    To be called before `exec` (as `preexec_fn`) or at the start of a worker: a parent that is gone already counts.
+    """
+    if _LIBC is not None:
+        _LIBC.prctl(_SET_PARENT_DEATH_SIGNAL, signal.SIGKILL)
+        if os.getppid() != parent:
+            os.kill(os.getpid(), signal.SIGKILL)
 
 
-if __name__ == "__main__":
-    main()
+def worker_dies_with_parent() -> None:
+    """`die_with_parent` for a worker that `multiprocessing` spawned: the process that it works for is its parent."""
+    parent = multiprocessing.parent_process()
+    if parent is not None and parent.pid is not None:
+        die_with_parent(parent.pid)

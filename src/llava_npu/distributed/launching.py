@@ -1,12 +1,12 @@
-"""`llava-npu train --devices N`: starts N processes on this machine, as torchrun does, and ends them as one.
+"""`--devices N`: starts N processes on this machine, as torchrun does, and ends them as one.
 
-The processes get torchrun's environment variables, so that a run does not know who started it. Of what goes wrong in
-them one error is shown, once: the first that a user can do something about.
+`python -m llava_npu.distributed.launching N PROGRAM` does so for any Python program. The processes get torchrun's
+environment variables, so that a run does not know who started it. Of what goes wrong in them one error is shown, once:
+the first that a user can do something about.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import signal
@@ -18,12 +18,14 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import FrameType
 
 from llava_npu.distributed.interruption import EXIT_STATUS
-from llava_npu.distributed.launched import REPORTS, Report
+from llava_npu.distributed.launched import REPORTS, Report, die_with_parent
 from llava_npu.errors import UserError
+from llava_npu.files.json_objects import read_json
 
 _POLL_SECONDS = 0.05
 _GRACE_SECONDS = 1.0  # for other processes to report what made the first one fail
@@ -38,8 +40,8 @@ class Outcome:
     message: str
 
 
-def launch(arguments: Sequence[str], devices: int) -> Outcome:
-    """Runs `llava-npu ARGUMENTS` in `devices` processes, to the end of all of them.
+def launch(arguments: Sequence[str], devices: int, program: Sequence[str] = ("-m", "llava_npu")) -> Outcome:
+    """Runs `python PROGRAM ARGUMENTS` in `devices` processes, to the end of all of them.
 
     SIGTERM and SIGINT are passed on, a second one kills. If this process is killed, so are they.
 
@@ -52,7 +54,7 @@ def launch(arguments: Sequence[str], devices: int) -> Outcome:
             "WORLD_SIZE are set). Leave --devices out there."
         )
     with tempfile.TemporaryDirectory(prefix="llava-npu-") as folder, _signals() as received:
-        processes = _start(arguments, devices, Path(folder))
+        processes = _start([*program, *arguments], devices, Path(folder))
         try:
             while any(process.poll() is None for process in processes):
                 _pass_on(received, processes)
@@ -69,7 +71,7 @@ def launch(arguments: Sequence[str], devices: int) -> Outcome:
         return _outcome(statuses, Path(folder))
 
 
-def _start(arguments: Sequence[str], devices: int, folder: Path) -> list[subprocess.Popen[bytes]]:
+def _start(command: Sequence[str], devices: int, folder: Path) -> list[subprocess.Popen[bytes]]:
     environment = {
         **os.environ,
         "MASTER_ADDR": "127.0.0.1",
@@ -84,11 +86,12 @@ def _start(arguments: Sequence[str], devices: int, folder: Path) -> list[subproc
         with (folder / f"output-{rank}").open("wb") as output:
             processes.append(
                 subprocess.Popen(
-                    [sys.executable, "-m", "llava_npu.distributed.launched", *arguments],
+                    [sys.executable, *command],
                     env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
                     stdin=subprocess.DEVNULL,
                     stdout=None if rank == 0 else output,
                     stderr=None if rank == 0 else output,
+                    preexec_fn=partial(die_with_parent, os.getpid()),
                     start_new_session=True,  # Ctrl-C reaches this process alone, which passes it on
                 )
             )
@@ -152,7 +155,7 @@ def _unexplained(rank: int, status: int, folder: Path) -> Outcome:
 
 def _read(folder: Path, rank: int) -> Report | None:
     path = folder / f"report-{rank}.json"
-    return Report(**json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
+    return Report(**read_json(path)) if path.is_file() else None
 
 
 def meeting_port() -> int:
@@ -171,3 +174,16 @@ def meeting_port() -> int:
                 continue
             return port
     raise UserError(f"no port from {ports.start} to {ports.stop - 1} is free for the processes to meet at")
+
+
+def main() -> int:
+    """Launches what the command line of this process says; what goes wrong is printed once, to stderr."""
+    devices, *program = sys.argv[1:]
+    outcome = launch([], int(devices), program)
+    if outcome.message:
+        print(outcome.message, file=sys.stderr)
+    return outcome.status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

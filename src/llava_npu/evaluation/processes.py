@@ -1,13 +1,12 @@
 """Several processes that answer one benchmark together, a device each.
 
-`torchrun` (or `llava-npu eval --devices N`, which starts it) tells each process by environment variables which one it
+`llava-npu eval --devices N` (or torchrun) tells each process by environment variables which one it
 is. They meet before and after answering only, through the host's network: what the devices are does not matter.
 """
 
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -84,42 +83,8 @@ def joined() -> Iterator[Processes]:
         torch.distributed.destroy_process_group()
 
 
-def launch(count: int, device: str, arguments: Sequence[str]) -> None:
-    """Runs `llava-npu` with these arguments in so many processes on this machine, and waits for them.
-
-    Args:
-        count: how many.
-        device: as for `devices.select`, without an index: each process takes a device of its own. (CPU processes divide
-            the cores.)
-        arguments: of the command line.
-
-    Raises:
-        UserError: there are fewer devices; or a process failed (it has said why).
-    """
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
-
-    _check_devices(count, device)
-    settings = LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
-        nproc_per_node=count,
-        rdzv_backend="c10d",
-        rdzv_endpoint="localhost:0",
-        max_restarts=0,
-        monitor_interval=0.1,
-    )
-    try:
-        elastic_launch(settings, sys.executable)("-m", "llava_npu", *arguments)
-    except ChildFailedError as error:
-        rank, failure = error.get_first_failure()
-        raise UserError(
-            f"process {rank + 1} of {count} failed (exit code {failure.exitcode}); what it said stands above. What was "
-            "answered is kept; run again to go on."
-        ) from error
-
-
-def _check_devices(count: int, device: str) -> None:
+def check_devices(count: int, device: str) -> None:
+    """Raises `UserError` where `count` processes cannot have a device each; on a CPU they divide the cores."""
     kind, _, index = device.partition(":")
     if index:
         raise UserError(f"--device {device} with --devices {count}: each process takes its own; leave out ':{index}'.")

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 from llava_npu.data import IGNORE_INDEX
 from llava_npu.data.dataset import ConversationDataset, Sample, collate, pack
 from llava_npu.data.plan import Indices, Layout
+from llava_npu.distributed.launched import worker_dies_with_parent
 from llava_npu.errors import UserError
 
 
@@ -94,15 +95,16 @@ def steps(
         num_workers=workers,
         pin_memory=pin_memory,
         multiprocessing_context="spawn" if workers else None,  # accelerators do not survive a fork
-        worker_init_fn=_ignore_interrupts,
+        worker_init_fn=_start_worker,
         persistent_workers=False,
     )
     batches = map(_raise_error, iter(loader))
     return ([next(batches) for _ in share] for share in shares())
 
 
-def _ignore_interrupts(worker: int) -> None:
+def _start_worker(worker: int) -> None:
     """Ctrl-C reaches every process of a terminal; when workers end is for the process that they work for to say."""
+    worker_dies_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 

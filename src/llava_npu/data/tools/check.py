@@ -29,6 +29,7 @@ from llava_npu.data.formats.tables import TableImage
 from llava_npu.data.image_roots import ImagePath, exists
 from llava_npu.data.images import load_image
 from llava_npu.data.tools.defects import Kind, RecordError
+from llava_npu.distributed.launched import worker_dies_with_parent
 from llava_npu.errors import UserError
 
 if TYPE_CHECKING:
@@ -262,6 +263,7 @@ _checker: _Checker | None = None  # a worker's own
 
 def _start_worker(sources: Sequence[Sequence[Record]], options: CheckOptions) -> None:
     global _checker
+    worker_dies_with_parent()
     _checker = _Checker(sources, options)
 
 
