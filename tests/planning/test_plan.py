@@ -108,7 +108,7 @@ def test_a_tower_is_planned_for_the_pictures_that_its_image_processor_makes(make
         assert remarks == []
     (tmp_path / "resnet/preprocessor_config.json").unlink()
     remarks = ResolvedRun(make_run(model=tower)).remarks
-    assert "taken to make 224 pixels" in remarks[0]
+    assert "assumed to make 224 pixels" in remarks[0]
 
 
 def test_tiles_are_planned_as_the_pictures_make_them(make_run: MakeRun, tmp_path: Path) -> None:
@@ -181,7 +181,7 @@ def _console() -> Any:
 
 
 def test_a_language_model_that_reads_no_text_is_refused(make_run: MakeRun, material: Path) -> None:
-    with pytest.raises(UserError, match="a model of type 'clip_vision_model', which reads no text"):
+    with pytest.raises(UserError, match="a model of type 'clip_vision_model', which does not read text"):
         _ = ResolvedRun(make_run(model={"language_model": str(material / "clip")})).model
 
 

@@ -80,10 +80,11 @@ def validate(
 def _drop_options(values: dict[str, Any], key: str, value: Any) -> None:
     """Takes out the options of a projector or engine where another one is about to be chosen."""
     *sections, last = key.split(".")
+    inner: Any = values
     for section in sections:
-        values = values.get(section) if isinstance(values.get(section), dict) else {}
-    if f"{last}_options" in values and values.get(last) != value:
-        del values[f"{last}_options"]
+        inner = inner.get(section) if isinstance(inner, dict) else None
+    if isinstance(inner, dict) and f"{last}_options" in inner and inner.get(last) != value:
+        del inner[f"{last}_options"]
 
 
 def _with_references(schema: type[BaseModel], values: dict[str, Any], where: str) -> dict[str, Any]:

@@ -57,7 +57,13 @@ def _construct_number(loader: _Loader, node: yaml.ScalarNode) -> Any:
 
 for _tag in _IMPLICIT:
     _Loader.add_constructor(_tag, _construct_number)
-_Loader.add_constructor("tag:yaml.org,2002:timestamp", lambda loader, node: _Date(str(loader.construct_scalar(node))))
+
+
+def _construct_date(loader: _Loader, node: yaml.ScalarNode) -> _Date:
+    return _Date(str(loader.construct_scalar(node)))
+
+
+_Loader.add_constructor("tag:yaml.org,2002:timestamp", _construct_date)
 
 
 def read_yaml(text: str) -> Any:

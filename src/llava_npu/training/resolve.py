@@ -62,6 +62,10 @@ class ResolvedRun:
         """Where `model` was found, if not where the configuration says."""
         return self._model_and_remarks[1]
 
+    def check_model(self) -> None:
+        """Raises `UserError` where the model cannot be found, or is not what the configuration says of it."""
+        _ = self.model
+
     @property
     def has_data(self) -> bool:
         """Whether the data is on this machine."""

@@ -100,6 +100,8 @@ def train(
         if not accelerator.is_main_process:
             console = Console(quiet=True)
         data, fingerprint = run.data, run.data_fingerprint
+        if fresh or not is_finished(config.output_path):
+            run.check_model()  # before anything is written
         with (
             _run_folder(config, fingerprint, accelerator, fresh, accept_changes) as folder,
             stop_on_signal(console.print) as stop,
