@@ -100,11 +100,12 @@ def open_records(
     Raises:
         UserError: the file cannot be read, is not of that form or is empty.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
+    image_root = None if image_root is None else Path(image_root).expanduser()
     entries: Entries = TableEntries(path) if is_table(path) else JsonEntries(path)
     if image_root is not None and is_archive(image_root):
         return Records(entries, open_archive(image_root))
-    folder = Path(image_root) if image_root is not None else (path if path.is_dir() else path.parent)
+    folder = image_root if image_root is not None else (path if path.is_dir() else path.parent)
     return Records(entries, ImageFolder(folder, allow_absolute_paths))
 
 
@@ -139,7 +140,7 @@ def open_sources(sources: Sequence[Source]) -> Sequence[Record]:
 
 def fingerprint(*paths: str | Path) -> str:
     """The data's content as 'sha256:…': equal when, and only when, the data is the same, wherever the files lie."""
-    files = [file for path in paths for file in _files(Path(path))]
+    files = [file for path in paths for file in _files(Path(path).expanduser())]
     digests = [_digest(file) for file in files]
     if len(digests) == 1:
         return f"sha256:{digests[0]}"

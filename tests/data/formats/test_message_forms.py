@@ -39,10 +39,14 @@ WORDS = {"type": "text", "text": "What?"}
             ["Hi", "Hello"],
             (),
         ),
-        ({"messages": [user([IMAGE, WORDS]), assistant("a")], "images": ["1.jpg"]}, ["<image>What?", "a"], ("1.jpg",)),
+        (
+            {"messages": [user([IMAGE, WORDS]), assistant("a")], "images": ["1.jpg"]},
+            ["<image>\nWhat?", "a"],
+            ("1.jpg",),
+        ),
         (
             {"messages": [user([{**IMAGE, "path": "1.jpg"}, WORDS]), assistant([{"type": "text", "text": "a"}])]},
-            ["<image>What?", "a"],
+            ["<image>\nWhat?", "a"],
             ("1.jpg",),
         ),
         (

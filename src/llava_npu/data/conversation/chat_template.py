@@ -57,7 +57,7 @@ def render_chat_template(
         start = _answer_start(turns[:i], whole, tokenizer, where, system)
         segments.append(Segment(whole[end:start]))
         end = _answer_end(turn.text.strip(), whole, start, tokenizer, where)
-        segments.append(Segment(whole[start:end], supervised=True, starts_answer=True))
+        segments.append(Segment(whole[start:end], supervised=turn.supervised, starts_answer=True))
     return [*segments, Segment(whole[end:])]
 
 

@@ -18,17 +18,29 @@ from llava_npu.data.conversation.special_tokens import opening_token, special_te
 from llava_npu.data.conversation.templates import BOS, EOS, TOKENIZER, VALUE, Template, get_template
 from llava_npu.data.conversation.turns import IMAGE_MARK, Segment
 
-# Content → text, with the image where `templates._settle_images` puts it: one alone comes first, on its own line.
+# Content → text, as `turns.join_parts` and `templates._settle_images` make it.
 _FLATTEN = """
 {%- macro flatten(content) -%}
   {%- if content is string -%}{{ content }}
   {%- else -%}
     {%- set images = content | selectattr('type', 'equalto', 'image') | list | length -%}
-    {%- if images == 1 -%}
-      {%- set words %}{% for part in content if part.type == 'text' %}{{ part.text | trim }}{% endfor %}{% endset -%}
-      {{ (MARK + '\\n' + words) | trim }}
+    {%- set at = namespace(first=-1, last=-1) -%}
+    {%- for part in content -%}
+      {%- if part.type == 'image' -%}
+        {%- set at.last = loop.index0 -%}
+        {%- if at.first < 0 -%}{%- set at.first = loop.index0 -%}{%- endif -%}
+      {%- endif -%}
+    {%- endfor -%}
+    {%- if images and at.last - at.first == images - 1 -%}
+      {%- set words -%}
+        {%- for part in content if part.type == 'text' %}{{ '' if loop.first else '\\n' }}{{ part.text }}{% endfor %}
+      {%- endset -%}
+      {{ ((MARK + '\\n') * images + (words | trim if images == 1 else words)) | trim }}
     {%- else -%}
-      {%- for part in content %}{{ MARK if part.type == 'image' else part.text }}{% endfor -%}
+      {%- for part in content -%}
+        {{ '\\n' if part.type == 'text' and loop.previtem is defined and loop.previtem.type == 'text' else '' }}
+        {{- MARK if part.type == 'image' else part.text -}}
+      {%- endfor -%}
     {%- endif -%}
   {%- endif -%}
 {%- endmacro -%}

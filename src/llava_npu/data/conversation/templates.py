@@ -225,7 +225,8 @@ def render(
                 segments.append(Segment(template.separator))
             segments.extend(_fill(template.human, text))
         else:
-            segments.extend(_render_answer(template, turn.text, f"{name}: conversations[{i}]", is_only=len(turns) <= 2))
+            answer = _render_answer(template, turn.text, f"{name}: conversations[{i}]", is_only=len(turns) <= 2)
+            segments.extend(answer if turn.supervised else [replace(part, supervised=False) for part in answer])
     segments.extend(template.header if prompt else template.closing)
     return segments
 
@@ -259,7 +260,7 @@ def _settle_images(turn: Turn) -> Turn:
     if turn.role != "human" or turn.text.count(IMAGE_MARK) != 1:
         return turn
     words = turn.text.replace(IMAGE_MARK, "").strip()
-    return Turn(turn.role, f"{IMAGE_MARK}\n{words}".strip())
+    return replace(turn, text=f"{IMAGE_MARK}\n{words}".strip())
 
 
 def _caption_turns(turns: Sequence[Turn], name: str, *, prompt: bool) -> tuple[Turn, ...]:

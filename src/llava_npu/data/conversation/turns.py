@@ -1,4 +1,4 @@
-"""The turns of a conversation, in LLaVA's terms: human and gpt in alternation, `<image>` where a picture stands."""
+"""The turns of a conversation, in LLaVA's terms: human and gpt in alternation, `<image>` where an image belongs."""
 
 from __future__ import annotations
 
@@ -15,10 +15,14 @@ ROLES = ("human", "gpt")
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """One turn: `role` is 'human' or 'gpt', `text` its words with an `<image>` where each picture stands."""
+    """One turn: `role` is 'human' or 'gpt', `text` its words with an `<image>` where each image belongs.
+
+    `supervised` is False for an answer that the data file excludes from the loss.
+    """
 
     role: str
     text: str
+    supervised: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +32,26 @@ class Segment:
     text: str
     supervised: bool = False
     starts_answer: bool = False
+
+
+def join_parts(parts: Sequence[str | None]) -> str:
+    """The text of a message that comes in parts, the same in training, server and chat template (`jinja_template`).
+
+    Images that stand together come first, wherever they were, each on a line of its own; images that stand apart keep
+    their places. Neighbouring texts become lines of their own.
+
+    Args:
+        parts: texts, and None where an image is.
+    """
+    texts = [part for part in parts if part is not None]
+    places = [place for place, part in enumerate(parts) if part is None]
+    if places and places[-1] - places[0] == len(places) - 1:
+        return "\n".join([*[IMAGE_MARK] * len(places), *texts])
+    joined, after_text = "", False
+    for part in parts:
+        joined += IMAGE_MARK if part is None else f"\n{part}" if after_text else part
+        after_text = part is not None
+    return joined
 
 
 def parse_turns(conversations: Sequence[Turn | Mapping[str, Any]], name: str) -> tuple[Turn, ...]:
@@ -61,11 +85,12 @@ def _parse_turn(turn: Turn | Mapping[str, Any], where: str) -> Turn:
     if isinstance(turn, Turn):
         role: Any = turn.role
         text: Any = turn.text
+        supervised = turn.supervised
     elif isinstance(turn, dict | Mapping):  # dict first: asking an abstract class is ten times slower
         for key in ("from", "value"):
             if key not in turn:
                 raise RecordError(f"{where} has no {key!r}; a turn is {{'from': 'human' | 'gpt', 'value': '…'}}")
-        role, text = turn["from"], turn["value"]
+        role, text, supervised = turn["from"], turn["value"], bool(turn.get("supervised", True))
     else:
         raise RecordError(f"{where} is {shown(turn)}; a turn is {{'from': 'human' | 'gpt', 'value': '…'}}")
 
@@ -85,4 +110,4 @@ def _parse_turn(turn: Turn | Mapping[str, Any], where: str) -> Turn:
         raise RecordError(
             f"{where}.value: a human turn is empty; give it a question or an '{IMAGE_MARK}'", "empty or unanswerable"
         )
-    return Turn(role, text)
+    return Turn(role, text, supervised)

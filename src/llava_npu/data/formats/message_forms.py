@@ -21,13 +21,41 @@ from collections.abc import Iterator, Mapping
 from itertools import islice
 from typing import Any
 
-from llava_npu.data.conversation.turns import IMAGE_MARK
+from llava_npu.data.conversation.turns import IMAGE_MARK, join_parts
 from llava_npu.data.tools.defects import RecordError, shown
 from llava_npu.errors import nearest
 
 CONVERSATION_KEYS = ("conversations", "messages", "texts")
 # ShareGPT's own files say all of these.
 _ROLES = {"human": "human", "user": "human", "gpt": "gpt", "assistant": "gpt", "chatgpt": "gpt"}
+# Exclude answers from the loss in other projects' files.
+_LEARNED_KEYS = ("loss", "weight", "train", "training", "train_on_turn")
+_NO_MEDIA = "only images are read: remove the record, or keep frames of it as images"
+_NO_LOSS_SCALE = "only whole answers can be excluded from the loss, by 'loss': false; remove it"
+_NO_REASONING = "it would not be learned: put it into the answer's text, or remove it"
+_NO_TOOLS = "tool calls are not learned: write them into the answer's text, or remove the record"
+_NO_PREFERENCES = "preferences are not learned: keep the chosen answer, and remove it"
+_MEDIA_KEYS = ("video", "videos", "video_path", "audio", "audios", "audio_path")
+_OTHER_IMAGE_KEYS = (
+    "image_path", "image_paths", "image_file", "image_files", "image_url", "image_urls", "image_list", "img",
+    "imgs", "img_path", "img_paths", "picture", "pictures", "photo",
+)  # fmt: skip
+_RECORD_KEYS = {
+    **dict.fromkeys(_MEDIA_KEYS, _NO_MEDIA),
+    **dict.fromkeys(("tools", "functions"), _NO_TOOLS),
+    **dict.fromkeys(("rejected", "rejected_response", "rejected_messages"), _NO_PREFERENCES),
+    "objects": "boxes and references to them are not read: write them into the text",
+}
+_TURN_KEYS = {
+    **dict.fromkeys(_MEDIA_KEYS, _NO_MEDIA),
+    **dict.fromkeys(("tool_calls", "function_call"), _NO_TOOLS),
+    **dict.fromkeys(("reasoning_content", "reasoning", "thinking"), _NO_REASONING),
+    **dict.fromkeys(("loss_scale", "loss_mask", "train_detail"), _NO_LOSS_SCALE),
+    **dict.fromkeys(
+        ("image", "images", *_OTHER_IMAGE_KEYS),
+        f"list the record's images in 'images', with '{IMAGE_MARK}' in the text",
+    ),
+}
 _NO_SYSTEM = (
     "templates bring their own system prompt; move its words into the first question, or remove it (and choose a "
     "template whose system prompt suits)"
@@ -48,6 +76,7 @@ def as_llava(entry: Mapping[str, Any], name: str) -> tuple[Any, list[Any]]:
         )
     if len(given) > 1:
         raise RecordError(f"{name} has both {given[0]!r} and {given[1]!r}; keep one of them")
+    _refuse_keys(entry, name, _RECORD_KEYS)
     if entry.get("system"):
         raise RecordError(f"{name}: 'system' is {shown(entry['system'])}; {_NO_SYSTEM}")
     images = _listed_images(entry, name)
@@ -71,6 +100,9 @@ def _listed_images(entry: Mapping[str, Any], name: str) -> list[Any]:
     field = "images" if entry.get("images") is not None else "image"
     value = entry.get(field)
     if value is None:
+        for key in _OTHER_IMAGE_KEYS:
+            if _is_given(entry, key):
+                raise RecordError(f"{name}: {key!r} is {shown(entry[key])}; rename it to 'image'", "image count")
         return []
     return list(value) if isinstance(value, list | tuple) else [value]
 
@@ -80,6 +112,7 @@ def _convert_turn(turn: Mapping[str, Any], where: str, listed: Iterator[Any], or
     role = turn.get("from", turn.get("role"))
     if role == "system":
         raise RecordError(f"{where} is a system message; {_NO_SYSTEM}")
+    _refuse_keys(turn, where, _TURN_KEYS)
     content = turn.get("value", turn.get("content"))
     if isinstance(content, list | tuple):
         content = _join_parts(content, where, listed, ordered)
@@ -90,11 +123,39 @@ def _convert_turn(turn: Mapping[str, Any], where: str, listed: Iterator[Any], or
         converted["from"] = _ROLES.get(role, role) if isinstance(role, str) else role
     if "value" in turn or "content" in turn:
         converted["value"] = content
+    if not _is_learned(turn, where, is_answer=converted.get("from") == "gpt"):
+        converted["supervised"] = False
     return converted
 
 
+def _is_given(values: Mapping[str, Any], key: str) -> bool:
+    """Tables have a column for every key of any row: what is empty is absent."""
+    return key in values and values[key] not in (None, "", [], (), {})
+
+
+def _refuse_keys(values: Mapping[str, Any], where: str, refused: Mapping[str, str]) -> None:
+    for key, fix in refused.items():
+        if _is_given(values, key):
+            raise RecordError(f"{where}: {key!r} is {shown(values[key])}; {fix}")
+
+
+def _is_learned(turn: Mapping[str, Any], where: str, *, is_answer: bool) -> bool:
+    """Whether an answer is trained on, as ms-swift ("loss"), OpenAI ("weight") and axolotl ("train") write it."""
+    learned = True
+    for key in _LEARNED_KEYS:
+        value = turn.get(key)
+        if value is None:
+            continue
+        if value not in (0, 1):  # True and False among them
+            raise RecordError(f"{where}: {key!r} is {shown(value)}; allowed are true and false (or 1 and 0)")
+        if value and not is_answer:
+            raise RecordError(f"{where}: {key!r} is {shown(value)}, but only answers are learned; leave it out here")
+        learned = learned and bool(value)
+    return learned or not is_answer
+
+
 def _join_parts(parts: list[Any] | tuple[Any, ...], where: str, listed: Iterator[Any], ordered: list[Any]) -> str:
-    texts = []
+    texts: list[str | None] = []
     for i, part in enumerate(parts):
         kind = part.get("type") if isinstance(part, Mapping) else None
         if kind == "text" and isinstance(part.get("text"), str):
@@ -109,13 +170,13 @@ def _join_parts(parts: list[Any] | tuple[Any, ...], where: str, listed: Iterator
                     "image count",
                 )
             ordered.append(image)
-            texts.append(IMAGE_MARK)
+            texts.append(None)
         else:
             raise RecordError(
                 f"{where}: part {i} is {shown(part)}; allowed are {{'type': 'text', 'text': '…'}} and "
                 "{'type': 'image', 'image': 'PATH'}"
             )
-    return "".join(texts)
+    return join_parts(texts)
 
 
 def _named_image(part: Mapping[str, Any]) -> Any:

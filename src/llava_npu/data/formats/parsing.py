@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +12,13 @@ from llava_npu.data.formats.message_forms import as_llava
 from llava_npu.data.formats.tables import TableImage
 from llava_npu.data.image_roots import ImagePath, ImageRoot, check_image_name
 from llava_npu.data.tools.defects import RecordError, shown
+
+# At the beginning of a line: within one, a text may speak of the HTML element.
+_MEDIA_MARK = re.compile(r"^[ \t]*<(?P<kind>video|audio)>", re.MULTILINE)
+_FOREIGN_IMAGE_MARK = re.compile(
+    r"<img>[^<]+</img>|<\|image\|>|<\|image_\d+\|>|<\|(?:image_pad|vision_start)\|>|<image_placeholder>|<ImageHere>"
+    r"|<start_of_image>|<image[ _]\d+>"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +78,13 @@ def parse_record(entry: Any, index: int, origin: str, image_root: ImageRoot) -> 
     name = f"{origin} (id {str(identity)!r})"
     conversations, images = as_llava(entry, name)
     turns = parse_turns(conversations, name)
-    if not any(turn.role == "gpt" for turn in turns):
+    _refuse_foreign_marks(turns, bool(images), name)
+    if not any(turn.role == "gpt" and turn.supervised for turn in turns):
+        if any(turn.role == "gpt" for turn in turns):
+            raise RecordError(
+                f"{name}: every answer is excluded from the loss, so there is nothing to learn; remove the record",
+                "empty or unanswerable",
+            )
         raise RecordError(
             f"{name}: no gpt turn, so there is nothing to learn; add the answer or remove the record",
             "empty or unanswerable",
@@ -85,6 +99,22 @@ def parse_record(entry: Any, index: int, origin: str, image_root: ImageRoot) -> 
         check_image_name(image, name, allow_absolute_paths=image_root.allow_absolute_paths)
     _require_matching_marks(turns, images, name)
     return Record(str(identity), turns, tuple(images), origin, image_root)
+
+
+def _refuse_foreign_marks(turns: Sequence[Turn], has_images: bool, name: str) -> None:
+    """Marks of other projects, for what is not read here: the model would learn an answer about what it cannot see."""
+    for i, turn in enumerate(turns):
+        if turn.role != "human":
+            continue
+        where = f"{name}: conversations[{i}].value"
+        if (mark := _MEDIA_MARK.search(turn.text)) and f"</{mark['kind']}>" not in turn.text:
+            raise RecordError(f"{where} contains '<{mark['kind']}>', but only images are read; remove the record")
+        if not has_images and (mark := _FOREIGN_IMAGE_MARK.search(turn.text)):
+            raise RecordError(
+                f"{where} contains {mark[0]!r}, another project's mark of an image; write '{IMAGE_MARK}' there, and "
+                "the image's path into the field 'image'",
+                "image count",
+            )
 
 
 def _require_matching_marks(turns: Sequence[Turn], images: Sequence[Any], name: str) -> None:

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, Field
 
+from llava_npu.data.conversation.turns import join_parts
 from llava_npu.errors import UserError
 from llava_npu.models.processing import IMAGE_TOKEN
 
@@ -98,17 +99,10 @@ def _flatten(message: Message, where: str) -> tuple[str, list[str]]:
         if marks != len(pictures):
             raise UserError(f"{where}: {marks} {IMAGE_TOKEN} in the text, but {len(pictures)} pictures; one for each")
         return "\n".join(texts), pictures
-    if _are_together(parts):
-        return "\n".join([*[IMAGE_TOKEN] * len(pictures), *texts]), pictures
-    return "".join(IMAGE_TOKEN if isinstance(part, ImagePart) else part.text for part in parts), pictures
+    return join_parts([None if isinstance(part, ImagePart) else part.text for part in parts]), pictures
 
 
 def _without_pictures(text: str, where: str) -> str:
     if IMAGE_TOKEN in text:
         raise UserError(f"{where}: the text has {IMAGE_TOKEN}, but the message has no picture")
     return text
-
-
-def _are_together(parts: Sequence[TextPart | ImagePart]) -> bool:
-    places = [at for at, part in enumerate(parts) if isinstance(part, ImagePart)]
-    return places[-1] - places[0] == len(places) - 1

@@ -1,0 +1,115 @@
+"""Records of other projects: what is read otherwise than they mean it is an error that names the key, or is masked."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import PreTrainedTokenizerBase
+
+from llava_npu.data.conversation.labels import IGNORE_INDEX, encode_conversation
+from llava_npu.data.formats.parsing import Record, parse_record
+from llava_npu.data.image_roots import ImageFolder
+from llava_npu.data.records import fingerprint, load_records
+from llava_npu.errors import UserError
+
+
+def _parse(**record: Any) -> Record:
+    return parse_record(record, 0, "data.json:record 0", ImageFolder(Path("images")))
+
+
+def _messages(question: Any = "Why?", answer: Any = "Because.", **keys: Any) -> list[dict[str, Any]]:
+    return [{"role": "user", "content": question}, {"role": "assistant", "content": answer, **keys}]
+
+
+@pytest.mark.parametrize("key", ["loss", "weight", "train", "training", "train_on_turn"])
+@pytest.mark.parametrize("template", ["v1", "llama_2", "mistral", "chatml"])
+def test_an_excluded_answer_is_not_learned(key: str, template: str, llama: PreTrainedTokenizerBase) -> None:
+    bad, good = _messages("One?", "BAD", **{key: 0}), _messages("Two?", "GOOD", **{key: 1})
+    record = _parse(messages=[*bad, *good])
+    masked = encode_conversation(record.conversations, llama, template, record=record)
+    whole = encode_conversation(_parse(messages=[*_messages("One?", "BAD"), *good]).conversations, llama, template)
+    assert masked.input_ids == whole.input_ids
+    learned = [token for token in masked.labels if token != IGNORE_INDEX]
+    assert "BAD" in llama.decode([token for token in whole.labels if token != IGNORE_INDEX])
+    assert "BAD" not in llama.decode(learned)
+    assert llama.decode(learned) in llama.decode(whole.input_ids)
+    assert "GOOD" in llama.decode(learned)
+
+
+@pytest.mark.parametrize(
+    ("messages", "message"),
+    [
+        (_messages(loss=False), "every answer is excluded from the loss"),
+        (_messages(weight=0.5), r"messages\[1\]: 'weight' is 0.5 \(float\); allowed are true and false"),
+        (_messages(loss_scale="react"), r"messages\[1\]: 'loss_scale' .* 'loss': false"),
+        (
+            [{"role": "user", "content": "Why?", "loss": True}, *_messages()[1:]],
+            r"messages\[0\]: 'loss' .* only answers",
+        ),
+        (
+            _messages(tool_calls=[{"function": {"name": "f"}}]),
+            r"messages\[1\]: 'tool_calls' .* tool calls are not learned",
+        ),
+        (_messages(reasoning_content="Hm."), r"messages\[1\]: 'reasoning_content' is 'Hm.'; it would not be learned"),
+        ([{"role": "user", "content": "Why?", "images": ["a.png"]}, *_messages()[1:]], r"messages\[0\]: 'images'"),
+        (_messages("<video>\nWhat happens?"), "contains '<video>', but only images are read"),
+        (_messages("What is said?\n<audio>"), "contains '<audio>', but only images are read"),
+        (_messages("Picture 1: <img>a.png</img>\nWhat?"), "contains '<img>a.png</img>', another project's mark"),
+        (_messages("<|image_1|>\nWhat?"), "another project's mark of an image"),
+        (_messages("<image_placeholder>What?"), "another project's mark of an image"),
+    ],
+)
+def test_what_cannot_be_learned_is_refused(messages: list[dict[str, Any]], message: str) -> None:
+    with pytest.raises(UserError, match=rf"^data\.json:record 0 .*{message}"):
+        _parse(messages=messages)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("video", "v.mp4"),
+        ("videos", ["v.mp4"]),
+        ("audios", ["a.wav"]),
+        ("image_path", "a.png"),
+        ("img", "a.png"),
+        ("tools", "[]x"),
+        ("rejected_response", "No."),
+        ("objects", {"bbox": [[0, 0, 1, 1]]}),
+    ],
+)
+def test_keys_of_a_record_that_matter_are_refused(key: str, value: Any) -> None:
+    with pytest.raises(UserError, match=rf"'{key}' is "):
+        _parse(messages=_messages(), **{key: value})
+
+
+def test_what_does_not_matter_is_silent() -> None:
+    _parse(
+        messages=_messages(tool_calls=None, reasoning_content="", loss=True), videos=[], tools=None, source="web", x=1
+    )
+    _parse(messages=_messages("<image>\nWhat?"), image="a.png", image_url="https://example.org/a.png")
+    _parse(messages=_messages("How does HTML's <video> work?\n<video>\n</video>"))
+
+
+def test_parts_of_a_message_are_lines() -> None:
+    def text(*parts: str) -> str:
+        content = [{"type": "image"} if part == "image" else {"type": "text", "text": part} for part in parts]
+        record = _parse(messages=_messages(content), images=["a.png"] * parts.count("image"))
+        return record.conversations[0].text
+
+    assert text("Answer briefly.", "Why?") == "Answer briefly.\nWhy?"
+    assert text("Answer briefly.", "image", "Why?") == "<image>\nAnswer briefly.\nWhy?"
+    assert text("image", "image", "Which?") == "<image>\n<image>\nWhich?"
+    assert text("Is ", "image", " newer than ", "image", "?", "Say yes or no.") == (
+        "Is <image> newer than <image>?\nSay yes or no."
+    )
+
+
+def test_a_path_may_begin_with_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "data.json").write_text(json.dumps([{"messages": _messages("<image>What?"), "image": "a.png"}]))
+    (record,) = load_records("~/data.json", "~/images")
+    assert record.image_paths == (tmp_path / "images" / "a.png",)
+    assert fingerprint("~/data.json") == fingerprint(tmp_path / "data.json")
