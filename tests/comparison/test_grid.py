@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 from comparison_samples import values
 
+from llava_npu.comparison.folder import Measured
 from llava_npu.comparison.grid import Cell, expand
-from llava_npu.config import validate
-from llava_npu.config.comparison import ComparisonConfig
+from llava_npu.config import set_key, validate
+from llava_npu.config.comparison import BenchmarkConfig, ComparisonConfig
 from llava_npu.errors import UserError
 
 
@@ -109,3 +111,40 @@ def test_a_renamed_cell_keeps_its_folder(material: Path, tmp_path: Path) -> None
 def test_mistakes_are_named(material: Path, tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         cells(material, tmp_path, **changes)
+
+
+def test_what_changes_no_result_makes_no_other_trial(material: Path, tmp_path: Path) -> None:
+    llama = shutil.copytree(material / "lm", tmp_path / "llama")
+
+    def folder(key: str = "seed", value: Any = 0) -> str:
+        changed = values(material, tmp_path / "out", language_model=str(llama))
+        set_key(changed, key, value, "test")
+        (cell,) = expand(validate(ComparisonConfig, changed, "grid.yaml"), "grid.yaml")
+        return cell.folder.name
+
+    before = folder()
+    for key, value in (
+        ("micro_batch_size", 1),
+        ("gradient_checkpointing", True),
+        ("engine", "fsdp2"),
+        ("trackers", ["tensorboard"]),
+        ("max_nonfinite_steps", 9),
+        ("data.workers", 3),
+        ("data.cache_features", False),
+    ):
+        assert folder(f"align.{key}", value) == before, key
+    for key, value in (("batch_size", 2), ("data.max_length", 100), ("optimizer.weight_decay", 0.5)):
+        assert folder(f"align.{key}", value) != before, key
+    weights = next(llama.glob("*.safetensors"))
+    content = weights.read_bytes()
+    weights.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    assert folder() != before, "other weights under the same name"
+
+
+def test_a_result_holds_wherever_files_are_and_however_many_questions_are_answered_together(tmp_path: Path) -> None:
+    def measured(data: str = "a.tsv", **changes: Any) -> Measured:
+        benchmark = BenchmarkConfig(name="multiple_choice", data=data, **changes)
+        return Measured(((benchmark, "sha"),), (f"held-{data}", "sha"), 4, share_features=data == "a.tsv")
+
+    assert measured().identity() == measured(data="elsewhere/a.tsv", batch_size=3).identity()
+    assert measured().identity() != measured(answer="likelihood").identity()

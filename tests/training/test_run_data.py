@@ -56,7 +56,7 @@ def test_sources_of_a_configuration() -> None:
 
 @pytest.mark.parametrize("values", [{}, {"path": "a.json", "sources": [{"path": "b.json"}]}])
 def test_path_or_sources(values: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="give `path` or, for a mixture, `sources`"):
+    with pytest.raises(ValueError, match="set either `path` or, for a mixture, `sources`"):
         DataConfig.model_validate(values)
 
 

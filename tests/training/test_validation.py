@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,16 @@ import numpy as np
 import pytest
 import torch
 from crashed_run import crash_after
+from rich.console import Console
 
 from llava_npu import UserError
 from llava_npu.config import RunConfig
 from llava_npu.config.loading import validate
+from llava_npu.data.conversation.turns import Turn
 from llava_npu.data.dataset import ConversationDataset, collate
-from llava_npu.data.holdout import hold_out
+from llava_npu.data.formats.parsing import Record
+from llava_npu.data.holdout import content_ids, hold_out, leave_out
+from llava_npu.data.image_roots import ImageFolder
 from llava_npu.data.mixtures import Mixture, Part
 from llava_npu.data.records import load_records
 from llava_npu.models import load
@@ -34,10 +39,12 @@ def _column(run: RunConfig, name: str) -> list[Any]:
 
 @pytest.fixture
 def five(material: Path, tmp_path: Path) -> str:
-    """Five records, text alone among them: no whole number of micro-batches."""
+    """Five records, text alone among them: no whole number of micro-batches. None of them is trained on."""
     shutil.copytree(material / "images", tmp_path / "images")
-    records = json.loads((material / "train.json").read_text())
-    (tmp_path / "five.json").write_text(json.dumps(records[-5:]))
+    entries = json.loads((material / "train.json").read_text())[-5:]
+    for entry in entries:
+        entry["conversations"][-1]["value"] += " Indeed."
+    (tmp_path / "five.json").write_text(json.dumps(entries))
     return str(tmp_path / "five.json")
 
 
@@ -108,29 +115,95 @@ def test_no_record_is_in_both(material: Path, validation: dict[str, Any]) -> Non
     assert [record.name for record in again.validation] == [record.name for record in data.validation]
 
 
+def records(*names: str, folder: Path = Path(), image: str | None = None) -> list[Record]:
+    """Records whose answer is their name; the origin tells where each comes from."""
+    return [
+        Record(
+            id=str(number),
+            conversations=(Turn("human", "What?"), Turn("gpt", name)),
+            images=(image or f"{name}.png",) if folder != Path() else (),
+            origin=f"{folder}:{number}:{name}",
+            image_root=ImageFolder(folder),
+        )
+        for number, name in enumerate(names)
+    ]
+
+
+def answers(samples: Sequence[Record]) -> list[str]:
+    return [record.conversations[1].text for record in samples]
+
+
 def test_a_record_that_a_mixture_repeats_is_held_out_as_a_whole() -> None:
-    first, second = [f"a{number}" for number in range(6)], [f"b{number}" for number in range(4)]
-    mixture = Mixture([Part(first, 2.5), Part(second, 1.0, limit=3)])  # type: ignore[arg-type]
-    left, held = hold_out(mixture, 4)
+    first, second = (
+        records(*(f"{letter}{number}" for number in range(count))) for letter, count in (("a", 6), ("b", 4))
+    )
+    mixture = Mixture([Part(first, 2.5), Part(second, 1.0, limit=3)])
+    left, held = (answers(part) for part in hold_out(mixture, size=4))
     assert len(held) == len(set(held)) == 4
     assert not set(held) & set(left)
-    assert sorted([*left, *(name for name in mixture if name in set(held))]) == sorted(mixture)
+    assert sorted([*left, *(name for name in answers(mixture) if name in set(held))]) == sorted(answers(mixture))
+
+
+def test_what_is_held_out_is_not_trained_on_under_another_source() -> None:
+    """The same records in two sources, and one of them twice in a file: fractions are of distinct records."""
+    names = [f"a{number}" for number in range(8)]
+    mixture = Mixture([Part(records(*names, names[0])), Part(records(*names), 2.0)])
+    for chosen in ({"size": 4}, {"fraction": 0.5}):
+        left, held = (answers(part) for part in hold_out(mixture, **chosen))
+        assert len(held) == len(set(held)) == 4
+        assert not set(held) & set(left)
+        assert set(held) | set(left) == set(names)
+
+
+def test_equal_questions_about_other_images_are_other_records(tmp_path: Path) -> None:
+    for folder, content in (("one", b"1"), ("copy", b"1"), ("two", b"2")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / f"{folder}.png").write_bytes(content)
+    one, copy, two = (records("a", folder=tmp_path / name, image=f"{name}.png") for name in ("one", "copy", "two"))
+    assert [list(ids) for ids in content_ids([*one, *two, *one], copy)] == [[0, 1, 0], [0]]
+    assert leave_out([*one, *two], copy)[:] == two
+    gone = records("a", folder=tmp_path, image="missing.png")
+    assert [list(ids) for ids in content_ids([*one, *gone])] == [[0, 1]]
+
+
+def test_validation_data_that_is_the_training_data_is_refused(material: Path, make_run: MakeRun) -> None:
+    path = str(material / "train.json")
+    config = make_run(data={"path": path, "validation": {"path": path}}).data
+    with pytest.raises(UserError, match=r"data\.validation\.path: it holds every record of the training data"):
+        open_run_data(config)
+
+
+def test_validation_data_within_the_training_data_is_left_out(
+    material: Path, make_run: MakeRun, tmp_path: Path
+) -> None:
+    entries = json.loads((material / "train.json").read_text())
+    (tmp_path / "part.json").write_text(json.dumps(entries[:3]))
+    data = {"image_root": str(material), "validation": {"path": str(tmp_path / "part.json")}}
+    opened = open_run_data(make_run(data={"path": str(material / "train.json"), **data}).data)
+    assert opened.validation is not None
+    assert opened.left_out == len(entries) - len(opened.training) >= 3
+    held = {repr((record.conversations, record.images)) for record in opened.validation}
+    assert not held & {repr((record.conversations, record.images)) for record in opened.training}
+    run = make_run(data={"path": str(material / "train.json"), **data}, max_steps=1)
+    console = Console(file=io.StringIO(), width=200)
+    train(run, console=console)
+    assert "samples are not trained on: they are in data.validation.path too" in console.file.getvalue()  # type: ignore[attr-defined]
 
 
 def test_all_records_cannot_be_held_out() -> None:
-    with pytest.raises(UserError, match="6 of 6 records are to be held out; at least one, and not all"):
-        hold_out([f"{number}" for number in range(6)], 6)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="6 of 6 distinct records would be held out; hold out at least one, and leave"):
+        hold_out(records(*"abcdef", "a"), size=6)
 
 
 def test_one_way_only() -> None:
     values = {"output": "x", "stage": "align", "model": {"checkpoint": "x"}}
     for validation in ({}, {"size": 3, "fraction": 0.1}):
-        with pytest.raises(UserError, match="give `path`, `fraction` or `size`: one of the three"):
+        with pytest.raises(UserError, match="set exactly one of `path`, `fraction` and `size`"):
             validate(RunConfig, {**values, "data": {"path": "x", "validation": validation}}, "run.yaml")
 
 
 def test_a_subset_reads_what_it_is_asked_for() -> None:
-    left, held = hold_out([f"{number}" for number in range(10)], 3)  # type: ignore[arg-type]
+    left, held = hold_out(records(*map(str, range(10))), size=3)
     assert [*left[1:3]] == [left[1], left[2]]
-    assert np.unique([*left, *held]).size == 10
+    assert np.unique(answers([*left, *held])).size == 10
     assert torch.is_tensor(torch.tensor(len(held)))

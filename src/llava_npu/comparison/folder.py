@@ -58,6 +58,14 @@ class Measured:
             "share_features": self.share_features,
         }
 
+    def identity(self) -> dict[str, Any]:
+        """All that the result depends on: not where files are, nor how many questions are answered together."""
+        values = self.as_json()
+        for benchmark, _ in values["benchmarks"]:
+            for free in ("data", "batch_size"):
+                benchmark.pop(free, None)
+        return {**values, "held_out": self.held_out and self.held_out[1], "share_features": None}
+
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Measured:
         held_out = values["held_out"]
@@ -117,7 +125,7 @@ def read_result(folder: Path, measured: Measured | None = None) -> Result | None
     if not (folder / RESULT).is_file():
         return None
     values = read_json(folder / RESULT, advice=DELETE)
-    if measured is not None and values["measured"] != json.loads(json.dumps(measured.as_json())):
+    if measured is not None and Measured.from_json(values["measured"]).identity() != measured.identity():
         return None
     return Result.from_json(values["result"])
 

@@ -14,16 +14,15 @@ from typing import Any
 
 from llava_npu.config import ModelConfig, RunConfig, set_key, validate
 from llava_npu.config.comparison import ComparisonConfig
-from llava_npu.config.schema import OF_A_NEW_MODEL
+from llava_npu.config.schema import FREE_KEYS, OF_A_NEW_MODEL
 from llava_npu.errors import UserError
 from llava_npu.models.projectors import make_options
+from llava_npu.models.sources import weights_fingerprint
 from llava_npu.training.data import data_fingerprint
 
 CELLS = "cells"
 _SET_BY_GRID = ("output", "stage", "seed", "device")
 _NOT_THE_TOWER = ("checkpoint", "language_model", "projector", "projector_options")
-# These change where and how fast a run goes, not what comes out.
-_FREE = ("output", "device", "log_every", "save_every", "keep_checkpoints")
 
 
 @dataclass(frozen=True)
@@ -204,14 +203,26 @@ def _digest(runs: list[RunConfig], fingerprints: dict[str, str]) -> str:
     described = []
     for run in runs:
         # Without defaults: a release that adds a setting must not make every finished cell another one.
-        values = run.model_dump(mode="json", exclude={*_FREE}, exclude_defaults=True)
-        for free in ("workers", "cache_features"):
-            values["data"].pop(free, None)
+        values = run.model_dump(mode="json", exclude_defaults=True)
+        for free in FREE_KEYS:
+            section, _, key = free.rpartition(".")
+            (values.get(section, {}) if section else values).pop(key, None)
         key = json.dumps(values["data"], sort_keys=True)
         if key not in fingerprints:
             fingerprints[key] = data_fingerprint(run.data)
-        described.append([values, fingerprints[key]])
+        described.append([values, fingerprints[key], _weights(run.model, fingerprints)])
     return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def _weights(model: ModelConfig, fingerprints: dict[str, str]) -> list[str]:
+    """Fingerprints of the weights in local folders: others in their place make another model."""
+    found = []
+    for name in (model.vision_tower, model.language_model):
+        if name is not None and Path(name).is_dir():
+            if name not in fingerprints:
+                fingerprints[name] = weights_fingerprint(name)
+            found.append(fingerprints[name])
+    return found
 
 
 def _folder(cells: Path, name: str, digest: str) -> Path:

@@ -131,7 +131,7 @@ def run_cell(folder: Path, device_name: str) -> Result | None:
     console.print("measuring examples, latency")
     said = _once(
         folder / PARTS / "said.json",
-        measured.as_json(),
+        measured.identity(),
         lambda: _describe(measured, benchmarks, speaker, features),
     )
     latency = _once(folder / PARTS / "first_token.json", None, lambda: vars(measures.first_token(loaded, device)))

@@ -21,6 +21,26 @@ OF_A_NEW_MODEL = (
 )
 
 
+# Keys, or whole sections, that change where and how fast a run goes, and nothing that it computes beyond rounding.
+FREE_KEYS = (
+    "output",
+    "device",
+    "engine",
+    "engine_options",
+    "micro_batch_size",
+    "gradient_checkpointing",
+    "data.workers",
+    "data.cache_features",
+    "data.max_bad_samples",
+    "max_nonfinite_steps",
+    "trackers",
+    "log_every",
+    "save_every",
+    "keep_checkpoints",
+    "async_checkpoints",
+)
+
+
 class ModelConfig(Section):
     """What is trained: a model to start from, or the parts of a new model."""
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from llava_npu.config import DataConfig
 from llava_npu.data.dataset import BadSamples
-from llava_npu.data.holdout import hold_out
+from llava_npu.data.holdout import hold_out, leave_out
 from llava_npu.data.image_roots import ImagePath
 from llava_npu.data.records import Record, Source, fingerprint, open_sources
 from llava_npu.errors import UserError
@@ -34,14 +34,19 @@ def sources(config: DataConfig) -> list[Source]:
 
 @dataclass(frozen=True)
 class RunData:
-    """The samples of one epoch, and those held out of it to validate on, if any."""
+    """The samples of one epoch, and those held out of it to validate on, if any.
+
+    Attributes:
+        left_out: samples that are not trained on because `data.validation.path` holds them too.
+    """
 
     training: Sequence[Record]
     validation: Sequence[Record] | None
+    left_out: int = 0
 
 
 def open_run_data(config: DataConfig) -> RunData:
-    """Opens the sources, and parts what is held out.
+    """Opens the sources, and separates what is held out.
 
     Raises:
         UserError: a file cannot be read; or, in a set small enough to check here, a record is wrong and
@@ -57,9 +62,10 @@ def open_run_data(config: DataConfig) -> RunData:
             validation.image_root or config.image_root,
             allow_absolute_paths=config.allow_absolute_paths,
         )
-        return RunData(records, _opened([own], config.bad_samples))
-    size = validation.size or max(1, round((validation.fraction or 0) * len(records)))
-    return RunData(*hold_out(records, size))
+        held = _opened([own], config.bad_samples)
+        training = leave_out(records, held)
+        return RunData(training, held, left_out=len(records) - len(training))
+    return RunData(*hold_out(records, size=validation.size, fraction=validation.fraction))
 
 
 def _opened(where: Sequence[Source], bad_samples: BadSamples) -> Sequence[Record]:

@@ -22,6 +22,7 @@ from typing import Any
 import yaml
 
 from llava_npu.config import RunConfig
+from llava_npu.config.schema import FREE_KEYS
 from llava_npu.errors import UserError
 from llava_npu.files.atomic import write_text
 from llava_npu.files.locks import LOCK, locked
@@ -35,21 +36,6 @@ from llava_npu.training.monitoring.trackers import IDENTITIES
 
 RUN_FILE = "run.yaml"
 ACCEPTED = "accepted_changes"
-# These, keys or whole sections, change where and how fast a run goes, not what it computes (beyond rounding).
-_FREE = (
-    "output",
-    "device",
-    "engine",
-    "engine_options",
-    "micro_batch_size",
-    "gradient_checkpointing",
-    "data.workers",
-    "trackers",
-    "log_every",
-    "save_every",
-    "keep_checkpoints",
-    "async_checkpoints",
-)
 _LOCK_PATIENCE_SECONDS = 5.0
 
 
@@ -133,7 +119,7 @@ def _changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
 
 
 def _is_free(key: str) -> bool:
-    return any(key == free or key.startswith(f"{free}.") for free in _FREE)
+    return any(key == free or key.startswith(f"{free}.") for free in FREE_KEYS)
 
 
 def _write(path: Path, description: dict[str, Any]) -> None:

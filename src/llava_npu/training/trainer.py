@@ -100,6 +100,8 @@ def train(
         if not accelerator.is_main_process:
             console = Console(quiet=True)
         data, fingerprint = run.data, run.data_fingerprint
+        if data.left_out:
+            console.print(f"{data.left_out:,} samples are not trained on: they are in data.validation.path too.")
         if fresh or not is_finished(config.output_path):
             run.check_model()  # before anything is written
         with (
