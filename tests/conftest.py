@@ -27,6 +27,9 @@ from hypothesis import HealthCheck, settings
 
 if TYPE_CHECKING:
     import torch
+    from PIL import Image
+
+    from llava_npu.models.loaded import LoadedModel
 
 # The examples are the same in every run, so that a change is judged by what it changed; and how long they take says
 # nothing on a machine that does other work. `--hypothesis-profile explore` looks for new ones.
@@ -118,6 +121,38 @@ def device(request: pytest.FixtureRequest) -> torch.device:
     import torch
 
     return torch.device(request.param)
+
+
+@pytest.fixture(scope="session")
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model, to be read only. Its weights are large enough that every question has another answer."""
+    import tiny
+    from llava_npu.models import compose
+
+    folder = tmp_path_factory.mktemp("parts") / "serving"
+    words = tiny.write_language_model(folder / "lm", tie_word_embeddings=False, initializer_range=0.3)
+    model, processor = compose(str(tiny.write_clip(folder / "clip")), str(words))
+    model.save_pretrained(folder / "model")
+    processor.save_pretrained(folder / "model")
+    return folder / "model"
+
+
+@pytest.fixture(scope="module")
+def loaded(model_folder: Path) -> LoadedModel:
+    """The tiny model, on the CPU."""
+    from llava_npu.models import load
+
+    return load(model_folder, "cpu")
+
+
+@pytest.fixture
+def pictures() -> list[Image.Image]:
+    """Small images of one colour each."""
+    from PIL import Image
+
+    import tiny
+
+    return [Image.new("RGB", (30, 20), colour) for colour in tiny.COLOURS.values()]
 
 
 @pytest.fixture(autouse=True)

@@ -20,6 +20,7 @@ from llava_npu.comparison import measures
 from llava_npu.comparison.folder import Failure, read_failure, read_result
 from llava_npu.evaluation.predictions import read_predictions
 from llava_npu.models import compose
+from llava_npu.models.loaded import LoadedModel
 
 DEBUG = Path(__file__).parents[2] / "src/llava_npu/recipes/compare-debug.yaml"
 
@@ -178,7 +179,7 @@ def test_numbers_of_an_image_are_those_of_a_whole_picture_with_anyres(material: 
     assert whole["vision_tower"] == 5 * one["vision_tower"]
     assert whole["projector"] == 5 * one["projector"]
     assert whole["language_model"] > 70 / 16 * one["language_model"]
-    assert measures.first_token(tiles.eval(), processor, devices.select("cpu")).value > 0
+    assert measures.first_token(LoadedModel(tiles.eval(), processor), devices.select("cpu")).value > 0
 
 
 @pytest.mark.slow

@@ -28,8 +28,9 @@ from llava_npu.evaluation.caption_loss import caption_loss
 from llava_npu.evaluation.fingerprints import fingerprint_model
 from llava_npu.evaluation.questions import Question
 from llava_npu.evaluation.run import evaluate
-from llava_npu.inference import features
+from llava_npu.inference import engine, features
 from llava_npu.inference.features import FeatureCache
+from llava_npu.inference.prefix_cache import BLOCK
 from llava_npu.models.loaded import LoadedModel
 
 
@@ -143,10 +144,10 @@ def test_likelihood_of_texts_does_not_depend_on_the_order_of_options(
 
 def test_rotations_share_the_scores_of_their_options(tiny: LoadedModel, questions: list[Question]) -> None:
     model = tiny.model
-    rows: list[int] = []
+    tokens: list[int] = []
     language_model = model.model.language_model
     handle = language_model.register_forward_pre_hook(
-        lambda module, args, kwargs: rows.append(kwargs["inputs_embeds"].shape[0]), with_kwargs=True
+        lambda module, args, kwargs: tokens.append(kwargs["inputs_embeds"].shape[1]), with_kwargs=True
     )
     try:
         ModelAnswerer(tiny, ChooseLikeliest("text")).answer(
@@ -154,7 +155,10 @@ def test_rotations_share_the_scores_of_their_options(tiny: LoadedModel, question
         )
     finally:
         handle.remove()
-    assert rows == [1, 3]  # of 3 rotations with 3 options each: the question once, behind it three answers
+    # Of 3 rotations with 3 options each: the question and an option once, then the two other options.
+    whole, rest = tokens
+    longest = max(len(tiny.processor.tokenizer.tokenize(option)) for option in questions[0].options.values())
+    assert rest <= 2 * (BLOCK + longest + 2) < whole
 
 
 def test_likelihood_of_letters_sees_the_options(tiny: LoadedModel, questions: list[Question]) -> None:
@@ -199,7 +203,7 @@ def test_a_batch_too_large_for_memory_is_one_clear_error(
         raise torch.OutOfMemoryError("out of memory. Tried to allocate 9 GiB.\nDetails")
 
     answerer = ModelAnswerer(tiny, GenerateText(2), "a device")
-    monkeypatch.setattr(tiny[0], "generate", fail)
+    monkeypatch.setattr(tiny.model.model, "forward", fail)
     with pytest.raises(
         UserError, match=r"a batch of 2 questions does not fit .* a device: out .* smaller --batch-size"
     ):
@@ -209,26 +213,19 @@ def test_a_batch_too_large_for_memory_is_one_clear_error(
 def test_stops_where_the_template_ends_an_answer(
     tiny: LoadedModel, questions: list[Question], monkeypatch: Any
 ) -> None:
-    model, processor = tiny
-    seen: dict[str, Any] = {}
-    generate = model.generate
+    tokenizer = tiny.processor.tokenizer
+    words = tokenizer("B<|im_end|>rubbish", add_special_tokens=False)["input_ids"]
+    end = tokenizer.eos_token_id
 
-    def written(**arguments: Any) -> torch.Tensor:
-        seen.update(arguments)
-        prompt = generate(**{**arguments, "max_new_tokens": 1})[:, :-1]
-        ids = processor.tokenizer("B<|im_end|>rubbish", add_special_tokens=False, return_tensors="pt")["input_ids"]
-        return torch.cat([prompt, ids.expand(len(prompt), -1)], dim=1)
+    def answer(template: str, tokens: list[int]) -> str:
+        coming = iter(tokens)
+        monkeypatch.setattr(engine, "choose_tokens", lambda *arguments: [next(coming)])
+        (found,) = ModelAnswerer(tiny.with_template(template), GenerateText(len(words))).answer(questions[:1])
+        return found.text
 
-    monkeypatch.setattr(model, "generate", written)
-    monkeypatch.setattr(processor, "template", "chatml")
-    (answer,) = ModelAnswerer(LoadedModel(model, processor), GenerateText(8)).answer(questions[:1])
-    assert answer.text == "B"
-    assert seen["stop_strings"] == ["<|im_end|>"]
-    monkeypatch.setattr(processor, "template", "v1")
-    seen.clear()
-    ModelAnswerer(LoadedModel(model, processor), GenerateText(8)).answer(questions[:1])
-    assert "stop_strings" not in seen
-    assert seen["eos_token_id"] == [processor.tokenizer.eos_token_id]
+    assert answer("chatml", words) == "B"
+    assert answer("v1", words) == "B<|im_end|>rubbish"
+    assert answer("v1", [words[0], end, *words]) == "B"
 
 
 def test_fingerprint_is_of_the_weights(tiny: LoadedModel) -> None:

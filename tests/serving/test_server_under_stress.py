@@ -15,7 +15,7 @@ import pytest
 from running import http, make_service, running
 
 from llava_npu import UserError
-from llava_npu.inference.request import Piece, Ticket
+from llava_npu.inference.request import Delta, Request
 from llava_npu.serving.api.limits import Limits
 from llava_npu.serving.api.ports import open_port
 from llava_npu.serving.api.service import Service
@@ -113,11 +113,11 @@ def test_an_answer_that_takes_too_long_ends_in_the_middle(
 ) -> None:
     step = service._engine.step
 
-    def late() -> list[tuple[Ticket, Piece]]:
-        pieces = list(step())
-        for ticket, _ in pieces:  # its time is over as soon as it has a word
-            ticket.deadline = 0.0
-        return pieces
+    def late() -> list[tuple[Request, Delta]]:
+        deltas = list(step())
+        for request, _ in deltas:  # its time is over as soon as it has a word
+            request.deadline = 0.0
+        return deltas
 
     monkeypatch.setattr(service._engine, "step", late)
     reply = http.post(f"{address}/v1/chat/completions", json={**LONG, "stream": True})

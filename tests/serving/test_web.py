@@ -169,8 +169,8 @@ class Turnstile:
         return self._step()
 
     @property
-    def tickets(self) -> list[Any]:
-        return [each.ticket for each in self._engine._running]
+    def requests(self) -> list[Any]:
+        return [each.request for each in self._engine._running]
 
 
 @pytest.fixture
@@ -313,7 +313,7 @@ def _talk_on_the_page(
         turnstile.let(3)
     until(lambda: shown(1) == begun[1])
     page.locator("#stop").click()
-    until(lambda: all(ticket.cancelled for turnstile in turnstiles for ticket in turnstile.tickets))
+    until(lambda: all(request.cancelled for turnstile in turnstiles for request in turnstile.requests))
     for turnstile in turnstiles:
         turnstile.open()
     until(lambda: not any(column.engine.num_running for column in columns))

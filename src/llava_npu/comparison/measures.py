@@ -11,10 +11,13 @@ from PIL import Image
 from llava_npu.comparison.results import StageResult, Value
 from llava_npu.devices import Device
 from llava_npu.errors import UserError
+from llava_npu.inference.engine import Engine
+from llava_npu.inference.features import FeatureCache
+from llava_npu.inference.prompts import prepare_prompt
+from llava_npu.inference.request import Request, Sampling
 from llava_npu.models.flops import causal_pairs, flop_model
 from llava_npu.models.loaded import LoadedModel
 from llava_npu.models.modeling import LlavaNpuForConditionalGeneration
-from llava_npu.models.stopping import stopping_arguments
 from llava_npu.models.vision.anyres import TYPICAL
 from llava_npu.training.monitoring.metrics import read_metrics
 
@@ -83,21 +86,16 @@ def first_token(loaded: LoadedModel, device: Device) -> Value:
     Returns:
         the median, and the range of the middle half.
     """
-    model, processor = loaded
     height, width = TYPICAL
-    picture = Image.new("RGB", (width, height), "white")
-    prompt = processor.encode_prompts([[{"from": "human", "value": PROMPT}]], [[picture]])
-    inputs = prompt.to(model.device, dtype=model.dtype)
+    image = Image.new("RGB", (width, height), "white")
+    # Nothing is kept from one time to the next.
+    engine = Engine(loaded, max_batch=1, prefix_tokens=0, features=FeatureCache(loaded, max_images=0))
+    prompt = prepare_prompt(loaded.processor, [{"from": "human", "value": PROMPT}], [image])
     seconds = []
     for _ in range(_WARM_UP + _REPEATS):
         device.synchronize()
         started = time.perf_counter()
-        model.generate(
-            **inputs,
-            max_new_tokens=1,
-            do_sample=False,
-            **stopping_arguments(model, processor.tokenizer, processor.template),
-        )
+        engine.run([Request(prompt, Sampling(max_new_tokens=1))])
         device.synchronize()
         seconds.append(1000 * (time.perf_counter() - started))
     low, middle, high = statistics.quantiles(seconds[_WARM_UP:], n=4)

@@ -18,20 +18,19 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Protocol
-
-import torch
+from typing import Protocol
 
 from llava_npu.data.records import IMAGE_MARK
 from llava_npu.errors import UserError, nearest
 from llava_npu.evaluation.fingerprints import fingerprint_model, fingerprint_processor
 from llava_npu.evaluation.questions import Answer, Question
+from llava_npu.inference.engine import Engine, longest, offline_engine
 from llava_npu.inference.features import FeatureCache, ImageFeatures, image_inputs
 from llava_npu.inference.likelihood import AnsweredPrompt, answer_log_probabilities
-from llava_npu.inference.prefix_cache import Prompt, begin, beginning_lengths
+from llava_npu.inference.prompts import place_images
+from llava_npu.inference.request import Prompt, Request, Sampling
 from llava_npu.models.loaded import LoadedModel
 from llava_npu.models.processing import LlavaNpuProcessor
-from llava_npu.models.stopping import stop_string, stopping_arguments
 
 ANSWER_MODES = ("generate", "likelihood", "likelihood-letter")
 
@@ -45,7 +44,7 @@ class Method(Protocol):
     @property
     def settings(self) -> Settings: ...
 
-    def answer(self, loaded: LoadedModel, questions: Sequence[Question], features: Features) -> list[Answer]: ...
+    def answer(self, engine: Engine, questions: Sequence[Question], features: Features) -> list[Answer]: ...
 
 
 class ModelAnswerer:
@@ -61,6 +60,7 @@ class ModelAnswerer:
         """
         self._loaded = loaded
         self._method = method
+        self._engine: Engine | None = None
         self._features = features or FeatureCache(loaded)
         self.device = device or str(loaded.model.device)
 
@@ -93,6 +93,12 @@ class ModelAnswerer:
                 f"{str(error).splitlines()[0]} Give a smaller --batch-size; what was answered is kept."
             ) from error
 
+    def _engine_for(self, max_batch: int) -> Engine:
+        """Kept from batch to batch, with what it has computed."""
+        if self._engine is None or self._engine.max_batch < max_batch:
+            self._engine = offline_engine(self._loaded, max_batch, self._features)
+        return self._engine
+
     def _answer(self, questions: Sequence[Question]) -> list[Answer]:
         features, unreadable = self._features.load([image for question in questions for image in question.images])
         errors: dict[str, str] = {}
@@ -102,7 +108,7 @@ class ModelAnswerer:
             if error:
                 errors[question.id] = error
         readable = [question for question in questions if question.id not in errors]
-        found = self._method.answer(self._loaded, readable, features) if readable else []
+        found = self._method.answer(self._engine_for(len(readable)), readable, features) if readable else []
         answers = {question.id: answer for question, answer in zip(readable, found, strict=True)}
         answers |= {
             question.id: Answer(_full_prompt(question), "", error=errors[question.id])
@@ -114,10 +120,10 @@ class ModelAnswerer:
 
 @dataclass(frozen=True)
 class GenerateText:
-    """Greedy generation, a left-padded batch at a time; what its prompts begin with alike is computed once.
+    """Greedy generation; what prompts begin with alike is computed once.
 
     Attributes:
-        max_new_tokens: an answer is cut after so many tokens.
+        max_new_tokens: maximum length of an answer.
     """
 
     max_new_tokens: int
@@ -126,42 +132,14 @@ class GenerateText:
     def settings(self) -> Settings:
         return {"answer": "generate", "max_new_tokens": self.max_new_tokens}
 
-    @torch.no_grad()
-    def answer(self, loaded: LoadedModel, questions: Sequence[Question], features: Features) -> list[Answer]:
+    def answer(self, engine: Engine, questions: Sequence[Question], features: Features) -> list[Answer]:
         """Generates an answer to each question."""
-        model, processor = loaded
         texts = [_full_prompt(question) for question in questions]
-        prompts = _encode_prompts(processor, texts, questions, features)
-        lengths = beginning_lengths(model, prompts, processor.image_token_id)
-        context: dict[str, Any]
-        if lengths is None:
-            batch = processor.pad_left([prompt.ids for prompt in prompts])
-            input_ids, attention_mask = batch["input_ids"], batch["attention_mask"]
-            context = image_inputs([question.images for question in questions], features, model.device)
-        else:
-            begun = begin(loaded, prompts, lengths, features)
-            input_ids, attention_mask = begun.input_ids, begun.attention_mask
-            context = {"past_key_values": begun.cache}
-        output = model.generate(
-            input_ids=input_ids.to(model.device),  # (questions, length)
-            attention_mask=attention_mask.to(model.device),
-            max_new_tokens=self.max_new_tokens,
-            # Greedy, whatever the language model's own generation settings are.
-            do_sample=False,
-            num_beams=1,
-            temperature=None,
-            top_p=None,
-            top_k=None,
-            repetition_penalty=1.0,
-            **stopping_arguments(model, processor.tokenizer, processor.template),
-            **context,
-        )
-        answers = processor.tokenizer.batch_decode(output[:, input_ids.shape[1] :], skip_special_tokens=True)
-        stop = stop_string(processor.template)
-        return [
-            Answer(text, (answer.split(stop)[0] if stop else answer).strip())
-            for text, answer in zip(texts, answers, strict=True)
-        ]
+        requests = []
+        for prompt in _encode_prompts(engine.loaded.processor, texts, questions, features):
+            room = engine.max_length - len(prompt.input_ids)
+            requests.append(Request(prompt, Sampling(min(self.max_new_tokens, room))))
+        return [Answer(text, answer) for text, answer in zip(texts, engine.run(requests), strict=True)]
 
 
 @dataclass(frozen=True)
@@ -178,7 +156,7 @@ class ChooseLikeliest:
     def settings(self) -> Settings:
         return {"answer": "likelihood", "candidates": self.candidates, "end_token": self.candidates == "text"}
 
-    def answer(self, loaded: LoadedModel, questions: Sequence[Question], features: Features) -> list[Answer]:
+    def answer(self, engine: Engine, questions: Sequence[Question], features: Features) -> list[Answer]:
         """Scores the options of each question."""
         forms = [_CANDIDATES[self.candidates](question) for question in questions]
         # Rotations of a question ask for the same texts under the same prompt and image: each is scored once.
@@ -189,7 +167,7 @@ class ChooseLikeliest:
                 item = AnsweredPrompt(_turns(prompt, candidate), question.images, name)
                 items.setdefault(_asked(question, prompt, candidate), item)
         ends = self.candidates == "text"  # behind a letter the end says nothing
-        found = answer_log_probabilities(loaded, list(items.values()), features, ends=ends)
+        found = answer_log_probabilities(engine, list(items.values()), features, ends=ends)
         means = {asked: score.mean for asked, score in zip(items, found, strict=True)}
         answers = []
         for question, (prompt, candidates) in zip(questions, forms, strict=True):
@@ -244,24 +222,25 @@ def _with_marks(question: Question, text: str) -> str:
 def _encode_prompts(
     processor: LlavaNpuProcessor, texts: Sequence[str], questions: Sequence[Question], features: Features
 ) -> list[Prompt]:
-    # As `processor.encode_prompts`, but without pictures: their features are there already.
+    # As `prepare_prompt`, but without pixels: the images' features are known.
     return [
-        Prompt(tuple(processor.encode_prompt(_turns(text), sizes, f"question {question.id}")), question.images)
+        place_images(
+            processor,
+            processor.encode_prompt(_turns(text), [each.size for each in images], f"question {question.id}"),
+            images,
+        )
         for text, question in zip(texts, questions, strict=True)
-        for sizes in [[features[image.key].size for image in question.images]]
+        for images in [image_inputs(question.images, features)]
     ]
 
 
 def _too_long(loaded: LoadedModel, question: Question, features: Features) -> str | None:
-    """What is wrong with a prompt for which the language model has not positions enough, if it has not."""
-    model, processor = loaded
-    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    if positions is None:
+    """What is wrong with a prompt for which the language model does not have enough positions, if that is so."""
+    positions = longest(loaded.model)
+    (prompt,) = _encode_prompts(loaded.processor, [_full_prompt(question)], [question], features)
+    if len(prompt.input_ids) < positions:
         return None
-    (prompt,) = _encode_prompts(processor, [_full_prompt(question)], [question], features)
-    if len(prompt.ids) < positions:
-        return None
-    return f"its prompt has {len(prompt.ids)} tokens with its pictures; the model has positions for {positions}"
+    return f"its prompt has {len(prompt.input_ids)} tokens, images included; the model has positions for {positions}"
 
 
 def _turns(prompt: str, answer: str | None = None) -> list[dict[str, str]]:

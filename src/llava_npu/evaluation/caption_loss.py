@@ -15,6 +15,7 @@ from llava_npu.errors import UserError
 from llava_npu.evaluation.ablations import GIVEN, NONE, SHUFFLED, unknown_mode, wrong_partners
 from llava_npu.evaluation.statistics.accuracy import Sample
 from llava_npu.evaluation.statistics.bootstrap import ratio_interval
+from llava_npu.inference.engine import offline_engine
 from llava_npu.inference.features import FeatureCache
 from llava_npu.inference.likelihood import AnsweredPrompt, LogProbability, answer_log_probabilities
 from llava_npu.models.loaded import LoadedModel
@@ -67,13 +68,14 @@ def caption_loss(
     items = _prepare(records, images, concepts or [record.conversations[-1].text.casefold() for record in records])
     order = sorted(range(len(items)), key=lambda place: _length(items[place]))  # batches of like length
     cache = features or FeatureCache(loaded)
+    engine = offline_engine(loaded, batch_size, cache)
     losses: list[LogProbability] = []
     for start in range(0, len(items), batch_size):
         batch = [items[place] for place in order[start : start + batch_size]]
         found, errors = cache.load([image for item in batch for image in item.images])
         if errors:
             raise UnreadableImageError("caption loss: " + "; ".join(errors.values()))
-        losses += answer_log_probabilities(loaded, batch, found)
+        losses += answer_log_probabilities(engine, batch, found)
     totals, counts = [-loss.total for loss in losses], [loss.num_tokens for loss in losses]
     low, high = ratio_interval(totals, counts)
     of_records = {("", str(place)): each for place, *each in sorted(zip(order, totals, counts, strict=True))}

@@ -3,35 +3,31 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from PIL import Image
 
 from llava_npu.data.image_sources import ImageSource, UnreadableImageError
+from llava_npu.inference.request import ImageInput
 from llava_npu.models.loaded import LoadedModel
 
 MAX_IMAGES = 256  # of CLIP-L/336 in 16 bits: 300 MB
-_TOKENS_AT_ONCE_ON_HOST = 1024
-_PIXELS_AT_ONCE_ON_HOST = 150_000  # one picture of 384 × 384, or three of 224 × 224
-
-
-def tokens_at_once(device: torch.device) -> int | None:
-    """How many tokens a pass should hold at most; None for as many as there are.
-
-    A host's matrix products are no faster for more rows than one long prompt or picture has, and all else is slower
-    once what it works on has left the caches.
-    """
-    return _TOKENS_AT_ONCE_ON_HOST if device.type == "cpu" else None
+_PIXELS_AT_ONCE_ON_HOST = 150_000  # one image of 384 × 384, or three of 224 × 224
 
 
 def _tiles_at_once(pixels: torch.Tensor, device: torch.device) -> int:
-    """The same of pictures, (tiles, channels, height, width)."""
+    """A host's matrix products are no faster for more rows than one image has; (tiles, channels, height, width)."""
     if device.type != "cpu":
         return len(pixels)
     return max(1, _PIXELS_AT_ONCE_ON_HOST // pixels[0, 0].numel())
+
+
+def image_inputs(images: Sequence[ImageSource], features: Mapping[str, ImageFeatures]) -> list[ImageInput]:
+    """Images whose features are known, not yet placed in a prompt."""
+    return [
+        ImageInput(image.key, features[image.key].size, 0, 0, features=features[image.key].tensor) for image in images
+    ]
 
 
 @dataclass(frozen=True)
@@ -73,40 +69,46 @@ class FeatureCache:
         """Features of the distinct images, by key; and key → error of unreadable ones."""
         distinct = {image.key: image for image in images}
         found = {key: self._features[key] for key in distinct if key in self._features}
-        opened, errors = {}, {}
-        for key, image in distinct.items():
+        pixels, sizes, errors = {}, {}, {}
+        for key, source in distinct.items():
             if key not in found:
                 try:
-                    opened[key] = image.open()
+                    image = source.open()
                 except UnreadableImageError as error:
                     errors[key] = str(error)
-        if opened:
-            found.update(zip(opened, self._encode(list(opened.values())), strict=True))
+                    continue
+                pixels[key] = self._processor.preprocess_images([image])
+                sizes[key] = (image.height, image.width)
+        return self._keep(found | self._encode(pixels, sizes)), errors
+
+    def encode(self, images: Iterable[ImageInput]) -> list[torch.Tensor]:
+        """Features of each image of some prompts, (tiles, tokens, channels) on the host."""
+        images = list(images)
+        found = {image.key: self._features[image.key] for image in images if image.key in self._features}
+        pixels, sizes = {}, {}
+        for image in images:
+            if image.features is None and image.key not in found:
+                assert image.pixel_values is not None
+                pixels[image.key], sizes[image.key] = image.pixel_values, image.size
+        found = self._keep(found | self._encode(pixels, sizes))
+        return [found[image.key].tensor if image.features is None else image.features for image in images]
+
+    def _keep(self, found: dict[str, ImageFeatures]) -> dict[str, ImageFeatures]:
         for key, feature in found.items():
             self._features[key] = feature
             self._features.move_to_end(key)
         while len(self._features) > self._max_images:
             self._features.popitem(last=False)
-        return found, errors
+        return found
 
     @torch.no_grad()
-    def _encode(self, images: Sequence[Image.Image]) -> list[ImageFeatures]:
-        tiles = [self._processor.preprocess_images([image]) for image in images]  # (tiles, 3, height, width) each
-        pixels = torch.cat(tiles)
-        passes = pixels.split(_tiles_at_once(pixels, self._model.device))
-        features = torch.cat([self._model.encode_images(each.to(self._model.device)).cpu() for each in passes])
-        parts = features.split([len(each) for each in tiles])  # (tiles, tokens, channels) each
-        return [ImageFeatures(part, (each.height, each.width)) for part, each in zip(parts, images, strict=True)]
-
-
-def image_inputs(
-    images: Sequence[Sequence[ImageSource]], features: Mapping[str, ImageFeatures], device: torch.device
-) -> dict[str, Any]:
-    """What the model takes for a batch's images, in the order of its texts; nothing without images."""
-    found = [features[image.key] for of_one in images for image in of_one]
-    if not found:
-        return {}
-    return {
-        "vision_features": torch.cat([each.tensor for each in found]).to(device),
-        "image_sizes": [each.size for each in found],
-    }
+    def _encode(self, pixels: dict[str, torch.Tensor], sizes: dict[str, tuple[int, int]]) -> dict[str, ImageFeatures]:
+        """`pixels`: (tiles, 3, height, width) of each image."""
+        if not pixels:
+            return {}
+        together = torch.cat(list(pixels.values()))
+        device = self._model.device
+        passes = together.split(_tiles_at_once(together, device))
+        features = torch.cat([self._model.encode_images(each.to(device)).cpu() for each in passes])
+        parts = features.split([len(each) for each in pixels.values()])  # (tiles, tokens, channels) each
+        return {key: ImageFeatures(part, sizes[key]) for key, part in zip(pixels, parts, strict=True)}

@@ -1,4 +1,4 @@
-"""What is asked of the engine, and what it says about each answer as it grows."""
+"""What is asked of the engine, and what it reports about each answer as it grows."""
 
 from __future__ import annotations
 
@@ -13,41 +13,59 @@ from llava_npu.errors import UserError
 FinishReason = Literal["stop", "length", "cancelled", "timeout", "error"]
 
 
+@dataclass(frozen=True, eq=False)
+class ImageInput:
+    """One image of a prompt: its pixels as the tower takes them, or what the tower gave for them.
+
+    Attributes:
+        key: equal for equal images, so that what was computed for one serves the other.
+        size: (height, width) of the image.
+        start, length: the image tokens that stand for it in the prompt.
+        pixel_values: (tiles, 3, height, width) on the host; an image is one tile unless the model cuts it (anyres).
+        features: (tiles, tokens, channels) on the host, in place of pixels.
+    """
+
+    key: str
+    size: tuple[int, int]
+    start: int
+    length: int
+    pixel_values: torch.Tensor | None = None
+    features: torch.Tensor | None = None
+
+    @property
+    def end(self) -> int:
+        return self.start + self.length
+
+    @property
+    def num_tiles(self) -> int:
+        """How many tiles the vision tower has to see for it."""
+        return 0 if self.pixel_values is None else len(self.pixel_values)
+
+
 @dataclass(frozen=True)
 class Prompt:
     """A prompt as the model takes it.
 
     Attributes:
         input_ids: token ids, each image as many image tokens as the model has for one.
-        pixel_values: (images, 3, height, width) on the host, or None without images; with anyres, tiles of all images.
-        image_sizes: (height, width) of each image.
+        images: in the order of the text.
     """
 
     input_ids: list[int]
-    pixel_values: torch.Tensor | None = None
-    image_sizes: tuple[tuple[int, int], ...] = ()
-
-    @property
-    def num_images(self) -> int:
-        return len(self.image_sizes)
-
-    @property
-    def num_tiles(self) -> int:
-        """How many pictures the vision tower sees for it."""
-        return 0 if self.pixel_values is None else len(self.pixel_values)
+    images: tuple[ImageInput, ...] = ()
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How an answer is chosen, and where it ends at the latest.
+    """How the tokens of an answer are chosen, and where it ends at the latest.
 
     Attributes:
-        max_new_tokens: longest answer.
-        temperature: 0 takes the likeliest token always; above, the next token is drawn.
-        top_p: draw from the likeliest tokens that hold this share of the probability.
-        top_k: draw from so many likeliest tokens; 0 for all.
-        repetition_penalty: above 1, tokens that stand in prompt or answer become less likely (Keskar et al. 2019).
-        seed: makes draws repeatable; None draws anew each time.
+        max_new_tokens: maximum length of the answer.
+        temperature: 0 always takes the most likely token; above, the next token is drawn.
+        top_p: draw from the most likely tokens that hold this share of the probability.
+        top_k: draw from the k most likely tokens; 0 for all.
+        repetition_penalty: above 1, tokens of the prompt and the answer become less likely (Keskar et al. 2019).
+        seed: makes draws repeatable; None draws differently each time.
         stop: the answer ends before the first of these texts.
 
     Raises:
@@ -79,13 +97,13 @@ class Sampling:
 
 
 @dataclass(frozen=True)
-class Piece:
-    """News of one answer.
+class Delta:
+    """What is new about one answer.
 
     Attributes:
-        text: what is new of it.
+        text: new text of the answer.
         num_tokens: tokens of the answer so far, its end token included.
-        finish_reason: why it ends here; None while it goes on.
+        finish_reason: why it ends here; None while it continues.
         error: what went wrong, with the reason "error".
     """
 
@@ -96,12 +114,12 @@ class Piece:
 
 
 @dataclass(eq=False)
-class Ticket:
-    """One answer in the making. Whoever asked for it may cancel it at any time, from any thread.
+class Request:
+    """A prompt waiting for its answer, or being answered. It can be cancelled at any time, from any thread.
 
     Attributes:
-        deadline: on `time.monotonic`'s clock, when it is given up.
-        cancelled: whether nobody wants it any more.
+        deadline: on `time.monotonic`'s clock, when it times out.
+        cancelled: whether nobody wants the answer any more.
     """
 
     prompt: Prompt
@@ -113,8 +131,8 @@ class Ticket:
         self.cancelled = True
 
     @property
-    def given_up(self) -> FinishReason | None:
-        """Why it should not go on, if so."""
+    def abort_reason(self) -> FinishReason | None:
+        """Why it should be aborted, if it should."""
         if self.cancelled:
             return "cancelled"
         if self.deadline is not None and time.monotonic() > self.deadline:

@@ -1,4 +1,4 @@
-"""The engine in a thread of its own, for servers: requests come from any thread, pieces go back as they are made."""
+"""The engine in a thread of its own, for servers: requests come from any thread, deltas go back as they are made."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import threading
 from collections.abc import AsyncIterator, Callable
 
 from llava_npu.inference.engine import Engine
-from llava_npu.inference.request import Piece, Ticket
+from llava_npu.inference.request import Delta, Request
 
-Deliver = Callable[[Piece], None]
+Deliver = Callable[[Delta], None]
 
 
 class EngineStoppedError(RuntimeError):
@@ -29,8 +29,8 @@ class BackgroundEngine:
         """`after_step`: told of the engine after each of its steps, in its thread."""
         self._engine = engine
         self._after_step = after_step
-        self._inbox: queue.SimpleQueue[tuple[Ticket, Deliver] | None] = queue.SimpleQueue()
-        self._deliver: dict[Ticket, Deliver] = {}
+        self._inbox: queue.SimpleQueue[tuple[Request, Deliver] | None] = queue.SimpleQueue()
+        self._deliver: dict[Request, Deliver] = {}
         self._stopping = False
         self.failure: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
@@ -49,44 +49,44 @@ class BackgroundEngine:
     def is_alive(self) -> bool:
         return self._thread.is_alive() and not self._stopping
 
-    def submit(self, ticket: Ticket, deliver: Deliver) -> None:
+    def submit(self, request: Request, deliver: Deliver) -> None:
         """
         Args:
-            ticket: what is asked; checked by `Engine.check` before.
-            deliver: gets every piece, in the engine's thread, the last one with its finish reason.
+            request: what is asked; checked by `Engine.check` before.
+            deliver: gets every delta, in the engine's thread, the last one with its finish reason.
 
         Raises:
             EngineStoppedError: nobody would answer.
         """
         if not self.is_alive:
             raise EngineStoppedError("the engine has stopped") from self.failure
-        self._inbox.put((ticket, deliver))
+        self._inbox.put((request, deliver))
 
-    async def stream(self, ticket: Ticket) -> AsyncIterator[Piece]:
-        """The pieces of an answer in an event loop. Whoever leaves early cancels it."""
+    async def stream(self, request: Request) -> AsyncIterator[Delta]:
+        """The deltas of an answer in an event loop. Whoever leaves early cancels it."""
         loop = asyncio.get_running_loop()
-        pieces: asyncio.Queue[Piece] = asyncio.Queue()
+        deltas: asyncio.Queue[Delta] = asyncio.Queue()
 
-        def deliver(piece: Piece) -> None:
+        def deliver(delta: Delta) -> None:
             with contextlib.suppress(RuntimeError):  # the loop was closed: nobody is there any more
-                loop.call_soon_threadsafe(pieces.put_nowait, piece)
+                loop.call_soon_threadsafe(deltas.put_nowait, delta)
 
-        self.submit(ticket, deliver)
+        self.submit(request, deliver)
         try:
             while True:
-                piece = await pieces.get()
-                yield piece
-                if piece.finish_reason:
+                delta = await deltas.get()
+                yield delta
+                if delta.finish_reason:
                     return
         finally:
-            ticket.cancel()
+            request.cancel()
 
     def _run(self) -> None:
         try:
             while not self._stopping:
                 self._take_requests()
-                for ticket, piece in self._engine.step():
-                    self._give(ticket, piece)
+                for request, delta in self._engine.step():
+                    self._give(request, delta)
                 self._after_step(self._engine)
             self._end("cancelled", None)
         except BaseException as error:  # noqa: BLE001  whoever waits must hear of it
@@ -99,24 +99,24 @@ class BackgroundEngine:
         idle = not (self._engine.num_running or self._engine.num_waiting)
         while True:
             try:
-                request = self._inbox.get(block=idle)
+                entry = self._inbox.get(block=idle)
             except queue.Empty:
                 return
             idle = False
-            if request is None:
+            if entry is None:
                 return
-            ticket, deliver = request
-            self._deliver[ticket] = deliver
-            self._engine.submit(ticket)
+            request, deliver = entry
+            self._deliver[request] = deliver
+            self._engine.submit(request)
 
-    def _give(self, ticket: Ticket, piece: Piece) -> None:
-        deliver = self._deliver.pop(ticket) if piece.finish_reason else self._deliver[ticket]
-        deliver(piece)
+    def _give(self, request: Request, delta: Delta) -> None:
+        deliver = self._deliver.pop(request) if delta.finish_reason else self._deliver[request]
+        deliver(delta)
 
     def _end(self, reason: str, error: BaseException | None) -> None:
         while not self._inbox.empty():
-            if (request := self._inbox.get()) is not None:
-                self._deliver[request[0]] = request[1]
+            if (entry := self._inbox.get()) is not None:
+                self._deliver[entry[0]] = entry[1]
         for deliver in self._deliver.values():
-            deliver(Piece("", 0, "error" if reason == "error" else "cancelled", error))
+            deliver(Delta("", 0, "error" if reason == "error" else "cancelled", error))
         self._deliver.clear()

@@ -65,9 +65,9 @@ class Conversation:
         self._engine.check(prompt, self.sampling)
         answer = ""
         try:
-            for piece in self._engine.generate(prompt, self.sampling):
-                answer += piece.text
-                yield piece.text
+            for delta in self._engine.generate(prompt, self.sampling):
+                answer += delta.text
+                yield delta.text
         finally:
             # A template has no place for an answer without words: such a question is as if it had not been asked.
             if answer.strip():
@@ -150,14 +150,14 @@ def for_a_terminal(text: str) -> str:
     return _CONTROL.sub("\ufffd", text)
 
 
-def _show(pieces: Iterator[str], write: Callable[[str], None]) -> None:
+def _show(deltas: Iterator[str], write: Callable[[str], None]) -> None:
     written = False
     try:
-        for text in pieces:
+        for text in deltas:
             write(text)
             written = written or bool(text)
     except KeyboardInterrupt:
-        pieces.close()  # type: ignore[attr-defined]
+        deltas.close()  # type: ignore[attr-defined]
         write(" [stopped]")
         written = True
     if written:

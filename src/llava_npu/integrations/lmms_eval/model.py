@@ -27,6 +27,7 @@ from llava_npu.errors import UserError
 from llava_npu.evaluation.answering import GenerateText, ModelAnswerer
 from llava_npu.evaluation.questions import Question
 from llava_npu.evaluation.run import order_questions
+from llava_npu.inference.engine import offline_engine
 from llava_npu.inference.features import FeatureCache
 from llava_npu.inference.likelihood import AnsweredPrompt, answer_log_probabilities
 from llava_npu.models import load
@@ -79,6 +80,7 @@ class LlavaNpu(lmms):
         self.model, self.processor = self._loaded  # as other models of lmms-eval have them
         self.device = chosen.torch_device
         self._features = FeatureCache(self._loaded)
+        self._engine = offline_engine(self._loaded, self.batch_size, self._features)
         self._warned: set[str] = set()
 
     def generate_until(self, requests: Sequence[Any]) -> list[str]:
@@ -134,7 +136,7 @@ class LlavaNpu(lmms):
             turns = [{"from": "human", "value": each.prompt}, {"from": "gpt", "value": answer.strip()}]
             items.append(AnsweredPrompt(turns, each.images, f"request {number} of {task}"))
         features, _ = self._features.load([image for item in items for image in item.images])
-        scores = answer_log_probabilities(self._loaded, items, features)
+        scores = answer_log_probabilities(self._engine, items, features)
         return [Likelihood((-score.mean, score.is_greedy)) for score in scores]
 
     def _warn(self, settings: Mapping[str, Any]) -> None:

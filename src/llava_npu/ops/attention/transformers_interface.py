@@ -155,6 +155,7 @@ def attention_forward(
     is_causal: bool | None = None,
     sliding_window: int | None = None,
     sequence_lengths: Sequence[int] | None = None,
+    key_lengths: Sequence[int] | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
     """transformers' attention interface: called in every layer.
@@ -165,6 +166,8 @@ def attention_forward(
         attention_mask: what `make_batch_mask` returned, a boolean mask of four dimensions, or None (a tower that asks
             for none).
         sequence_lengths: lengths of packed sequences, row after row, on the host; then `attention_mask` is not used.
+        key_lengths: with a cache, how many keys each sequence has: packed end to end beside `sequence_lengths`, each
+            row's first ones without.
 
     Returns:
         (batch, query_length, heads, head_dim), and None in place of the weights, which are never formed.
@@ -186,8 +189,22 @@ def attention_forward(
 
     if sequence_lengths is not None:
         causal = attention_mask.causal if isinstance(attention_mask, BatchMask) else True
-        window = sliding_window if sliding_window is not None and max(sequence_lengths) > sliding_window else None
-        out = _packed(query, key, value, sequence_lengths, causal, window, scaling, dropout)
+        window = sliding_window
+        if window is not None and max(key_lengths or sequence_lengths) <= window:
+            window = None
+        q, k, v = (_token_rows(tensor) for tensor in (query, key, value))
+        out = packed_attention(
+            q,
+            k,
+            v,
+            sequence_lengths,
+            causal,
+            key_lengths=key_lengths,
+            window=window,
+            scale=scaling,
+            dropout=dropout,
+        )
+        out = out.unflatten(0, (query.shape[0], query.shape[2]))  # (batch, length, heads, head_dim)
     elif isinstance(attention_mask, torch.Tensor):
         out = masked_attention(query, key, value, attention_mask, scale=scaling, dropout=dropout).transpose(1, 2)
     elif not attention_mask.is_padded:
@@ -199,22 +216,6 @@ def attention_forward(
         mask = attention_mask.dense.to(query.device)  # a model spread over devices: layers may be elsewhere
         out = masked_attention(query, key, value, mask, scale=scaling, dropout=dropout).transpose(1, 2)
     return out.contiguous(), None
-
-
-def _packed(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    sequence_lengths: Sequence[int],
-    causal: bool,
-    window: int | None,
-    scale: float | None,
-    dropout: float,
-) -> torch.Tensor:
-    batch, _, length, _ = query.shape
-    q, k, v = (_token_rows(tensor) for tensor in (query, key, value))
-    out = packed_attention(q, k, v, sequence_lengths, causal, window=window, scale=scale, dropout=dropout)
-    return out.unflatten(0, (batch, length))  # (batch, length, heads, head_dim)
 
 
 def _unpadded(

@@ -15,7 +15,7 @@ from starlette.responses import JSONResponse, Response
 from llava_npu.errors import UserError, nearest
 from llava_npu.inference.request import Prompt, Sampling
 from llava_npu.serving.api.errors import ApiError
-from llava_npu.serving.api.event_stream import ClientLeftError, PieceResponse, unless_client_leaves
+from llava_npu.serving.api.event_stream import ByteStreamResponse, ClientLeftError, unless_client_leaves
 from llava_npu.serving.api.messages import Message, read_messages
 from llava_npu.serving.api.service import Service
 
@@ -104,7 +104,7 @@ def chat_routes(service: Service) -> APIRouter:
                 events = _events(service, prompt, sampling, arrival, usage)
                 # What cannot begin is an error status, not a stream.
                 await unless_client_leaves(request.receive, anext(events))
-                return PieceResponse(events, "text/event-stream", service.limits.read_timeout)
+                return ByteStreamResponse(events, "text/event-stream", service.limits.read_timeout)
             answer = await unless_client_leaves(request.receive, service.answer(prompt, sampling, arrival))
         except ClientLeftError:
             return Response(status_code=499)  # nobody reads it; nginx's number, for the counters
@@ -133,16 +133,16 @@ async def _events(
 
     tokens, begun = 0, False
     try:
-        async for piece in service.stream(prompt, sampling, arrival):
-            tokens = piece.num_tokens
+        async for delta in service.stream(prompt, sampling, arrival):
+            tokens = delta.num_tokens
             if not begun:
                 begun = True
                 yield b""
                 yield chunk({"role": "assistant", "content": "", "refusal": None})
-            if piece.text:
-                yield chunk({"content": piece.text})
-            if piece.finish_reason:
-                yield chunk({}, piece.finish_reason)
+            if delta.text:
+                yield chunk({"content": delta.text})
+            if delta.finish_reason:
+                yield chunk({}, delta.finish_reason)
     except ApiError as error:
         if not begun:
             raise

@@ -1,4 +1,4 @@
-"""A response that goes out piece by piece, and notices at once when nobody listens any more."""
+"""A response that goes out chunk by chunk, and notices at once when nobody listens any more."""
 
 from __future__ import annotations
 
@@ -42,11 +42,11 @@ async def _wait_for_leave(receive: Receive) -> None:
         pass
 
 
-class PieceResponse(Response):
-    """Sends pieces as they come. A client that does not read them for `send_timeout` seconds is left."""
+class ByteStreamResponse(Response):
+    """Sends chunks as they come. A client that does not read them for `send_timeout` seconds is left."""
 
-    def __init__(self, pieces: AsyncIterator[bytes], media_type: str, send_timeout: float):
-        self._pieces = pieces
+    def __init__(self, chunks: AsyncIterator[bytes], media_type: str, send_timeout: float):
+        self._chunks = chunks
         self._send_timeout = send_timeout
         super().__init__(media_type=media_type, headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
         del self.headers["content-length"]
@@ -57,9 +57,9 @@ class PieceResponse(Response):
 
     async def _send_all(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        async with contextlib.aclosing(self._pieces) as pieces:  # type: ignore[type-var]
-            async for piece in pieces:
-                await self._send(send, piece, more=True)
+        async with contextlib.aclosing(self._chunks) as chunks:  # type: ignore[type-var]
+            async for chunk in chunks:
+                await self._send(send, chunk, more=True)
         await self._send(send, b"", more=False)
 
     async def _send(self, send: Send, body: bytes, *, more: bool) -> None:

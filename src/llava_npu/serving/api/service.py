@@ -12,7 +12,7 @@ from llava_npu.data.images import load_image
 from llava_npu.errors import UserError
 from llava_npu.inference.engine import Engine
 from llava_npu.inference.prompts import prepare_prompt, prepare_rendered_prompt
-from llava_npu.inference.request import Piece, Prompt, Sampling, Ticket
+from llava_npu.inference.request import Delta, Prompt, Request, Sampling
 from llava_npu.models.processing import LlavaNpuProcessor
 from llava_npu.serving.api.errors import ApiError
 from llava_npu.serving.api.fetching import ImageFetcher
@@ -100,8 +100,8 @@ class Service:
         """Tokens that an answer may have behind this prompt; none or fewer if it is too long itself."""
         return self.max_length - len(prompt.input_ids)
 
-    async def stream(self, prompt: Prompt, sampling: Sampling, arrival: float) -> AsyncIterator[Piece]:
-        """The answer as it grows; the last piece has its finish reason, "stop" or "length".
+    async def stream(self, prompt: Prompt, sampling: Sampling, arrival: float) -> AsyncIterator[Delta]:
+        """The answer as it grows; the last delta has its finish reason, "stop" or "length".
 
         Args:
             arrival: of the request, on `time.monotonic`'s clock.
@@ -111,17 +111,17 @@ class Service:
             ApiError: it took too long, or failed.
         """
         self._engine.check(prompt, sampling)
-        ticket = Ticket(prompt, sampling, deadline=arrival + self.limits.request_timeout)
+        request = Request(prompt, sampling, deadline=arrival + self.limits.request_timeout)
         reason, tokens = "cancelled", 0
         try:
-            async for piece in self._background.stream(ticket):
-                if piece.num_tokens == 1:
+            async for delta in self._background.stream(request):
+                if delta.num_tokens == 1:
                     self.metrics.observe_first_token(time.monotonic() - arrival)
-                tokens = piece.num_tokens
-                if piece.finish_reason:
-                    reason = piece.finish_reason
-                self._raise_failure(piece)
-                yield piece
+                tokens = delta.num_tokens
+                if delta.finish_reason:
+                    reason = delta.finish_reason
+                self._raise_failure(delta)
+                yield delta
         except EngineStoppedError as error:
             raise ApiError(503, "the server is going down or its engine has failed", "not_serving") from error
         finally:
@@ -131,20 +131,20 @@ class Service:
     async def answer(self, prompt: Prompt, sampling: Sampling, arrival: float) -> Answer:
         """As `stream`, at once."""
         texts = []
-        async for piece in self.stream(prompt, sampling, arrival):
-            texts.append(piece.text)
-            if piece.finish_reason:
-                return Answer("".join(texts), piece.num_tokens, piece.finish_reason)
+        async for delta in self.stream(prompt, sampling, arrival):
+            texts.append(delta.text)
+            if delta.finish_reason:
+                return Answer("".join(texts), delta.num_tokens, delta.finish_reason)
         raise AssertionError("an answer ends with its finish reason")
 
-    def _raise_failure(self, piece: Piece) -> None:
-        if piece.finish_reason == "timeout":
+    def _raise_failure(self, delta: Delta) -> None:
+        if delta.finish_reason == "timeout":
             seconds = self.limits.request_timeout
             raise ApiError(504, f"not done within {seconds:g} s (--request-timeout); ask for fewer tokens", "timeout")
-        if piece.finish_reason == "error":
-            what = f"{type(piece.error).__name__}: {piece.error}".splitlines()[0][:200]
-            raise ApiError(500, f"generating failed: {what}", "generation_failed") from piece.error
-        if piece.finish_reason == "cancelled":
+        if delta.finish_reason == "error":
+            what = f"{type(delta.error).__name__}: {delta.error}".splitlines()[0][:200]
+            raise ApiError(500, f"generating failed: {what}", "generation_failed") from delta.error
+        if delta.finish_reason == "cancelled":
             raise ApiError(503, "the server is going down", "not_serving")
 
     def _check_length(self, text: str) -> None:

@@ -19,7 +19,7 @@ from starlette.responses import Response
 from llava_npu.errors import UserError
 from llava_npu.inference.request import Prompt, Sampling
 from llava_npu.serving.api.errors import ApiError
-from llava_npu.serving.api.event_stream import ClientLeftError, PieceResponse, unless_client_leaves
+from llava_npu.serving.api.event_stream import ByteStreamResponse, ClientLeftError, unless_client_leaves
 from llava_npu.serving.api.images import decode_base64
 from llava_npu.serving.api.service import Service
 
@@ -63,12 +63,12 @@ def worker_routes(service: Service) -> APIRouter:
         arrival = time.monotonic()
         try:
             prompt = await unless_client_leaves(request.receive, _prepare(service, body))
-            pieces = _pieces(service, body, prompt, arrival)
+            deltas = _deltas(service, body, prompt, arrival)
         except UserError as error:
-            pieces = _one(_chunk(str(error), _WORKER_FAILED))
+            deltas = _one(_chunk(str(error), _WORKER_FAILED))
         except ClientLeftError:
             return Response(status_code=499)
-        return PieceResponse(pieces, "application/octet-stream", service.limits.read_timeout)
+        return ByteStreamResponse(deltas, "application/octet-stream", service.limits.read_timeout)
 
     return router
 
@@ -81,12 +81,12 @@ async def _prepare(service: Service, body: WorkerRequest) -> Prompt:
     return await service.prepare_text(body.prompt, data)
 
 
-async def _pieces(service: Service, body: WorkerRequest, prompt: Prompt, arrival: float) -> AsyncIterator[bytes]:
+async def _deltas(service: Service, body: WorkerRequest, prompt: Prompt, arrival: float) -> AsyncIterator[bytes]:
     text = body.prompt
     try:
-        async for piece in service.stream(prompt, _sampling(body, service, prompt), arrival):
-            if piece.text or piece.finish_reason:
-                text += piece.text
+        async for delta in service.stream(prompt, _sampling(body, service, prompt), arrival):
+            if delta.text or delta.finish_reason:
+                text += delta.text
                 yield _chunk(text, 0)
     except (UserError, ApiError) as error:
         yield _chunk(str(error), _WORKER_FAILED)

@@ -14,7 +14,7 @@ from llava_npu.data.images import load_image
 from llava_npu.errors import UserError
 from llava_npu.inference.engine import Engine
 from llava_npu.inference.prompts import Turns, prepare_prompt, with_images_first
-from llava_npu.inference.request import Piece, Sampling, Ticket
+from llava_npu.inference.request import Delta, Request, Sampling
 from llava_npu.models.processing import IMAGE_TOKEN
 from llava_npu.serving.background import BackgroundEngine
 
@@ -105,52 +105,52 @@ async def ask(
     """
     if not question.replace(IMAGE_TOKEN, "").strip():
         raise UserError("Write a question first.")
-    tickets = await asyncio.to_thread(_tickets, columns, talk, question, pictures, sampling)
-    news: asyncio.Queue[tuple[int, Piece]] = asyncio.Queue()
+    requests = await asyncio.to_thread(_requests, columns, talk, question, pictures, sampling)
+    news: asyncio.Queue[tuple[int, Delta]] = asyncio.Queue()
     answers: list[str | None] = [""] * len(columns)
 
     def with_answers() -> Talk:
         return replace(talk, exchanges=(*talk.exchanges, Exchange(question, tuple(pictures), tuple(answers))))
 
     try:
-        for place, (column, ticket) in enumerate(zip(columns, tickets, strict=True)):
-            column.background.submit(ticket, _teller(news, place))
+        for place, (column, request) in enumerate(zip(columns, requests, strict=True)):
+            column.background.submit(request, _teller(news, place))
         yield with_answers()
         running = len(columns)
         while running:
-            place, piece = await news.get()
-            running -= piece.finish_reason is not None
-            if piece.error is not None:
+            place, delta = await news.get()
+            running -= delta.finish_reason is not None
+            if delta.error is not None:
                 answers[place] = None
-                raise UserError(f"{columns[place].name} failed: {piece.error}")
-            if piece.text:
-                answers[place] = (answers[place] or "") + piece.text
+                raise UserError(f"{columns[place].name} failed: {delta.error}")
+            if delta.text:
+                answers[place] = (answers[place] or "") + delta.text
                 yield with_answers()
     finally:
-        for ticket in tickets:
-            ticket.cancel()
+        for request in requests:
+            request.cancel()
 
 
-def _tickets(
+def _requests(
     columns: Sequence[Column], talk: Talk, question: str, pictures: Sequence[Picture], sampling: Sampling
-) -> list[Ticket]:
-    tickets = []
+) -> list[Request]:
+    requests = []
     for place, column in enumerate(columns):
         prompt = prepare_prompt(column.engine.processor, *talk.prompt(place, question, pictures), name="conversation")
         room = column.engine.max_length - len(prompt.input_ids)
         limited = replace(sampling, max_new_tokens=max(1, min(sampling.max_new_tokens, room)))
         column.engine.check(prompt, limited)
-        tickets.append(Ticket(prompt, limited))
-    return tickets
+        requests.append(Request(prompt, limited))
+    return requests
 
 
-def _teller(news: asyncio.Queue[tuple[int, Piece]], place: int) -> Callable[[Piece], None]:
-    """What an engine's thread calls with each piece; it reaches `news` in this event loop."""
+def _teller(news: asyncio.Queue[tuple[int, Delta]], place: int) -> Callable[[Delta], None]:
+    """What an engine's thread calls with each delta; it reaches `news` in this event loop."""
     loop = asyncio.get_running_loop()
 
-    def tell(piece: Piece) -> None:
+    def tell(delta: Delta) -> None:
         with contextlib.suppress(RuntimeError):  # the loop was closed: nobody is there any more
-            loop.call_soon_threadsafe(news.put_nowait, (place, piece))
+            loop.call_soon_threadsafe(news.put_nowait, (place, delta))
 
     return tell
 

@@ -1,4 +1,4 @@
-"""Pieces add up to the text decoded at once, for any tokens; stop texts are never shown, not even half."""
+"""Deltas add up to the text decoded at once, for any tokens; stop texts are never shown, not even half."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ TOKENIZERS = [BYTES, SENTENCEPIECE]
 
 def _streamed(tokenizer: Any, ids: list[int], stops: list[str]) -> list[str]:
     text = AnswerText(tokenizer, stops)
-    pieces = []
+    deltas = []
     for token in ids:
-        pieces.append(text.add(token))
+        deltas.append(text.add(token))
         if text.stopped:
             break
-    return [*pieces, text.finish()]
+    return [*deltas, text.finish()]
 
 
 def _whole(tokenizer: Any, ids: list[int], stops: list[str]) -> str:
@@ -37,7 +37,7 @@ def _whole(tokenizer: Any, ids: list[int], stops: list[str]) -> str:
 @pytest.mark.parametrize("tokenizer", TOKENIZERS, ids=["bytes", "sentencepiece"])
 @settings(max_examples=60)
 @given(data=st.data())
-def test_pieces_add_up(tokenizer: Any, data: st.DataObject) -> None:
+def test_deltas_add_up(tokenizer: Any, data: st.DataObject) -> None:
     first = (
         259 if tokenizer is SENTENCEPIECE else 0
     )  # it decodes a run of single bytes all or nothing: see test_ordinary_texts
@@ -49,14 +49,14 @@ def test_pieces_add_up(tokenizer: Any, data: st.DataObject) -> None:
 @given(text=st.text("ab. \n", max_size=20), stops=st.lists(st.text("ab.", max_size=3), max_size=3))
 @example(text="ab", stops=["b"])
 def test_stop_texts(text: str, stops: list[str]) -> None:
-    pieces = _streamed(BYTES, BYTES(text).input_ids, stops)
-    assert "".join(pieces) == finished_text(text, stops)
+    deltas = _streamed(BYTES, BYTES(text).input_ids, stops)
+    assert "".join(deltas) == finished_text(text, stops)
 
 
 @pytest.mark.parametrize("tokenizer", TOKENIZERS, ids=["bytes", "sentencepiece"])
 @pytest.mark.parametrize("text", ["A cat, on a sofa.", "naïve 猫 on 🛋️!", "  spaces   inside  ", "line\n\nline\n"])
 def test_ordinary_texts(tokenizer: Any, text: str) -> None:
-    pieces = _streamed(tokenizer, tokenizer(text, add_special_tokens=False).input_ids, [])
-    assert "".join(pieces) == text.strip()
-    assert len([piece for piece in pieces if piece]) > 1
-    assert not any("�" in piece for piece in pieces)
+    deltas = _streamed(tokenizer, tokenizer(text, add_special_tokens=False).input_ids, [])
+    assert "".join(deltas) == text.strip()
+    assert len([delta for delta in deltas if delta]) > 1
+    assert not any("�" in delta for delta in deltas)

@@ -13,7 +13,7 @@ from PIL import Image
 from llava_npu import LlavaNpuProcessor, UserError
 from llava_npu.inference.engine import Engine
 from llava_npu.inference.prompts import prepare_prompt, with_images_first
-from llava_npu.inference.request import Piece, Prompt, Sampling, Ticket
+from llava_npu.inference.request import Delta, Prompt, Request, Sampling
 from llava_npu.models import load
 from llava_npu.models.loaded import LoadedModel
 from llava_npu.models.stopping import stopping_arguments
@@ -32,7 +32,8 @@ def _prompt(processor: LlavaNpuProcessor, question: str, pictures: list[Image.Im
 def _reference(loaded: LoadedModel, prompt: Prompt, max_new_tokens: int) -> str:
     """transformers' generate on this prompt alone."""
     model, processor = loaded
-    images = {} if prompt.pixel_values is None else {"pixel_values": prompt.pixel_values.to(model.device)}
+    pixels = [image.pixel_values for image in prompt.images]
+    images = {"pixel_values": torch.cat(pixels).to(model.device)} if pixels else {}
     output = model.generate(
         input_ids=torch.tensor([prompt.input_ids], device=model.device),
         attention_mask=torch.ones(1, len(prompt.input_ids), dtype=torch.long, device=model.device),
@@ -45,22 +46,22 @@ def _reference(loaded: LoadedModel, prompt: Prompt, max_new_tokens: int) -> str:
     return processor.tokenizer.decode(new, skip_special_tokens=True, clean_up_tokenization_spaces=False).strip()
 
 
-def _run(engine: Engine, tickets: list[Ticket], arrivals: list[int]) -> dict[Ticket, list[Piece]]:
-    """Submits each ticket at its step."""
-    pieces: dict[Ticket, list[Piece]] = {ticket: [] for ticket in tickets}
+def _run(engine: Engine, requests: list[Request], arrivals: list[int]) -> dict[Request, list[Delta]]:
+    """Submits each request at its step."""
+    deltas: dict[Request, list[Delta]] = {request: [] for request in requests}
     for step in range(10_000):
-        for ticket, arrival in zip(tickets, arrivals, strict=True):
+        for request, arrival in zip(requests, arrivals, strict=True):
             if arrival == step:
-                engine.submit(ticket)
-        for ticket, piece in engine.step():
-            pieces[ticket].append(piece)
+                engine.submit(request)
+        for request, delta in engine.step():
+            deltas[request].append(delta)
         if step >= max(arrivals) and not engine.num_running and not engine.num_waiting:
-            return pieces
+            return deltas
     raise AssertionError("the engine does not come to an end")
 
 
-def _text(pieces: list[Piece]) -> str:
-    return "".join(piece.text for piece in pieces)
+def _text(deltas: list[Delta]) -> str:
+    return "".join(delta.text for delta in deltas)
 
 
 def test_answers_that_join_and_leave_are_those_of_generate(on_device: LoadedModel, pictures: list[Image.Image]) -> None:
@@ -72,12 +73,12 @@ def test_answers_that_join_and_leave_are_those_of_generate(on_device: LoadedMode
     ]
     lengths = [chance.randint(1, 24) for _ in prompts]
     engine = Engine(on_device, max_batch=4)
-    tickets = [Ticket(p, Sampling(max_new_tokens=n)) for p, n in zip(prompts, lengths, strict=True)]
-    pieces = _run(engine, tickets, [chance.randint(0, 12) for _ in tickets])
-    for ticket, prompt, length in zip(tickets, prompts, lengths, strict=True):
-        assert _text(pieces[ticket]) == _reference(on_device, prompt, length)
-        assert [piece.finish_reason for piece in pieces[ticket][:-1]] == [None] * (len(pieces[ticket]) - 1)
-        last = pieces[ticket][-1]
+    requests = [Request(p, Sampling(max_new_tokens=n)) for p, n in zip(prompts, lengths, strict=True)]
+    deltas = _run(engine, requests, [chance.randint(0, 12) for _ in requests])
+    for request, prompt, length in zip(requests, prompts, lengths, strict=True):
+        assert _text(deltas[request]) == _reference(on_device, prompt, length)
+        assert [delta.finish_reason for delta in deltas[request][:-1]] == [None] * (len(deltas[request]) - 1)
+        last = deltas[request][-1]
         assert last.finish_reason == ("length" if last.num_tokens == length else "stop")
 
 
@@ -91,8 +92,8 @@ def test_answers_share_steps(loaded: LoadedModel, monkeypatch: pytest.MonkeyPatc
         lambda *a, **k: calls.append(k["inputs_embeds"].shape) or forward(*a, **k),
     )
     engine = Engine(loaded, max_batch=8)
-    tickets = [Ticket(_prompt(processor, f"What {n}?", []), Sampling(max_new_tokens=5)) for n in range(8)]
-    _run(engine, tickets, [0] * 8)
+    requests = [Request(_prompt(processor, f"What {n}?", []), Sampling(max_new_tokens=5)) for n in range(8)]
+    _run(engine, requests, [0] * 8)
     assert len(calls) == 5  # the prompts in one packed pass, then four steps of all
     assert calls[0][0] == 1
     assert {shape[0] for shape in calls[1:]} <= set(range(1, 9))
@@ -100,9 +101,9 @@ def test_answers_share_steps(loaded: LoadedModel, monkeypatch: pytest.MonkeyPatc
 
 def test_more_than_fit_wait(loaded: LoadedModel) -> None:
     engine = Engine(loaded, max_batch=2)
-    tickets = [Ticket(_prompt(loaded[1], "What?", []), Sampling(max_new_tokens=3)) for _ in range(5)]
-    for ticket in tickets:
-        engine.submit(ticket)
+    requests = [Request(_prompt(loaded[1], "What?", []), Sampling(max_new_tokens=3)) for _ in range(5)]
+    for request in requests:
+        engine.submit(request)
     engine.step()
     assert (engine.num_running, engine.num_waiting) == (2, 3)
 
@@ -110,18 +111,18 @@ def test_more_than_fit_wait(loaded: LoadedModel) -> None:
 def test_cancelled_and_late_answers_leave_and_the_others_are_not_disturbed(loaded: LoadedModel) -> None:
     prompt = _prompt(loaded[1], "What is it?", [])
     engine = Engine(loaded, max_batch=3)
-    first, second, third, waiting = (Ticket(prompt, Sampling(max_new_tokens=12)) for _ in range(4))
-    for ticket in (first, second, third, waiting):
-        engine.submit(ticket)
+    first, second, third, waiting = (Request(prompt, Sampling(max_new_tokens=12)) for _ in range(4))
+    for request in (first, second, third, waiting):
+        engine.submit(request)
     engine.step(), engine.step()
     first.cancel(), waiting.cancel()
     second.deadline = 0.0
-    ends = {ticket: piece.finish_reason for ticket, piece in engine.step() if piece.finish_reason}
+    ends = {request: delta.finish_reason for request, delta in engine.step() if delta.finish_reason}
     assert ends == {first: "cancelled", second: "timeout", waiting: "cancelled"}
     assert (engine.num_running, engine.num_waiting) == (1, 0)
-    rest: list[Piece] = []
+    rest: list[Delta] = []
     while engine.num_running:
-        rest += [piece for _, piece in engine.step()]
+        rest += [delta for _, delta in engine.step()]
     assert rest[-1].num_tokens <= 12
     assert _text(list(engine.generate(prompt, Sampling(max_new_tokens=12)))).endswith(_text(rest))
 
@@ -147,7 +148,7 @@ def test_an_error_reaches_its_answers_and_the_engine_goes_on(
 
 def test_a_closed_stream_frees_its_row(loaded: LoadedModel) -> None:
     engine = Engine(loaded, max_batch=2)
-    stream: Iterator[Piece] = engine.generate(_prompt(loaded[1], "What?", []), Sampling(max_new_tokens=50))
+    stream: Iterator[Delta] = engine.generate(_prompt(loaded[1], "What?", []), Sampling(max_new_tokens=50))
     next(stream)
     assert engine.num_running == 1
     stream.close()  # type: ignore[attr-defined]
@@ -159,9 +160,9 @@ def test_draws_repeat_with_their_seed_whatever_runs_beside(loaded: LoadedModel) 
     drawn = Sampling(max_new_tokens=12, temperature=1.5, top_p=0.95, top_k=50, seed=7)
     engine = Engine(loaded, max_batch=4)
     alone = _text(list(engine.generate(prompt, drawn)))
-    tickets = [Ticket(prompt, drawn), Ticket(prompt, Sampling(max_new_tokens=9)), Ticket(prompt, drawn)]
-    pieces = _run(engine, tickets, [2, 0, 3])
-    assert _text(pieces[tickets[0]]) == _text(pieces[tickets[2]]) == alone
+    requests = [Request(prompt, drawn), Request(prompt, Sampling(max_new_tokens=9)), Request(prompt, drawn)]
+    deltas = _run(engine, requests, [2, 0, 3])
+    assert _text(deltas[requests[0]]) == _text(deltas[requests[2]]) == alone
     assert alone != _text(list(engine.generate(prompt, Sampling(max_new_tokens=12))))
 
 
