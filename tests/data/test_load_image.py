@@ -215,3 +215,42 @@ def test_pad_to_square(size: tuple[int, int], offset: tuple[int, int]) -> None:
 def test_padding_color_of_clip_and_siglip() -> None:
     assert padding_color([0.48145466, 0.4578275, 0.40821073]) == (122, 116, 104)
     assert padding_color([0.5, 0.5, 0.5]) == (127, 127, 127)
+
+
+_XMP = '<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
+
+
+def _png_with(chunk: str, behind_pixels: bool) -> bytes:
+    stored = io.BytesIO()
+    Image.new("RGB", (40, 20), "red").save(stored, "PNG")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    raw = exif.tobytes()
+    text = f"\nexif\n{len(raw):8}\n{raw.hex()}\n".encode("latin-1")
+    kind, content = {
+        "eXIf": (b"eXIf", raw.removeprefix(b"Exif\0\0")),
+        "EXIF as text": (b"tEXt", b"Raw profile type exif\0" + text),
+        "EXIF as packed text": (b"zTXt", b"Raw profile type exif\0\0" + zlib.compress(text)),
+        "XMP": (b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + _XMP.encode()),
+        "large text": (b"zTXt", b"Comment\0\0" + zlib.compress(b"x" * (2 << 20))),
+    }[chunk]
+    added = struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+    place = len(stored.getvalue()) - 12 if behind_pixels else 33
+    return stored.getvalue()[:place] + added + stored.getvalue()[place:]
+
+
+@pytest.mark.parametrize("behind_pixels", [False, True])
+@pytest.mark.parametrize("chunk", ["eXIf", "EXIF as text", "EXIF as packed text", "XMP", "large text"])
+def test_a_png_has_the_size_that_it_is_loaded_with(chunk: str, behind_pixels: bool) -> None:
+    data = _png_with(chunk, behind_pixels)
+    image = load_image(data)
+    assert image_size(data) == (image.height, image.width)
+    assert image.size == ((40, 20) if chunk == "large text" else (20, 40))
+
+
+@pytest.mark.parametrize("format", ["JPEG", "TIFF", "WEBP"])
+def test_an_orientation_in_xmp_is_known_from_the_head(format: str) -> None:
+    stored = io.BytesIO()
+    Image.new("RGB", (40, 20), "red").save(stored, format, xmp=_XMP.encode())
+    image = load_image(stored.getvalue())
+    assert image_size(stored.getvalue()) == (image.height, image.width)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from llava_npu.data import images
 from llava_npu.models import compose
 
 CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
@@ -49,7 +50,12 @@ def _normalise(picture: Image.Image, mean: tuple[float, ...], std: tuple[float, 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("way", ["pad", "square"])
 @pytest.mark.parametrize("tower", ["clip", "siglip"])
-def test_pixels_are_the_official_ones(parts: Path, tower: str, way: str, size: tuple[int, int]) -> None:
+@pytest.mark.parametrize("whole", [True, False], ids=["whole", "as a long thin image"])
+def test_pixels_are_the_official_ones(
+    parts: Path, tower: str, way: str, size: tuple[int, int], whole: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not whole:
+        monkeypatch.setattr(images, "_PADDED_PIXELS", 0)
     _, processor = compose(str(parts / tower), str(parts / "lm"), image_aspect_ratio=way)
     mean, std = CLIP if tower == "clip" else SIGLIP
     picture = _picture(size)
@@ -59,3 +65,23 @@ def test_pixels_are_the_official_ones(parts: Path, tower: str, way: str, size: t
     levels = (actual - _normalise(prepared, mean, std)) * torch.tensor(std)[:, None, None] * 255
     assert levels.abs().max() < 1.01
     assert levels.abs().mean() < 0.01  # not one pixel in a hundred differs at all
+
+
+@pytest.mark.parametrize("size", [(1, 60_000), (60_000, 1), (40_000, 600), (1, 1_000_000)])
+@pytest.mark.parametrize("way", ["pad", "square"])
+@pytest.mark.parametrize("tower", ["clip", "siglip"])
+def test_a_long_thin_image_takes_no_more_memory_than_itself(
+    parts: Path, tower: str, way: str, size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, processor = compose(str(parts / tower), str(parts / "lm"), image_aspect_ratio=way)
+    new, resize, made = Image.new, Image.Image.resize, []
+    monkeypatch.setattr(Image, "new", lambda mode, size, *rest: made.append(size) or new(mode, size, *rest))
+    monkeypatch.setattr(
+        Image.Image,
+        "resize",
+        lambda image, size, *rest, **more: made.append(size) or resize(image, size, *rest, **more),
+    )
+    picture = new("RGB", size, "white")
+    assert processor.preprocess_images([picture]).shape == (1, 3, 28, 28)
+    assert made
+    assert max(width * height for width, height in made) <= max(28 * 65_536, size[0] * size[1])

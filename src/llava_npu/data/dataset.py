@@ -162,16 +162,20 @@ class ConversationDataset(Dataset[Sample]):
         Raises:
             UserError: the record cannot be used.
         """
+        record, expanded, _ = self._encode(index, room)
+        return record, expanded
+
+    def _encode(self, index: int, room: int | None) -> tuple[Record, ExpandedConversation, list[ImageSize]]:
         record, processor = self.records[index], self.processor
         encoded = encode_conversation(record.conversations, processor.tokenizer, self.template, record=record)
-        tokens_per_image = [processor.count_image_tokens(size) for size in self._image_sizes(record)]
+        sizes = self._image_sizes(record)
+        tokens_per_image = [processor.count_image_tokens(size) for size in sizes]
         limits = [limit for limit in (self.max_length, room) if limit is not None]
-        return record, expand_images(
-            encoded, tokens_per_image, processor.image_token_id, min(limits, default=None), record
-        )
+        limit = min(limits, default=None)
+        return record, expand_images(encoded, tokens_per_image, processor.image_token_id, limit, record), sizes
 
     def _load(self, index: int, room: int | None) -> Sample:
-        record, expanded = self.encode(index, room)
+        record, expanded, sizes = self._encode(index, room)
         processor = self.processor
         paths = record.image_paths[: expanded.num_images]
         pixel_values = vision_features = None
@@ -179,14 +183,13 @@ class ConversationDataset(Dataset[Sample]):
             pixel_values = processor.preprocess_images([load_image(path, record.name) for path in paths])
         elif paths and self.features is not None:
             vision_features = torch.cat([_look_up(self.features, path, record) for path in paths])
-        sizes = self._image_sizes(record)[: len(paths)]
         return Sample(
             torch.tensor(expanded.input_ids),
             torch.tensor(expanded.labels),
             pixel_values,
             vision_features,
             record.name,
-            image_sizes=tuple(sizes) if paths and processor.tiling is not None else None,
+            image_sizes=tuple(sizes[: len(paths)]) if paths and processor.tiling is not None else None,
         )
 
     def _image_sizes(self, record: Record) -> list[ImageSize]:

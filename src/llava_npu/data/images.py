@@ -23,13 +23,18 @@ from pathlib import Path
 from typing import IO
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, PngImagePlugin
 
 from llava_npu.data.image_roots import ImagePath
 from llava_npu.errors import UserError
 
 FORMATS = ("PNG", "JPEG", "MPO", "GIF", "WEBP", "BMP", "TIFF", "PPM", "ICO", "TGA", "JPEG2000", "AVIF")
 MAX_PIXELS = 89_478_485  # what Pillow warns at: 256 MiB of RGB
+_PADDED_PIXELS = 4096 * 4096  # the largest square that is padded, or image that is scaled up, as a whole
+_ROWS_AT_ONCE = 4096
+_LONGEST_SIDE = 65_536  # in padding; above, no side of a thin image is as wide as a pixel that a model sees
+# What one image's metadata may unpack to; by default Pillow refuses images with more than 1 MiB of text.
+PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY
 # What Pillow's decoders raise on damaged files, beside OSError.
 _DECODER_ERRORS = (
     OSError,
@@ -69,10 +74,9 @@ def image_size(source: str | ImagePath | bytes, origin: str = "image") -> tuple[
         UserError: as `load_image`, as far as the head shows it.
     """
     what = _name(source, origin)
-    with _as_user_errors(what, MAX_PIXELS), _file(source, what) as file, _open(file, MAX_PIXELS) as picture:
-        width, height = picture.size
-        # A TIFF's size is upright already.
-        lies = picture.format != "TIFF" and _orientation(picture, file) in _LYING
+    with _as_user_errors(what, MAX_PIXELS), _file(source, what) as file, _open(file, MAX_PIXELS) as image:
+        width, height = image.size
+        lies = _orientation(image, file) in _LYING
     return (width, height) if lies else (height, width)
 
 
@@ -80,22 +84,28 @@ _LYING = (5, 6, 7, 8)  # EXIF orientations with width and height exchanged
 _ORIENTATION = 0x0112
 
 
-def _orientation(picture: Image.Image, file: IO[bytes]) -> int:
-    if picture.format == "PNG" and not {"exif", "Raw profile type exif"} & picture.info.keys():
+def _orientation(image: Image.Image, file: IO[bytes]) -> int:
+    """How `exif_transpose` will turn the decoded image."""
+    if image.format == "TIFF" and _ORIENTATION in image.getexif():
+        return 1  # Pillow turns it while decoding, and its size is upright already
+    if image.format == "PNG":
         # Pillow would decode the pixels to look behind them.
-        picture.info["exif"] = _exif_behind_pixels(file)
-    return int(picture.getexif().get(_ORIENTATION, 1))
+        with Image.open(io.BytesIO(_without_pixels(file)), formats=["PNG"]) as head:
+            return int(Image.Image.getexif(head).get(_ORIENTATION, 1))
+    return int(image.getexif().get(_ORIENTATION, 1))
 
 
-def _exif_behind_pixels(file: IO[bytes]) -> bytes:
-    """The eXIf chunk of a PNG wherever it stands, found by walking from chunk to chunk."""
-    file.seek(8)
+def _without_pixels(file: IO[bytes]) -> bytes:
+    """A PNG's chunks but those of pixels, wherever they stand, before an empty one of these."""
+    file.seek(0)
+    kept = [file.read(8)]
     while len(head := file.read(8)) == 8:
         length, kind = struct.unpack(">I4s", head)
-        if kind == b"eXIf":
-            return b"Exif\x00\x00" + file.read(length)
-        file.seek(length + 4, io.SEEK_CUR)
-    return b""
+        if kind in (b"IDAT", b"fdAT", b"IEND"):
+            file.seek(length + 4, io.SEEK_CUR)
+        else:
+            kept += [head, file.read(length + 4)]
+    return b"".join([*kept, struct.pack(">I4sI", 0, b"IDAT", zlib.crc32(b"IDAT"))])
 
 
 def _open(file: IO[bytes], max_pixels: int) -> Image.Image:
@@ -122,15 +132,83 @@ def _as_user_errors(what: str, max_pixels: int) -> Iterator[None]:
         raise UserError(f"{what}: damaged or unsupported: {error}; copy or convert it again") from error
 
 
-def pad_to_square(image: Image.Image, color: tuple[int, int, int]) -> Image.Image:
-    """Centres the image on a square of its longer side, as LLaVA does; an odd pixel goes to the right or bottom."""
-    width, height = image.size
-    if width == height:
+def pad_to_square(
+    image: Image.Image,
+    color: tuple[int, int, int],
+    target: tuple[int, int] | None = None,
+    resample: Image.Resampling = Image.Resampling.BICUBIC,
+) -> Image.Image:
+    """Centres the image on a square of its longer side, as LLaVA does; an odd pixel goes to the right or bottom.
+
+    A square of many pixels, which a long thin image has, is never made where `target` is known: the longer side is
+    scaled before the image is padded. That differs from LLaVA's padding and scaling by at most one of 255 levels.
+
+    Args:
+        target: (height, width) to which the square will be scaled, if it will.
+        resample: how.
+    """
+    side = max(image.size)
+    if image.width == image.height:
         return image
-    side = max(width, height)
-    square = Image.new(image.mode, (side, side), color)
-    square.paste(image, ((side - width) // 2, (side - height) // 2))
-    return square
+    if target is None or side * side <= _PADDED_PIXELS:
+        return _centred(image, (side, side), color)
+    if side > _LONGEST_SIDE:
+        sides = [max(1, round(length * _LONGEST_SIDE / side)) for length in image.size]
+        image, side = image.resize((sides[0], sides[1]), Image.Resampling.BOX), _LONGEST_SIDE
+    height, width = target
+    if image.width > image.height:
+        strip = _centred(image.resize((width, image.height), resample), (width, side), color)
+    else:
+        strip = _padded_rows(image, color, width, resample)
+    return strip.resize((width, height), resample)
+
+
+def _padded_rows(
+    image: Image.Image, color: tuple[int, int, int], width: int, resample: Image.Resampling
+) -> Image.Image:
+    """Each row of a tall image padded to the image's height and scaled to `width`, as Pillow would do first.
+
+    That is a matrix, which Pillow itself gives by scaling an identity: the padded rows need not exist.
+    """
+    offset = (image.height - image.width) // 2
+    padded = np.zeros((image.width, image.height), dtype=np.float32)
+    padded[np.arange(image.width), offset + np.arange(image.width)] = 1
+    weights = np.asarray(Image.fromarray(padded).resize((width, image.width), resample))  # (columns, width)
+    touched = weights.any(axis=0)
+    weights = weights[:, touched]  # (columns, touched)
+    background = np.outer(color, 1 - weights.sum(axis=0)).astype(np.float32)  # (channels, touched)
+    rows = np.empty((image.height, width, 3), dtype=np.uint8)
+    rows[:] = color
+    for start in range(0, image.height, _ROWS_AT_ONCE):
+        stop = min(start + _ROWS_AT_ONCE, image.height)
+        band = np.asarray(image.crop((0, start, image.width, stop)), dtype=np.float32)  # (rows, columns, channels)
+        scaled = band.transpose(0, 2, 1).reshape(-1, image.width) @ weights
+        scaled = scaled.reshape(stop - start, 3, -1) + background
+        rows[start:stop, touched] = scaled.round().clip(0, 255).transpose(0, 2, 1)
+    return Image.fromarray(rows)
+
+
+def _centred(image: Image.Image, size: tuple[int, int], color: tuple[int, int, int]) -> Image.Image:
+    canvas = Image.new(image.mode, size, color)
+    canvas.paste(image, ((size[0] - image.width) // 2, (size[1] - image.height) // 2))
+    return canvas
+
+
+def centre_of(image: Image.Image, edge: int, crop: tuple[int, int], resample: Image.Resampling) -> Image.Image:
+    """What a processor sees that scales the shorter side to `edge` and crops (height, width) from the centre.
+
+    Of a long thin image no more is scaled than that; the pixels are those of scaling it all.
+    """
+    shorter, longer = sorted(image.size)
+    scaled = int(edge * longer / shorter)
+    if scaled * edge <= _PADDED_PIXELS:
+        return image
+    is_wide = image.width > image.height
+    of_crop = crop[1] if is_wide else crop[0]
+    first = (scaled - of_crop) // 2 - (edge - of_crop) // 2
+    start, end = (place * longer / scaled for place in (first, first + edge))
+    box = (start, 0, end, shorter) if is_wide else (0, start, shorter, end)
+    return image.resize((edge, edge), resample, box)
 
 
 def padding_color(image_mean: Sequence[float]) -> tuple[int, int, int]:

@@ -13,7 +13,7 @@ from llava_npu.data.conversation.jinja_template import chat_template
 from llava_npu.data.conversation.labels import IMAGE_PLACEHOLDER, encode_prompt, encode_rendered_prompt
 from llava_npu.data.conversation.special_tokens import settle_bos
 from llava_npu.data.conversation.templates import get_template
-from llava_npu.data.images import pad_to_square
+from llava_npu.data.images import centre_of, pad_to_square, padding_color
 from llava_npu.errors import UserError
 from llava_npu.models.configuration import LlavaNpuConfig
 from llava_npu.models.projectors.grid import Grid
@@ -144,11 +144,24 @@ class LlavaNpuProcessor(LlavaProcessor):
         tiling = self.tiling
         if tiling is not None:
             images = [tile for image in images for tile in tiling.cut(image)]
-        elif self.image_aspect_ratio == "pad":
-            mean = self.image_processor.image_mean or (0.5, 0.5, 0.5)
-            red, green, blue = (int(255 * channel) for channel in mean)
-            images = [pad_to_square(image, (red, green, blue)) for image in images]
+        else:
+            images = [self._bounded(image) for image in images]
         return self.image_processor(images=list(images), return_tensors="pt")["pixel_values"]
+
+    def _bounded(self, image: Image.Image) -> Image.Image:
+        """Padded if this model pads, and of a long thin image no more than the image processor will keep."""
+        processor, size = self.image_processor, self.image_processor.size
+        edge = size.get("shortest_edge")
+        if self.image_aspect_ratio == "pad":
+            height, width = size.get("height", edge), size.get("width", edge)
+            target = (height, width) if height and width and processor.do_resize else None
+            return pad_to_square(
+                image, padding_color(processor.image_mean or (0.5, 0.5, 0.5)), target, processor.resample
+            )
+        if edge and getattr(processor, "do_center_crop", False):
+            crop = (processor.crop_size["height"], processor.crop_size["width"])
+            return centre_of(image, edge, crop, processor.resample)
+        return image
 
     def encode_prompts(
         self, conversations: Sequence[Sequence[Mapping[str, str]]], images: Sequence[Sequence[Image.Image]]
