@@ -110,7 +110,7 @@ def test_what_tar_does_with_repeated_names_and_links(tmp_path: Path) -> None:
     opened = open_archive(path)
     assert opened.locate("a.png", "").read_bytes() == b"newer"
     assert opened.locate("hard.png", "").read_bytes() == b"newer"
-    assert not opened.locate("soft.png", "").is_file()
+    assert opened.locate("soft.png", "").read_bytes() == b"newer"
     assert not opened.locate("sub", "").is_file()
 
 
@@ -195,3 +195,62 @@ def test_unusual_compression(tmp_path: Path) -> None:
     path = write_zip(tmp_path / "images.zip", FILES, zipfile.ZIP_LZMA)
     with pytest.raises(UserError, match="compressed by method 14; pack the images again"):
         open_archive(path)
+
+
+def _linked(path: Path, links: dict[str, str]) -> Path:
+    """An archive of a/red.png and symbolic links, which come before what they lead to."""
+    if path.suffix == ".tar":
+        with tarfile.open(path, "w") as archive:
+            for name, target in links.items():
+                member = tarfile.TarInfo(name)
+                member.type, member.linkname = tarfile.SYMTYPE, target
+                archive.addfile(member)
+            member = tarfile.TarInfo("a/red.png")
+            member.size = len(encoded((255, 0, 0)))
+            archive.addfile(member, io.BytesIO(encoded((255, 0, 0))))
+        return path
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, target in links.items():
+            info = zipfile.ZipInfo(name)
+            info.external_attr = 0o120777 << 16
+            archive.writestr(info, target)
+        archive.writestr("a/red.png", encoded((255, 0, 0)))
+    return path
+
+
+@pytest.mark.parametrize("suffix", [".tar", ".zip"])
+def test_links_are_further_names_of_what_they_lead_to(tmp_path: Path, suffix: str) -> None:
+    links = {
+        "b/one.png": "../a/red.png",
+        "two.png": "b/one.png",
+        "out.png": "../../secret.png",
+        "abs.png": "/etc/passwd",
+    }
+    archive = open_archive(_linked(tmp_path / f"images{suffix}", {**links, "round.png": "round.png"}))
+    for name in ("b/one.png", "two.png"):
+        assert load_image(archive.locate(name, "")).getpixel((0, 0)) == (255, 0, 0)
+    for name in ("out.png", "abs.png", "round.png"):
+        assert not archive.locate(name, "").is_file()
+        with pytest.raises(UserError, match="a link to what is not in the archive"):
+            load_image(archive.locate(name, ""))
+
+
+def test_a_tar_with_names_that_are_not_utf_8(tmp_path: Path) -> None:
+    path = tmp_path / "images.tar"
+    with tarfile.open(path, "w", encoding="gbk", format=tarfile.GNU_FORMAT) as archive:
+        member = tarfile.TarInfo("图片/红.png")
+        member.size = len(encoded((255, 0, 0)))
+        archive.addfile(member, io.BytesIO(encoded((255, 0, 0))))
+    assert load_image(open_archive(path).locate("图片/红.png", "")).getpixel((0, 0)) == (255, 0, 0)
+
+
+@pytest.mark.parametrize("encoding", ["gbk", "utf-8", "cp437"])
+def test_a_zip_whose_names_are_in_its_systems_encoding(tmp_path: Path, encoding: str) -> None:
+    name = "é.png" if encoding == "cp437" else "图片.png"
+    raw = name.encode(encoding)
+    stand_in = "x" * (len(raw) - 4) + ".png"
+    with zipfile.ZipFile(tmp_path / "written.zip", "w") as archive:
+        archive.writestr(stand_in, encoded((255, 0, 0)))
+    path = tmp_path / "images.zip"
+    path.write_bytes((tmp_path / "written.zip").read_bytes().replace(stand_in.encode(), raw))
+    assert load_image(open_archive(path).locate(name, "")).getpixel((0, 0)) == (255, 0, 0)

@@ -13,12 +13,15 @@ import errno
 import hashlib
 import json
 import os
+import posixpath
 import sqlite3
+import stat
 import struct
 import tarfile
 import zipfile
 import zlib
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -32,9 +35,11 @@ ARCHIVE_SUFFIXES = (".tar", ".zip")
 MAX_IMAGE_BYTES = 1 << 30
 _COMPRESSED_SUFFIXES = (".tgz", ".tbz2", ".txz", ".gz", ".bz2", ".xz", ".zst", ".7z", ".rar")
 _INDEX = "members.sqlite"
-_INDEX_FORMAT = 1
+_INDEX_FORMAT = 2
 _ZIP_HEADER = struct.Struct("<4s5H3I2H")  # the local file header before each member
-_RAW, _DEFLATED = 0, 8
+_RAW, _DEFLATED, _DEAD_LINK = 0, 8, -1
+_UTF8_NAME = 0x800  # the flag of a zip member
+_LONGEST_LINK = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,13 +69,16 @@ class ArchivedImage:
         return f"{self.archive}:{self.member}"
 
     def is_file(self) -> bool:
-        return self._place() is not None
+        place = self._place()
+        return place is not None and place[4] != _DEAD_LINK
 
     def read_bytes(self) -> bytes:
         place = self._place()
         if place is None:
             raise FileNotFoundError(errno.ENOENT, "there is no such file in the archive", str(self))
         shard, offset, packed_size, size, method, checksum = place
+        if method == _DEAD_LINK:
+            raise FileNotFoundError(errno.ENOENT, "it is a link to what is not in the archive", str(self))
         if max(size, packed_size) > MAX_IMAGE_BYTES:
             raise OSError(errno.EFBIG, f"{size:,} bytes are too many for an image", str(self))
         file = _open(self.archive.files[shard], os.getpid())
@@ -155,34 +163,76 @@ def _write_index(index: Path, files: tuple[Path, ...]) -> None:
         database.close()
 
 
-Member = tuple[str, int, int, int, int, int]  # name, offset, packed size, size, method, checksum
+Place = tuple[int, int, int, int, int]  # offset, packed size, size, method, checksum
+Member = tuple[str, int, int, int, int, int]  # name, and its place
+
+
+def _resolve(links: dict[str, str], places: dict[str, Place]) -> Iterator[Member]:
+    """Symbolic links as further names of what they lead to; one that leads nowhere is kept, to be named when asked."""
+    for name, target in links.items():
+        seen = {name}
+        while target in links and target not in seen:
+            seen.add(target)
+            target = links[target]
+        yield name, *places.get(target, (0, 0, 0, _DEAD_LINK, 0))
+
+
+def _link_target(name: str, target: str) -> str:
+    """The member that a link leads to; "" if it leads out of the archive."""
+    path = posixpath.normpath(posixpath.join(posixpath.dirname(name), target))
+    return "" if path.startswith(("/", "../")) else path
+
+
+def _as_utf8(name: str) -> str:
+    """A tar's name, which is bytes. Those of old Chinese systems are GBK; what is neither is spelled out."""
+    raw = name.encode("utf-8", "surrogateescape")
+    for encoding in ("utf-8", "gb18030"):
+        with suppress(UnicodeDecodeError):
+            return raw.decode(encoding)
+    return raw.decode("utf-8", "backslashreplace")
+
+
+def _zip_names(member: zipfile.ZipInfo) -> Iterator[str]:
+    """A zip without the flag for UTF-8 holds names in whatever its system had; Python takes them for code page 437."""
+    yield member.filename
+    if not member.flag_bits & _UTF8_NAME and not member.filename.isascii():
+        raw = member.filename.encode("cp437")
+        for encoding in ("utf-8", "gb18030"):  # a name may be valid in both, and a record use either
+            with suppress(UnicodeDecodeError):
+                yield raw.decode(encoding)
 
 
 def _tar_members(path: Path) -> Iterator[Member]:
-    places: dict[str, tuple[int, int]] = {}  # for hard links, by which tar stores a second copy
+    places: dict[str, Place] = {}  # for links; a hard link is how tar stores a second copy
+    links: dict[str, str] = {}
     try:
         with path.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as archive:
             for member in archive:
                 archive.members = []  # type: ignore[attr-defined]  # it would keep a large object per member
-                if member.islnk():
-                    place = places.get(_normal(member.linkname))
-                elif member.isreg() and not member.issparse():
-                    place = (member.offset_data, member.size)
+                name, target = _normal(_as_utf8(member.name)), _normal(_as_utf8(member.linkname))
+                if member.isreg() and not member.issparse():
+                    places[name] = (member.offset_data, member.size, member.size, _RAW, 0)
+                elif member.islnk() and target in places:
+                    places[name] = places[target]
+                elif member.issym():
+                    links[name] = _link_target(name, _as_utf8(member.linkname))
+                    continue
                 else:
                     continue
-                if place is not None:
-                    name = _normal(member.name)
-                    places[name] = place
-                    yield name, place[0], place[1], place[1], _RAW, 0
+                links.pop(name, None)
+                yield name, *places[name]
             # tarfile takes a damaged header for the end of the archive, which is a block of zeros.
             end = os.pread(file.fileno(), tarfile.BLOCKSIZE, archive.offset)
             if end != bytes(tarfile.BLOCKSIZE):
                 raise tarfile.ReadError(f"no member and no end at byte {archive.offset:,}")
     except (tarfile.TarError, OSError, EOFError) as error:
         raise UserError(f"image_root {path}: not a tar file, or a damaged one: {error}") from error
+    yield from _resolve(links, places)
 
 
 def _zip_members(path: Path) -> Iterator[Member]:
+    places: dict[str, Place] = {}
+    links: dict[str, str] = {}
     try:
         with zipfile.ZipFile(path) as archive:
             for member in archive.infolist():
@@ -194,16 +244,22 @@ def _zip_members(path: Path) -> Iterator[Member]:
                         f"image_root {path}: {member.filename!r} is {kind}; pack the images again, stored or deflated "
                         "(`zip -0 -r images.zip images`)"
                     )
-                yield (
-                    _normal(member.filename),
+                place = (
                     member.header_offset,
                     member.compress_size,
                     member.file_size,
                     member.compress_type,
                     member.CRC,
                 )
+                for name in dict.fromkeys(map(_normal, _zip_names(member))):
+                    if stat.S_ISLNK(member.external_attr >> 16) and member.file_size < _LONGEST_LINK:
+                        links[name] = _link_target(name, archive.read(member).decode("utf-8", "replace"))
+                    else:
+                        places[name] = place
+                        yield name, *place
     except (zipfile.BadZipFile, OSError, EOFError) as error:
         raise UserError(f"image_root {path}: not a zip file, or a damaged one: {error}") from error
+    yield from _resolve(links, places)
 
 
 def _normal(name: str) -> str:
