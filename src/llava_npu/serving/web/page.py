@@ -9,15 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from gradio.utils import get_upload_folder
 from starlette.datastructures import MutableHeaders
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from llava_npu.errors import UserError
 from llava_npu.inference.request import Sampling
+from llava_npu.serving.web import uploads
 from llava_npu.serving.web.columns import Column, Picture, Talk, ask, open_pictures, without_last
 from llava_npu.serving.web.flags import flag
 from llava_npu.serving.web.seeing import seen
+from llava_npu.serving.web.uploads import MAX_AGE_SECONDS, UploadLimit, check_uploaded, make_upload_folder
 
 _FONTS = ["ui-sans-serif", "system-ui", "sans-serif"]  # of this machine: nothing is loaded from elsewhere
 _STYLE = ".message img { max-height: 9rem; width: auto; object-fit: contain }"  # answers stay in sight
@@ -33,8 +36,10 @@ def build_page(columns: Sequence[Column], flags: Path, examples: Sequence[Path] 
         flags: folder for flagged conversations.
         examples: pictures to click on.
     """
+    upload_folder = make_upload_folder()  # before any component asks where its files are
     names = " and ".join(column.name for column in columns)
-    with gr.Blocks(title=f"LLaVA-NPU: {names}", analytics_enabled=False) as page:
+    tidying = (MAX_AGE_SECONDS // 6, MAX_AGE_SECONDS)
+    with gr.Blocks(title=f"LLaVA-NPU: {names}", analytics_enabled=False, delete_cache=tidying) as page:
         gr.Markdown(f"### {names}")
         talk = gr.State(Talk())
         with gr.Row():
@@ -49,7 +54,7 @@ def build_page(columns: Sequence[Column], flags: Path, examples: Sequence[Path] 
                     elem_id="pictures",
                 )
                 if examples:
-                    _shelf(examples, pictures)
+                    _shelf(examples, pictures, upload_folder)
                 with gr.Accordion("Parameters", open=False):
                     temperature = gr.Slider(0, 2, 0.2, step=0.1, label="Temperature (0: always the likeliest word)")
                     top_p = gr.Slider(0.05, 1, 0.7, step=0.05, label="Top p")
@@ -87,7 +92,9 @@ def build_page(columns: Sequence[Column], flags: Path, examples: Sequence[Path] 
 
         async def answer(text: str, files: list[Any] | None, now: Talk, *values: float) -> AsyncIterator[list[Any]]:
             with _errors_shown():
-                opened = await asyncio.to_thread(open_pictures, [file for file, _ in files or []], now)
+                paths = [file for file, _ in files or []]
+                check_uploaded(paths, upload_folder)
+                opened = await asyncio.to_thread(open_pictures, paths, now)
                 async with aclosing(ask(columns, now, text, opened, _sampling(values))) as answering:
                     sights = await asyncio.to_thread(_sights, columns, opened)
                     box: list[Any] = ["", None, *sights]  # the question is asked: empty for the next
@@ -141,7 +148,12 @@ def launch(page: gr.Blocks, host: str, port: int, max_bytes: int, block: bool = 
             css=_STYLE,
             footer_links=[],
             ssr_mode=False,
-            app_kwargs={"middleware": [Middleware(_ContentPolicy)]},
+            app_kwargs={
+                "middleware": [
+                    Middleware(_ContentPolicy),
+                    Middleware(UploadLimit, folder=Path(get_upload_folder()), max_bytes=uploads.MAX_TOTAL_BYTES),
+                ]
+            },
         )
     except OSError as error:
         raise UserError(f"--port {port}: in use on {host}, or not ours to take ({error}); choose another") from error
@@ -163,7 +175,7 @@ class _ContentPolicy:
         await self._app(scope, receive, send_with_policy)
 
 
-def _shelf(examples: Sequence[Path], pictures: gr.Gallery) -> None:
+def _shelf(examples: Sequence[Path], pictures: gr.Gallery, upload_folder: Path) -> None:
     """Pictures that a click puts among those of the next question."""
     shelf = gr.Dataset(
         components=[gr.Image(render=False, type="filepath")],
@@ -172,7 +184,13 @@ def _shelf(examples: Sequence[Path], pictures: gr.Gallery) -> None:
         type="index",
         elem_id="examples",
     )
-    shelf.click(lambda place, now: [*(now or []), str(examples[place])], [shelf, pictures], pictures)
+
+    def add(place: int, now: list[Any] | None) -> list[Any]:
+        with _errors_shown():
+            check_uploaded([file for file, _ in now or []], upload_folder)
+        return [*(now or []), str(examples[place])]
+
+    shelf.click(add, [shelf, pictures], pictures)
 
 
 def _chats(columns: Sequence[Column], talk: Talk) -> list[list[dict[str, Any]]]:

@@ -1,0 +1,74 @@
+"""Files that visitors upload: in a private folder, limited in total, removed with the page; no other file is opened.
+
+Gradio lets a client name any path of this machine where it should name an upload of its own, and would then copy that
+file to where it is served from. So every path that comes from a client is checked here.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from starlette.responses import PlainTextResponse
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from llava_npu.errors import UserError
+
+MAX_TOTAL_BYTES = 2**30
+MAX_AGE_SECONDS = 3600
+_GRADIO_FOLDER = "GRADIO_TEMP_DIR"
+
+
+def make_upload_folder() -> Path:
+    """A folder that only this user can read, and that is removed when the process ends; Gradio's from now on."""
+    folder = Path(tempfile.mkdtemp(prefix="llava-npu-web-")).resolve()
+    os.environ[_GRADIO_FOLDER] = str(folder)
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
+def check_uploaded(files: Sequence[str], folder: Path) -> None:
+    """
+    Raises:
+        UserError: a path that is not an uploaded file, links followed.
+    """
+    for file in files:
+        try:
+            path = Path(file).resolve(strict=True)
+        except (OSError, ValueError, RuntimeError):
+            path = None
+        if path is None or not path.is_file() or not path.is_relative_to(folder.resolve()):
+            raise UserError("Images have to be uploaded here; upload this one again.")
+
+
+class UploadLimit:
+    """ASGI middleware: refuses uploads while the folder is full."""
+
+    def __init__(self, app: ASGIApp, folder: Path, max_bytes: int):
+        self._app = app
+        self._folder = folder
+        self._max_bytes = max_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["method"] == "POST" and scope["path"].rstrip("/").endswith("/upload"):
+            length = dict(scope["headers"]).get(b"content-length", b"")
+            more = int(length) if length.isdigit() else self._max_bytes  # of unknown length: none
+            if self._used() + more > self._max_bytes:
+                refusal = PlainTextResponse("The folder for uploads is full; try again later.", 413)
+                await refusal(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
+
+    def _used(self) -> int:
+        total = 0
+        for root, _, files in os.walk(self._folder):
+            for name in files:
+                try:
+                    total += (Path(root) / name).lstat().st_size
+                except FileNotFoundError:  # removed meanwhile
+                    continue
+        return total
