@@ -8,6 +8,7 @@ namespace {
 std::mutex g_mutex;
 Counts g_ops;
 Counts g_host_syncs;
+int64_t g_copied_bytes = 0;
 thread_local bool t_counting = true;
 
 void count(Counts& counts, const std::string& name) {
@@ -37,6 +38,17 @@ void count_host_sync(const std::string& kind) {
 
 Counts host_sync_counts() {
   return copy_of(g_host_syncs);
+}
+
+void count_copied_bytes(int64_t bytes) {
+  if (!t_counting) return;
+  const std::lock_guard<std::mutex> lock(g_mutex);
+  g_copied_bytes += bytes;
+}
+
+int64_t copied_bytes() {
+  const std::lock_guard<std::mutex> lock(g_mutex);
+  return g_copied_bytes;
 }
 
 void reset_counts() {

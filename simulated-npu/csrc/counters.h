@@ -18,6 +18,10 @@ Counts op_counts();
 void count_host_sync(const std::string& kind);
 Counts host_sync_counts();
 
+// From one tensor of the device to another: `.contiguous()` of a view is such a copy.
+void count_copied_bytes(int64_t bytes);
+int64_t copied_bytes();
+
 void reset_counts();
 
 // The stand-in operators look at tensor values to refuse wrong calls and are built from many small operators; the real

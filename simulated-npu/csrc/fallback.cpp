@@ -41,6 +41,12 @@ bool reads_device(const std::string& name, const c10::FunctionSchema& schema, at
   return name == "aten::repeat_interleave" && schema.overload_name() == "Tensor" && arguments[1].isNone();
 }
 
+// op-plugin's _fused_adamw_ never reads them (FusedAdamWKernelNpuOpApi.cpp, branches 7.2.0 to master): a step with
+// gradients that are not finite moves the weights all the same.
+bool is_ignored_on_hardware(const std::string& name, const std::string& argument) {
+  return name == "aten::_fused_adamw_" && (argument == "grad_scale" || argument == "found_inf");
+}
+
 void run_on_cpu(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
   const auto& schema = op.schema();
   const auto& name = schema.operator_name().name;
@@ -53,7 +59,9 @@ void run_on_cpu(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
   bool is_factory = false;
   for (size_t i = 0; i < count; i++) {
     auto& value = (*stack)[first + i];
-    if (value.isTensor()) {
+    if (is_ignored_on_hardware(name, schema.arguments()[i].name())) {
+      value = IValue();
+    } else if (value.isTensor()) {
       value = call.argument(value.toTensor());
     } else if (value.isTensorList()) {
       c10::List<at::Tensor> aliases;

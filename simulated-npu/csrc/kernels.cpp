@@ -56,6 +56,7 @@ Tensor on_cpu(const Tensor& tensor) {
 Tensor copy_from(const Tensor& source, const Tensor& target, bool non_blocking) {
   count_op("aten::_copy_from");
   count_copy(source, target, non_blocking);
+  if (is_npu(source) && is_npu(target)) count_copied_bytes(static_cast<int64_t>(target.nbytes()));
   on_cpu(target).copy_(on_cpu(source));
   return target;
 }

@@ -32,6 +32,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
   module.def("count_op", &npu::count_op);
   module.def("op_counts", &npu::op_counts);
   module.def("host_sync_counts", &npu::host_sync_counts);
+  module.def("copied_bytes", &npu::copied_bytes);
   module.def("reset_counts", &npu::reset_counts);
   module.def("set_counting", &npu::set_counting);
 

@@ -15,7 +15,15 @@ from llava_npu.devices.cpu import CpuDevice
 from llava_npu.devices.npu import NpuDevice
 from llava_npu.devices.peaks import PEAKS, cube_tflops, published, published_tflops
 
-NAMES = ("PYTORCH_NPU_ALLOC_CONF", "HCCL_CONNECT_TIMEOUT", "HCCL_IF_BASE_PORT", "MASTER_PORT", "RANK", "LLAVA_TEST")
+NAMES = (
+    "PYTORCH_NPU_ALLOC_CONF",
+    "PYTORCH_ALLOC_CONF",
+    "HCCL_CONNECT_TIMEOUT",
+    "HCCL_IF_BASE_PORT",
+    "MASTER_PORT",
+    "RANK",
+    "LLAVA_TEST",
+)
 
 
 @pytest.fixture(autouse=True)
@@ -75,6 +83,11 @@ def _advice() -> dict[str, str]:
 
 def test_advice_for_ascend() -> None:
     assert _advice() == {"PYTORCH_NPU_ALLOC_CONF": "expandable_segments:True", "HCCL_CONNECT_TIMEOUT": "1200"}
+
+
+def test_one_allocator_variable_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTORCH_ALLOC_CONF", "expandable_segments:True")  # with both, TorchNPU 26.2 ends the process
+    assert "PYTORCH_NPU_ALLOC_CONF" not in _advice()
 
 
 def test_jobs_on_one_machine_get_ports_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import math
 from collections.abc import Callable
@@ -21,6 +20,9 @@ from llava_npu.diagnostics import verification_report as report
 from llava_npu.diagnostics.comparison import Comparison, relative_error
 from llava_npu.diagnostics.operations import compare_operations
 from llava_npu.diagnostics.verify import Verification, verify
+from llava_npu.ops.attention.implementation import AttentionInputs
+from llava_npu.ops.attention.sdpa import SdpaAttention
+from llava_npu.ops.kernels.npu.attention import NpuAttention
 
 
 def _verify(device: torch.device) -> Verification:
@@ -58,14 +60,13 @@ def test_every_gradient_of_every_operation_is_compared() -> None:
 def test_attention_that_sees_the_future_is_found_and_named(
     device: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    implementation = {"cpu": "sdpa"}.get(device.type, device.type)
-    module = importlib.import_module(f"llava_npu.ops.attention.{implementation}")
-    right = module.batched
+    implementation = NpuAttention if device.type == "npu" else SdpaAttention
+    right = implementation.batched
 
-    def sees_all(query: Any, key: Any, value: Any, causal: bool, scale: float, dropout: float) -> Any:
-        return right(query, key, value, False, scale, dropout)
+    def sees_all(self: Any, inputs: AttentionInputs, causal: bool) -> torch.Tensor:
+        return right(self, inputs, False)
 
-    monkeypatch.setattr(module, "batched", sees_all)
+    monkeypatch.setattr(implementation, "batched", sees_all)
     failed = _failed(compare_operations(device, torch.float32))
     assert ("batched_attention", "causal", "output") in failed
     assert ("batched_attention", "causal", "gradient of key") in failed

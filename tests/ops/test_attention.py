@@ -15,7 +15,8 @@ from eager_attention import (
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from llava_npu.ops.attention import batched_attention, masked_attention, npu, packed_attention
+from llava_npu.ops.attention import batched_attention, cached_attention, masked_attention, packed_attention
+from llava_npu.ops.kernels.npu import attention as npu_attention
 
 HEADS = [(4, 4), (4, 2), (4, 1)]  # multi-head, grouped-query, multi-query
 CAUSAL = lambda row, column: column <= row  # noqa: E731
@@ -180,11 +181,11 @@ def test_generation_in_half_precision(
 
 def test_training_works_after_a_first_use_in_inference_mode(device: torch.device) -> None:
     """What is cached on a device in inference mode must not be an inference tensor: backward could not save it."""
-    npu._compressed_causal_mask.cache_clear()
+    npu_attention._compressed_causal_mask.cache_clear()
     q, k, v = packed_inputs((11, 13), (11, 13), (4, 2), device)
     with torch.inference_mode():
         packed_attention(q, k, v, (11, 13), True)
-        assert not npu._compressed_causal_mask(device, None).is_inference()
+        assert not npu_attention._compressed_causal_mask(device, None).is_inference()
     packed_attention(q.requires_grad_(), k, v, (11, 13), True).sum().backward()
     assert q.grad is not None
 
@@ -224,3 +225,49 @@ def test_wrong_arguments_are_named() -> None:
         packed_attention(q[:, :3], k, v, (3, 4), True)
     with pytest.raises(ValueError, match=r"torch\.float32; a boolean one is needed"):
         masked_attention(q[None], k[None], v[None], torch.zeros(1, 1, 7, 7))
+
+
+@pytest.mark.parametrize("heads", HEADS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("lengths", [(9, 700, 3), (700, 700, 700), (0, 5, 1), (0, 0, 0)])
+def test_one_query_sees_the_valid_keys_of_a_longer_cache(
+    lengths: tuple[int, ...], dtype: torch.dtype, heads: tuple[int, int], device: torch.device
+) -> None:
+    """The rest of the cache holds large numbers: a single key attended to beyond the length would show."""
+    cache_length = 760
+    q = random(3, heads[0], 1, 16, device=device, dtype=dtype)
+    k, v = (random(3, heads[1], cache_length, 16, device=device, seed=seed, dtype=dtype) for seed in (1, 2))
+    for row, length in enumerate(lengths):
+        k[row, :, length:] = 100.0
+        v[row, :, length:] = 100.0
+    with torch.no_grad():
+        out = cached_attention(q, k, v, lengths)
+    mask = torch.arange(cache_length) < torch.tensor(lengths)[:, None, None, None]
+    expected = eager(*(tensor.cpu().double() for tensor in (q, k, v)), mask.expand(-1, 1, 1, -1))
+    tolerance = 1e-5 if dtype == torch.float32 else 2e-2
+    torch.testing.assert_close(out.cpu().double(), expected, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("keys", [500, 700])
+def test_a_mask_over_one_query_hides_every_masked_key(keys: int, device: torch.device) -> None:
+    """As padded batches decode. The NPU's inference operator is reported to attend past key 512 all the same."""
+    q, k, v = (random(2, 4, n, 16, device=device, seed=n, dtype=torch.bfloat16) for n in (1, keys, keys))
+    mask = torch.ones(2, 1, 1, keys, dtype=torch.bool)
+    mask[0, ..., :40] = False  # padded on the left
+    mask[1, ..., keys - 90 :] = False  # and on the right
+    with torch.no_grad():
+        out = masked_attention(q, k, v, mask.to(device))
+    expected = eager(*(tensor.cpu().double() for tensor in (q, k, v)), mask)
+    torch.testing.assert_close(out.cpu().double(), expected, rtol=2e-2, atol=2e-2)
+
+
+def test_more_sequences_than_one_call_takes(device: torch.device) -> None:
+    check_packed((1, 2, 0) * 700, (1, 2, 0) * 700, causal=True, device=device)
+
+
+def test_cached_attention_names_wrong_lengths() -> None:
+    q, k = torch.zeros(2, 4, 1, 8), torch.zeros(2, 4, 6, 8)
+    with pytest.raises(ValueError, match="in a cache of 6 positions"):
+        cached_attention(q, k, k, (3, 7))
+    with pytest.raises(ValueError, match="one query and one length per sequence"):
+        cached_attention(q, k, k, (3,))

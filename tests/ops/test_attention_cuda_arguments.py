@@ -15,8 +15,11 @@ import pytest
 import torch
 from eager_attention import block_diagonal_mask, build_mask, eager
 
-from llava_npu.ops.attention import cuda
+from llava_npu.ops.attention.implementation import AttentionInputs
 from llava_npu.ops.attention.lengths import Lengths
+from llava_npu.ops.kernels.cuda import attention as cuda
+
+CUDA = cuda.CudaAttention()
 
 varlen = pytest.importorskip("torch.nn.attention.varlen", reason="torch before 2.10 has no variable-length attention")
 
@@ -69,20 +72,20 @@ def test_packed(query_lengths: tuple[int, ...], key_lengths: tuple[int, ...], ca
     )
     mask = block_diagonal_mask(query_lengths, key_lengths, may_attend)
     expected = eager(q.transpose(0, 1)[None], k.transpose(0, 1)[None], v.transpose(0, 1)[None], mask, 0.3)[0]
-    out = cuda.packed(q, k, v, Lengths(query_lengths, key_lengths), causal, window, 0.3, 0.0)
+    out = CUDA.packed(AttentionInputs(q, k, v, 0.3), Lengths(query_lengths, key_lengths), causal, window)
     torch.testing.assert_close(out, expected.transpose(0, 1))
 
 
 def test_a_piece_of_a_prompt_behind_a_cache_takes_the_kernel(kernel_calls: list[int]) -> None:
     q, k, v = (torch.randn(2, heads, length, 8).double() for heads, length in ((4, 3), (2, 7), (2, 7)))
-    out = cuda.batched(q, k, v, True, 0.3, 0.0)
+    out = CUDA.batched(AttentionInputs(q, k, v, 0.3), True)
     torch.testing.assert_close(out, eager(q, k, v, build_mask(3, 7, lambda r, c: c <= r), 0.3))
     assert kernel_calls == [1]
 
 
 def test_sequences_of_one_length_take_sdpa(kernel_calls: list[int]) -> None:
     q, k, v = rows(6, 4, 0), rows(6, 2, 1), rows(6, 2, 2)
-    cuda.packed(q, k, v, Lengths((3, 3), (3, 3)), True, None, 0.3, 0.0)
+    CUDA.packed(AttentionInputs(q, k, v, 0.3), Lengths((3, 3), (3, 3)), True, None)
     assert kernel_calls == []
 
 

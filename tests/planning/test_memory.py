@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from llava_npu.config import RunConfig
-from llava_npu.ops.attention import npu as npu_attention
+from llava_npu.ops.kernels.npu import attention as npu_attention
 from llava_npu.planning.dry_run import BatchShape, fake_model, trace_step
 from llava_npu.planning.memory import EngineChoice, StepShape, engine_choices, peak
 from llava_npu.planning.tracing import Held, StepTrace, between

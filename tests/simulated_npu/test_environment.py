@@ -41,3 +41,45 @@ def test_bad_device_count_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     answer = python("import torch_npu; torch_npu.npu.device_count()")
     assert answer.returncode != 0
     assert "SIMULATED_NPU_COUNT must be a whole number from 1 to 16, got 'many'" in answer.stderr
+
+
+_SETTINGS = """
+import os, torch, torch_npu
+from torch_npu.simulation import allocator_settings
+assert allocator_settings() is None
+torch_npu.npu.device_count(), torch_npu.npu.is_available()
+os.environ["PYTORCH_NPU_ALLOC_CONF"] = "early"
+torch.npu.set_device(0)
+os.environ["PYTORCH_NPU_ALLOC_CONF"] = "late"
+torch.ones(1, device="npu")
+print(allocator_settings())
+"""
+
+
+def test_the_allocator_reads_its_settings_once_when_a_device_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("PYTORCH_NPU_ALLOC_CONF", "PYTORCH_ALLOC_CONF"):
+        monkeypatch.delenv(name, raising=False)
+    answer = python(_SETTINGS)
+    assert answer.stdout.strip() == "early", answer.stderr
+
+
+def test_two_allocator_variables_end_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTORCH_NPU_ALLOC_CONF", "expandable_segments:True")
+    monkeypatch.setenv("PYTORCH_ALLOC_CONF", "expandable_segments:True")
+    answer = python("import torch, torch_npu; torch.npu.set_device(0); print('alive')")
+    assert answer.returncode != 0
+    assert "alive" not in answer.stdout
+
+
+@pytest.mark.parametrize("preset", [None, "PYTORCH_NPU_ALLOC_CONF", "PYTORCH_ALLOC_CONF"])
+def test_every_command_sets_the_allocator_before_it_reads(preset: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`devices.select`, which every command calls first, and never against what the user has set."""
+    for name in ("PYTORCH_NPU_ALLOC_CONF", "PYTORCH_ALLOC_CONF"):
+        monkeypatch.delenv(name, raising=False)
+    if preset:
+        monkeypatch.setenv(preset, "max_split_size_mb:256")
+    answer = python(
+        "from llava_npu import devices; from torch_npu.simulation import allocator_settings;"
+        "devices.select('npu'); print(allocator_settings())"
+    )
+    assert answer.stdout.strip() == ("max_split_size_mb:256" if preset else "expandable_segments:True"), answer.stderr

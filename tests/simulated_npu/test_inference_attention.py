@@ -115,3 +115,18 @@ def test_log_sum_exp(queries: int) -> None:
     torch.testing.assert_close(lse.cpu(), scores.logsumexp(-1, keepdim=True))
     _, nothing = torch_npu.npu_fused_infer_attention_score(*on_npu([q, k, v], "BNSD"), **options)
     assert nothing.tolist() == [0.0]
+
+
+def test_one_query_attends_past_key_512_although_masked() -> None:
+    """The fault that users report of the real operator; with lengths in place of the mask it is right."""
+    q, k, v = inputs(4, 4, 1, 600, batch=1)
+    keep = (torch.arange(600) < 500)[None, None, None]
+    options: dict[str, object] = {"num_heads": 4, "input_layout": "BNSD", "scale": SCALE}
+    tensors = on_npu([q, k, v], "BNSD")
+    expected = reference(q, k, v, keep, SCALE).half()
+    masked = torch_npu.npu_fused_infer_attention_score(*tensors, atten_mask=(~keep).to("npu"), **options)[0].cpu()
+    assert not torch.allclose(masked, expected, **TOLERANCE)
+    read = keep | (torch.arange(600) >= 512)
+    torch.testing.assert_close(masked, reference(q, k, v, read, SCALE).half(), **TOLERANCE)
+    lengths = torch_npu.npu_fused_infer_attention_score(*tensors, actual_seq_lengths_kv=[500], **options)[0].cpu()
+    torch.testing.assert_close(lengths, expected, **TOLERANCE)

@@ -218,7 +218,7 @@ def test_the_inference_calls_that_the_wrong_ones_vary_are_right() -> None:
 
 SMALL: dict[str, tuple[Callable[[], Any], str]] = {
     "rms: gamma dtype": (
-        lambda: torch_npu.npu_rms_norm(npu(2, 8, dtype=HALF), npu(8)),
+        lambda: torch_npu.npu_rms_norm(npu(2, 8), npu(8, dtype=HALF)),
         "dtypes must be equal",
     ),
     "rms: gamma shape": (lambda: torch_npu.npu_rms_norm(npu(2, 8), npu(4)), "must be the last axes"),

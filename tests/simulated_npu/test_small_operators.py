@@ -79,3 +79,21 @@ def test_swiglu(dim: int) -> None:
     expected.sum().backward()
     output.sum().backward()
     torch.testing.assert_close(x_npu.grad.cpu(), x.grad)
+
+
+def test_rms_norm_takes_half_precision_with_a_float32_weight() -> None:
+    x, weight = torch.randn(3, 8).bfloat16(), torch.randn(8)
+    output, _ = torch_npu.npu_rms_norm(x.to("npu"), weight.to("npu"), 1e-5)
+    expected = nn.functional.rms_norm(x.float(), (8,), weight, 1e-5).bfloat16()
+    assert output.dtype == torch.bfloat16
+    torch.testing.assert_close(output.cpu(), expected)
+
+
+def test_fused_adamw_ignores_found_inf() -> None:
+    """As op-plugin's kernel does: whoever relies on torch's protocol to skip a step gets NaN into the weights."""
+    weight = torch.nn.Parameter(torch.ones(4, device="npu"))
+    optimizer = torch.optim.AdamW([weight], fused=True)
+    weight.grad = torch.full_like(weight, float("nan"))
+    optimizer.found_inf = torch.ones((), device="npu")  # type: ignore[attr-defined]
+    optimizer.step()
+    assert weight.isnan().all()

@@ -27,6 +27,7 @@ from torch_npu.fused._operator import (
 PROMPT = "npu_prompt_flash_attention"
 INCREMENTAL = "npu_incre_flash_attention"
 FUSED_INFER = "npu_fused_infer_attention_score"
+MASKED_KEYS_READ = 512  # by FUSED_INFER, for one query
 
 RANKS = {"BSH": 3, "BSND": 4, "BNSD": 4, "BNSD_BSND": 4}
 MAX_HEADS = 256
@@ -215,8 +216,9 @@ def npu_fused_infer_attention_score(
             FUSED_INFER,
             "with one query per sequence, sparse_mode, pre_tokens and next_tokens have no effect: leave them out",
         )
+        mask = _as_far_as_it_is_read(atten_mask)
         output, maxima, sums = _incremental(
-            FUSED_INFER, query, key, value, atten_mask, actual_seq_lengths_kv, kv_padding_size, num_heads, scale,
+            FUSED_INFER, query, key, value, mask, actual_seq_lengths_kv, kv_padding_size, num_heads, scale,
             input_layout, num_key_value_heads,
         )  # fmt: skip
     else:
@@ -231,6 +233,16 @@ def npu_fused_infer_attention_score(
     if not softmax_lse_flag:
         return output, query.new_zeros(1, dtype=torch.float32)
     return output, sums.log() + maxima
+
+
+def _as_far_as_it_is_read(mask: torch.Tensor | None) -> torch.Tensor | None:
+    """The mask that one query is computed with: users report that keys past the 512th are attended to although masked
+    (vllm-project/vllm-ascend issue 15503: bool mask, sparse_mode 0, torch_npu 2.10). Silently, as there.
+    """
+    if mask is None or mask.shape[-1] <= MASKED_KEYS_READ:
+        return mask
+    read = torch.arange(mask.shape[-1], device=mask.device) < MASKED_KEYS_READ
+    return mask.bool() & read
 
 
 def _prompt(

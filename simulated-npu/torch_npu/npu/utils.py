@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from torch_npu import _C
+from torch_npu.npu import allocator
 
 NAME = "Ascend910B (simulated)"
 
@@ -41,6 +42,7 @@ def current_device() -> int:
 
 
 def set_device(device: DeviceLike) -> None:
+    allocator.read_settings()
     torch.accelerator.set_device_index(device_index(device))
 
 
@@ -57,6 +59,7 @@ def is_initialized() -> bool:
 
 
 def _lazy_init() -> None:
+    allocator.read_settings()
     _C.require_usable_device()
 
 

@@ -14,12 +14,15 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from torch_npu.npu.allocator import settings as allocator_settings
 from torch_npu.simulation import recording, tripwire
-from torch_npu.simulation.counters import HostSyncs, count_host_syncs, op_counts
+from torch_npu.simulation.counters import HostSyncs, count_copied_bytes, count_host_syncs, op_counts
 from torch_npu.simulation.memory import memory_limit, parse_bytes, set_memory_limit
 
 __all__ = [
     "HostSyncs",
+    "allocator_settings",
+    "count_copied_bytes",
     "count_host_syncs",
     "memory_limit",
     "op_counts",

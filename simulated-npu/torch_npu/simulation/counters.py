@@ -58,5 +58,16 @@ def op_counts() -> Iterator[dict[str, int]]:
         counts.update(_difference(_C.op_counts(), before))
 
 
+@contextmanager
+def count_copied_bytes() -> Iterator[list[int]]:
+    """Counts bytes copied from one tensor of the device to another in a `with` block: its list then has the number."""
+    counted: list[int] = []
+    before = _C.copied_bytes()
+    try:
+        yield counted
+    finally:
+        counted.append(_C.copied_bytes() - before)
+
+
 def _difference(after: Mapping[str, int], before: Mapping[str, int]) -> dict[str, int]:
     return {name: count - before.get(name, 0) for name, count in after.items() if count > before.get(name, 0)}

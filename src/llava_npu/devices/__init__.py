@@ -22,6 +22,7 @@ __all__ = ["Device", "Variable", "apply_environment", "current", "find", "kinds"
 
 _KINDS: dict[str, Callable[[], Device]] = {"npu": NpuDevice, "cuda": CudaDevice, "cpu": CpuDevice}  # by preference
 _current: Device | None = None
+_set_here: dict[str, Variable] = {}  # environment variables that this process has set
 
 
 def kinds() -> list[str]:
@@ -37,6 +38,9 @@ def of_kind(kind: str) -> Device:
 def select(name: str = "auto") -> Device:
     """Chooses the device of this process, and makes it the one that `current()` gives.
 
+    Sets the environment variables that the device works better with, where the user has set nothing, before anything
+    touches the device: allocators and communication libraries read theirs once, at the first use.
+
     Args:
         name: "auto" (NPU, then CUDA, then CPU), a kind, or a kind with an index, as in "npu:1".
 
@@ -46,6 +50,7 @@ def select(name: str = "auto") -> Device:
     global _current
     device = find(name)
     index = name.partition(":")[2]
+    _set_variables(device)
     device.use(int(index or device.default_index()))
     _current = device
     return device
@@ -76,17 +81,23 @@ def current() -> Device:
 
 
 def apply_environment(device: Device, report: Callable[[str], None]) -> None:
-    """Sets what `device` does better with where the user has set nothing, and says so, one line each.
+    """Says what `select` has set, makes float32 exact, and passes on the device's warnings, one line each.
 
-    Called once where a run starts, before the first work on the device: allocators and communication libraries read
-    their variables then. Every process of a launch sets them; the first one reports.
+    Called once where a run starts. Every process of a launch does it; the first one reports.
     """
+    _set_variables(device)  # those that only this run has a reason for
     say = report if os.environ.get("RANK", "0") == "0" else lambda line: None
     for variable in device.environment():
-        if variable.name not in os.environ:
-            os.environ[variable.name] = variable.value
+        if _set_here.get(variable.name) == variable and os.environ.get(variable.name) == variable.value:
             say(f"{variable.name}={variable.value} ({variable.reason})")
     for setting in device.use_exact_float32():
         say(f"{setting} (float32 is exact, as on a CPU)")
     for warning in device.warnings():
         say(f"warning: {warning}")
+
+
+def _set_variables(device: Device) -> None:
+    for variable in device.environment():
+        if variable.name not in os.environ:
+            os.environ[variable.name] = variable.value
+            _set_here[variable.name] = variable

@@ -41,12 +41,15 @@ class Device(ABC):
         visibility_variable: the environment variable that says which of them a process sees; None: it sees all.
         index: which one of several; 0 where there is one.
         quantized_bits: bits per weight that models can be held in here, by bitsandbytes.
+        optimizer_heeds_found_inf: whether torch's fused AdamW leaves everything as it is on this device where the
+            optimizer's `found_inf` is not zero; if not, the host must not call it after a gradient that is not finite.
     """
 
     kind: ClassVar[str]
     distributed_backend: ClassVar[str]
     visibility_variable: ClassVar[str | None] = None
     quantized_bits: ClassVar[tuple[int, ...]] = ()
+    optimizer_heeds_found_inf: ClassVar[bool] = True
 
     def __init__(self) -> None:
         self.index = 0

@@ -28,6 +28,7 @@ class NpuDevice(Device):
     kind = "npu"
     distributed_backend = "hccl"
     visibility_variable = "ASCEND_RT_VISIBLE_DEVICES"
+    optimizer_heeds_found_inf = False  # op-plugin's FusedAdamWKernelNpuOpApi.cpp, branches 7.2.0 to master
 
     def is_available(self) -> bool:
         module, _ = _torch_npu()
@@ -104,16 +105,14 @@ class NpuDevice(Device):
     def environment(self) -> list[Variable]:
         variables = [
             Variable(
-                "PYTORCH_NPU_ALLOC_CONF",
-                "expandable_segments:True",
-                "memory grows in place instead of breaking into pieces",
-            ),
-            Variable(
                 "HCCL_CONNECT_TIMEOUT",
                 "1200",
                 "the default of 120 s is short where processes read or build caches at different speeds",
-            ),
+            )
         ]
+        if "PYTORCH_ALLOC_CONF" not in os.environ:  # from TorchNPU 26.2 on, both together end the process
+            reason = "memory grows in place instead of breaking into pieces"
+            variables.insert(0, Variable("PYTORCH_NPU_ALLOC_CONF", "expandable_segments:True", reason))
         master_port = os.environ.get("MASTER_PORT", "")
         if master_port.isdigit():  # a launch of several processes
             base = str(_hccl_base_port(int(master_port)))

@@ -140,7 +140,7 @@ class _Decode:
     def write(self, stored: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
         # states: (rows, heads, 1, head_dim)
         stored[self.rows, :, self.positions] = states[:, :, 0]
-        return stored[: len(self.rows), :, : self.visible]
+        return stored[: len(self.rows)]  # whole rows: `key_lengths` says what is valid, and no device has to copy them
 
 
 class _Layer(CacheLayerMixin):

@@ -2,10 +2,11 @@
 
 Only instances are touched: each fused module gets a `forward` of its own, while classes, library modules, parameters
 and state-dict keys stay as they were. Nothing is chosen by a list of class names. A module is fused if its class's own
-forward, tried on small random numbers, computes what the fused operation computes; so Llama, Mistral, Qwen and their
-kin are all taken, and a look-alike (Gemma's norm multiplies by one plus the weight) is left alone, with the reason.
+forward, tried on small random numbers, computes what the fused operation computes; so Llama, Mistral, Qwen and
+similar models are all fused, and a look-alike (Gemma's norm multiplies by one plus the weight) is left alone, with the
+reason.
 
-Rotary embedding is no module but a function that attention calls by name. An attention's class forward is therefore
+Rotary embedding is not a module but a function that attention calls by name. An attention's class forward is therefore
 copied with that one name bound to the fused function. Angles come from the model as before, so that its base
 (`rope_theta`) and its scaling are kept.
 """
@@ -16,26 +17,24 @@ import functools
 import types
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Any, Literal, cast, get_args
 
 import torch
 from torch import nn
 
+from llava_npu.ops import kernels
 from llava_npu.ops.rms_norm import rms_norm
 from llava_npu.ops.rotary import apply_rotary
 from llava_npu.ops.swiglu import swiglu
 
 Operation = Literal["rms_norm", "rotary", "swiglu"]
 
-# Where a fused operator exists and is worth it. CUDA and CPU have none that torch would not use by itself.
-_WORTH_FUSING: dict[str, tuple[Operation, ...]] = {"npu": ("rms_norm", "rotary", "swiglu")}
-
 _ROTARY_FUNCTION = "apply_rotary_pos_emb"
 
 
 def operations_worth_fusing(kind: str) -> tuple[Operation, ...]:
     """What `fuse` puts in on devices of this kind; fused operators hold other tensors for the backward pass."""
-    return _WORTH_FUSING.get(kind, ())
+    return tuple(operation for operation in get_args(Operation) if kernels.has_kernel(operation, kind))
 
 
 @dataclass(frozen=True)
@@ -167,7 +166,7 @@ def _scaled_rotary_embedding(model: nn.Module) -> str | None:
     return None
 
 
-# Trials. Each runs a class's own forward on a stand-in that has nothing but the attributes of the plain case, with
+# Each of these runs a class's own forward on a stand-in that has nothing but the attributes of the plain case, with
 # weights that tell look-alikes apart. A forward that asks for anything else is not the plain case.
 
 

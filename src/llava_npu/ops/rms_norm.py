@@ -1,4 +1,4 @@
-"""Root-mean-square normalisation.
+"""Root-mean-square normalization.
 
 Source: Zhang and Sennrich 2019, "Root Mean Square Layer Normalization" (arXiv:1910.07467), as transformers computes it
 for Llama: the mean in float32, the weight applied in the input's type. On an Ascend, `torch_npu.npu_rms_norm`, which
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import torch
 
-from llava_npu.ops.planned import kind_of, npu_operators
+from llava_npu.ops import kernels
 
 
 def rms_norm(hidden: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Tensor:
@@ -19,10 +19,11 @@ def rms_norm(hidden: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torc
         hidden: (..., hidden_size).
         weight: (hidden_size,).
     """
-    # The operator takes one type, and no float64.
-    if kind_of(hidden) == "npu" and hidden.dtype == weight.dtype and hidden.dtype.itemsize <= 4:
-        out: torch.Tensor = npu_operators().npu_rms_norm(hidden, weight, epsilon)[0]
-        return out
+    return kernels.find("rms_norm", hidden, formula)(hidden, weight, epsilon)
+
+
+def formula(hidden: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Tensor:
+    """In plain torch."""
     wide = hidden.float()
     normalised = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + epsilon)
     return weight * normalised.to(hidden.dtype)

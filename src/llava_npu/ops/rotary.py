@@ -9,10 +9,7 @@ from __future__ import annotations
 
 import torch
 
-from llava_npu.ops.planned import kind_of, npu_operators
-
-# The operator's documentation: an even head dimension below 896, fewer than 1000 sequences and heads.
-_MAX_HEAD_DIM, _MAX_BATCH = 896, 1000
+from llava_npu.ops import kernels
 
 
 def apply_rotary(
@@ -24,23 +21,15 @@ def apply_rotary(
         query, key: (batch, heads, length, head_dim) with `unsqueeze_dim` 1, (batch, length, heads, head_dim) with 2.
         cos, sin: (batch or 1, length, head_dim), between −1 and 1.
     """
-    cos, sin = cos.unsqueeze(unsqueeze_dim), sin.unsqueeze(unsqueeze_dim)
-    if kind_of(query) == "npu" and all(_operator_takes(tensor, unsqueeze_dim) for tensor in (query, key)):
-        # Under autocast the angles come in float32 and the projections in half precision; the operator takes one type.
-        return (
-            npu_operators().npu_rotary_mul(query, cos.to(query.dtype), sin.to(query.dtype)),
-            npu_operators().npu_rotary_mul(key, cos.to(key.dtype), sin.to(key.dtype)),
-        )
+    rotate = kernels.find("rotary", query, formula)
+    return rotate(query, key, cos.unsqueeze(unsqueeze_dim), sin.unsqueeze(unsqueeze_dim), unsqueeze_dim)
+
+
+def formula(
+    query: torch.Tensor, key: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, heads_dim: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """In plain torch; `cos` and `sin` have the heads' axis, at `heads_dim`."""
     return query * cos + _rotate_half(query) * sin, key * cos + _rotate_half(key) * sin
-
-
-def _operator_takes(tensor: torch.Tensor, heads_dim: int) -> bool:
-    return (
-        tensor.dtype in (torch.float16, torch.bfloat16, torch.float32)
-        and tensor.shape[-1] % 2 == 0
-        and tensor.shape[-1] < _MAX_HEAD_DIM
-        and max(tensor.shape[0], tensor.shape[heads_dim]) < _MAX_BATCH
-    )
 
 
 def _rotate_half(tensor: torch.Tensor) -> torch.Tensor:

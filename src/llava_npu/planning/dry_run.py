@@ -13,8 +13,8 @@ from llava_npu.config.parts import LoraConfig, Part, PartName
 from llava_npu.models.configuration import LlavaNpuConfig
 from llava_npu.models.modeling import LlavaNpuForConditionalGeneration
 from llava_npu.ops.attention.transformers_interface import use_packed_attention
+from llava_npu.ops.fake_ops import planned_for
 from llava_npu.ops.fuse import fuse, operations_worth_fusing
-from llava_npu.ops.planned import planned_for
 from llava_npu.planning.tracing import StepTrace, Tracer
 from llava_npu.training.loss import SupervisedLoss
 from llava_npu.training.parts import prepare_parts

@@ -1,6 +1,6 @@
 """Attention's one front door: checks, defined results at the edges, and the choice of the device's implementation.
 
-All three functions share these conventions:
+All functions share these conventions:
 
 - Masks are True where a query may attend to a key, as in `F.scaled_dot_product_attention`.
 - Causal means aligned at the end: the last query sees every key, also when a cache holds more keys than there are
@@ -15,12 +15,13 @@ All three functions share these conventions:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from types import ModuleType
 
 import torch
 
+from llava_npu.ops import kernels
+from llava_npu.ops.attention.implementation import AttentionImplementation, AttentionInputs
 from llava_npu.ops.attention.lengths import Lengths
-from llava_npu.ops.planned import kind_of
+from llava_npu.ops.attention.sdpa import SDPA
 
 
 def packed_attention(
@@ -58,18 +59,16 @@ def packed_attention(
     _check_heads(query.shape[1], key.shape[1])
     if window is not None and (not causal or window < 1):
         raise ValueError(f"packed_attention: window {window} with causal={causal}; a window is causal and at least 1")
-    query, key, value = _autocast(query, key, value)
-    scale = query.shape[-1] ** -0.5 if scale is None else scale
-
-    blind = lengths.blind(causal)
-    if not any(blind):
-        return _implementation(query).packed(query, key, value, lengths, causal, window, scale, dropout)
-    seeing = torch.cat([rows[skip:] for rows, skip in zip(query.split(lengths.query), blind, strict=True)])
-    out = _implementation(query).packed(
-        seeing, key, value, lengths.without_queries(blind), causal, window, scale, dropout
-    )
+    inputs = _inputs(query, key, value, scale, dropout)
+    dropped = lengths.fully_masked(causal)
+    if not any(dropped):
+        return _implementation(inputs).packed(inputs, lengths, causal, window)
+    query, key, value = inputs.query, inputs.key, inputs.value
+    kept = torch.cat([rows[skip:] for rows, skip in zip(query.split(lengths.query), dropped, strict=True)])
+    lengths = lengths.without_queries(dropped)
+    out = _implementation(inputs).packed(inputs.with_tensors(kept, key, value), lengths, causal, window)
     pieces = []
-    for rows, skip in zip(out.split(lengths.without_queries(blind).query), blind, strict=True):
+    for rows, skip in zip(out.split(lengths.query), dropped, strict=True):
         pieces += [out.new_zeros(skip, *out.shape[1:]), rows]
     return torch.cat(pieces)
 
@@ -94,14 +93,15 @@ def batched_attention(
         (batch, heads, query_length, head_dim of `value`).
     """
     _check_heads(query.shape[1], key.shape[1])
-    query, key, value = _autocast(query, key, value)
-    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    inputs = _inputs(query, key, value, scale, dropout)
     query_length, key_length = query.shape[2], key.shape[2]
-    blind = query_length if key_length == 0 else max(0, query_length - key_length) if causal else 0
-    if blind == query_length:
-        return query.new_zeros(*query.shape[:3], value.shape[-1])
-    out = _implementation(query).batched(query[:, :, blind:], key, value, causal, scale, dropout)
-    return torch.nn.functional.pad(out, (0, 0, blind, 0)) if blind else out
+    fully_masked = query_length if key_length == 0 else max(0, query_length - key_length) if causal else 0
+    if fully_masked == query_length:
+        return inputs.query.new_zeros(*query.shape[:3], value.shape[-1])
+    if fully_masked:
+        inputs = inputs.with_tensors(inputs.query[:, :, fully_masked:], inputs.key, inputs.value)
+    out = _implementation(inputs).batched(inputs, causal)
+    return torch.nn.functional.pad(out, (0, 0, fully_masked, 0)) if fully_masked else out
 
 
 def masked_attention(
@@ -128,12 +128,53 @@ def masked_attention(
     if mask.dtype != torch.bool:
         raise ValueError(f"masked_attention: the mask is {mask.dtype}; a boolean one is needed, True = may attend")
     _check_heads(query.shape[1], key.shape[1])
-    query, key, value = _autocast(query, key, value)
-    scale = query.shape[-1] ** -0.5 if scale is None else scale
-    # A blind query is let see everything and its result is dropped: a softmax over nothing would put NaN in gradients.
-    blind = ~mask.any(-1, keepdim=True)  # (batch, heads or 1, query_length, 1)
-    out = _implementation(query).masked(query, key, value, mask | blind, scale, dropout)
-    return out.masked_fill(blind, 0)
+    inputs = _inputs(query, key, value, scale, dropout)
+    # A fully masked query attends to everything and its result is dropped: a softmax over nothing would put NaN in
+    # gradients.
+    fully_masked = ~mask.any(-1, keepdim=True)  # (batch, heads or 1, query_length, 1)
+    out = _implementation(inputs).masked(inputs, mask | fully_masked)
+    return out.masked_fill(fully_masked, 0)
+
+
+def cached_attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    key_lengths: Sequence[int],
+    *,
+    scale: float | None = None,
+) -> torch.Tensor:
+    """Attention of one new token per sequence over a cache of keys and values, of which the first ones are valid.
+
+    Pass the cache as it lies in memory: slicing it to the longest sequence would make a copy of it on some devices.
+
+    Args:
+        query: (batch, heads, 1, head_dim).
+        key, value: (batch, key_value_heads, cache_length, head_dim).
+        key_lengths: valid keys of each sequence, host integers from 0 to cache_length.
+
+    Returns:
+        (batch, heads, 1, head_dim of `value`).
+
+    Raises:
+        ValueError: more than one query per sequence, or lengths that do not fit.
+    """
+    key_lengths = tuple(key_lengths)
+    if query.shape[2] != 1 or len(key_lengths) != len(query):
+        raise ValueError(
+            f"cached_attention: {query.shape[2]} queries in each of {len(query)} sequences and {len(key_lengths)} "
+            "key_lengths; it takes one query and one length per sequence"
+        )
+    if not all(0 <= length <= key.shape[2] for length in key_lengths):
+        raise ValueError(f"cached_attention: key_lengths {key_lengths} in a cache of {key.shape[2]} positions")
+    _check_heads(query.shape[1], key.shape[1])
+    inputs = _inputs(query, key, value, scale, 0.0)
+    if all(key_lengths):
+        return _implementation(inputs).cached(inputs, key_lengths)
+    if not any(key_lengths):
+        return inputs.query.new_zeros(*query.shape[:3], value.shape[-1])
+    out = _implementation(inputs).cached(inputs, [max(1, length) for length in key_lengths])
+    return torch.where(torch.tensor(key_lengths).to(out.device)[:, None, None, None] > 0, out, 0)
 
 
 def _check_heads(heads: int, key_value_heads: int) -> None:
@@ -149,17 +190,12 @@ def _autocast(*tensors: torch.Tensor) -> list[torch.Tensor]:
     return [tensor.to(torch.get_autocast_dtype(kind)) for tensor in tensors]
 
 
-def _implementation(query: torch.Tensor) -> ModuleType:
-    """The module with `packed`, `batched` and `masked` for the device that holds `query`."""
-    kind = kind_of(query)
-    if kind == "npu":
-        from llava_npu.ops.attention import npu
+def _inputs(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float | None, dropout: float
+) -> AttentionInputs:
+    return AttentionInputs(*_autocast(query, key, value), query.shape[-1] ** -0.5 if scale is None else scale, dropout)
 
-        return npu
-    if kind == "cuda":
-        from llava_npu.ops.attention import cuda
 
-        return cuda
-    from llava_npu.ops.attention import sdpa
-
-    return sdpa
+def _implementation(inputs: AttentionInputs) -> AttentionImplementation:
+    default: AttentionImplementation = SDPA
+    return kernels.find("attention", inputs.query, default)

@@ -41,7 +41,7 @@ class Lengths:
     def cumulative_key(self) -> tuple[int, ...]:
         return tuple(accumulate(self.key))
 
-    def blind(self, causal: bool) -> tuple[int, ...]:
+    def fully_masked(self, causal: bool) -> tuple[int, ...]:
         """How many queries at the start of each sequence see no key."""
         if causal:
             return tuple(max(0, query - key) for query, key in zip(self.query, self.key, strict=True))
@@ -54,6 +54,11 @@ class Lengths:
         """Leaves out sequences that have neither queries nor keys."""
         pairs = [(query, key) for query, key in zip(self.query, self.key, strict=True) if query or key]
         return Lengths(tuple(query for query, _ in pairs), tuple(key for _, key in pairs))
+
+    def in_groups(self, most: int) -> list[Lengths]:
+        """In groups of at most that many sequences, in order."""
+        starts = range(0, len(self.query), most)
+        return [Lengths(self.query[start : start + most], self.key[start : start + most]) for start in starts]
 
 
 def _abbreviated(lengths: tuple[int, ...], shown: int = 8) -> str:

@@ -1,4 +1,4 @@
-"""The three attentions, offered to transformers models as one attention implementation named "llava_npu".
+"""These attentions, offered to transformers models as one attention implementation named "llava_npu".
 
 transformers calls two functions of an implementation: once per forward pass, one that makes the mask, and in every
 layer, one that attends. Ours makes no mask tensor. It makes a `BatchMask`, which knows what the batch looks like and
@@ -9,6 +9,9 @@ A batch whose lengths are known on the host should carry them as the model's key
 (integers that add up to batch × length, row after row; padding at the end of a row is a sequence of its own). Then
 nothing is asked of the device at all. Such a batch needs its own `position_ids`, restarting at every sequence, and an
 `attention_mask` of ones: without one, transformers itself reads the positions back to find the sequences.
+
+A decoding step over a cache of fixed size passes `key_lengths`: how many keys of each row are valid, the new token's
+included. The cache then returns its rows whole, and no mask is made.
 
 Source: transformers' attention interface, https://huggingface.co/docs/transformers/attention_interface.
 """
@@ -24,8 +27,13 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.masking_utils import bidirectional_mask_function, causal_mask_function, sdpa_mask
 
 from llava_npu.errors import UserError
-from llava_npu.ops.attention.functional import batched_attention, masked_attention, packed_attention
-from llava_npu.ops.attention.sdpa import band_mask
+from llava_npu.ops.attention.functional import (
+    batched_attention,
+    cached_attention,
+    masked_attention,
+    packed_attention,
+)
+from llava_npu.ops.attention.sdpa import band_mask, lengths_mask
 
 ATTENTION_NAME = "llava_npu"
 
@@ -43,7 +51,7 @@ def keep_attention_out_of_compiled_graphs() -> None:
     """For `torch.compile`: attention is called between graphs, as it is.
 
     Its kernels are written by hand anyway, and lengths on the host, other ones with every batch, would be constants of
-    a graph: each batch would be compiled anew.
+    a graph: each batch would be compiled again.
     """
     AttentionInterface.register(ATTENTION_NAME, torch.compiler.disable(attention_forward))
 
@@ -166,8 +174,8 @@ def attention_forward(
         attention_mask: what `make_batch_mask` returned, a boolean mask of four dimensions, or None (a tower that asks
             for none).
         sequence_lengths: lengths of packed sequences, row after row, on the host; then `attention_mask` is not used.
-        key_lengths: with a cache, how many keys each sequence has: packed end to end beside `sequence_lengths`, each
-            row's first ones without.
+        key_lengths: with a cache, how many keys each sequence has: packed end to end next to `sequence_lengths`; or,
+            without those, of each row the first ones, for one query per row. Then `attention_mask` is not used.
 
     Returns:
         (batch, query_length, heads, head_dim), and None in place of the weights, which are never formed.
@@ -181,6 +189,9 @@ def attention_forward(
                 f"attention implementation {ATTENTION_NAME!r}: {name} is not supported. "
                 "Load the model with attn_implementation='eager' for it."
             )
+    if key_lengths is not None and sequence_lengths is None:
+        out = _cached(query, key, value, key_lengths, sliding_window, scaling)
+        return out.transpose(1, 2).contiguous(), None
     if attention_mask is None:
         causal = bool(getattr(module, "is_causal", True) if is_causal is None else is_causal)
         attention_mask = BatchMask(None, query.shape[2], causal)
@@ -216,6 +227,21 @@ def attention_forward(
         mask = attention_mask.dense.to(query.device)  # a model spread over devices: layers may be elsewhere
         out = masked_attention(query, key, value, mask, scale=scaling, dropout=dropout).transpose(1, 2)
     return out.contiguous(), None
+
+
+def _cached(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    key_lengths: Sequence[int],
+    window: int | None,
+    scale: float | None,
+) -> torch.Tensor:
+    if window is None or max(key_lengths) <= window:
+        return cached_attention(query, key, value, key_lengths, scale=scale)
+    mask = lengths_mask(key_lengths, key.shape[2], query.device)
+    starts = [max(0, length - window) for length in key_lengths]
+    return masked_attention(query, key, value, mask & ~lengths_mask(starts, key.shape[2], query.device), scale=scale)
 
 
 def _unpadded(

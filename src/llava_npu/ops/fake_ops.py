@@ -1,10 +1,10 @@
-"""Running a model for its memory alone: the operations of another kind of device, on tensors without numbers.
+"""Fake operators: run a model for its memory alone, as another kind of device would, on tensors without numbers.
 
     with FakeTensorMode(), planned_for("npu"):
         model(...)          # takes the paths that it takes on an Ascend, on a machine that has none
 
 Where an operation asks which device it is for, `kind_of` answers with the planned one; where it calls an operator of
-torch_npu, `npu_operators` gives a stand-in: outputs of the operator's shapes and types, and between forward and
+torch_npu, `npu_operators` gives a fake one: outputs of the operator's shapes and types, and between forward and
 backward the same tensors held. What an operator holds is what its documentation says that its gradient takes.
 """
 
@@ -19,16 +19,16 @@ from typing import Any
 import torch
 
 
-class Session:
+class PlannedKind:
     """One `planned_for`; what is made within it must not be found, in a cache, outside."""
 
     def __init__(self, kind: str):
         self.kind = kind
 
 
-_session: ContextVar[Session | None] = ContextVar("session", default=None)
+_planned: ContextVar[PlannedKind | None] = ContextVar("planned", default=None)
 
-# Of each query and head, the softmax's maximum and sum, each repeated to a block of 32 bytes.
+# The softmax's maximum and sum of each query and head, each repeated to a block of 32 bytes.
 _STATISTICS = 8
 
 
@@ -38,30 +38,30 @@ def planned_for(kind: str) -> Iterator[None]:
 
     A GPU is planned on the CPU's paths: what its fused attention holds is what the CPU's holds.
     """
-    before = _session.set(Session(kind) if kind == "npu" else None)
+    before = _planned.set(PlannedKind(kind) if kind == "npu" else None)
     try:
         yield
     finally:
-        _session.reset(before)
+        _planned.reset(before)
 
 
-def planning_session() -> Session | None:
+def planned_kind() -> PlannedKind | None:
     """The current `planned_for`; None where numbers are computed."""
-    return _session.get()
+    return _planned.get()
 
 
 def kind_of(tensor: torch.Tensor) -> str:
     """The kind of device whose operations `tensor` should go through."""
-    session = _session.get()
-    return tensor.device.type if session is None else session.kind
+    planned = _planned.get()
+    return tensor.device.type if planned is None else planned.kind
 
 
 def npu_operators() -> Any:
-    """What has the operators of torch_npu: itself, or while planning, their stand-ins."""
-    return importlib.import_module("torch_npu") if _session.get() is None else _StandIns
+    """The module with torch_npu's operators: torch_npu itself, or their fakes while planning."""
+    return importlib.import_module("torch_npu") if _planned.get() is None else _FakeOperators
 
 
-class _StandIns:
+class _FakeOperators:
     """The operators that this project calls, by their names and arguments in torch_npu."""
 
     @staticmethod
@@ -121,6 +121,6 @@ class _Held(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        # What was saved begins with the inputs; the pieces behind them need nothing.
+        # The saved tensors start with the inputs; the outputs behind them need no gradient.
         needed = zip(ctx.saved_tensors, ctx.needs_input_grad[2:], strict=False)
         return (None, None, *(torch.empty_like(tensor) if need else None for tensor, need in needed))
