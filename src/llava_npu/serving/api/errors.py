@@ -34,7 +34,8 @@ class ApiError(HTTPException):
     def body(self) -> dict[str, Any]:
         general = "invalid_request_error" if self.status_code < 500 else "server_error"
         kind = _TYPES.get(self.status_code, general)
-        return {"error": {"message": self.detail, "type": kind, "param": self.param, "code": self.code}}
+        message = self.detail.encode("utf-8", "replace").decode()  # it may quote half a character
+        return {"error": {"message": message, "type": kind, "param": self.param, "code": self.code}}
 
 
 def install_error_handlers(app: FastAPI) -> None:

@@ -89,7 +89,8 @@ class Gate:
         if self._api_key is None or path in _OPEN_PATHS:
             return
         kind, _, key = headers.get("authorization", "").partition(" ")
-        fits = hmac.compare_digest(key.strip().encode(), self._api_key.encode())
+        # Headers are decoded as Latin-1; a key may be any UTF-8.
+        fits = hmac.compare_digest(key.strip().encode("latin-1"), self._api_key.encode("utf-8", "surrogateescape"))
         if kind.lower() != "bearer" or not fits:
             raise ApiError(401, "this server wants its key: Authorization: Bearer …", "invalid_api_key")
 

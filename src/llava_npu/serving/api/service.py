@@ -148,6 +148,8 @@ class Service:
             raise ApiError(503, "the server is going down", "not_serving")
 
     def _check_length(self, text: str) -> None:
+        if any("\ud800" <= character <= "\udfff" for character in text):
+            raise UserError("the text has a lone surrogate (half a character), which no tokenizer reads; remove it")
         if len(text) > _LONGEST_TOKEN * self.max_length:
             raise UserError(
                 f"a text of {len(text):,} characters; prompt and answer together may have {self.max_length} tokens"

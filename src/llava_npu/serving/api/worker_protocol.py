@@ -54,8 +54,11 @@ def worker_routes(service: Service) -> APIRouter:
 
     @router.post("/get_worker_address")
     async def address(request: Request) -> dict[str, str]:
-        asked = await request.json()
-        known = isinstance(asked, dict) and asked.get("model") == service.name
+        try:
+            body = await request.json()
+        except ValueError as error:
+            raise UserError('the body is not valid JSON; expected {"model": "NAME"}') from error
+        known = isinstance(body, dict) and body.get("model") == service.name
         return {"address": str(request.base_url).rstrip("/") if known else ""}
 
     @router.post("/worker_generate_stream")
