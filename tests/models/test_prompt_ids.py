@@ -20,7 +20,7 @@ from llava_npu.data.conversation.labels import expand_images
 from llava_npu.data.conversation.special_tokens import begins_with_bos
 from llava_npu.inference.prompts import prepare_prompt
 from llava_npu.models.composing import add_special_tokens
-from llava_npu.models.loading import load_processor
+from llava_npu.models.loaded import load_processor
 from llava_npu.serving.api.messages import ImagePart, Message, read_messages
 
 GOLDEN = Path(__file__).parent.parent / "golden"

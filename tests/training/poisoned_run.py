@@ -11,7 +11,6 @@ import torch
 import tiny
 from llava_npu.models.composing import compose
 from llava_npu.models.loaded import LoadedModel
-from llava_npu.training.checkpointing.export import export_whole
 
 _BAD = "~"  # a token that one record alone has
 
@@ -22,7 +21,7 @@ def poisoned_run(material: Path, folder: Path) -> dict[str, Any]:
     model, processor = compose(str(material / "clip"), str(folder / "lm"))
     with torch.no_grad():
         model.model.language_model.embed_tokens.weight[processor.tokenizer.convert_tokens_to_ids(_BAD)] = float("inf")
-    export_whole(folder / "model", LoadedModel(model, processor))
+    LoadedModel(model, processor).save_pretrained(folder / "model")
     records = json.loads((material / "train.json").read_text())
     records[3]["conversations"][0]["value"] += _BAD
     (folder / "train.json").write_text(json.dumps(records))

@@ -8,23 +8,17 @@ from typing import Any
 
 import torch
 
-from llava_npu.data.tokenizer import open_tokenizer
 from llava_npu.errors import UserError
-from llava_npu.files.json_objects import read_json
 from llava_npu.hub.folders import check_loaded, check_model_folder, open_part
 from llava_npu.hub.hubs import local_folder
 from llava_npu.models.adapters import BASE, is_adapter_folder, load_adapters, merge_adapters
 from llava_npu.models.agreement import check_agreement
+from llava_npu.models.checkpoints.convert import as_hugging_face
 from llava_npu.models.composing import change_aspect_ratio, compose
-from llava_npu.models.configuration import LlavaNpuConfig
-from llava_npu.models.loaded import LoadedModel
+from llava_npu.models.loaded import LoadedModel, load_processor
 from llava_npu.models.modeling import LlavaNpuForConditionalGeneration
-from llava_npu.models.processing import IMAGE_TOKEN, LlavaNpuProcessor
-from llava_npu.models.sources import ModelSource, read_source
-from llava_npu.models.vision.image_processors import load_image_processor
+from llava_npu.models.sources import MODEL_FOLDER, ModelSource, read_source
 from llava_npu.ops.install import install_kernels
-
-MODEL_FOLDER = "model"  # where a run folder keeps its final model
 
 
 def load(
@@ -100,25 +94,6 @@ def _load_whole(
     return model
 
 
-def load_processor(source: str, config: LlavaNpuConfig) -> LlavaNpuProcessor:
-    """Loads the processor that belongs to a model of this configuration from its folder."""
-    tokenizer = open_tokenizer(Path(source), "model")
-    image_processor = load_image_processor(source, "model")
-    if tokenizer.convert_tokens_to_ids(IMAGE_TOKEN) != config.image_token_id:
-        raise UserError(
-            f"model: the tokenizer in {source} has no {IMAGE_TOKEN} token with id {config.image_token_id}, which "
-            "config.json names as image_token_index. Use the tokenizer saved with this model."
-        )
-    settings = _processor_settings(source)
-    return LlavaNpuProcessor.for_config(
-        config,
-        image_processor,
-        tokenizer,
-        template=settings.get("template"),
-        image_aspect_ratio=settings.get("image_aspect_ratio", "pad"),
-    )
-
-
 def resolve(source: str) -> str:
     """The model folder that `source` means: a model folder, a run folder, or a model on a hub."""
     folder = local_folder(source, "model")
@@ -126,18 +101,8 @@ def resolve(source: str) -> str:
         raise UserError(f"model: {source} does not exist. Give a model folder, a run folder or a hub id.")
     inner = folder / MODEL_FOLDER
     folder = inner if _is_model_folder(inner) and not _is_model_folder(folder) else folder
-    from llava_npu.models.checkpoints.convert import as_hugging_face  # it loads models too
-
     return str(as_hugging_face(folder, lambda message: print(message, file=sys.stderr)))
 
 
 def _is_model_folder(folder: Path) -> bool:
     return (folder / "config.json").is_file() or is_adapter_folder(folder)
-
-
-def _processor_settings(source: str) -> dict[str, str]:
-    path = Path(source).expanduser() / "processor_config.json"
-    if not path.is_file():
-        return {}
-    values = read_json(path)
-    return {key: values[key] for key in ("template", "image_aspect_ratio") if values.get(key)}

@@ -12,6 +12,7 @@ from typing import Any
 from llava_npu.errors import UserError
 from llava_npu.hub.hubs import is_local
 
+MODEL_FOLDER = "model"  # where a run folder keeps its final model
 _PARTS = ("vision_tower", "language_model")
 _WHOLE = 64 * 2**20  # bytes of a file that are read as a whole; of a larger one, samples
 _SAMPLE, _STRIDE = 4096, 2**20
@@ -86,7 +87,7 @@ def read_source(path: Path) -> ModelSource:
 def weights_fingerprint(folder: str) -> str:
     """Of the weight files in a model or run folder: names, sizes, and content (of large files 4 KiB of every MiB)."""
     root = Path(folder)
-    root = root / "model" if (root / "model").is_dir() else root
+    root = root / MODEL_FOLDER if (root / MODEL_FOLDER).is_dir() else root
     digest = hashlib.sha256()
     for file in sorted([*root.glob("*.safetensors"), *root.glob("*.bin")]):
         size = file.stat().st_size

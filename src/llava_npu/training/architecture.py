@@ -17,10 +17,9 @@ from llava_npu.models.adapters import BASE, is_adapter_folder
 from llava_npu.models.agreement import check_agreement
 from llava_npu.models.composing import EMBEDDING_MULTIPLE, chosen_resolutions
 from llava_npu.models.configuration import LlavaNpuConfig
-from llava_npu.models.loading import MODEL_FOLDER
 from llava_npu.models.projectors import grid_defaults
 from llava_npu.models.published import published_model, published_models
-from llava_npu.models.sources import read_source
+from llava_npu.models.sources import MODEL_FOLDER, read_source
 from llava_npu.models.vision.image_processors import load_image_processor
 from llava_npu.models.vision.resizing import picture_size, set_size
 from llava_npu.models.vision.towers import describe_tower

@@ -27,7 +27,7 @@ from llava_npu.errors import UserError
 from llava_npu.files.atomic import write_text
 from llava_npu.files.locks import LOCK, locked
 from llava_npu.files.output_folder import changes, claim_folder
-from llava_npu.models.loading import MODEL_FOLDER
+from llava_npu.models.sources import MODEL_FOLDER
 from llava_npu.training.bad_samples import BAD_SAMPLES
 from llava_npu.training.monitoring.jsonl import NONFINITE_STEPS, REPLAYS
 from llava_npu.training.monitoring.metrics import METRICS

@@ -23,7 +23,7 @@ from llava_npu.distributed.interruption import RunStopped, StopRequest, stop_on_
 from llava_npu.errors import UserError
 from llava_npu.models.flops import flop_model
 from llava_npu.models.loaded import LoadedModel
-from llava_npu.models.loading import MODEL_FOLDER
+from llava_npu.models.sources import MODEL_FOLDER
 from llava_npu.models.vision.feature_cache import (
     FeatureCache,
     fill_feature_cache,
@@ -40,7 +40,6 @@ from llava_npu.training.checkpointing.checkpoints import prune, write_folder
 from llava_npu.training.checkpointing.export import (
     build_model,
     export_adapters,
-    export_whole,
     with_pristine_frozen_parts,
 )
 from llava_npu.training.compiling import compile_layers
@@ -274,7 +273,7 @@ def _train(
             write_folder(folder / MODEL_FOLDER, lambda target: export_adapters(target, config, trained, processor))
         else:
             final = with_pristine_frozen_parts(config, trained) if anew else model
-            write_folder(folder / MODEL_FOLDER, lambda target: export_whole(target, LoadedModel(final, processor)))
+            write_folder(folder / MODEL_FOLDER, LoadedModel(final, processor).save_pretrained)
         prune(folder, keep=0)  # the final model replaces them
     accelerator.wait_for_everyone()
     return folder / MODEL_FOLDER

@@ -20,7 +20,7 @@ from llava_npu.models.checkpoints.hugging_face import is_hugging_face, read_hugg
 from llava_npu.models.checkpoints.official import is_official, read_official
 from llava_npu.models.checkpoints.official_writing import write_official
 from llava_npu.models.checkpoints.weight_files import SHARD_BYTES
-from llava_npu.models.loading import MODEL_FOLDER
+from llava_npu.models.sources import MODEL_FOLDER
 
 Target = Literal["hf", "official"]
 

@@ -12,7 +12,7 @@ from llava_npu.models.checkpoints.remote_code import write_remote_code
 from llava_npu.models.checkpoints.weight_files import find_weights, write_weights
 from llava_npu.models.checkpoints.weight_names import hub_name
 from llava_npu.models.configuration import LlavaNpuConfig
-from llava_npu.models.loading import load_processor
+from llava_npu.models.loaded import load_processor
 
 # What transformers does not write again, or what other programs look for beside the weights.
 COMPANIONS = ("tokenizer.model", "generation_config.json")

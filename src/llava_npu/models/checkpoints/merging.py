@@ -8,7 +8,6 @@ from llava_npu.errors import UserError
 from llava_npu.files.atomic import write_folder
 from llava_npu.models.adapters import is_adapter_folder
 from llava_npu.models.loading import load, resolve
-from llava_npu.training.checkpointing.export import export_whole
 
 
 def merge(source: str, output: Path) -> None:
@@ -23,4 +22,4 @@ def merge(source: str, output: Path) -> None:
     if output.exists():
         raise UserError(f"merge: {output} is there already; name a new folder.")
     loaded = load(folder)
-    write_folder(output, lambda target: export_whole(target, loaded))
+    write_folder(output, loaded.save_pretrained)

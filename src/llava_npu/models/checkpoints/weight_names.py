@@ -22,8 +22,8 @@ _DERIVED = re.compile(r"(rotary_emb\.inv_freq|position_ids)$")
 _WRAPPED = ("clip", "siglip")  # towers whose weights stand under `vision_model.` on the hub
 
 _TO_HUB = (
-    (re.compile(r"(?:model\.)?language_model\.(?:model\.)?(embed_tokens|layers|norm)\."), r"language_model.model.\1."),
     (re.compile(r"(?:language_model\.)?lm_head\."), "language_model.lm_head."),
+    (re.compile(r"(?:model\.)?language_model\.(?:model\.)?"), "language_model.model."),
     (re.compile(r"(?:model\.)?multi_modal_projector\."), PROJECTOR),
     (re.compile(r"(?:model\.)?vision_tower\.(?:vision_model\.)?"), VISION_TOWER),
     (re.compile(r"(?:model\.)?image_newline$"), IMAGE_NEWLINE),

@@ -56,12 +56,6 @@ def build_model(config: RunConfig, dtype: torch.dtype = torch.float32) -> Loaded
     return open_source(model_source(config), dtype)
 
 
-def export_whole(target: Path, loaded: LoadedModel) -> None:
-    """Writes a model that needs no other."""
-    loaded.model.save_pretrained(target)
-    loaded.processor.save_pretrained(target)
-
-
 def export_adapters(
     target: Path, config: RunConfig, trained: Mapping[str, torch.Tensor], processor: LlavaNpuProcessor
 ) -> None:
