@@ -1,4 +1,4 @@
-"""Results of cells that nobody has run, and a small comparison that can be."""
+"""Results of trials that nobody has run, and a small comparison that can be."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import tiny
-from llava_npu.comparison.results import BenchmarkResult, Result, Said, StageResult, Value
+from llava_npu.comparison.results import BenchmarkResult, Estimate, Result, SampleOutput, StageResult
 
 QUESTIONS = 6
 
 
 def result(projector: str, tokens: int, score: float, milliseconds: float = 100.0, encoder: str = "CLIP") -> Result:
-    """A finished cell with these numbers."""
+    """A finished trial with these numbers."""
     return Result(
         encoder=encoder,
         projector=projector,
@@ -22,13 +22,13 @@ def result(projector: str, tokens: int, score: float, milliseconds: float = 100.
         parameters={"vision_tower": 300_000_000, "projector": 21_000_000, "language_model": 7_000_000_000},
         flops={"vision_tower": 350 * 10**9, "projector": 24 * 10**9, "language_model": tokens * 13 * 10**9},
         stages={"align": StageResult(100, 2.25, 5000.0, 12.5, 31 * 10**9)},
-        held_out_loss=Value(2.5, 2.4, 2.6, 160),
+        held_out_loss=Estimate(2.5, 2.4, 2.6, 160),
         benchmarks=(
-            BenchmarkResult("MMBench", "circular, strict", Value(score, score - 0.05, score + 0.05, 160), 0.25, ""),
+            BenchmarkResult("MMBench", "circular, strict", Estimate(score, score - 0.05, score + 0.05, 160), 0.25, ""),
         ),
-        first_token=Value(milliseconds, milliseconds - 5, milliseconds + 5, 9),
+        first_token=Estimate(milliseconds, milliseconds - 5, milliseconds + 5, 9),
         inference_memory=15 * 10**9,
-        said=(Said("1", "a cat", True, "a cat <on> a sofa"),),
+        outputs=(SampleOutput("1", "a cat", True, "a cat <on> a sofa"),),
         device="Some device",
         dtype="bfloat16",
         versions={"torch": "2"},

@@ -63,17 +63,17 @@ class Command:
 def test_a_comparison_runs_goes_on_and_is_reported(material: Path, tmp_path: Path, device: torch.device) -> None:
     command = Command(material, tmp_path, device)
     status, said = command.run()
-    assert status == 0, said  # an impossible cell is no failure
-    assert "3 cells: 0 finished, 3 to run" in said
-    cells = {path.name.rpartition("-")[0]: path for path in (command.output / "cells").iterdir()}
-    assert sorted(cells) == ["clip-adaptive-pool-num-queries-4", "clip-mlp2x-gelu", "clip-tokenpacker"]
+    assert status == 0, said  # an impossible trial is no failure
+    assert "3 trials: 0 finished, 3 to run" in said
+    trials = {path.name.rpartition("-")[0]: path for path in (command.output / "trials").iterdir()}
+    assert sorted(trials) == ["clip-adaptive-pool-num-queries-4", "clip-mlp2x-gelu", "clip-tokenpacker"]
 
     # What could not be built says why; the others are trained, and measured on every question.
-    failure = read_failure(cells["clip-tokenpacker"])
+    failure = read_failure(trials["clip-tokenpacker"])
     assert failure is not None
     assert failure.kind == "impossible"
     assert "3 layers" in failure.reason
-    mlp, pool = read_result(cells["clip-mlp2x-gelu"]), read_result(cells["clip-adaptive-pool-num-queries-4"])
+    mlp, pool = read_result(trials["clip-mlp2x-gelu"]), read_result(trials["clip-adaptive-pool-num-queries-4"])
     assert mlp is not None
     assert pool is not None
     assert (mlp.visual_tokens, pool.visual_tokens) == (16, 4)
@@ -90,7 +90,7 @@ def test_a_comparison_runs_goes_on_and_is_reported(material: Path, tmp_path: Pat
         right = sum(prediction.parsed["strict"] == prediction.truth for prediction in predictions)
         assert score.score.value == pytest.approx(right / QUESTIONS)
         assert score.chance == pytest.approx(1 / 3)
-        assert len(result.said) == 2
+        assert len(result.outputs) == 2
         assert result.first_token is not None
         assert result.first_token.value > 0
         assert (result.stages["align"].peak_memory or 0) > 0
@@ -107,42 +107,42 @@ def test_a_comparison_runs_goes_on_and_is_reported(material: Path, tmp_path: Pat
 
     # Again: nothing is done over. Another projector: only that one is run.
     written = {
-        path: (path / "result.json").stat().st_mtime_ns for path in cells.values() if (path / "result.json").exists()
+        path: (path / "result.json").stat().st_mtime_ns for path in trials.values() if (path / "result.json").exists()
     }
     status, said = command.run(*command.arguments, "projectors=[mlp2x_gelu, {type: adaptive_pool, num_queries: 4}]")
     assert status == 0, said
-    assert "2 cells: 2 finished, 0 to run" in said
+    assert "2 trials: 2 finished, 0 to run" in said
     assert written == {path: (path / "result.json").stat().st_mtime_ns for path in written}
 
     # A report of what is there: of a training run and an evaluation, which are told to belong together;
-    cell = cells["clip-mlp2x-gelu"]
+    trial = trials["clip-mlp2x-gelu"]
     report = tmp_path / "runs"
     status, said = command.run(
-        "--report", str(cell / "align"), str(cell / "evaluation/0-multiple_choice"), "--output", str(report)
+        "--report", str(trial / "align"), str(trial / "evaluation/0-multiple_choice"), "--output", str(report)
     )
     assert status == 0, said
-    (found,) = json.loads((report / "comparison.json").read_text())["cells"]
+    (found,) = json.loads((report / "comparison.json").read_text())["trials"]
     assert found["projector"] == "mlp2x_gelu"
     assert found["result"]["visual_tokens"] == 16
     assert found["result"]["benchmarks"][0]["score"] == vars(mlp.benchmarks[0].score)
 
-    # and of single cells.
+    # and of single trials.
     report = tmp_path / "report"
     status, said = command.run("--report", *(str(path) for path in written), "--output", str(report))
     assert status == 0, said
-    assert [cell["projector"] for cell in json.loads((report / "comparison.json").read_text())["cells"]] == [
-        json.loads((path / "cell.json").read_text())["projector"] for path in written
+    assert [trial["projector"] for trial in json.loads((report / "comparison.json").read_text())["trials"]] == [
+        json.loads((path / "trial.json").read_text())["projector"] for path in written
     ]
 
 
 @pytest.mark.slow
-def test_a_cell_that_fails_is_reported_and_skipped(material: Path, tmp_path: Path) -> None:
+def test_a_trial_that_fails_is_reported_and_skipped(material: Path, tmp_path: Path) -> None:
     command = Command(material, tmp_path, torch.device("cpu"))
     arguments = [*command.arguments, "projectors=[linear]", "vary={align.data.max_length: [8, 2048]}"]
     status, said = command.run(*arguments, *command.devices)
     assert status == 1
     assert "max_length=8: not finished" in said
-    outcomes = {path: read_failure(path) for path in (command.output / "cells").iterdir()}
+    outcomes = {path: read_failure(path) for path in (command.output / "trials").iterdir()}
     assert [failure.kind for failure in outcomes.values() if failure] == ["failed"]
     assert sum(read_result(path) is not None for path in outcomes) == 1
 
@@ -159,12 +159,12 @@ def test_a_comparison_by_name_through_both_stages_at_debug_size(
     command = Command(tmp_path, tmp_path, torch.device("cpu"))
     status, said = command.run("compare-llava-v1.5-7b", "projectors=[tokenpacker]", "--debug-size", "--device=cpu")
     assert status == 0, said
-    (cell,) = tmp_path.glob("runs/debug-size/compare-llava-v1.5-7b/cells/*")
-    result = read_result(cell)
+    (trial,) = tmp_path.glob("runs/debug-size/compare-llava-v1.5-7b/trials/*")
+    result = read_result(trial)
     assert result is not None
     assert list(result.stages) == ["align", "finetune"]
     assert result.visual_tokens == 36
-    assert result.runs["finetune"]["model"]["checkpoint"] == str(cell.relative_to(tmp_path) / "align")
+    assert result.runs["finetune"]["model"]["checkpoint"] == str(trial.relative_to(tmp_path) / "align")
     assert result.benchmarks[0].score.count == 16
 
 
@@ -183,14 +183,14 @@ def test_numbers_of_an_image_are_those_of_a_whole_picture_with_anyres(material: 
 
 
 @pytest.mark.slow
-def test_two_processes_train_a_cell_together(material: Path, tmp_path: Path) -> None:
+def test_two_processes_train_a_trial_together(material: Path, tmp_path: Path) -> None:
     command = Command(material, tmp_path, torch.device("cpu"))
     status, said = command.run(*command.arguments, "projectors=[linear]", "devices_per_trial=2", "--device=cpu")
     assert status == 0, said
     assert "1 to run on 2 × cpu" in said
-    (cell,) = (command.output / "cells").iterdir()
-    assert "on 2 × " in (cell / "cell.log").read_text()
-    result = read_result(cell)
+    (trial,) = (command.output / "trials").iterdir()
+    assert "on 2 × " in (trial / "trial.log").read_text()
+    result = read_result(trial)
     assert result is not None
     assert result.benchmarks[0].score.count == QUESTIONS
 
@@ -208,7 +208,7 @@ def test_stopped_in_the_middle_it_leaves_nothing_running_and_goes_on(material: P
     process = command.start(*arguments, *command.devices)
     try:
         deadline = time.monotonic() + 600
-        while not list(command.output.glob("cells/*/align/checkpoint-*")):
+        while not list(command.output.glob("trials/*/align/checkpoint-*")):
             assert time.monotonic() < deadline
             assert process.poll() is None, process.communicate()
             time.sleep(0.05)
@@ -217,10 +217,10 @@ def test_stopped_in_the_middle_it_leaves_nothing_running_and_goes_on(material: P
     finally:
         process.kill()
     assert process.returncode == 130, errors
-    (cell,) = command.output.glob("cells/*")
-    assert read_failure(cell) is None
-    assert not [line for line in _processes() if str(cell) in line]
-    assert list(cell.glob("align/checkpoint-*"))
+    (trial,) = command.output.glob("trials/*")
+    assert read_failure(trial) is None
+    assert not [line for line in _processes() if str(trial) in line]
+    assert list(trial.glob("align/checkpoint-*"))
 
 
 def _processes() -> list[str]:

@@ -11,11 +11,11 @@ from pathlib import Path
 from comparison_samples import result
 
 from llava_npu.comparison import pareto, table
-from llava_npu.comparison.examples import Example
+from llava_npu.comparison.examples import ExampleQuestion
 from llava_npu.comparison.folder import Failure
-from llava_npu.comparison.report import Comparison, write_report
+from llava_npu.comparison.report import ComparisonReport, write_report
 from llava_npu.comparison.results import Result
-from llava_npu.comparison.table import Line
+from llava_npu.comparison.table import TrialRow
 
 RESULTS = [
     result("mlp2x_gelu", 576, 0.64, 300),
@@ -25,9 +25,9 @@ RESULTS = [
     result("adaptive_pool", 36, 0.62, 100),
 ]
 LINES = [
-    *(Line(each.encoder, each.projector, each.varied, each) for each in RESULTS),
-    Line("SigLIP", "tokenpacker", {}, None, Failure("impossible", "27 is not divisible by 2")),
-    Line("SigLIP", "linear", {}, None),
+    *(TrialRow(each.encoder, each.projector, each.varied, each) for each in RESULTS),
+    TrialRow("SigLIP", "tokenpacker", {}, None, Failure("impossible", "27 is not divisible by 2")),
+    TrialRow("SigLIP", "linear", {}, None),
 ]
 
 
@@ -87,9 +87,11 @@ def test_a_result_survives_its_file() -> None:
 
 
 def test_the_report_is_complete_and_needs_nothing_else(tmp_path: Path) -> None:
-    examples = [Example("1", "data:image/jpeg;base64,AAAA", "What <b>is</b> it?", {"A": "a cat", "B": "a dog"}, "A")]
+    examples = [
+        ExampleQuestion("1", "data:image/jpeg;base64,AAAA", "What <b>is</b> it?", {"A": "a cat", "B": "a dog"}, "A")
+    ]
     page = write_report(
-        Comparison("T & T", "Tiny <data>.", LINES, examples, "seed: 0\n", "llava-npu compare x"), tmp_path
+        ComparisonReport("T & T", "Tiny <data>.", LINES, examples, "seed: 0\n", "llava-npu compare x"), tmp_path
     )
     text = page.read_text(encoding="utf-8")
     assert "What &lt;b&gt;is&lt;/b&gt; it?" in text
@@ -100,7 +102,7 @@ def test_the_report_is_complete_and_needs_nothing_else(tmp_path: Path) -> None:
     )  # with its interval; of two measures against two prices
     assert not any(mark in text for mark in ('src="http', 'href="http', "@import", "url(http"))
     assert (tmp_path / "pareto.png").read_bytes().startswith(b"\x89PNG")
-    cells = json.loads((tmp_path / "comparison.json").read_text())["cells"]
+    cells = json.loads((tmp_path / "comparison.json").read_text())["trials"]
     assert [cell["outcome"] for cell in cells[-2:]] == ["impossible: 27 is not divisible by 2", "not run yet"]
 
 
@@ -108,21 +110,21 @@ def test_a_grid_of_encoders_is_shown_as_a_map(tmp_path: Path) -> None:
     grid = [result(name, 144, score, encoder=encoder) for name, encoder, score in (
         ("mlp", "CLIP", 0.5), ("ldp", "CLIP", 0.7), ("mlp", "SigLIP", 0.6)
     )]  # fmt: skip
-    lines = [Line(each.encoder, each.projector, each.varied, each) for each in grid]
-    page = write_report(Comparison("T", "", lines, [], "", ""), tmp_path / "grid").read_text(encoding="utf-8")
+    lines = [TrialRow(each.encoder, each.projector, each.varied, each) for each in grid]
+    page = write_report(ComparisonReport("T", "", lines, [], "", ""), tmp_path / "grid").read_text(encoding="utf-8")
     cells = page.split('<table class="matrix">')[1].split("</table>")[0]
     assert cells.count("<td") == 4
     assert "–</td>" in cells  # ldp with SigLIP was not run
     assert "<b>70.0</b> <small>65.0–75.0</small>" in cells
     assert cells.index("--shade:6%") < cells.index("--shade:33%") < cells.index("--shade:60%")
 
-    lines[0] = Line("CLIP", "mlp", {"seed": 1}, replace(grid[0], varied={"seed": 1}))  # two models in one place
-    lines.append(Line("CLIP", "mlp", {"seed": 2}, replace(grid[0], varied={"seed": 2})))
-    page = write_report(Comparison("T", "", lines, [], "", ""), tmp_path / "varied").read_text(encoding="utf-8")
+    lines[0] = TrialRow("CLIP", "mlp", {"seed": 1}, replace(grid[0], varied={"seed": 1}))  # two models in one place
+    lines.append(TrialRow("CLIP", "mlp", {"seed": 2}, replace(grid[0], varied={"seed": 2})))
+    page = write_report(ComparisonReport("T", "", lines, [], "", ""), tmp_path / "varied").read_text(encoding="utf-8")
     assert "At a glance" not in page
 
 
 def test_a_report_without_any_result_is_still_one(tmp_path: Path) -> None:
-    page = write_report(Comparison("nothing yet", "", LINES[-2:], [], "", ""), tmp_path)
+    page = write_report(ComparisonReport("nothing yet", "", LINES[-2:], [], "", ""), tmp_path)
     assert "not run yet" in page.read_text(encoding="utf-8")
     assert not (tmp_path / "pareto.png").exists()

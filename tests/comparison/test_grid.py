@@ -1,4 +1,4 @@
-"""A grid's cells: which there are, by what they are known, and what is wrong with a configuration."""
+"""A grid's trials: which there are, by what they are known, and what is wrong with a configuration."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ import pytest
 from comparison_samples import values
 
 from llava_npu.comparison.folder import Measured
-from llava_npu.comparison.grid import Cell, expand
+from llava_npu.comparison.grid import Trial, expand
 from llava_npu.config import set_key, validate
 from llava_npu.config.comparison import BenchmarkConfig, ComparisonConfig
 from llava_npu.errors import UserError
 
 
-def cells(material: Path, output: Path, **changes: Any) -> list[Cell]:
+def trials(material: Path, output: Path, **changes: Any) -> list[Trial]:
     return expand(validate(ComparisonConfig, values(material, output, **changes), "grid.yaml"), "grid.yaml")
 
 
 def test_every_encoder_meets_every_projector_for_every_value(material: Path, tmp_path: Path) -> None:
-    found = cells(
+    found = trials(
         material,
         tmp_path,
         encoders=[
@@ -32,7 +32,7 @@ def test_every_encoder_meets_every_projector_for_every_value(material: Path, tmp
         projectors=["linear", {"type": "resampler", "num_queries": 4}],
         vary={"align.optimizer.learning_rate": [1e-3, 2e-3], "seed": [0, 1]},
     )
-    assert len(found) == len({cell.folder for cell in found}) == 2 * 2 * 4
+    assert len(found) == len({trial.folder for trial in found}) == 2 * 2 * 4
     assert found[0].name == "clip · linear · learning_rate=0.001 · seed=0"
     assert found[-1].name == "again · resampler (num_queries=4) · learning_rate=0.002 · seed=1"
     last = found[-1].align
@@ -42,24 +42,24 @@ def test_every_encoder_meets_every_projector_for_every_value(material: Path, tmp
     assert last.data.cache_features == "auto"
 
 
-def test_the_second_stage_goes_on_from_the_cell_s_own_first(material: Path, tmp_path: Path) -> None:
+def test_the_second_stage_goes_on_from_the_trial_s_own_first(material: Path, tmp_path: Path) -> None:
     finetune = {"data": {"path": str(material / "train.json")}, "batch_size": 4}
-    (cell,) = cells(material, tmp_path, finetune=finetune)
-    assert cell.finetune is not None
-    assert cell.finetune.model.checkpoint == cell.align.output
-    assert Path(cell.finetune.output).parent == cell.folder
-    assert cell.last is cell.finetune
+    (trial,) = trials(material, tmp_path, finetune=finetune)
+    assert trial.finetune is not None
+    assert trial.finetune.model.checkpoint == trial.align.output
+    assert Path(trial.finetune.output).parent == trial.folder
+    assert trial.last is trial.finetune
 
 
-def test_a_cell_is_known_by_what_its_model_depends_on(material: Path, tmp_path: Path) -> None:
+def test_a_trial_is_known_by_what_its_model_depends_on(material: Path, tmp_path: Path) -> None:
     """Names, folders, devices and speed change nothing; data, options and seeds do."""
     data = tmp_path / "captions.json"
     data.write_text((material / "captions.json").read_text())
     align = values(material, tmp_path)["align"]
 
     def folder(**changes: Any) -> str:
-        (cell,) = cells(material, tmp_path / "out", **{"align": {**align, "data": {"path": str(data)}}, **changes})
-        return cell.folder.name[-8:]
+        (trial,) = trials(material, tmp_path / "out", **{"align": {**align, "data": {"path": str(data)}}, **changes})
+        return trial.folder.name[-8:]
 
     same = folder()
     assert folder(projectors=[{"type": "mlp2x_gelu", "name": "baseline"}], title="another", devices=["cpu"]) == same
@@ -72,10 +72,10 @@ def test_a_cell_is_known_by_what_its_model_depends_on(material: Path, tmp_path: 
     assert folder() != same
 
 
-def test_a_renamed_cell_keeps_its_folder(material: Path, tmp_path: Path) -> None:
-    (before,) = cells(material, tmp_path)
+def test_a_renamed_trial_keeps_its_folder(material: Path, tmp_path: Path) -> None:
+    (before,) = trials(material, tmp_path)
     before.folder.mkdir(parents=True)
-    (after,) = cells(material, tmp_path, projectors=[{"type": "mlp2x_gelu", "name": "baseline"}])
+    (after,) = trials(material, tmp_path, projectors=[{"type": "mlp2x_gelu", "name": "baseline"}])
     assert after.folder == before.folder
 
 
@@ -88,29 +88,29 @@ def test_a_renamed_cell_keeps_its_folder(material: Path, tmp_path: Path) -> None
         ),
         ({"projectors": [{"type": "resampler", "queries": 4}]}, "no option 'queries'. Did you mean 'num_queries'"),
         ({"projectors": [{"num_queries": 4}]}, r"projectors\[0\]: `type` is missing"),
-        ({"projectors": ["linear", "linear"]}, "'linear' is there twice. Tell them apart with `name`"),
-        ({"projectors": [{"type": "linear", "name": "a"}, {"type": "linear", "name": "b"}]}, "one and the same run"),
+        ({"projectors": ["linear", "linear"]}, "'linear' appears twice; give each a `name`"),
+        ({"projectors": [{"type": "linear", "name": "a"}, {"type": "linear", "name": "b"}]}, "are the same run"),
         ({"projectors": []}, "at least 1 item"),
         ({"encoders": [{"vision_towers": "x"}]}, r"encoders\[0\]: `vision_tower` is missing"),
-        ({"encoders": [{"vision_tower": "x", "projector": "linear"}]}, "`projector` is no property of an encoder"),
+        ({"encoders": [{"vision_tower": "x", "projector": "linear"}]}, "`projector` is not a key of an encoder"),
         ({"encoders": [{"vision_tower": "x", "vision_feature_layers": -1}]}, "Did you mean 'vision_feature_layer'"),
         ({"vary": {"align.optimizer.learning_rat": [1]}}, "Did you mean 'learning_rate'"),
         ({"vary": {"projectors": [["linear"]]}}, "`projectors` cannot vary; what can is in language_model, align"),
         ({"vary": {"seed": []}}, "seed has no values"),
         ({"vary": {"seeds": [1]}}, "`seeds` cannot vary"),
         ({"align": {"data": {"path": "absent.json"}}}, "absent.json"),
-        ({"align": {"output": "x"}}, "`align.output` is for the comparison to say"),
-        ({"align": {"model": {"projector": "linear"}}}, "`align.model.projector` is for the grid to say"),
+        ({"align": {"output": "x"}}, "`align.output` is set by the comparison"),
+        ({"align": {"model": {"projector": "linear"}}}, "`align.model.projector` is set by the grid; remove it"),
         (
             {"finetune": {"model": {"scales": [1, 2]}}},
-            "`finetune.model.scales`: stage 2 goes on from the model of stage 1",
+            "`finetune.model.scales`: stage 2 starts from the stage-1 checkpoint",
         ),
         ({"projektors": []}, "unknown key `projektors`. Did you mean 'projectors'"),
     ],
 )
 def test_mistakes_are_named(material: Path, tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        cells(material, tmp_path, **changes)
+        trials(material, tmp_path, **changes)
 
 
 def test_what_changes_no_result_makes_no_other_trial(material: Path, tmp_path: Path) -> None:
@@ -119,8 +119,8 @@ def test_what_changes_no_result_makes_no_other_trial(material: Path, tmp_path: P
     def folder(key: str = "seed", value: Any = 0) -> str:
         changed = values(material, tmp_path / "out", language_model=str(llama))
         set_key(changed, key, value, "test")
-        (cell,) = expand(validate(ComparisonConfig, changed, "grid.yaml"), "grid.yaml")
-        return cell.folder.name
+        (trial,) = expand(validate(ComparisonConfig, changed, "grid.yaml"), "grid.yaml")
+        return trial.folder.name
 
     before = folder()
     for key, value in (

@@ -1,4 +1,4 @@
-"""Paired differences between cells: what is compared with what, and that the numbers are those of the paired test."""
+"""Paired differences between trials: what is compared with what, and that the numbers are those of the paired test."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from comparison_samples import result
 
 from llava_npu.comparison import pairs, table
 from llava_npu.comparison.folder import HELD_OUT
-from llava_npu.comparison.report import Comparison, write_report
+from llava_npu.comparison.report import ComparisonReport, write_report
 from llava_npu.comparison.results import Result
-from llava_npu.comparison.table import Line
+from llava_npu.comparison.table import TrialRow
 from llava_npu.evaluation.reports.samples import write_samples
 from llava_npu.evaluation.statistics.accuracy import OVERALL, Sample, Score
 from llava_npu.evaluation.statistics.significance import paired_difference
@@ -32,10 +32,12 @@ def _losses(projector: str) -> Sample:
     return Sample("ratio", {("", str(place)): (loss, 2.0) for place, loss in enumerate(LOSSES[projector])})
 
 
-def _line(folder: Path, projector: str, encoder: str = "CLIP", dataset: str = "d" * 64, held_out: str = "h") -> Line:
-    """A finished cell with its evaluations on the disk."""
-    cell = folder / f"{encoder}-{projector}"
-    evaluation = cell / "evaluation/0-mmbench"
+def _line(
+    folder: Path, projector: str, encoder: str = "CLIP", dataset: str = "d" * 64, held_out: str = "h"
+) -> TrialRow:
+    """A finished trial with its evaluations on the disk."""
+    trial = folder / f"{encoder}-{projector}"
+    evaluation = trial / "evaluation/0-mmbench"
     evaluation.mkdir(parents=True)
     score = Score("circular", "strict", "", OVERALL, OVERALL, 0.5, 0.4, 0.6, 6, _hits(projector))
     loss = Score("held-out loss", "plain", held_out, OVERALL, OVERALL, 2.5, 2.4, 2.6, 3, _losses(projector))
@@ -44,18 +46,18 @@ def _line(folder: Path, projector: str, encoder: str = "CLIP", dataset: str = "d
     (evaluation / "run.json").write_text("{}")
     (evaluation / "report.json").write_text(json.dumps({**report, "scores": [score.facts()]}))
     write_samples([score], evaluation)
-    (cell / HELD_OUT).mkdir()
-    write_samples([loss], cell / HELD_OUT)
+    (trial / HELD_OUT).mkdir()
+    write_samples([loss], trial / HELD_OUT)
     made = result(projector, 144, 0.5, encoder=encoder)
     elsewhere = "/before/it/was/moved/0-mmbench"  # a comparison's folder can be moved
     made = replace(made, benchmarks=(replace(made.benchmarks[0], folder=elsewhere),))
-    return Line(encoder, projector, {}, made, folder=cell)
+    return TrialRow(encoder, projector, {}, made, folder=trial)
 
 
 def test_each_is_compared_with_the_first_of_its_encoder_and_the_firsts_with_the_very_first() -> None:
-    def line(encoder: str, projector: str, finished: bool = True, **varied: int) -> Line:
+    def line(encoder: str, projector: str, finished: bool = True, **varied: int) -> TrialRow:
         made: Result | None = result(projector, 144, 0.5, encoder=encoder) if finished else None
-        return Line(encoder, projector, varied, made)
+        return TrialRow(encoder, projector, varied, made)
 
     lines = [
         line("A", "impossible", finished=False),
@@ -90,7 +92,7 @@ def test_other_questions_other_captions_or_none_are_not_compared(tmp_path: Path)
         _line(tmp_path, "mlp2x_gelu"),
         _line(tmp_path, "resampler", dataset="e" * 64),
         _line(tmp_path, "ldpv2", held_out="other"),
-        Line("CLIP", "run", {}, result("run", 144, 0.5)),  # a run of another command, without answers
+        TrialRow("CLIP", "run", {}, result("run", 144, 0.5)),  # a run of another command, without answers
     ]
     found = pairs.differences(lines, [(1, 0), (2, 0), (3, 0)])
     assert [sorted(by_measure) for by_measure in found.values()] == [["held-out loss"], ["MMBench"], []]
@@ -98,7 +100,7 @@ def test_other_questions_other_captions_or_none_are_not_compared(tmp_path: Path)
 
 def test_reports_hold_them_for_people_and_programs(tmp_path: Path) -> None:
     lines = [_line(tmp_path, "mlp2x_gelu"), _line(tmp_path, "resampler"), _line(tmp_path, "ldpv2", encoder="SigLIP")]
-    page = write_report(Comparison("T", "", lines, [], "", ""), tmp_path / "report")
+    page = write_report(ComparisonReport("T", "", lines, [], "", ""), tmp_path / "report")
     rows = (tmp_path / "report/comparison.md").read_text(encoding="utf-8").split("## Pair by pair")[1]
     assert "| CLIP | resampler | CLIP · mlp2x_gelu | +33.3 (±0.0 to +66.7), p = " in rows
     assert "−0.10 (" in rows
@@ -109,9 +111,9 @@ def test_reports_hold_them_for_people_and_programs(tmp_path: Path) -> None:
     assert second["compared_with"] == "CLIP · mlp2x_gelu"
     assert float(second["held_out_loss_difference"]) == pytest.approx(-0.1)
 
-    cells = json.loads((tmp_path / "report/comparison.json").read_text(encoding="utf-8"))["cells"]
-    assert cells[0]["compared"] is None
-    assert cells[1]["compared"]["differences"]["MMBench"]["mcnemar"] == {"only_first": 0, "only_second": 2, "p": 0.5}
+    trials = json.loads((tmp_path / "report/comparison.json").read_text(encoding="utf-8"))["trials"]
+    assert trials[0]["compared"] is None
+    assert trials[1]["compared"]["differences"]["MMBench"]["mcnemar"] == {"only_first": 0, "only_second": 2, "p": 0.5}
 
     shown = page.read_text(encoding="utf-8").split("const paired = ")[1].split(", projectors = ")[0]
     paired = json.loads(shown)
@@ -126,7 +128,7 @@ def test_of_very_many_models_the_page_holds_differences_to_references_alone(
 ) -> None:
     monkeypatch.setattr("llava_npu.comparison.report._PAIRED_ON_PAGE", 2)
     lines = [_line(tmp_path, projector) for projector in RIGHT]
-    page = write_report(Comparison("T", "", lines, [], "", ""), tmp_path / "report").read_text(encoding="utf-8")
+    page = write_report(ComparisonReport("T", "", lines, [], "", ""), tmp_path / "report").read_text(encoding="utf-8")
     paired = json.loads(page.split("const paired = ")[1].split(", projectors = ")[0])
     assert [sorted(measure["pairs"]) for measure in paired["measures"]] == [["1-0", "2-0"]] * 2
     assert page.count("<option") == 1  # no other can be chosen
@@ -135,5 +137,5 @@ def test_of_very_many_models_the_page_holds_differences_to_references_alone(
 def test_nothing_to_compare_is_no_section(tmp_path: Path) -> None:
     lines = [_line(tmp_path, "mlp2x_gelu")]
     assert table.differences_as_markdown(lines, pairs.against_references(lines)) == ""
-    page = write_report(Comparison("T", "", lines, [], "", ""), tmp_path / "report")
+    page = write_report(ComparisonReport("T", "", lines, [], "", ""), tmp_path / "report")
     assert "Pair by pair" not in page.read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Which devices cells are spread over, in which order, and what becomes of a worker that dies."""
+"""Which devices trials are spread over, in which order, and what becomes of a worker that dies."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from comparison_samples import values
 
 from llava_npu.comparison import scheduler as schedule
 from llava_npu.comparison.folder import read_failure
-from llava_npu.comparison.grid import Cell, expand
+from llava_npu.comparison.grid import Trial, expand
 from llava_npu.config import validate
 from llava_npu.config.comparison import ComparisonConfig
 from llava_npu.devices.cuda import CudaDevice
 from llava_npu.errors import UserError
 
 
-def grid(material: Path, output: Path) -> list[Cell]:
+def grid(material: Path, output: Path) -> list[Trial]:
     encoders = [
         {"name": name, "vision_tower": str(material / "clip"), "image_aspect_ratio": ratio}
         for name, ratio in (("a", "pad"), ("b", "square"))
     ]
     changes = values(material, output, encoders=encoders, projectors=["linear", "mlp2x_gelu"])
-    cells = expand(validate(ComparisonConfig, changes, "grid"), "grid")
-    for cell in cells:
-        cell.folder.mkdir(parents=True)
-    return cells
+    trials = expand(validate(ComparisonConfig, changes, "grid"), "grid")
+    for trial in trials:
+        trial.folder.mkdir(parents=True)
+    return trials
 
 
 def test_devices_by_name() -> None:
@@ -36,7 +36,7 @@ def test_devices_by_name() -> None:
         schedule.all_devices(["cpu:3"])
 
 
-def test_devices_that_train_a_cell_together(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_devices_that_train_a_trial_together(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setattr(CudaDevice, "count", 4)
     four = [f"cuda:{index}" for index in range(4)]
@@ -55,18 +55,18 @@ def test_devices_that_train_a_cell_together(monkeypatch: pytest.MonkeyPatch) -> 
 def test_different_encoders_come_first_and_a_dying_worker_takes_no_other_with_it(
     material: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    worker = tmp_path / "worker.py"  # kills itself in one cell, and succeeds in the others
+    worker = tmp_path / "worker.py"  # kills itself in one trial, and succeeds in the others
     worker.write_text(
         "import os, signal, sys\nprint('at work', flush=True)\n"
         "if 'a-mlp2x' in sys.argv[1]: os.kill(os.getpid(), signal.SIGKILL)\n"
     )
     monkeypatch.setattr(schedule, "WORKER", (str(worker),))
-    cells = grid(material, tmp_path / "out")
+    trials = grid(material, tmp_path / "out")
     events: list[schedule.Event] = []
-    schedule.run_cells(cells, [schedule.Slot("cpu"), schedule.Slot("cpu")], events.append)
-    started = [event.cell.encoder for event in events if event.kind == "started"]
+    schedule.run_trials(trials, [schedule.Slot("cpu"), schedule.Slot("cpu")], events.append)
+    started = [event.trial.encoder for event in events if event.kind == "started"]
     assert started == ["a", "b", "a", "b"]
-    ended = {event.cell.folder: event.kind for event in events if event.kind in ("finished", "failed")}
+    ended = {event.trial.folder: event.kind for event in events if event.kind in ("finished", "failed")}
     assert sorted(ended.values()) == ["failed", "finished", "finished", "finished"]
     (failed,) = (folder for folder, kind in ended.items() if kind == "failed")
     failure = read_failure(failed)
@@ -75,7 +75,7 @@ def test_different_encoders_come_first_and_a_dying_worker_takes_no_other_with_it
     assert "at work" in [event.text for event in events if event.kind == "line"]
 
 
-def test_the_processes_of_a_cell_are_launched_together_and_kept_to_their_devices(
+def test_the_processes_of_a_trial_are_launched_together_and_kept_to_their_devices(
     material: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     worker = tmp_path / "worker.py"
@@ -85,8 +85,8 @@ def test_the_processes_of_a_cell_are_launched_together_and_kept_to_their_devices
         "(pathlib.Path(sys.argv[1]) / f'seen-{os.environ[\"RANK\"]}').write_text(seen)\n"
     )
     monkeypatch.setattr(schedule, "WORKER", (str(worker),))
-    (cell, *_) = grid(material, tmp_path / "out")
+    (trial, *_) = grid(material, tmp_path / "out")
     events: list[schedule.Event] = []
-    schedule.run_cells([cell], [schedule.Slot("cuda", 2, {"CUDA_VISIBLE_DEVICES": "5,7"})], events.append)
+    schedule.run_trials([trial], [schedule.Slot("cuda", 2, {"CUDA_VISIBLE_DEVICES": "5,7"})], events.append)
     assert [event.kind for event in events if event.kind != "line"] == ["started", "finished"]
-    assert [(cell.folder / f"seen-{rank}").read_text() for rank in (0, 1)] == ["0 2 5,7", "1 2 5,7"]
+    assert [(trial.folder / f"seen-{rank}").read_text() for rank in (0, 1)] == ["0 2 5,7", "1 2 5,7"]

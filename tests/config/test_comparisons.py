@@ -19,6 +19,6 @@ def test_comparison_loads(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr("llava_npu.comparison.grid.data_fingerprint", lambda data: data.path)  # it is not here
     config = load_as(ComparisonConfig, recipe)
     assert config.output == f"runs/{recipe.stem}"
-    cells = expand(config, recipe.name)
-    assert len(cells) == len(config.encoders) * len(config.projectors)
+    trials = expand(config, recipe.name)
+    assert len(trials) == len(config.encoders) * len(config.projectors)
     assert all(get(benchmark.name) for benchmark in config.benchmarks)

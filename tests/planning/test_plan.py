@@ -244,7 +244,7 @@ def test_training_refuses_what_cannot_fit(
     refused = start(["train", str(path)])
     assert isinstance(refused.exception, UserError)
     assert re.match(
-        r"the run does not fit: at its peak each device is to hold \d.*weights .*MiB", str(refused.exception)
+        r"the run does not fit: at its peak each device would hold \d.*weights .*MiB", str(refused.exception)
     )
     assert not run.output_path.exists()
     started = start(["train", str(path), "--ignore-plan"])

@@ -12,7 +12,7 @@ from llava_npu.errors import UserError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from llava_npu.comparison.table import Line
+    from llava_npu.comparison.table import TrialRow
 
 
 def compare(
@@ -20,32 +20,32 @@ def compare(
     report: Annotated[
         bool,
         typer.Option(
-            "--report", help="Train nothing: a report of the folders given (comparisons, cells, runs, evaluations)."
+            "--report", help="Train nothing: a report of the folders given (comparisons, trials, runs, evaluations)."
         ),
     ] = False,
     output: Annotated[
         Path | None, typer.Option(help="Folder of the report with --report; by default the first folder given.")
     ] = None,
     device: Annotated[
-        list[str] | None, typer.Option(help="Such as npu:0 or cpu; give it again for more: cells run side by side.")
+        list[str] | None, typer.Option(help="Such as npu:0 or cpu; repeat it for several: trials run in parallel.")
     ] = None,
     retry_failed: Annotated[
-        bool, typer.Option("--retry-failed", help="Try cells that failed once more; they are skipped otherwise.")
+        bool, typer.Option("--retry-failed", help="Run trials again that failed before; otherwise they are skipped.")
     ] = False,
     debug_size: Annotated[
-        bool, typer.Option("--debug-size", help="Try the grid in minutes: on tiny models and data, made on the spot.")
+        bool, typer.Option("--debug-size", help="Try the grid in minutes, on tiny models and data made on the spot.")
     ] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="List the cells and leave.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List the trials and exit.")] = False,
 ) -> None:
-    """Train and measure every encoder with every projector, and set them side by side. The same command goes on.
+    """Train and measure every encoder with every projector, and compare them. The same command resumes.
 
-    Exit status 1 if a cell failed.
+    Exit status 1 if a trial failed.
     """
     from rich.console import Console
 
     if report:
         if device or retry_failed or dry_run or debug_size:
-            raise UserError("--report runs nothing; of the other options only --output goes with it.")
+            raise UserError("--report runs nothing; only --output can be combined with it.")
         from llava_npu.comparison.existing import report_on
 
         folders = [Path(folder).expanduser() for folder in config]
@@ -53,7 +53,7 @@ def compare(
         _show(Console(), lines, page)
         return
     if output is not None:
-        raise UserError("--output goes with --report; a comparison's folder is `output` in its file: output=DIR.")
+        raise UserError("--output is for --report; the folder of a comparison is `output` in its file: output=DIR.")
     from llava_npu.config import load_as
     from llava_npu.config.comparison import ComparisonConfig
     from llava_npu.config.recipes import find_comparison
@@ -70,8 +70,8 @@ def compare(
     if dry_run:
         from llava_npu.comparison.grid import expand
 
-        for cell in expand(comparison, str(file)):
-            typer.echo(f"{cell.name}\n  {cell.folder}")
+        for trial in expand(comparison, str(file)):
+            typer.echo(f"{trial.name}\n  {trial.folder}")
         return
     from llava_npu.comparison.run import compare as run_comparison
 
@@ -81,7 +81,7 @@ def compare(
         raise typer.Exit(1)
 
 
-def _show(console: Console, lines: list[Line], page: Path) -> None:
+def _show(console: Console, lines: list[TrialRow], page: Path) -> None:
     from llava_npu.comparison.table import as_terminal
 
     console.print(as_terminal(lines))

@@ -1,4 +1,4 @@
-"""`llava-npu plan`: what a run will take, before it runs."""
+"""`llava-npu plan`: the memory and time that a run needs, before it runs."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ import typer
 
 def plan(
     config: Annotated[str, typer.Argument(help="A YAML file or the name of a recipe, as for `llava-npu train`.")],
-    overrides: Annotated[list[str] | None, typer.Argument(help="key=value, as micro_batch_size=4.")] = None,
+    overrides: Annotated[list[str] | None, typer.Argument(help="key=value, such as micro_batch_size=4.")] = None,
     device: Annotated[
         str | None,
-        typer.Option(help="A product, as ascend-910b2 or h200, or a device of this machine; by default the run's."),
+        typer.Option(help="A product such as ascend-910b2 or h200, or a device of this machine; default: the run's."),
     ] = None,
     num_devices: Annotated[
-        int | None, typer.Option("--devices", min=1, help="Devices of a node; by default one, or all of this machine.")
+        int | None, typer.Option("--devices", min=1, help="Devices per node; default: one, or all of this machine.")
     ] = None,
-    nodes: Annotated[int, typer.Option(min=1, help="Nodes.")] = 1,
+    nodes: Annotated[int, typer.Option(min=1, help="Number of nodes.")] = 1,
     mfu: Annotated[
-        float, typer.Option(min=0.01, max=1.0, help="The part of the devices' peak that is taken to be reached.")
+        float, typer.Option(min=0.01, max=1.0, help="Fraction of the devices' peak that is assumed to be reached.")
     ] = 0.4,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, memory in bytes.")] = False,
 ) -> None:
-    """Memory per device by part and engine, the largest micro-batch, operations, time, and what to choose.
+    """Memory per device by part and engine, the largest micro-batch, FLOPs, time, and a recommendation.
 
-    Only configurations are read: no weights are needed, and no device. Exit status 3 where the run does not fit.
+    Only configurations are read: neither weights nor a device are needed. Exit status 3 if the run does not fit.
     """
     import json
 

@@ -15,32 +15,34 @@ if TYPE_CHECKING:
 def train(
     config: Annotated[str, typer.Argument(help="A YAML file, or the name of a recipe; see docs/configuration.md.")],
     overrides: Annotated[
-        list[str] | None, typer.Argument(help="key=value, as in optimizer.learning_rate=2e-5 data.workers=4")
+        list[str] | None, typer.Argument(help="key=value, such as optimizer.learning_rate=2e-5 data.workers=4.")
     ] = None,
-    device: Annotated[str | None, typer.Option(help="auto, npu, cuda, cpu, or as npu:1; overrides the file.")] = None,
+    device: Annotated[
+        str | None, typer.Option(help="auto, npu, cuda, cpu, or one device such as npu:1; overrides the file.")
+    ] = None,
     print_config: Annotated[
-        bool, typer.Option("--print-config", help="Show the whole resolved run and leave.")
+        bool, typer.Option("--print-config", help="Print the whole resolved run and exit.")
     ] = False,
     debug_size: Annotated[
-        bool, typer.Option("--debug-size", help="Try the run in seconds: on tiny models and data, made on the spot.")
+        bool, typer.Option("--debug-size", help="Try the run in seconds, on tiny models and data made on the spot.")
     ] = False,
     devices: Annotated[
-        int, typer.Option(min=1, help="How many devices of this machine to train on, a process each.")
+        int, typer.Option(min=1, help="Number of devices of this machine to train on, one process each.")
     ] = 1,
     ignore_plan: Annotated[
-        bool, typer.Option("--ignore-plan", help="Start even what, by its plan, does not fit into memory.")
+        bool, typer.Option("--ignore-plan", help="Start even if the plan says that the run does not fit into memory.")
     ] = False,
     fresh: Annotated[
-        bool, typer.Option("--fresh", help="Delete what this run left in its folder; start over.")
+        bool, typer.Option("--fresh", help="Delete what an earlier run left in its folder and start over.")
     ] = False,
     accept_changes: Annotated[
-        bool, typer.Option("--accept-changes", help="Continue though configuration or data changed since the start.")
+        bool, typer.Option("--accept-changes", help="Continue although configuration or data changed since the start.")
     ] = False,
 ) -> None:
-    """Train a stage: align (projector) or finetune (projector and language model). The same command continues a run.
+    """Train a stage: align (projector) or finetune (projector and language model). The same command resumes a run.
 
-    Exit status: 0 the model is there; 2 something you can mend; 75 stopped by SIGTERM or Ctrl-C with all saved, so that
-    the same command continues.
+    Exit status: 0 success; 2 user error (configuration, data, environment); 75 interrupted after saving a checkpoint:
+    the same command resumes.
     """
     from llava_npu.config import render_config
 
@@ -83,7 +85,7 @@ def _read(config: str, overrides: list[str], debug_size: bool) -> RunConfig:
 
 
 def _flags(device: str | None, **switches: bool) -> list[str]:
-    """The options of this command, for the processes that do its work."""
+    """This command's options, for the processes that do its work."""
     return [
         *(["--device", device] if device else []),
         *(f"--{name.replace('_', '-')}" for name, on in switches.items() if on),

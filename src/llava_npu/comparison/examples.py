@@ -1,4 +1,4 @@
-"""The pictures that a page shows with every model's answer, whatever was answered to them."""
+"""The images that a page shows with every model's answer, whatever was answered to them."""
 
 from __future__ import annotations
 
@@ -17,37 +17,37 @@ from llava_npu.evaluation.benchmarks import get
 from llava_npu.evaluation.questions import Question
 from llava_npu.evaluation.run import read_dataset
 
-_SIDE = 320  # pixels; a page holds its pictures itself
+_SIDE = 320  # pixels; a page holds its images itself
 
 
 @dataclass(frozen=True)
-class Example:
+class ExampleQuestion:
     """A question as the page shows it.
 
     Attributes:
         id: of the question.
-        picture: a data URL.
+        image: a data URL.
         question, options: as asked.
         right: the right option's letter, or the right answer.
     """
 
     id: str
-    picture: str
+    image: str
     question: str
     options: dict[str, str]
     right: str | None
 
 
 def example_questions(benchmark: BenchmarkConfig, count: int) -> list[Question]:
-    """Questions with pictures at even distances through the benchmark."""
+    """Questions with images at even distances through the benchmark."""
     dataset = read_dataset(get(benchmark.name), Path(benchmark.data))
     seen = [question for question in dataset.questions if question.images and not question.rotation]
     count = min(count, len(seen))
     return [seen[place * len(seen) // count] for place in range(count)]
 
 
-def load_examples(benchmark: BenchmarkConfig, count: int) -> list[Example]:
-    """The same with their pictures; nothing where the benchmark's data is no longer there."""
+def load_examples(benchmark: BenchmarkConfig, count: int) -> list[ExampleQuestion]:
+    """The same with their images; nothing where the benchmark's data is no longer there."""
     try:
         questions: Sequence[Question] = example_questions(benchmark, count)
     except UserError:
@@ -55,15 +55,15 @@ def load_examples(benchmark: BenchmarkConfig, count: int) -> list[Example]:
     examples = []
     for question in questions:
         try:
-            picture = _data_url(question.images[0].open())
+            image = _data_url(question.images[0].open())
         except UnreadableImageError:
             continue
-        examples.append(Example(question.id, picture, question.text, dict(question.options), question.answer))
+        examples.append(ExampleQuestion(question.id, image, question.text, dict(question.options), question.answer))
     return examples
 
 
-def _data_url(picture: Image.Image) -> str:
-    picture.thumbnail((_SIDE, _SIDE))
+def _data_url(image: Image.Image) -> str:
+    image.thumbnail((_SIDE, _SIDE))
     encoded = io.BytesIO()
-    picture.save(encoded, "JPEG", quality=82)
+    image.save(encoded, "JPEG", quality=82)
     return f"data:image/jpeg;base64,{base64.b64encode(encoded.getvalue()).decode()}"

@@ -1,6 +1,6 @@
-"""A report from what is there already: comparisons, single cells, and runs of `llava-npu train` with their evaluations.
+"""A report from existing results: comparisons, single trials, runs of `llava-npu train` with their evaluations.
 
-A training run's benchmark scores are those of the `llava-npu eval` folders that are named beside it, or lie in it, and
+A training run's benchmark scores are those of the `llava-npu eval` folders that are named next to it, or lie in it, and
 whose model is the run's: its weights' checksum is in every evaluation.
 """
 
@@ -16,13 +16,13 @@ import torch
 import yaml
 
 from llava_npu.comparison import measures
-from llava_npu.comparison.examples import Example, load_examples
-from llava_npu.comparison.folder import CELL, DELETE, read_cell, read_failure, read_result
-from llava_npu.comparison.grid import CELLS, expand
-from llava_npu.comparison.report import Comparison, write_report
-from llava_npu.comparison.results import BenchmarkResult, Result, Value
+from llava_npu.comparison.examples import ExampleQuestion, load_examples
+from llava_npu.comparison.folder import DELETE, TRIAL, read_failure, read_result, read_trial
+from llava_npu.comparison.grid import TRIALS, expand
+from llava_npu.comparison.report import ComparisonReport, write_report
+from llava_npu.comparison.results import BenchmarkResult, Estimate, Result
 from llava_npu.comparison.run import CONFIGURATION
-from llava_npu.comparison.table import Line
+from llava_npu.comparison.table import TrialRow
 from llava_npu.comparison.trial import choose_score
 from llava_npu.config import RunConfig, load_as
 from llava_npu.config.comparison import BenchmarkConfig, ComparisonConfig
@@ -36,11 +36,11 @@ from llava_npu.training.run_folder import RUN_FILE, is_finished
 _EVALUATION = "report.json"
 
 
-def report_on(folders: Sequence[Path], output: Path) -> tuple[Path, list[Line]]:
+def report_on(folders: Sequence[Path], output: Path) -> tuple[Path, list[TrialRow]]:
     """Writes the report of everything in `folders`.
 
     Args:
-        folders: comparisons, cells, finished training runs, evaluations of the latter.
+        folders: comparisons, trials, finished training runs, evaluations of the latter.
         output: where the report goes.
 
     Returns:
@@ -49,10 +49,10 @@ def report_on(folders: Sequence[Path], output: Path) -> tuple[Path, list[Line]]:
     Raises:
         UserError: a folder is none of these, or a run is not finished.
     """
-    lines: list[Line] = []
+    lines: list[TrialRow] = []
     notes: list[str] = []
     titles: list[str] = []
-    examples: list[Example] = []
+    examples: list[ExampleQuestion] = []
     runs: list[Path] = []
     evaluations: list[Path] = []
     for folder in folders:
@@ -60,30 +60,31 @@ def report_on(folders: Sequence[Path], output: Path) -> tuple[Path, list[Line]]:
             raise UserError(f"--report: {folder} is not a folder.")
         if (folder / CONFIGURATION).is_file():
             config = load_as(ComparisonConfig, folder / CONFIGURATION)
-            cells = _cells_of(folder, config)
+            trials = _trials_of(folder, config)
             notes += [config.note] if config.note else []
             titles += [config.title] if config.title else []
-        elif (folder / CELL).is_file():
-            cells = [folder]
+        elif (folder / TRIAL).is_file():
+            trials = [folder]
         elif (folder / RUN_FILE).is_file():
             runs.append(folder)
-            cells = []
+            trials = []
         elif (folder / _EVALUATION).is_file():
             evaluations.append(folder)
-            cells = []
+            trials = []
         else:
             raise UserError(
-                f"--report: {folder} is no comparison ({CONFIGURATION}), cell ({CELL}), training run ({RUN_FILE}) or "
+                f"--report: {folder} is not a comparison ({CONFIGURATION}), a trial ({TRIAL}), training run "
+                f"({RUN_FILE}) or "
                 f"evaluation ({_EVALUATION})."
             )
-        for cell in cells:
-            lines.append(_line_of(cell))
-            examples = examples or _examples_of(cell)
+        for trial in trials:
+            lines.append(_line_of(trial))
+            examples = examples or _examples_of(trial)
     found = [read_json(folder / _EVALUATION, advice=DELETE) | {"folder": str(folder)} for folder in evaluations]
-    lines += [Line(r.encoder, r.projector, r.varied, r) for r in (_result_of(run, found) for run in runs)]
+    lines += [TrialRow(r.encoder, r.projector, r.varied, r) for r in (_result_of(run, found) for run in runs)]
     if not lines:
         raise UserError("--report: these folders hold evaluations only; name the runs that they belong to as well.")
-    comparison = Comparison(
+    comparison = ComparisonReport(
         title=titles[0] if len(folders) == len(titles) == 1 else output.name,
         note="\n".join(dict.fromkeys(notes)),
         lines=lines,
@@ -94,24 +95,24 @@ def report_on(folders: Sequence[Path], output: Path) -> tuple[Path, list[Line]]:
     return write_report(comparison, output), lines
 
 
-def _cells_of(folder: Path, config: ComparisonConfig) -> list[Path]:
-    """The comparison's cells in the order of its grid; where that cannot be told any more, in that of their names."""
-    there = sorted(path.parent for path in (folder / CELLS).glob(f"*/{CELL}"))
+def _trials_of(folder: Path, config: ComparisonConfig) -> list[Path]:
+    """The comparison's trials in the order of its grid; where that cannot be told any more, in that of their names."""
+    there = sorted(path.parent for path in (folder / TRIALS).glob(f"*/{TRIAL}"))
     try:
-        order = [cell.folder.name for cell in expand(config, str(folder / CONFIGURATION))]
+        order = [trial.folder.name for trial in expand(config, str(folder / CONFIGURATION))]
     except UserError:
         return there
     known = [path for path in there if path.name in order]  # others belong to an earlier form of the grid
     return sorted(known, key=lambda path: order.index(path.name)) or there
 
 
-def _line_of(folder: Path) -> Line:
-    cell, _ = read_cell(folder)
-    return Line(cell.encoder, cell.projector, cell.varied, read_result(folder), read_failure(folder), folder)
+def _line_of(folder: Path) -> TrialRow:
+    trial, _ = read_trial(folder)
+    return TrialRow(trial.encoder, trial.projector, trial.varied, read_result(folder), read_failure(folder), folder)
 
 
-def _examples_of(folder: Path) -> list[Example]:
-    _, measured = read_cell(folder)
+def _examples_of(folder: Path) -> list[ExampleQuestion]:
+    _, measured = read_trial(folder)
     if not measured.benchmarks or read_result(folder) is None:
         return []
     return load_examples(measured.benchmarks[0][0], measured.examples)
@@ -150,7 +151,7 @@ def _result_of(folder: Path, evaluations: Sequence[dict[str, Any]]) -> Result:
         benchmarks=tuple(_scores(each) for each in [*inside, *evaluations] if is_of_this_model(each)),
         first_token=None,
         inference_memory=None,
-        said=(),
+        outputs=(),
         device="",
         dtype="",
         versions={},
@@ -160,8 +161,10 @@ def _result_of(folder: Path, evaluations: Sequence[dict[str, Any]]) -> Result:
 
 def _scores(evaluation: dict[str, Any]) -> BenchmarkResult:
     name, images = evaluation["benchmark"], evaluation["provenance"].get("images", "given")
-    score = choose_score([Score(**each) for each in evaluation["scores"]], BenchmarkConfig(name=name, data=""))
+    score = choose_score(
+        [Score(**each) for each in evaluation["scores"]], BenchmarkConfig(name=name, data=str(evaluation["folder"]))
+    )
     metric = ", ".join([score.metric, score.extraction, *([score.name] if score.level != OVERALL else [])])
-    value = Value(score.value, score.low, score.high, score.count)
+    value = Estimate(score.value, score.low, score.high, score.count)
     label = name if images == "given" else f"{name}, images {images}"
     return BenchmarkResult(label, metric, value, None, evaluation["folder"])

@@ -1,4 +1,4 @@
-"""Pictures of a benchmark, whose features all cells with one encoder share on disk, as those of training are."""
+"""Images of a benchmark, whose features all trials with one encoder share on disk, as those of training are."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from llava_npu.models.vision.feature_cache import open_feature_cache, space_left
 
 
 class StoredFeatures(FeatureCache):
-    """Features in memory that come from disk where another cell has computed them, and go there where none has."""
+    """Features in memory that come from disk where another trial has computed them, and go there where none has."""
 
     def __init__(self, loaded: LoadedModel):
         super().__init__(loaded)
@@ -36,7 +36,7 @@ class StoredFeatures(FeatureCache):
 
 @dataclass(frozen=True)
 class _InMemory:
-    """An encoded picture that reads like a file."""
+    """An encoded image that reads like a file."""
 
     key: str
     data: bytes = field(repr=False, compare=False)
@@ -49,7 +49,7 @@ class _InMemory:
 
 
 def _file(image: ImageSource) -> ImagePath | None:
-    """What the store knows the picture by; None for one that is not a file's content."""
+    """What the store knows the image by; None for one that is not a file's content."""
     if isinstance(image, EmbeddedImage):
         return _InMemory(image.key, image.data)
     return image.path if isinstance(image, ImageFile) and image.path.is_file() else None

@@ -1,13 +1,13 @@
-"""A cell's folder: what is to be run, what came out, or why nothing did.
+"""A trial's folder: what is to be run, what came out, or why nothing did.
 
-cells/NAME-DIGEST/
-  cell.json         the cell, with its whole resolved runs, and what is measured
+trials/NAME-DIGEST/
+  trial.json         the trial, with its whole resolved runs, and what is measured
   align/, finetune/ the run folders of `llava-npu train`
   evaluation/       a folder for each benchmark, as `llava-npu eval` writes it; held-out/ has the loss of each caption
-  parts/            what was measured beside, each piece once
-  result.json       everything that tables show; there once the cell is finished
+  parts/            what was measured in addition, each piece once
+  result.json       everything that tables show; there once the trial is finished
   failure.json      why it is not
-  cell.log          what its worker printed
+  trial.log          what its worker printed
 """
 
 from __future__ import annotations
@@ -18,28 +18,28 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from llava_npu.comparison.grid import Cell
+from llava_npu.comparison.grid import Trial
 from llava_npu.comparison.results import Result
 from llava_npu.config import RunConfig
 from llava_npu.config.comparison import BenchmarkConfig
 from llava_npu.files.atomic import write_text
 from llava_npu.files.json_objects import read_json
 
-CELL, RESULT, FAILURE, LOG, PARTS = "cell.json", "result.json", "failure.json", "cell.log", "parts"
+TRIAL, RESULT, FAILURE, LOG, PARTS = "trial.json", "result.json", "failure.json", "trial.log", "parts"
 EVALUATION = "evaluation"
 HELD_OUT = f"{EVALUATION}/held-out"
-DELETE = "Delete it; what it held is made again"  # a damaged file of a comparison
+DELETE = "Delete it; its content is computed again"  # a damaged file of a comparison
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What is measured of every cell.
+    """What is measured of every trial.
 
     Attributes:
         benchmarks: with the checksum of each one's data.
         held_out: file of captions, and its checksum; None if there is none.
-        examples: pictures of the first benchmark that every model describes.
-        share_features: whether the pictures' features are shared between cells.
+        examples: images of the first benchmark that every model describes.
+        share_features: whether the images' features are shared between trials.
     """
 
     benchmarks: tuple[tuple[BenchmarkConfig, str], ...]
@@ -79,31 +79,31 @@ class Measured:
 
 @dataclass(frozen=True)
 class Failure:
-    """Why a cell has no result: `impossible` parts that do not fit each other, or a run that `failed`."""
+    """Why a trial has no result: `impossible` parts that do not fit each other, or a run that `failed`."""
 
     kind: Literal["impossible", "failed"]
     reason: str
 
 
-def write_cell(cell: Cell, measured: Measured) -> None:
-    """Records the cell and what is measured of it, before anything runs."""
+def write_trial(trial: Trial, measured: Measured) -> None:
+    """Records the trial and what is measured of it, before anything runs."""
     values = {
-        "encoder": cell.encoder,
-        "projector": cell.projector,
-        "varied": dict(cell.varied),
-        "seed": cell.align.seed,
-        "align": cell.align.model_dump(mode="json"),
-        "finetune": cell.finetune.model_dump(mode="json") if cell.finetune else None,
+        "encoder": trial.encoder,
+        "projector": trial.projector,
+        "varied": dict(trial.varied),
+        "seed": trial.align.seed,
+        "align": trial.align.model_dump(mode="json"),
+        "finetune": trial.finetune.model_dump(mode="json") if trial.finetune else None,
         "measured": measured.as_json(),
     }
-    write_text(cell.folder / CELL, _dump(values))
+    write_text(trial.folder / TRIAL, _dump(values))
 
 
-def read_cell(folder: Path) -> tuple[Cell, Measured]:
-    """What `write_cell` wrote."""
-    values = read_json(folder / CELL, advice=DELETE)
+def read_trial(folder: Path) -> tuple[Trial, Measured]:
+    """What `write_trial` wrote."""
+    values = read_json(folder / TRIAL, advice=DELETE)
     finetune = values["finetune"]
-    cell = Cell(
+    trial = Trial(
         encoder=values["encoder"],
         projector=values["projector"],
         varied=values["varied"],
@@ -111,17 +111,17 @@ def read_cell(folder: Path) -> tuple[Cell, Measured]:
         finetune=RunConfig.model_validate(finetune) if finetune else None,
         folder=folder,
     )
-    return cell, Measured.from_json(values["measured"])
+    return trial, Measured.from_json(values["measured"])
 
 
 def write_result(folder: Path, result: Result, measured: Measured) -> None:
-    """Finishes a cell."""
+    """Finishes a trial."""
     write_text(folder / RESULT, _dump({"measured": measured.as_json(), "result": result.as_json()}))
     (folder / FAILURE).unlink(missing_ok=True)
 
 
 def read_result(folder: Path, measured: Measured | None = None) -> Result | None:
-    """The cell's result; None if it is not finished, or something else was measured than is wanted now."""
+    """The trial's result; None if it is not finished, or something else was measured than is wanted now."""
     if not (folder / RESULT).is_file():
         return None
     values = read_json(folder / RESULT, advice=DELETE)
@@ -136,7 +136,7 @@ def write_failure(folder: Path, failure: Failure) -> None:
 
 
 def read_failure(folder: Path) -> Failure | None:
-    """Why the cell has no result, if it was tried."""
+    """Why the trial has no result, if it was tried."""
     if not (folder / FAILURE).is_file():
         return None
     values = read_json(folder / FAILURE, advice=DELETE)

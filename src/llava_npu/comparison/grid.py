@@ -1,4 +1,4 @@
-"""From a comparison's configuration to its cells: one model each, with the very runs that make it."""
+"""From a comparison's configuration to its trials: one model each, with the runs that train it."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from llava_npu.models.projectors import make_options
 from llava_npu.models.sources import weights_fingerprint
 from llava_npu.training.data import data_fingerprint
 
-CELLS = "cells"
+TRIALS = "trials"
 _SET_BY_GRID = ("output", "stage", "seed", "device")
 _NOT_THE_TOWER = ("checkpoint", "language_model", "projector", "projector_options")
 
 
 @dataclass(frozen=True)
-class Cell:
+class Trial:
     """One model of the grid.
 
     Attributes:
         encoder, projector: their names in tables.
-        varied: what else tells it from others: key → value.
+        varied: what else distinguishes it: key → value.
         align, finetune: its runs; their device is the worker's.
         folder: of everything that belongs to it.
     """
@@ -53,27 +53,27 @@ class Cell:
         return self.finetune or self.align
 
 
-def expand(config: ComparisonConfig, where: str) -> list[Cell]:
-    """All cells, encoders first, then projectors, then what varies.
+def expand(config: ComparisonConfig, where: str) -> list[Trial]:
+    """All trials, encoders first, then projectors, then what varies.
 
     Args:
         config: the comparison.
         where: the file that it comes from, for messages.
 
     Raises:
-        UserError: two entries have one name; an unknown projector type or option; a run that is no valid run.
+        UserError: two entries have one name; an unknown projector type or option; an invalid run.
     """
     variants = list(_variants(config, where))
     fingerprints: dict[str, str] = {}
-    cells = []
+    trials = []
     for encoder, projector in itertools.product(_encoders(config, where), _projectors(config, where)):
         for varied, variant in variants:
-            cells.append(_cell(variant, encoder, projector, varied, where, fingerprints))
-    digests = [cell.folder.name.rpartition("-")[2] for cell in cells]
-    for cell, digest in zip(cells, digests, strict=True):
+            trials.append(_trial(variant, encoder, projector, varied, where, fingerprints))
+    digests = [trial.folder.name.rpartition("-")[2] for trial in trials]
+    for trial, digest in zip(trials, digests, strict=True):
         if digests.count(digest) > 1:
-            raise UserError(f"{where}: {cell.name} is there twice: two cells of the grid are one and the same run.")
-    return cells
+            raise UserError(f"{where}: {trial.name} appears twice: two trials of the grid are the same run.")
+    return trials
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ def _encoders(config: ComparisonConfig, where: str) -> list[_Encoder]:
             raise UserError(f"{place}: `vision_tower` is missing: the folder or hub id of the encoder.")
         if wrong := [key for key in model if key in _NOT_THE_TOWER]:
             allowed = ["name", *(key for key in ModelConfig.model_fields if key not in _NOT_THE_TOWER)]
-            raise UserError(f"{place}: `{wrong[0]}` is no property of an encoder. Valid here: {', '.join(allowed)}.")
+            raise UserError(f"{place}: `{wrong[0]}` is not a key of an encoder. Valid here: {', '.join(allowed)}.")
         encoders.append(_Encoder(str(name or Path(model["vision_tower"]).name), model))
     _check_names([encoder.name for encoder in encoders], f"{where}: encoders")
     return encoders
@@ -135,14 +135,14 @@ def _variants(config: ComparisonConfig, where: str) -> Iterator[tuple[dict[str, 
         yield label, validate(ComparisonConfig, changed, f"{where}: vary {label}")
 
 
-def _cell(
+def _trial(
     config: ComparisonConfig,
     encoder: _Encoder,
     projector: _Projector,
     varied: dict[str, Any],
     where: str,
     fingerprints: dict[str, str],
-) -> Cell:
+) -> Trial:
     model = {
         **encoder.model,
         "language_model": config.language_model,
@@ -154,12 +154,12 @@ def _cell(
     if config.finetune is not None:
         finetune = _run(config, "finetune", config.finetune, {"checkpoint": "align"}, where)
     digest = _digest([run for run in (align, finetune) if run], fingerprints)
-    folder = _folder(config.output_path / CELLS, f"{encoder.name} {projector.name}", digest)
+    folder = _folder(config.output_path / TRIALS, f"{encoder.name} {projector.name}", digest)
     align = align.model_copy(update={"output": str(folder / "align")})
     if finetune is not None:
         start = finetune.model.model_copy(update={"checkpoint": align.output})
         finetune = finetune.model_copy(update={"output": str(folder / "finetune"), "model": start})
-    return Cell(encoder.name, projector.name, varied, align, finetune, folder)
+    return Trial(encoder.name, projector.name, varied, align, finetune, folder)
 
 
 def _run(
@@ -167,16 +167,18 @@ def _run(
 ) -> RunConfig:
     for key in section:
         if key in _SET_BY_GRID:
-            raise UserError(f"{where}: `{stage}.{key}` is for the comparison to say. Take it out.")
+            raise UserError(f"{where}: `{stage}.{key}` is set by the comparison; remove it.")
     given = section.get("model", {})
     if not isinstance(given, dict):
         raise UserError(f"{where}: `{stage}.model` should hold `key: value` lines.")
     for key in given:
         if key in model or key in _NOT_THE_TOWER:
-            raise UserError(f"{where}: `{stage}.model.{key}` is for the grid to say. Take it out.")
+            raise UserError(f"{where}: `{stage}.model.{key}` is set by the grid; remove it.")
         if stage == "finetune" and key in OF_A_NEW_MODEL:
             raise UserError(
-                f"{where}: `finetune.model.{key}`: stage 2 goes on from the model of stage 1. Say it of the encoder."
+                f"{where}: `finetune.model.{key}`: stage 2 starts from the stage-1 checkpoint; set this on the "
+                f"encoder entry "
+                "instead."
             )
     data = section.get("data", {})
     if isinstance(data, dict) and config.share_features and not _trains_tower(section):
@@ -199,10 +201,10 @@ def _trains_tower(section: Mapping[str, Any]) -> bool:
 
 
 def _digest(runs: list[RunConfig], fingerprints: dict[str, str]) -> str:
-    """What a cell is known by: all that its model depends on. A cell that changes is another cell."""
+    """A trial's identity: everything that its model depends on. A trial that changes is another trial."""
     described = []
     for run in runs:
-        # Without defaults: a release that adds a setting must not make every finished cell another one.
+        # Without defaults: a release that adds a setting must not make every finished trial another one.
         values = run.model_dump(mode="json", exclude_defaults=True)
         for free in FREE_KEYS:
             section, _, key = free.rpartition(".")
@@ -225,15 +227,15 @@ def _weights(model: ModelConfig, fingerprints: dict[str, str]) -> list[str]:
     return found
 
 
-def _folder(cells: Path, name: str, digest: str) -> Path:
-    """The folder of this very run, whatever it was called when it was first run; else a new one."""
-    return next(cells.glob(f"*-{digest}"), cells / f"{_slug(name)}-{digest}")
+def _folder(trials: Path, name: str, digest: str) -> Path:
+    """The folder of this trial, whatever its name was when it was first run; else a new one."""
+    return next(trials.glob(f"*-{digest}"), trials / f"{_slug(name)}-{digest}")
 
 
 def _check_names(names: list[str], where: str) -> None:
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
-        raise UserError(f"{where}: {twice[0]!r} is there twice. Tell them apart with `name`.")
+        raise UserError(f"{where}: {twice[0]!r} appears twice; give each a `name` of its own.")
 
 
 def _short_names(keys: list[str]) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""What is measured of a model beside its answers: size, work, speed, memory."""
+"""What is measured of a model in addition to its answers: size, work, speed, memory."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from llava_npu.comparison.results import StageResult, Value
+from llava_npu.comparison.results import Estimate, StageResult
 from llava_npu.devices import Device
 from llava_npu.errors import UserError
 from llava_npu.inference.engine import Engine
@@ -41,7 +41,7 @@ _PARTS = {"model.vision_tower.": "vision_tower", "model.multi_modal_projector.":
 def flops_per_image(model: LlavaNpuForConditionalGeneration) -> dict[str, int]:
     """Floating-point operations of one image's forward pass, two per multiply-add; see `models/flops.py`.
 
-    With anyres, of a picture of `anyres.TYPICAL` pixels.
+    With anyres, of a image of `anyres.TYPICAL` pixels.
 
     Returns:
         of the vision tower, the projector, and the language model as it reads the image's tokens.
@@ -77,10 +77,10 @@ def stage_result(folder: Path, peak_memory: int | None) -> StageResult:
     )
 
 
-def first_token(loaded: LoadedModel, device: Device) -> Value:
-    """Milliseconds from a prepared picture and a short question to the answer's first token, one at a time.
+def first_token(loaded: LoadedModel, device: Device) -> Estimate:
+    """Milliseconds from a prepared image and a short question to the answer's first token, one at a time.
 
-    Vision tower, projector, the whole prompt through the language model, one token chosen. The picture is blank, for
+    Vision tower, projector, the whole prompt through the language model, one token chosen. The image is blank, for
     what it shows makes no difference, and has `anyres.TYPICAL` pixels.
 
     Returns:
@@ -99,4 +99,4 @@ def first_token(loaded: LoadedModel, device: Device) -> Value:
         device.synchronize()
         seconds.append(1000 * (time.perf_counter() - started))
     low, middle, high = statistics.quantiles(seconds[_WARM_UP:], n=4)
-    return Value(middle, low, high, _REPEATS)
+    return Estimate(middle, low, high, _REPEATS)

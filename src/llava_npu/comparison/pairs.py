@@ -1,4 +1,4 @@
-"""Which models differ? All cells answered the same questions, so their differences are tested pair by pair.
+"""Which models differ? All trials answered the same questions, so their differences are tested pair by pair.
 
 An interval of one model's score holds how easy the questions happened to be, which all models share; in a paired
 difference that is gone. The tests are those of `llava-npu report` (evaluation/statistics/significance.py).
@@ -13,7 +13,7 @@ from pathlib import Path
 
 from llava_npu.comparison.folder import EVALUATION, HELD_OUT
 from llava_npu.comparison.results import BenchmarkResult
-from llava_npu.comparison.table import HELD_OUT_LOSS, Against, Line
+from llava_npu.comparison.table import HELD_OUT_LOSS, Baseline, TrialRow
 from llava_npu.evaluation.reports.comparison import REPORT_FILE, read_runs
 from llava_npu.evaluation.reports.samples import SAMPLES_FILE, ScoreName, read_samples
 from llava_npu.evaluation.statistics.accuracy import OVERALL, Sample
@@ -30,7 +30,7 @@ class _Measured:
     sample: Sample
 
 
-def references(lines: Sequence[Line]) -> list[int | None]:
+def references(lines: Sequence[TrialRow]) -> list[int | None]:
     """What each line is compared with: the first finished one of its encoder and of what varies.
 
     Those firsts are compared with the very first; it, and lines without a result, with nothing.
@@ -47,17 +47,17 @@ def references(lines: Sequence[Line]) -> list[int | None]:
     return found
 
 
-def against_references(lines: Sequence[Line]) -> list[Against | None]:
+def against_references(lines: Sequence[TrialRow]) -> list[Baseline | None]:
     """Each line against its reference; None where it has none."""
     to = references(lines)
     pairs = [(place, other) for place, other in enumerate(to) if other is not None]
     tested = differences(lines, pairs)
     return [
-        None if other is None else Against(lines[other].name, tested[place, other]) for place, other in enumerate(to)
+        None if other is None else Baseline(lines[other].name, tested[place, other]) for place, other in enumerate(to)
     ]
 
 
-def differences(lines: Sequence[Line], pairs: Sequence[Pair]) -> dict[Pair, dict[str, PairedDifference]]:
+def differences(lines: Sequence[TrialRow], pairs: Sequence[Pair]) -> dict[Pair, dict[str, PairedDifference]]:
     """Tests pairs of lines.
 
     Returns:
@@ -84,7 +84,7 @@ def differences(lines: Sequence[Line], pairs: Sequence[Pair]) -> dict[Pair, dict
     return found
 
 
-def _measured(line: Line) -> dict[str, _Measured]:
+def _measured(line: TrialRow) -> dict[str, _Measured]:
     if line.result is None:
         return {}
     found = {}
@@ -99,8 +99,8 @@ def _measured(line: Line) -> dict[str, _Measured]:
     return found
 
 
-def _evaluation(line: Line, benchmark: BenchmarkResult) -> Path:
-    """Where the benchmark's answers are: in the cell's folder, wherever that was moved to."""
+def _evaluation(line: TrialRow, benchmark: BenchmarkResult) -> Path:
+    """Where the benchmark's answers are: in the trial's folder, wherever that was moved to."""
     if line.folder is not None and (inside := line.folder / EVALUATION / Path(benchmark.folder).name).is_dir():
         return inside
     return Path(benchmark.folder)

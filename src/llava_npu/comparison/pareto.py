@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from llava_npu.comparison.results import Result, Value
+from llava_npu.comparison.results import Estimate, Result
 from llava_npu.comparison.table import HELD_OUT_LOSS, labels
 
 # Okabe and Ito's palette and more in its manner: tells hues apart on white and on black, and for the colour-blind.
@@ -47,7 +47,7 @@ class Measure:
 
     title: str
     unit: str
-    value: Callable[[Result], Value | None]
+    value: Callable[[Result], Estimate | None]
     scale: float
     higher_is_better: bool
     chance: float | None = None
@@ -70,7 +70,7 @@ def measures(results: Sequence[Result]) -> list[Measure]:
 
 
 def _of_benchmark(results: Sequence[Result], label: str) -> Measure:
-    def value(result: Result) -> Value | None:
+    def value(result: Result) -> Estimate | None:
         benchmark = result.benchmark(label)
         return benchmark.score if benchmark else None
 
@@ -134,7 +134,7 @@ def as_svg(figure: Any) -> str:
 
 
 def as_png(figure: Any) -> bytes:
-    """The figure as a picture on white."""
+    """The figure as a image on white."""
     data = io.BytesIO()
     figure.savefig(data, format="png", dpi=130, facecolor="white")
     return data.getvalue()

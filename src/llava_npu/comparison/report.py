@@ -2,7 +2,7 @@
 
 comparison.md, comparison.csv, comparison.json    the table
 pareto.png, pareto.svg                            the first measure against what the models cost
-index.html                                        all of it, with pictures and every model's answers
+index.html                                        all of it, with images and every model's answers
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from typing import Any
 import yaml
 
 from llava_npu.comparison import pairs, pareto, table
-from llava_npu.comparison.examples import Example
+from llava_npu.comparison.examples import ExampleQuestion
 from llava_npu.comparison.results import Result
-from llava_npu.comparison.table import HELD_OUT_LOSS, Against, Line
+from llava_npu.comparison.table import HELD_OUT_LOSS, Baseline, TrialRow
 from llava_npu.evaluation.statistics.significance import PairedDifference
 from llava_npu.files.atomic import write_bytes, write_text
 from llava_npu.version import __version__
@@ -35,22 +35,22 @@ _PAIRED_ON_PAGE = 40  # models; of more, the page holds each one's difference to
 
 
 @dataclass(frozen=True)
-class Comparison:
+class ComparisonReport:
     """Everything that a report shows.
 
     Attributes:
         title: of the page.
         note: what readers must know of data and scale; "" if there is nothing.
-        lines: the cells, in the grid's order.
-        examples: pictures of the first benchmark.
+        lines: the trials, in the grid's order.
+        examples: images of the first benchmark.
         configuration: of the comparison, as YAML; "" where it is made of single runs.
         command: that made it.
     """
 
     title: str
     note: str
-    lines: Sequence[Line]
-    examples: Sequence[Example]
+    lines: Sequence[TrialRow]
+    examples: Sequence[ExampleQuestion]
     configuration: str
     command: str
 
@@ -68,7 +68,7 @@ class Highlight:
     who: str
 
 
-def write_report(comparison: Comparison, output: Path) -> Path:
+def write_report(comparison: ComparisonReport, output: Path) -> Path:
     """Writes all files, each atomically; returns the page."""
     against = pairs.against_references(comparison.lines)
     write_text(output / "comparison.csv", table.as_csv(comparison.lines, against))
@@ -84,7 +84,7 @@ def write_report(comparison: Comparison, output: Path) -> Path:
     return output / PAGE
 
 
-def as_markdown(comparison: Comparison, against: Sequence[Against | None]) -> str:
+def as_markdown(comparison: ComparisonReport, against: Sequence[Baseline | None]) -> str:
     """The tables with what they mean and how they were made."""
     shown = table.columns(comparison.results)
     notes = [f"- *{column.title}{f', {column.unit}' if column.unit else ''}*: {column.about}." for column in shown]
@@ -95,8 +95,8 @@ def as_markdown(comparison: Comparison, against: Sequence[Against | None]) -> st
     return "\n\n".join(part.strip("\n") for part in parts if part.strip()) + "\n"
 
 
-def as_json(comparison: Comparison, against: Sequence[Against | None]) -> dict[str, Any]:
-    """Everything but pictures."""
+def as_json(comparison: ComparisonReport, against: Sequence[Baseline | None]) -> dict[str, Any]:
+    """Everything but images."""
     best = {
         measure.title: {
             axis.title: [each.name for each in pareto.frontier(comparison.results, measure, axis.cost)]
@@ -111,7 +111,7 @@ def as_json(comparison: Comparison, against: Sequence[Against | None]) -> dict[s
         "command": comparison.command,
         "configuration": yaml.safe_load(comparison.configuration) if comparison.configuration else None,
         "not_beaten": best,
-        "cells": [
+        "trials": [
             {
                 "name": line.name,
                 "encoder": line.encoder,
@@ -123,7 +123,7 @@ def as_json(comparison: Comparison, against: Sequence[Against | None]) -> dict[s
             }
             for line, other in zip(comparison.lines, against, strict=True)
         ],
-        "examples": [{**asdict(example), "picture": None} for example in comparison.examples],
+        "examples": [{**asdict(example), "image": None} for example in comparison.examples],
     }
 
 
@@ -152,12 +152,12 @@ def _who(result: Result) -> str:
     return f"{result.name}, {result.visual_tokens} tokens"
 
 
-def _made_with(comparison: Comparison) -> str:
+def _made_with(comparison: ComparisonReport) -> str:
     devices = ", ".join(dict.fromkeys(f"{result.device} ({result.dtype})" for result in comparison.results))
     return f"Made with llava-npu {__version__}" + (f" on {devices}." if devices else ".")
 
 
-def _render(comparison: Comparison, plots: Sequence[str]) -> str:
+def _render(comparison: ComparisonReport, plots: Sequence[str]) -> str:
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
@@ -244,7 +244,7 @@ def _matrix(
     }
 
 
-def _paired(lines: Sequence[Line]) -> dict[str, Any]:
+def _paired(lines: Sequence[TrialRow]) -> dict[str, Any]:
     """Differences as the page's script reads them; models are numbered by their place among the finished ones.
 
     Returns:

@@ -1,4 +1,4 @@
-"""What came out of a cell: the numbers that tables, plots and pages show."""
+"""What came out of a trial: the numbers that tables, plots and pages show."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 
 @dataclass(frozen=True)
-class Value:
+class Estimate:
     """A number with its 95 % interval, of `count` questions, records or repetitions."""
 
     value: float
@@ -49,14 +49,14 @@ class BenchmarkResult:
 
     label: str
     metric: str
-    score: Value
+    score: Estimate
     chance: float | None
     folder: str
 
 
 @dataclass(frozen=True)
-class Said:
-    """What the model made of one picture: its answer to the benchmark's question, and its own words."""
+class SampleOutput:
+    """What the model made of one image: its answer to the benchmark's question, and its own words."""
 
     question: str
     answer: str
@@ -66,20 +66,20 @@ class Said:
 
 @dataclass(frozen=True)
 class Result:
-    """A finished cell.
+    """A finished trial.
 
     Attributes:
-        encoder, projector, varied, seed: which cell.
+        encoder, projector, varied, seed: which trial.
         visual_tokens: tokens that an image takes in the text (with anyres, one of 640×480 pixels).
         parameters: of "vision_tower", "projector" and "language_model".
         flops: of one image through each of these (the language model reads its visual tokens), forward.
         stages: "align" and, if there was one, "finetune".
         held_out_loss: nats per token on held-out captions.
         benchmarks: scores, in the configuration's order.
-        first_token: milliseconds from a prepared picture and a short question to the first token of the answer:
+        first_token: milliseconds from a prepared image and a short question to the first token of the answer:
             median, and the range of the middle half.
         inference_memory: peak bytes while it was measured.
-        said: of the example pictures.
+        outputs: of the example images.
         device, dtype, versions: where and with what it was measured.
         runs: the resolved configuration of each stage.
     """
@@ -92,11 +92,11 @@ class Result:
     parameters: Mapping[str, int]
     flops: Mapping[str, int]
     stages: Mapping[str, StageResult]
-    held_out_loss: Value | None
+    held_out_loss: Estimate | None
     benchmarks: tuple[BenchmarkResult, ...]
-    first_token: Value | None
+    first_token: Estimate | None
     inference_memory: int | None
-    said: tuple[Said, ...]
+    outputs: tuple[SampleOutput, ...]
     device: str
     dtype: str
     versions: Mapping[str, str]
@@ -120,13 +120,13 @@ class Result:
                 "stages": {name: StageResult(**stage) for name, stage in values["stages"].items()},
                 "held_out_loss": _value(values["held_out_loss"]),
                 "benchmarks": tuple(
-                    BenchmarkResult(**{**each, "score": Value(**each["score"])}) for each in values["benchmarks"]
+                    BenchmarkResult(**{**each, "score": Estimate(**each["score"])}) for each in values["benchmarks"]
                 ),
                 "first_token": _value(values["first_token"]),
-                "said": tuple(Said(**each) for each in values["said"]),
+                "outputs": tuple(SampleOutput(**each) for each in values["outputs"]),
             }
         )
 
 
-def _value(values: Mapping[str, Any] | None) -> Value | None:
-    return Value(**values) if values else None
+def _value(values: Mapping[str, Any] | None) -> Estimate | None:
+    return Estimate(**values) if values else None

@@ -1,8 +1,8 @@
-"""A whole comparison: the grid, the cells that are still to be run, and a report that is true after each of them.
+"""A whole comparison: the grid, the trials that are still to be run, and a report that is up to date after each.
 
 OUTPUT/
   comparison.yaml    the configuration as it was last run
-  cells/             a folder for each cell, see `folder`
+  trials/             a folder for each trial, see `folder`
   index.html, …      see `report`
 """
 
@@ -22,11 +22,11 @@ from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from llava_npu.comparison.examples import load_examples
-from llava_npu.comparison.folder import Measured, read_failure, read_result, write_cell
-from llava_npu.comparison.grid import Cell, expand
-from llava_npu.comparison.report import Comparison, write_report
-from llava_npu.comparison.scheduler import Event, Slot, all_devices, run_cells, share_out
-from llava_npu.comparison.table import Line
+from llava_npu.comparison.folder import Measured, read_failure, read_result, write_trial
+from llava_npu.comparison.grid import Trial, expand
+from llava_npu.comparison.report import ComparisonReport, write_report
+from llava_npu.comparison.scheduler import Event, Slot, all_devices, run_trials, share_out
+from llava_npu.comparison.table import TrialRow
 from llava_npu.config import render_config
 from llava_npu.config.comparison import ComparisonConfig
 from llava_npu.data.records import fingerprint
@@ -48,24 +48,24 @@ def compare(
     devices: Sequence[str] = (),
     retry_failed: bool = False,
     console: Console | None = None,
-) -> tuple[Path, list[Line]]:
-    """Runs every cell of the grid that is not finished, and writes the report.
+) -> tuple[Path, list[TrialRow]]:
+    """Runs every trial of the grid that is not finished, and writes the report.
 
     Args:
         config: the comparison.
         where: the file that it comes from, for messages.
-        devices: cells are spread over these; by default those of the configuration.
-        retry_failed: try cells again that failed before; by default they are reported and skipped.
+        devices: trials are spread over these; by default those of the configuration.
+        retry_failed: retry trials that failed before; by default they are reported and skipped.
         console: where progress goes.
 
     Returns:
-        the page, and the cells as the table shows them.
+        the page, and the trials as the table shows them.
 
     Raises:
         UserError: the configuration, its data or the output folder is wrong; nothing has run then.
     """
     console = console or Console(stderr=True, soft_wrap=True)
-    cells = expand(config, where)
+    trials = expand(config, where)
     measured = what_is_measured(config, where)
     slots = share_out(all_devices(devices or config.devices), config.devices_per_trial)
     output = config.output_path
@@ -73,11 +73,11 @@ def compare(
     busy = f"output: another comparison is running in {output}. Wait for it, stop it, or give another `output`."
     with locked(output / LOCK, busy=busy, patience=_LOCK_PATIENCE_SECONDS):
         write_text(output / CONFIGURATION, render_config(config))
-        waiting = _to_run(cells, measured, retry_failed)
-        _introduce(console, cells, waiting, measured, slots)
-        for cell in waiting:
-            write_cell(cell, measured)
-        report = _Report(config, cells, measured)
+        waiting = _to_run(trials, measured, retry_failed)
+        _introduce(console, trials, waiting, measured, slots)
+        for trial in waiting:
+            write_trial(trial, measured)
+        report = _Report(config, trials, measured)
         with _until_terminated(), _Display(console, len(waiting)) as display:
 
             def tell(event: Event) -> None:
@@ -85,12 +85,12 @@ def compare(
                 if event.kind in ("finished", "failed"):
                     report.write()
 
-            run_cells(waiting, slots, tell)
+            run_trials(waiting, slots, tell)
         return report.write(), report.lines()
 
 
 def what_is_measured(config: ComparisonConfig, where: str) -> Measured:
-    """What is measured of every cell; bad data is reported here, before anything is trained."""
+    """What is measured of every trial; bad data is reported here, before anything is trained."""
     benchmarks = []
     labels: list[str] = []
     for number, benchmark in enumerate(config.benchmarks):
@@ -101,30 +101,30 @@ def what_is_measured(config: ComparisonConfig, where: str) -> Measured:
         benchmarks.append((benchmark, dataset.sha256))
         labels.append(benchmark.label or benchmark.name)
     if twice := sorted({label for label in labels if labels.count(label) > 1}):
-        raise UserError(f"{where}: benchmarks: {twice[0]!r} is there twice. Tell them apart with `label`.")
+        raise UserError(f"{where}: benchmarks: {twice[0]!r} appears twice; give each a `label` of its own.")
     held_out = (config.held_out, fingerprint(config.held_out)) if config.held_out else None
     return Measured(tuple(benchmarks), held_out, config.examples, config.share_features)
 
 
 class _Report:
-    """The report of a grid as far as it has come; the examples' pictures are read once."""
+    """The report of a grid as far as it has come; the examples' images are read once."""
 
-    def __init__(self, config: ComparisonConfig, cells: Sequence[Cell], measured: Measured):
-        self._config, self._cells, self._measured = config, cells, measured
+    def __init__(self, config: ComparisonConfig, trials: Sequence[Trial], measured: Measured):
+        self._config, self._trials, self._measured = config, trials, measured
         first = config.benchmarks[0] if config.benchmarks else None
         self._examples = load_examples(first, config.examples) if first and config.examples else []
 
-    def lines(self) -> list[Line]:
-        return [self._line(cell) for cell in self._cells]
+    def lines(self) -> list[TrialRow]:
+        return [self._line(trial) for trial in self._trials]
 
-    def _line(self, cell: Cell) -> Line:
-        result = read_result(cell.folder, self._measured)
+    def _line(self, trial: Trial) -> TrialRow:
+        result = read_result(trial.folder, self._measured)
         if result is not None:  # names may have changed since it was run
-            result = replace(result, encoder=cell.encoder, projector=cell.projector, varied=cell.varied)
-        return Line(cell.encoder, cell.projector, cell.varied, result, read_failure(cell.folder), cell.folder)
+            result = replace(result, encoder=trial.encoder, projector=trial.projector, varied=trial.varied)
+        return TrialRow(trial.encoder, trial.projector, trial.varied, result, read_failure(trial.folder), trial.folder)
 
     def write(self) -> Path:
-        comparison = Comparison(
+        comparison = ComparisonReport(
             title=self._config.title or self._config.output_path.name,
             note=self._config.note or "",
             lines=self.lines(),
@@ -135,19 +135,19 @@ class _Report:
         return write_report(comparison, self._config.output_path)
 
 
-def _to_run(cells: Sequence[Cell], measured: Measured, retry_failed: bool) -> list[Cell]:
-    unfinished = [cell for cell in cells if read_result(cell.folder, measured) is None]
-    return [cell for cell in unfinished if retry_failed or read_failure(cell.folder) is None]
+def _to_run(trials: Sequence[Trial], measured: Measured, retry_failed: bool) -> list[Trial]:
+    unfinished = [trial for trial in trials if read_result(trial.folder, measured) is None]
+    return [trial for trial in unfinished if retry_failed or read_failure(trial.folder) is None]
 
 
 def _introduce(
-    console: Console, cells: Sequence[Cell], waiting: Sequence[Cell], measured: Measured, slots: Sequence[Slot]
+    console: Console, trials: Sequence[Trial], waiting: Sequence[Trial], measured: Measured, slots: Sequence[Slot]
 ) -> None:
-    finished = sum(read_result(cell.folder, measured) is not None for cell in cells)
-    skipped = [cell for cell in cells if cell not in waiting and read_result(cell.folder, measured) is None]
+    finished = sum(read_result(trial.folder, measured) is not None for trial in trials)
+    skipped = [trial for trial in trials if trial not in waiting and read_result(trial.folder, measured) is None]
     console.print(
-        f"{len(cells)} cells: {finished} finished, {len(waiting)} to run on {', '.join(map(_place, slots))}"
-        + (f", {len(skipped)} that failed before (--retry-failed tries them again)" if skipped else ""),
+        f"{len(trials)} trials: {finished} finished, {len(waiting)} to run on {', '.join(map(_place, slots))}"
+        + (f", {len(skipped)} that failed before (--retry-failed runs them again)" if skipped else ""),
         highlight=False,
     )
 
@@ -157,7 +157,7 @@ def _place(slot: Slot) -> str:
 
 
 class _Display:
-    """A line for each running cell, and one for each that is done."""
+    """A line for each running trial, and one for each finished one."""
 
     def __init__(self, console: Console, total: int):
         self._console, self._total, self._done = console, total, 0
@@ -175,7 +175,7 @@ class _Display:
     def show(self, event: Event) -> None:
         from rich.markup import escape
 
-        key, name = str(event.cell.folder), escape(event.cell.name)
+        key, name = str(event.trial.folder), escape(event.trial.name)
         if event.kind == "started":
             self._tasks[key] = self._progress.add_task(f"[bold]{name}[/] on {_place(event.slot)}")
         elif event.kind == "line":
@@ -194,7 +194,7 @@ class _Display:
 
 @contextmanager
 def _until_terminated() -> Iterator[None]:
-    """Being told to end (as by a batch system) is like Ctrl-C: workers are stopped, nothing is left running."""
+    """SIGTERM (as sent by a batch system) acts like Ctrl-C: workers are stopped, nothing is left running."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

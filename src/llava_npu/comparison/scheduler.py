@@ -1,4 +1,4 @@
-"""Which device runs which cell, and when: one worker process a cell, one cell a device at a time."""
+"""Which device runs which trial, and when: one worker process a trial, one trial a device at a time."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import IO
 
 from llava_npu import devices
 from llava_npu.comparison.folder import FAILURE, LOG, Failure, read_failure, write_failure
-from llava_npu.comparison.grid import Cell
+from llava_npu.comparison.grid import Trial
 from llava_npu.distributed.launched import die_with_parent
 from llava_npu.errors import UserError
 
@@ -27,11 +27,11 @@ _LONGEST_LINE = 160
 
 @dataclass(frozen=True)
 class Slot:
-    """Where a cell can run.
+    """Where a trial can run.
 
     Attributes:
         device: as `devices.select` takes it; of several processes, each takes its own of that kind.
-        processes: how many train the cell together.
+        processes: how many train the trial together.
         environment: what keeps them to their devices.
     """
 
@@ -42,16 +42,16 @@ class Slot:
 
 @dataclass(frozen=True)
 class Event:
-    """What happened to a cell.
+    """What happened to a trial.
 
     Attributes:
-        cell, slot: which, and where.
+        trial, slot: which, and where.
         kind: "started", "line" (it said something), "finished" or "failed".
         text: the line, or the reason.
         seconds: since its start.
     """
 
-    cell: Cell
+    trial: Trial
     slot: Slot
     kind: str
     text: str = ""
@@ -60,7 +60,7 @@ class Event:
 
 @dataclass
 class _Worker:
-    cell: Cell
+    trial: Trial
     slot: Slot
     process: subprocess.Popen[bytes]
     log: IO[bytes]
@@ -69,7 +69,7 @@ class _Worker:
 
 
 def all_devices(names: Sequence[str]) -> list[str]:
-    """The devices that cells are spread over, in names that `devices.select` takes.
+    """The devices that trials are spread over, in names that `devices.select` takes.
 
     `auto` stands for all devices of the best kind that this machine has, a kind alone for all of that kind.
 
@@ -92,37 +92,37 @@ def all_devices(names: Sequence[str]) -> list[str]:
     return found
 
 
-def share_out(names: Sequence[str], per_cell: int) -> list[Slot]:
-    """Groups devices, as `all_devices` names them, by the cells that they work on.
+def share_out(names: Sequence[str], per_trial: int) -> list[Slot]:
+    """Groups devices, as `all_devices` names them, by the trials that they work on.
 
     Raises:
         UserError: there are too few of any kind.
     """
-    if per_cell == 1:
+    if per_trial == 1:
         return [Slot(name) for name in names]
     by_kind: dict[str, list[int]] = defaultdict(list)
     slots = []
     for name in names:
         kind, _, index = name.partition(":")
         if devices.of_kind(kind).visibility_variable is None:  # a CPU: its processes share it
-            slots.append(Slot(name, per_cell))
+            slots.append(Slot(name, per_trial))
         else:
             by_kind[kind].append(int(index or 0))
     for kind, indices in by_kind.items():
-        for start in range(0, len(indices) - per_cell + 1, per_cell):
-            visible = devices.of_kind(kind).visible_only(indices[start : start + per_cell])
-            slots.append(Slot(kind, per_cell, visible))
+        for start in range(0, len(indices) - per_trial + 1, per_trial):
+            visible = devices.of_kind(kind).visible_only(indices[start : start + per_trial])
+            slots.append(Slot(kind, per_trial, visible))
     if not slots:
-        raise UserError(f"devices_per_trial: {per_cell}, but there are {len(names)} devices: {', '.join(names)}.")
+        raise UserError(f"devices_per_trial: {per_trial}, but there are {len(names)} devices: {', '.join(names)}.")
     return slots
 
 
-def run_cells(cells: Sequence[Cell], slots: Sequence[Slot], report: Callable[[Event], None]) -> None:
-    """Runs every cell once; a failed one is recorded in its folder, and the others go on.
+def run_trials(trials: Sequence[Trial], slots: Sequence[Slot], report: Callable[[Event], None]) -> None:
+    """Runs every trial once; a failed one is recorded in its folder, and the others continue.
 
-    Interrupted, it stops the workers; what they have done so far is kept, and calling it again goes on.
+    Interrupted, it stops the workers; what they have done so far is kept, and another call resumes it.
     """
-    waiting = deque(_encoders_first(cells))
+    waiting = deque(_encoders_first(trials))
     running: list[_Worker] = []
     free = list(slots)
     environment = _environment(sum(slot.processes for slot in slots))
@@ -130,13 +130,13 @@ def run_cells(cells: Sequence[Cell], slots: Sequence[Slot], report: Callable[[Ev
         while waiting or running:
             while waiting and free:
                 running.append(_start(waiting.popleft(), free.pop(0), environment))
-                report(Event(running[-1].cell, running[-1].slot, "started"))
+                report(Event(running[-1].trial, running[-1].slot, "started"))
             time.sleep(_POLL_SECONDS)
             for worker in list(running):
-                line = _last_line(worker.cell.folder / LOG)
+                line = _last_line(worker.trial.folder / LOG)
                 if line != worker.last_line:
                     worker.last_line = line
-                    report(Event(worker.cell, worker.slot, "line", line, time.monotonic() - worker.started))
+                    report(Event(worker.trial, worker.slot, "line", line, time.monotonic() - worker.started))
                 if worker.process.poll() is not None:
                     running.remove(worker)
                     free.append(worker.slot)
@@ -145,21 +145,21 @@ def run_cells(cells: Sequence[Cell], slots: Sequence[Slot], report: Callable[[Ev
         _stop(running)
 
 
-def _encoders_first(cells: Sequence[Cell]) -> list[Cell]:
-    """One cell of each encoder before the second of any: devices side by side compute different features."""
+def _encoders_first(trials: Sequence[Trial]) -> list[Trial]:
+    """One trial of each encoder before the second of any: devices side by side compute different features."""
     seen: Counter[str] = Counter()
     rounds = []
-    for cell in cells:
-        rounds.append((seen[cell.encoder], cell))
-        seen[cell.encoder] += 1
-    return [cell for _, cell in sorted(rounds, key=lambda pair: pair[0])]
+    for trial in trials:
+        rounds.append((seen[trial.encoder], trial))
+        seen[trial.encoder] += 1
+    return [trial for _, trial in sorted(rounds, key=lambda pair: pair[0])]
 
 
-def _start(cell: Cell, slot: Slot, environment: dict[str, str]) -> _Worker:
-    (cell.folder / FAILURE).unlink(missing_ok=True)
-    log = (cell.folder / LOG).open("ab")
+def _start(trial: Trial, slot: Slot, environment: dict[str, str]) -> _Worker:
+    (trial.folder / FAILURE).unlink(missing_ok=True)
+    log = (trial.folder / LOG).open("ab")
     together = ["-m", "llava_npu.distributed.launching", str(slot.processes)]
-    command = [sys.executable, *(together if slot.processes > 1 else []), *WORKER, str(cell.folder)]
+    command = [sys.executable, *(together if slot.processes > 1 else []), *WORKER, str(trial.folder)]
     command += ["--device", slot.device]
     process = subprocess.Popen(
         command,
@@ -169,7 +169,7 @@ def _start(cell: Cell, slot: Slot, environment: dict[str, str]) -> _Worker:
         env={**environment, **slot.environment},
         preexec_fn=partial(die_with_parent, os.getpid()),
     )
-    return _Worker(cell, slot, process, log, time.monotonic())
+    return _Worker(trial, slot, process, log, time.monotonic())
 
 
 def _environment(processes: int) -> dict[str, str]:
@@ -184,14 +184,14 @@ def _finish(worker: _Worker) -> Event:
     worker.log.close()
     seconds, status = time.monotonic() - worker.started, worker.process.returncode
     if status == 0:
-        return Event(worker.cell, worker.slot, "finished", seconds=seconds)
-    failure = read_failure(worker.cell.folder)
+        return Event(worker.trial, worker.slot, "finished", seconds=seconds)
+    failure = read_failure(worker.trial.folder)
     if failure is None:  # it died before it could say why
         killed = f"was ended by signal {-status}" if status < 0 else f"left with status {status}"
         memory = " (out of memory?)" if status == -9 else ""
-        failure = Failure("failed", f"its process {killed}{memory}; see {worker.cell.folder / LOG}")
-        write_failure(worker.cell.folder, failure)
-    return Event(worker.cell, worker.slot, "failed", failure.reason, seconds)
+        failure = Failure("failed", f"its process {killed}{memory}; see {worker.trial.folder / LOG}")
+        write_failure(worker.trial.folder, failure)
+    return Event(worker.trial, worker.slot, "failed", failure.reason, seconds)
 
 
 def _stop(workers: Sequence[_Worker]) -> None:

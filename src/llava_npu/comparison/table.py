@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llava_npu.comparison.folder import Failure
-from llava_npu.comparison.results import Result, Value
+from llava_npu.comparison.results import Estimate, Result
 from llava_npu.evaluation.statistics.significance import PairedDifference, p_text
 
 if TYPE_CHECKING:
@@ -22,13 +22,13 @@ _NOT_ON_A_TERMINAL = ("work", "memory", "align memory", "finetune memory", "alig
 
 
 @dataclass(frozen=True)
-class Line:
-    """A cell in the table: its result, or why there is none (neither: it has not been run).
+class TrialRow:
+    """A trial in the table: its result, or why there is none (neither: it has not been run).
 
     Attributes:
-        encoder, projector, varied: which cell.
+        encoder, projector, varied: which trial.
         result, failure: what came out, or why nothing did.
-        folder: of the cell, with its answers; None for a run of another command.
+        folder: of the trial, with its answers; None for a run of another command.
     """
 
     encoder: str
@@ -44,7 +44,7 @@ class Line:
 
 
 @dataclass(frozen=True)
-class Against:
+class Baseline:
     """A model set against another that answered the same questions (see `pairs`).
 
     Attributes:
@@ -57,7 +57,7 @@ class Against:
 
 
 @dataclass(frozen=True)
-class Column:
+class MeasureColumn:
     """A column of numbers.
 
     Attributes:
@@ -76,36 +76,36 @@ class Column:
     higher_is_better: bool | None = None
 
 
-def columns(results: Sequence[Result]) -> list[Column]:
+def columns(results: Sequence[Result]) -> list[MeasureColumn]:
     """The columns that these results fill: what a model is worth, then what it costs."""
     found = [
-        Column(
+        MeasureColumn(
             "visual tokens", "", "tokens that an image takes in the text; with anyres, one of 640×480 pixels",
             lambda r: f"{r.visual_tokens}", lambda r: r.visual_tokens, higher_is_better=False,
         ),
         *(_benchmark_column(label, results) for label in labels(results)),
-        Column(
+        MeasureColumn(
             HELD_OUT_LOSS, "nats per token", "of captions that were not trained on; 95 % interval",
             lambda r: _interval(r.held_out_loss, 1, 2), lambda r: r.held_out_loss.value if r.held_out_loss else None,
             higher_is_better=False,
         ),
-        Column(
-            "first token", "ms", "from a prepared picture and a short question to the answer's first token, one at a "
+        MeasureColumn(
+            "first token", "ms", "from a prepared image and a short question to the answer's first token, one at a "
             "time; median and the range of the middle half",
             lambda r: _interval(r.first_token, 1, 0), lambda r: r.first_token.value if r.first_token else None,
             higher_is_better=False,
         ),
-        Column(
+        MeasureColumn(
             "projector", "M parameters", "trained in stage 1", lambda r: f"{r.parameters['projector'] / 1e6:.2f}",
             lambda r: r.parameters["projector"],
         ),
-        Column(
+        MeasureColumn(
             "work", "GFLOP per image",
             "vision tower, projector, and the language model reading the image's tokens; forward",
             lambda r: f"{sum(r.flops.values()) / 1e9:.1f}", lambda r: sum(r.flops.values()), higher_is_better=False,
         ),
         *(column for stage in ("align", "finetune") for column in _stage_columns(stage)),
-        Column(
+        MeasureColumn(
             "memory", "GB", "peak while it answered", lambda r: _bytes(r.inference_memory),
             lambda r: r.inference_memory, higher_is_better=False,
         ),
@@ -118,13 +118,13 @@ def labels(results: Sequence[Result]) -> list[str]:
     return list(dict.fromkeys(benchmark.label for result in results for benchmark in result.benchmarks))
 
 
-def varied_keys(lines: Sequence[Line]) -> list[str]:
-    """What varies beside encoder and projector."""
+def varied_keys(lines: Sequence[TrialRow]) -> list[str]:
+    """What varies in addition to encoder and projector."""
     return list(dict.fromkeys(key for line in lines for key in line.varied))
 
 
-def as_markdown(lines: Sequence[Line]) -> str:
-    """The finished cells as a table, and the others as a list."""
+def as_markdown(lines: Sequence[TrialRow]) -> str:
+    """The finished trials as a table, and the others as a list."""
     results = [line.result for line in lines if line.result]
     shown, keys = columns(results), varied_keys(lines)
     heads = [f"{column.title}, {column.unit}" if column.unit else column.title for column in shown]
@@ -138,7 +138,7 @@ def as_markdown(lines: Sequence[Line]) -> str:
     return "\n".join([*([text, ""] if text else []), *([*others, ""] if others else [])])
 
 
-def differences_as_markdown(lines: Sequence[Line], against: Sequence[Against | None]) -> str:
+def differences_as_markdown(lines: Sequence[TrialRow], against: Sequence[Baseline | None]) -> str:
     """Each model's difference to the one that it is compared with; "" if there is none."""
     measures = _compared_measures(against)
     if not measures:
@@ -175,7 +175,7 @@ def signed(number: float, digits: int) -> str:
     return "±" + text[1:] if float(text) == 0 else text.replace("-", "−")
 
 
-def _compared_measures(against: Sequence[Against | None]) -> list[str]:
+def _compared_measures(against: Sequence[Baseline | None]) -> list[str]:
     return list(dict.fromkeys(measure for other in against if other for measure in other.differences))
 
 
@@ -183,7 +183,7 @@ def _markdown(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows)
 
 
-def as_terminal(lines: Sequence[Line]) -> RenderableType:
+def as_terminal(lines: Sequence[TrialRow]) -> RenderableType:
     """The numbers that fit a terminal, and why the others are missing."""
     from rich.console import Group
     from rich.markup import escape
@@ -206,15 +206,15 @@ def as_terminal(lines: Sequence[Line]) -> RenderableType:
     return Group(*([grid] if results else []), *others)
 
 
-def outcome(line: Line) -> str:
+def outcome(line: TrialRow) -> str:
     """Why a line has no numbers."""
     if line.failure is None:
         return "not run yet"
     return f"{line.failure.kind}: {line.failure.reason}"
 
 
-def as_csv(lines: Sequence[Line], against: Sequence[Against | None]) -> str:
-    """One row a cell, in plain units: parameters, FLOP, nats, milliseconds, bytes; scores as in 0 … 1."""
+def as_csv(lines: Sequence[TrialRow], against: Sequence[Baseline | None]) -> str:
+    """One row a trial, in plain units: parameters, FLOP, nats, milliseconds, bytes; scores as in 0 … 1."""
     keys = varied_keys(lines)
     records = [_record(line, keys) | _compared(other) for line, other in zip(lines, against, strict=True)]
     heads = list(dict.fromkeys(key for record in records for key in record))
@@ -225,7 +225,7 @@ def as_csv(lines: Sequence[Line], against: Sequence[Against | None]) -> str:
     return text.getvalue()
 
 
-def _record(line: Line, keys: Sequence[str]) -> dict[str, Any]:
+def _record(line: TrialRow, keys: Sequence[str]) -> dict[str, Any]:
     record: dict[str, Any] = {"encoder": line.encoder, "projector": line.projector}
     record |= {key: line.varied.get(key, "") for key in keys}
     record["outcome"] = "finished" if line.result else outcome(line)
@@ -244,7 +244,7 @@ def _record(line: Line, keys: Sequence[str]) -> dict[str, Any]:
     return record | {"inference_memory": result.inference_memory, "device": result.device, "dtype": result.dtype}
 
 
-def _compared(against: Against | None) -> dict[str, Any]:
+def _compared(against: Baseline | None) -> dict[str, Any]:
     if against is None:
         return {}
     record: dict[str, Any] = {"compared_with": against.reference}
@@ -255,56 +255,56 @@ def _compared(against: Against | None) -> dict[str, Any]:
     return record
 
 
-def _columns_of(name: str, value: Value | None) -> dict[str, Any]:
+def _columns_of(name: str, value: Estimate | None) -> dict[str, Any]:
     if value is None:
         return {}
     return {name: value.value, f"{name}_low": value.low, f"{name}_high": value.high, f"{name}_count": value.count}
 
 
-def _stage_columns(stage: str) -> list[Column]:
+def _stage_columns(stage: str) -> list[MeasureColumn]:
     def of(result: Result, attribute: str) -> float | None:
         found = result.stages.get(stage)
         value: float | None = getattr(found, attribute) if found else None
         return value
 
     return [
-        Column(
+        MeasureColumn(
             f"{stage} speed", "tokens/s", "median over the steps; images count as the tokens they take",
             lambda r: _number(of(r, "tokens_per_second"), 0), lambda r: of(r, "tokens_per_second"),
             higher_is_better=True,
         ),
-        Column(
+        MeasureColumn(
             f"{stage} speed", "samples/s", "the same in conversations",
             lambda r: _number(of(r, "samples_per_second"), 1), lambda r: of(r, "samples_per_second"),
             higher_is_better=True,
         ),
-        Column(
+        MeasureColumn(
             f"{stage} loss", "nats per token", "mean over the last tenth of the steps",
             lambda r: _number(of(r, "loss"), 2), lambda r: of(r, "loss"), higher_is_better=False,
         ),
-        Column(
+        MeasureColumn(
             f"{stage} memory", "GB", "peak while training", lambda r: _bytes(of(r, "peak_memory")),
             lambda r: of(r, "peak_memory"), higher_is_better=False,
         ),
     ]  # fmt: skip
 
 
-def _benchmark_column(label: str, results: Sequence[Result]) -> Column:
-    def score(result: Result) -> Value | None:
+def _benchmark_column(label: str, results: Sequence[Result]) -> MeasureColumn:
+    def score(result: Result) -> Estimate | None:
         benchmark = result.benchmark(label)
         return benchmark.score if benchmark else None
 
     metrics = dict.fromkeys(b.metric for r in results if (b := r.benchmark(label)))
     chances = {b.chance for r in results if (b := r.benchmark(label)) and b.chance is not None}
     guess = f"; guessing: {100 * min(chances):.1f} %" if chances else ""
-    return Column(
+    return MeasureColumn(
         label, "%", f"{' / '.join(metrics)}; 95 % interval{guess}",
         lambda r: _interval(score(r), 100, 1), lambda r: value.value if (value := score(r)) else None,
         higher_is_better=True,
     )  # fmt: skip
 
 
-def _interval(value: Value | None, scale: float, digits: int) -> str:
+def _interval(value: Estimate | None, scale: float, digits: int) -> str:
     if value is None:
         return NO_VALUE
     low, middle, high = (f"{scale * number:.{digits}f}" for number in (value.low, value.value, value.high))

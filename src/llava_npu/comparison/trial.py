@@ -1,6 +1,6 @@
-"""One cell, in a process of its own: trained, measured, its result written. Run again, it goes on where it stopped.
+"""One trial, in a process of its own: trained, measured, its result written. Run again, it resumes where it stopped.
 
-A process for each cell: memory is counted afresh, and a cell that dies takes no other with it.
+A process for each trial: memory is counted from zero, and a trial that dies takes no other with it.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from llava_npu.comparison.folder import (
     PARTS,
     Failure,
     Measured,
-    read_cell,
     read_result,
+    read_trial,
     write_failure,
     write_result,
 )
-from llava_npu.comparison.grid import Cell
-from llava_npu.comparison.results import BenchmarkResult, Result, Said, Value
+from llava_npu.comparison.grid import Trial
+from llava_npu.comparison.results import BenchmarkResult, Estimate, Result, SampleOutput
 from llava_npu.config import RunConfig
 from llava_npu.config.comparison import BenchmarkConfig
 from llava_npu.data.records import load_records
@@ -75,32 +75,32 @@ def main() -> int:
     parser.add_argument("--device", default="auto")
     arguments = parser.parse_args()
     try:
-        run_cell(arguments.folder, arguments.device)
+        run_trial(arguments.folder, arguments.device)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         write_failure(
             arguments.folder, Failure("impossible" if _is_impossible(arguments.folder) else "failed", str(error))
         )
         return 2
-    except RunStopped as stopped:  # no failure: the cell goes on when the comparison does
+    except RunStopped as stopped:  # not a failure: the trial resumes with the comparison
         print(stopped, file=sys.stderr)
         return EXIT_STATUS
-    except Exception as error:  # noqa: BLE001  one cell's accident is reported, the others go on
+    except Exception as error:  # noqa: BLE001  one trial's accident is reported, the others continue
         traceback.print_exc()
         write_failure(arguments.folder, Failure("failed", f"{type(error).__name__}: {error}"))
         return 1
     return 0
 
 
-def run_cell(folder: Path, device_name: str) -> Result | None:
-    """Trains and measures the cell in `folder`; what is there already is not done again.
+def run_trial(folder: Path, device_name: str) -> Result | None:
+    """Trains and measures the trial in `folder`; what is there already is not done again.
 
     Of several processes that train it together, the first one measures it, alone; the others return None.
     """
-    cell, measured = read_cell(folder)
+    trial, measured = read_trial(folder)
     device = devices.select(device_name)
     console = Console(file=sys.stderr, width=160)
-    peaks = {run.stage: _train(run, device_name, device, cell.folder, console) for run in _runs(cell)}
+    peaks = {run.stage: _train(run, device_name, device, trial.folder, console) for run in _runs(trial)}
 
     if processes.rank() != 0:
         # A process that left now would close connections that others may still be reading from. If the first one fails,
@@ -111,8 +111,8 @@ def run_cell(folder: Path, device_name: str) -> Result | None:
 
     dtype = device.autocast_dtype or torch.float32
     device.reset_peak_memory()
-    loaded = load(cell.last.output, device.torch_device, dtype)
-    trained_with = cell.last.data.template or STAGE_TEMPLATES[cell.last.stage]
+    loaded = load(trial.last.output, device.torch_device, dtype)
+    trained_with = trial.last.data.template or STAGE_TEMPLATES[trial.last.stage]
     speaker = loaded.with_template(trained_with)
     features = StoredFeatures(loaded) if measured.share_features else FeatureCache(loaded)
     benchmarks = []
@@ -129,46 +129,46 @@ def run_cell(folder: Path, device_name: str) -> Result | None:
             lambda: _held_out(*held_out, folder / HELD_OUT, captioner, features),
         )
     console.print("measuring examples, latency")
-    said = _once(
-        folder / PARTS / "said.json",
+    outputs = _once(
+        folder / PARTS / "outputs.json",
         measured.identity(),
         lambda: _describe(measured, benchmarks, speaker, features),
     )
     latency = _once(folder / PARTS / "first_token.json", None, lambda: vars(measures.first_token(loaded, device)))
     result = Result(
-        encoder=cell.encoder,
-        projector=cell.projector,
-        varied=cell.varied,
-        seed=cell.align.seed,
+        encoder=trial.encoder,
+        projector=trial.projector,
+        varied=trial.varied,
+        seed=trial.align.seed,
         visual_tokens=measures.visual_tokens(loaded.model),
         parameters=measures.parameters(loaded.model),
         flops=measures.flops_per_image(loaded.model),
-        stages={run.stage: measures.stage_result(run.output_path, peaks[run.stage]) for run in _runs(cell)},
-        held_out_loss=Value(**loss) if loss else None,
+        stages={run.stage: measures.stage_result(run.output_path, peaks[run.stage]) for run in _runs(trial)},
+        held_out_loss=Estimate(**loss) if loss else None,
         benchmarks=tuple(benchmarks),
-        first_token=Value(**latency),
+        first_token=Estimate(**latency),
         inference_memory=device.memory().peak,
-        said=tuple(Said(**each) for each in said),
+        outputs=tuple(SampleOutput(**each) for each in outputs),
         device=device.name,
         dtype=str(dtype).removeprefix("torch."),
         versions=versions(),
-        runs={run.stage: run.model_dump(mode="json") for run in _runs(cell)},
+        runs={run.stage: run.model_dump(mode="json") for run in _runs(trial)},
     )
     write_result(folder, result, measured)
     return result
 
 
 def _is_impossible(folder: Path) -> bool:
-    """Whether the cell's parts do not fit each other, so that there is no model to train: asked once it has failed."""
+    """Whether the trial's parts do not fit each other, so that there is no model to train: asked once it has failed."""
     try:
-        build_model(read_cell(folder)[0].align)
+        build_model(read_trial(folder)[0].align)
     except UserError:
         return True
     return False
 
 
-def _runs(cell: Cell) -> list[RunConfig]:
-    return [run for run in (cell.align, cell.finetune) if run is not None]
+def _runs(trial: Trial) -> list[RunConfig]:
+    return [run for run in (trial.align, trial.finetune) if run is not None]
 
 
 def _train(run: RunConfig, device_name: str, device: Device, folder: Path, console: Console) -> int:
@@ -204,7 +204,7 @@ def _evaluate(
     )
     score = choose_score(report.scores, benchmark)
     metric = ", ".join([score.metric, score.extraction, *([score.name] if score.level != OVERALL else [])])
-    value = Value(score.value, score.low, score.high, score.count)
+    value = Estimate(score.value, score.low, score.high, score.count)
     return BenchmarkResult(
         benchmark.label or benchmark.name, metric, value, chance_of(benchmark, score.metric), str(output)
     )
@@ -251,7 +251,7 @@ def choose_score(scores: Sequence[Score], benchmark: BenchmarkConfig) -> Score:
 def _held_out(path: str, sha256: str, folder: Path, loaded: LoadedModel, features: FeatureCache) -> dict[str, Any]:
     """The loss. Each record's is kept in `folder`, under the data's checksum, so that models can be paired."""
     loss = caption_loss(loaded, load_records(path), batch_size=_BATCH, features=features)
-    value = Value(loss.value, loss.low, loss.high, loss.num_records)
+    value = Estimate(loss.value, loss.low, loss.high, loss.num_records)
     score = Score("held-out loss", CAPTIONS, sha256, OVERALL, OVERALL, **vars(value), sample=loss.sample)
     folder.mkdir(parents=True, exist_ok=True)
     write_samples([score], folder)
@@ -261,7 +261,7 @@ def _held_out(path: str, sha256: str, folder: Path, loaded: LoadedModel, feature
 def _describe(
     measured: Measured, results: Sequence[BenchmarkResult], loaded: LoadedModel, features: FeatureCache
 ) -> list[dict[str, Any]]:
-    """What the model answered to the example questions of the first benchmark, and what it says is in the pictures."""
+    """What the model answered to the example questions of the first benchmark, and what it says is in the images."""
     if not measured.benchmarks or not measured.examples:
         return []
     benchmark = measured.benchmarks[0][0]
@@ -271,14 +271,14 @@ def _describe(
     words = answerer.answer(open_questions)
     predictions, _ = read_predictions(Path(results[0].folder) / PREDICTIONS_FILE)
     answered = {prediction.id: prediction for prediction in predictions}
-    said = []
+    outputs = []
     for question, free in zip(questions, words, strict=True):
         prediction = answered[question.id]
         read = next(iter(prediction.parsed.values()), None)
         answer = question.options.get(read, read) if read is not None else prediction.answer
         right = None if question.answer is None else read == question.answer
-        said.append(vars(Said(question.id, str(answer), right, free.text)))
-    return said
+        outputs.append(vars(SampleOutput(question.id, str(answer), right, free.text)))
+    return outputs
 
 
 def _once(path: Path, depends_on: Any, compute: Callable[[], Any]) -> Any:

@@ -1,4 +1,4 @@
-"""Tiny models with random weights, and pictures with captions and conversations, in the formats of real ones.
+"""Tiny models with random weights, and images with captions and conversations, in the formats of real ones.
 
 The vision tower has the 24 layers of CLIP-L, of which projectors choose, and a grid of 12×12 patches, on which every
 projector can work; its widths are tiny.
@@ -30,7 +30,7 @@ from llava_npu.files.atomic import write_text
 from llava_npu.files.cache import build_once
 
 _COLOURS = {"red": (220, 40, 40), "green": (40, 190, 60), "blue": (50, 60, 220), "yellow": (230, 210, 50)}
-_PICTURES = 16
+_IMAGES = 16
 _SIZE = 12 * 14  # pixels a side
 
 
@@ -52,12 +52,12 @@ def prepare(config: RunConfig) -> None:
 
 
 def make_questions(folder: Path) -> None:
-    """Writes questions about the colours of the pictures in `folder`, unless they are there."""
+    """Writes questions about the colours of the images in `folder`, unless they are there."""
     if (folder / QUESTIONS).is_file():
         return
     colours = list(_COLOURS)
     rows = ["\t".join(["index", "question", *"ABCD", "answer", "image_path"])]
-    for number in range(_PICTURES):
+    for number in range(_IMAGES):
         right = "ABCD"[number % len(colours)]
         rows.append("\t".join([str(number), "What is it?", *map(_caption, colours), right, f"images/{number}.png"]))
     write_text(folder / QUESTIONS, "\n".join(rows) + "\n")
@@ -131,7 +131,7 @@ def _write_data(folder: Path) -> None:
     noise = np.random.default_rng(0)
     (folder / "images").mkdir()
     captions, conversations = [], []
-    for number in range(_PICTURES):
+    for number in range(_IMAGES):
         colour = list(_COLOURS)[number % len(_COLOURS)]
         pixels = np.array(_COLOURS[colour]) + noise.integers(-20, 20, (48, 64, 3))
         name = f"images/{number}.png"

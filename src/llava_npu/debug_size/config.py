@@ -66,7 +66,7 @@ def _comparison_values(config: ComparisonConfig) -> dict[str, Any]:
     return values | {
         "output": str(FOLDER / config.output_path.name),
         "title": f"{config.title or config.output_path.name} at debug size",
-        "note": "Tiny models with random weights on pictures of one colour: it runs; the numbers mean nothing.",
+        "note": "Tiny models with random weights on images of one colour: it runs; the numbers mean nothing.",
         "language_model": str(ASSETS / "llama"),
         "encoders": [{"name": "tiny CLIP", "vision_tower": str(ASSETS / "clip")}],
         "projectors": [_small_projector(projector) for projector in config.projectors],

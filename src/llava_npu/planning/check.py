@@ -1,4 +1,4 @@
-"""Before training starts: does it fit?"""
+"""Whether a run fits, before training starts."""
 
 from __future__ import annotations
 
@@ -77,14 +77,14 @@ def refuse_what_cannot_fit(
         return f"plan: {amount(peak.total)} of {amount(usable)} per device at the peak"
     parts = ", ".join(f"{name} {amount(size)}" for name, size in vars(peak).items() if size > peak.total // 100)
     problem = (
-        f"the run does not fit: at its peak each device is to hold {amount(peak.total)}, and {device.name} has "
+        f"the run does not fit: at its peak each device would hold {amount(peak.total)}, and {device.name} has "
         f"{amount(usable)} to plan with ({parts}). `llava-npu plan` shows what would fit: a smaller "
         f"{'pack_tokens' if config.pack_tokens else 'micro_batch_size'}, gradient_checkpointing=true, a shorter "
         "data.max_length, or more devices."
     )
     if only_warn:
         return f"warning: {problem}"
-    raise UserError(f"{problem} --ignore-plan starts it all the same.")
+    raise UserError(f"{problem} --ignore-plan starts it anyway.")
 
 
 def _generous_bound(config: RunConfig, model: LlavaNpuConfig, target: Target) -> int:

@@ -11,9 +11,9 @@ class PublishedData:
 
     Attributes:
         samples: conversations in the file, as its publisher counts them.
-        images: pictures per sample, likewise.
-        words: tokens per sample beside the image's, and of them `supervised`; this project's estimates.
-        longest: tokens beside the image's of the longest samples; None: longer than any `max_length` in use.
+        images: images per sample, likewise.
+        words: tokens per sample without the image's, and of them `supervised`; this project's estimates.
+        longest: tokens without the image's of the longest samples; None: longer than any `max_length` in use.
     """
 
     samples: int
@@ -27,7 +27,7 @@ class PublishedData:
 # By file name.
 _DATA = {
     "blip_laion_cc_sbu_558k.json": PublishedData(
-        558_128, 1.0, 26, 24, 128, "LLaVA-Pretrain (558,128 captions, estimated at 26 tokens beside the image)"
+        558_128, 1.0, 26, 24, 128, "LLaVA-Pretrain (558,128 captions, estimated at 26 tokens in addition to the image)"
     ),
     "llava_v1_5_mix665k.json": PublishedData(
         665_298,
@@ -35,7 +35,7 @@ _DATA = {
         184,
         100,
         None,
-        "LLaVA's mix665k (665,298 conversations, 624,610 with an image; estimated at 184 tokens beside it)",
+        "LLaVA's mix665k (665,298 conversations, 624,610 with an image; estimated at 184 tokens in addition to it)",
     ),
 }
 

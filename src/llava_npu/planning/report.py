@@ -25,13 +25,13 @@ def _parts(plan: RunPlan) -> Iterator[RenderableType]:
     target, samples = plan.target, plan.samples
     yield Text.assemble(
         (f"{plan.stage}", "bold"),
-        f": {plan.trained / 1e6:,.1f} M of {plan.parameters / 1e6:,.1f} M parameters learn, on {target.count} × "
+        f": {plan.trained / 1e6:,.1f} M of {plan.parameters / 1e6:,.1f} M parameters are trained, on {target.count} × "
         f"{target.name} ({amount(target.memory)} each, {amount(target.usable_memory)} to plan with)",
     )
     yield Text(
         f"samples of {samples.mean_length:,.0f} tokens and {samples.images:.2g} "
         f"{'tiles' if samples.tiles else 'images'} on average, at most "
-        f"{samples.longest:,} tokens; {samples.supervised:,.0f} learned from"
+        f"{samples.longest:,} tokens; {samples.supervised:,.0f} supervised"
     )
     yield _memory(plan)
     yield Text.assemble(*_work(plan))
@@ -73,8 +73,9 @@ def _work(plan: RunPlan) -> Iterator[str]:
     work, target = plan.work, plan.target
     sample = work.sample
     yield (
-        f"work: {_flop(sample.total)} a sample ({_flop(sample.forward)} forward, {_flop(sample.data_gradient)} to pass "
-        f"gradients on, {_flop(sample.weight_gradient)} for those of weights)"
+        f"work: {_flop(sample.total)} a sample ({_flop(sample.forward)} forward, "
+        f"{_flop(sample.data_gradient)} for data "
+        f"gradients, {_flop(sample.weight_gradient)} for weight gradients)"
     )
     if work.total is not None:
         yield f"; {work.steps:,} steps, {_flop(work.total)} in all"
@@ -85,7 +86,7 @@ def _work(plan: RunPlan) -> Iterator[str]:
         numbers = str(target.compute_dtype or torch.float32).removeprefix("torch.")
         yield f"\ntime: no peak is published for {target.name} in {numbers}"
     else:
-        yield "\ntime: the number of samples is not known"
+        yield "\ntime: the number of samples is unknown"
     if work.padding > 0.01:
         yield f"\npadding: {work.padding:.0%} of a micro-batch's tokens, on average"
 

@@ -1,4 +1,4 @@
-"""How long a run's samples are: measured on its data where that is there, else known, else assumed."""
+"""How long a run's samples are: measured on its data if available, else known, else assumed."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from llava_npu.training.resolve import ResolvedRun
 
 # Records that are tokenized to know the lengths of all.
 PROBED = 256
-# Words beside an image where nothing is known: what LLaVA's own data of a stage has.
+# Words in addition to an image where nothing is known: what LLaVA's own data of a stage has.
 _ASSUMED = {"align": "blip_laion_cc_sbu_558k.json", "finetune": "llava_v1_5_mix665k.json"}
 
 
@@ -88,12 +88,12 @@ def expected_samples(run: ResolvedRun) -> Samples:
         _described(assumed, config, model),
         count=None,
         longest=config.data.max_length,
-        source=f"assumed to be as long as {assumed.source}; {sources(config.data)[0].path} is not here",
+        source=f"assumed to be as long as {assumed.source}; {sources(config.data)[0].path} is not on this machine",
     )
 
 
 def probe_samples(records: Sequence[Record], tokenizer: Any, config: RunConfig, model: LlavaNpuConfig) -> Samples:
-    """Tokenizes some of the records, spread over all, as training will; decodes no picture."""
+    """Tokenizes some of the records, spread over all, as training will; decodes no image."""
     template = config.data.template or STAGE_TEMPLATES[config.stage]
     template = template or ("tokenizer" if getattr(tokenizer, "chat_template", None) else "v1")
     count = min(len(records), PROBED)
@@ -106,12 +106,12 @@ def probe_samples(records: Sequence[Record], tokenizer: Any, config: RunConfig, 
             per_image = [model.count_image_tokens(size) for size in sizes]
             expanded = expand_images(encoded, per_image, model.image_token_index, config.data.max_length, record)
         except UserError:
-            continue  # training says what is wrong with it, or passes it over
+            continue  # training reports what is wrong with it, or skips it
         lengths.append(len(expanded.input_ids))
         supervised += sum(label != IGNORE_INDEX for label in expanded.labels)
         images.append(sum(_num_tiles(model, size) for size in sizes[: expanded.num_images]))
     if not lengths:
-        raise UserError(f"data: none of {count} records can be used; `llava-npu data check` says why.")
+        raise UserError(f"data: none of {count} records can be used; run `llava-npu data check` to see why.")
     return Samples(
         len(records),
         tuple(lengths),
@@ -133,13 +133,13 @@ def _described(data: PublishedData, config: RunConfig, model: LlavaNpuConfig) ->
         longest = min(longest, data.longest + tokens)
     source = data.source
     if model.tiling is not None:
-        source += f"; pictures taken to be of {TYPICAL[1]}×{TYPICAL[0]} pixels: {tiles} tiles, {tokens:,} tokens"
+        source += f"; images assumed to have {TYPICAL[1]}×{TYPICAL[0]} pixels: {tiles} tiles, {tokens:,} tokens"
     images, cut = tiles * data.images, model.tiling is not None
     return Samples(data.samples, (length,), (tiles,), data.supervised, images, longest, tiles, source, cut)
 
 
 def _size(path: ImagePath, record: Record, model: LlavaNpuConfig) -> Size:
-    """(height, width) of a picture, from its file's head, where it matters."""
+    """(height, width) of a image, from its file's head, where it matters."""
     return TYPICAL if model.tiling is None else image_size(path, record.name)
 
 
