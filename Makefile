@@ -37,13 +37,14 @@ lint: $(INSTALLED) ## style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-format: $(INSTALLED) ## mend style
+format: $(INSTALLED) ## fix style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-docs: $(INSTALLED) ## generate docs/configuration.md from the schema, docs/evaluation.md from the benchmarks
+docs: $(INSTALLED) ## generate the reference pages and build the site into site/; broken links are errors
 	$(BIN)/python -m llava_npu.config.reference > docs/configuration.md
 	$(BIN)/python -m llava_npu.evaluation.reports.reference > docs/evaluation.md
+	$(BIN)/mkdocs build --strict --quiet
 
 clean: ## remove the environment and caches
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) site .pytest_cache .mypy_cache .ruff_cache .hypothesis
