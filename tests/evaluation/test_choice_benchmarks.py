@@ -212,6 +212,8 @@ def test_mmmu_several_images_and_open_questions(tmp_path: Path) -> None:
     assert scores == {
         ("validation", "strict"): 1,
         ("validation", "vlmevalkit"): 1,
+        ("validation", "mmmu"): 1,
+        ("dev", "mmmu"): 1,
         ("dev", "strict"): 0,
         ("dev", "vlmevalkit"): 1,
     }

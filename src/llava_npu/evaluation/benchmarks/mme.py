@@ -41,6 +41,7 @@ PERCEPTION = ("existence", "count", "position", "color", "posters", "celebrity",
 COGNITION = ("commonsense_reasoning", "numerical_calculation", "text_translation", "code_reasoning")
 TASKS = {**dict.fromkeys(PERCEPTION, "perception"), **dict.fromkeys(COGNITION, "cognition")}
 _RULES = ("strict", "mme", "vlmevalkit")
+_ONE_LINE = str.maketrans("\t\n\r", "   ")  # nothing moves: the tool reads the first four characters
 _ROOT = "MME_Benchmark_release_version"
 _SUFFIX = "Please answer yes or no."
 
@@ -74,8 +75,8 @@ def _labelled(record: JsonRecord, images: ImageFolder, root: Path) -> tuple[Ques
     asked = record.need("text").replace(SHORT, "").strip()
     answers = _answers(truths)
     # LLaVA's file lacks the suffix in places, or has one space less before it than MME's.
-    forms = [asked, f"{asked} {_SUFFIX}", f"{asked}  {_SUFFIX}"]
-    original = next((form for form in forms if form in answers), None)
+    forms = {" ".join(form.split()) for form in (asked, f"{asked} {_SUFFIX}")}
+    original = next((each for each in answers if " ".join(each.split()) in forms), None)
     if original is None:
         raise record.error("text", f"the question is not in {truths}: {asked[:80]!r}.")
     question = llava_question(
@@ -181,7 +182,7 @@ def _answer_files(dataset: Dataset, answers: Mapping[str, str]) -> Mapping[str, 
     for group in images.values():  # the tool takes every two lines for a pair
         for question in group:
             truth = (question.answer or "").capitalize()
-            answer = " ".join(answers[question.id].split())  # one line, no tabs
+            answer = answers[question.id].translate(_ONE_LINE)
             cells = (question.facts["file"], question.facts["question"], truth, answer)
             lines[question.category].append("\t".join(cells))
     return {f"{task}.txt": ("\n".join(of_task) + "\n").encode() for task, of_task in lines.items()}

@@ -28,7 +28,7 @@ register(
             scored=(LOCALLY, MAY_JUDGE),
         ),
         files=("MMStar.tsv",),
-        read=partial(read_choices, instruction=ENGLISH, circular=False),
+        read=partial(read_choices, instruction=ENGLISH, circular=False, skips_empty_options=True),
         parse=parse_choice,
         score=score_vanilla,
         review=review_vanilla,

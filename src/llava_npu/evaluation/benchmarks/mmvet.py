@@ -79,7 +79,7 @@ def _ask(question: Question, answer: str) -> str | None:
 
 
 def _grade(question: Question, reply: str) -> str | None:
-    match = _SCORE.fullmatch(reply.strip())
+    match = _SCORE.fullmatch(reply.strip().split("\n")[0].strip())  # an explanation may follow
     return match[1] if match and 0 <= float(match[1]) <= 1 else None
 
 

@@ -91,7 +91,10 @@ def _read_labels(folder: Path) -> tuple[dict[str, Labels], list[str]]:
 
 
 def _identity(record: JsonRecord) -> tuple[str, str]:
-    return record.need("image"), " ".join(record.need("text").split("\n")[0].split())
+    """Image and question. The label files were corrected since LLaVA's questions: "imange", and a before vowels."""
+    words = record.need("text").split("\n")[0].split()
+    corrected = [{"an": "a", "imange?": "image?", "imange": "image"}.get(word, word) for word in words]
+    return record.need("image"), " ".join(corrected)
 
 
 def _parse(question: Question, answer: str) -> Parsed:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +19,7 @@ from llava_npu.evaluation.extraction.choices import (
     score_vanilla,
 )
 from llava_npu.evaluation.formats.json_files import JsonRecord, combined_digest, members, read_json_object, read_jsonl
-from llava_npu.evaluation.formats.llava_files import check_unique, llava_question
+from llava_npu.evaluation.formats.llava_files import llava_question
 from llava_npu.evaluation.formats.locating import ImageFolder, need_beside
 from llava_npu.evaluation.questions import Dataset, Question
 from llava_npu.evaluation.reports.submissions import Submission, as_json_lines
@@ -30,9 +31,10 @@ def _read(path: Path) -> Dataset:
     if path.suffix == ".tsv":
         return read_choices(path, instruction=ENGLISH, circular=False)
     records, digest = read_jsonl(path)
-    check_unique(records)
     whole, whole_digest = read_json_object(need_beside(path, ("SEED-Bench.json",), "SEED-Bench's own file"))
-    annotations = {record.need("question_id"): record for record in members(whole, "questions")}
+    annotations: dict[str, list[JsonRecord]] = defaultdict(list)
+    for each in members(whole, "questions"):
+        annotations[each.need("question_id")].append(each)
     types = whole.values.get("question_type")
     if not isinstance(types, dict):
         raise whole.error("question_type", "an object is expected: the name of each type, and its number.")
@@ -42,22 +44,28 @@ def _read(path: Path) -> Dataset:
     if any(record.need("image").startswith("SEED-Bench-") for record in records):
         images = ImageFolder(path, (".",))
     questions = []
+    seen: Counter[str] = Counter()
     for record in records:
         name = record.need("question_id")
         if name not in annotations:
             raise record.error("question_id", f"{name!r} is not in SEED-Bench.json.")
-        kind = annotations[name].need("data_type")
+        # The published file has an id twice: both lines are asked, each with the annotation of its question.
+        seen[name] += 1
+        same = [each for each in annotations[name] if each.get("question") in record.need("text")]
+        annotation = (same or annotations[name])[0]
+        kind = annotation.need("data_type")
         if kind not in (_IMAGE, _VIDEO):
-            raise annotations[name].error("data_type", f"{kind!r} is neither {_IMAGE!r} nor {_VIDEO!r}.")
+            raise annotation.error("data_type", f"{kind!r} is neither {_IMAGE!r} nor {_VIDEO!r}.")
         if kind == _IMAGE:
-            questions.append(_annotated(record, annotations[name], names, images))
+            question = _annotated(record, annotation, names, images)
+            own = name if seen[name] == 1 else f"{name}#{seen[name]}"
+            questions.append(replace(question, id=own, group=own))
     notes = []
     if len(questions) < len(records):
         notes.append(
             f"{len(records) - len(questions)} questions about videos are left out: this is SEED-Bench (image)."
         )
-    asked = {question.id for question in questions}
-    missing = sum(record.need("data_type") == _IMAGE and name not in asked for name, record in annotations.items())
+    missing = sum(each[0].need("data_type") == _IMAGE and name not in seen for name, each in annotations.items())
     if missing:
         notes.append(f"{missing} questions about images are not in the question file: not asked, not scored.")
     return Dataset(path, combined_digest([digest, whole_digest]), tuple(questions), tuple(notes))

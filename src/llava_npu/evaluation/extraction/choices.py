@@ -28,11 +28,11 @@ from llava_npu.evaluation.formats.table_images import TableImages
 from llava_npu.evaluation.formats.tables import Row, Table, read_tsv, unique_indices
 from llava_npu.evaluation.questions import Dataset, Question
 from llava_npu.evaluation.statistics.accuracy import (
-    CIRCULAR,
     Score,
     extraction_rules,
     group_questions,
     is_complete,
+    num_rotations,
     score_choices,
 )
 
@@ -65,6 +65,7 @@ def read_choices(
     circular: bool,
     facts: Callable[[Row], Mapping[str, str]] = no_facts,
     open_instruction: str | None = None,
+    skips_empty_options: bool = False,
 ) -> Dataset:
     """Reads and checks a file of multiple-choice questions.
 
@@ -74,17 +75,18 @@ def read_choices(
         circular: whether an index beyond 10⁶ means a rotation; if not, every row is a question of its own.
         facts: row → what its question keeps beside.
         open_instruction: the last line where a row has no options; None if every row must have them.
+        skips_empty_options: whether an empty option before filled ones is left out, as VLMEvalKit does; else an error.
 
     Raises:
         UserError: anything wrong with the file, naming row and column. (An image that is missing, or is valid base64
             but cannot be decoded, is no error here: such questions count as wrong when they are asked.)
     """
     table = read_tsv(path, required=("index", "question", "A", "B"))
-    instructions = _Instructions(instruction, open_instruction)
+    form = _Form(instruction, open_instruction, skips_empty_options)
     images = TableImages(table)
     indices = _indices(table) if circular else unique_indices(table)
     questions = tuple(
-        replace(_question(row, index, images.of(row), instructions, circular), facts=facts(row))
+        replace(_question(row, index, images.of(row), form, circular), facts=facts(row))
         for row, index in zip(table.rows, indices, strict=True)
     )
     return Dataset(path, table.sha256, questions, tuple(_notes(questions, circular)))
@@ -116,18 +118,7 @@ def review_circular(questions: Sequence[Question], parsed: Mapping[str, Parsed])
     if not groups or not any(question.rotation for question in questions):
         return review_vanilla(questions, parsed)
     by_chance = sum((1 / len(group[0].options)) ** len(group) for group in groups if is_complete(group)) / len(groups)
-    notes = [*review_vanilla(questions, parsed), f"Guessing would score {by_chance:.1%} in the circular score."]
-    incomplete = sum(not is_complete(group) for group in groups)
-    with_first = [group for group in groups if group[0].rotation == 0]  # what VLMEvalKit counts
-    if not incomplete or not with_first:
-        return notes
-    for name in EXTRACTORS:
-        hits = sum(all(_parsed(parsed, each, name) == each.answer for each in group) for group in with_first)
-        notes.append(
-            f"{CIRCULAR}, {name}: a suite that scores whatever rotations are there would report "
-            f"{hits / len(with_first):.1%} over all splits; here incomplete groups ({incomplete}) count as wrong."
-        )
-    return notes
+    return [*review_vanilla(questions, parsed), f"Guessing would score {by_chance:.1%} in the circular score."]
 
 
 def review_vanilla(questions: Sequence[Question], parsed: Mapping[str, Parsed]) -> list[str]:
@@ -154,20 +145,19 @@ def _parsed(parsed: Mapping[str, Parsed], question: Question, extraction: str) -
 
 
 @dataclass(frozen=True)
-class _Instructions:
+class _Form:
     with_options: str
     without_options: str | None
+    skips_empty_options: bool
 
-    def of(self, options: Mapping[str, str]) -> str:
+    def instruction(self, options: Mapping[str, str]) -> str:
         return self.without_options if self.without_options is not None and not options else self.with_options
 
 
 # --- rows -------------------------------------------------------------------------------------------------------------
 
 
-def _question(
-    row: Row, index: str, images: tuple[ImageSource, ...], instructions: _Instructions, circular: bool
-) -> Question:
+def _question(row: Row, index: str, images: tuple[ImageSource, ...], form: _Form, circular: bool) -> Question:
     # Not stripped: the prompt is the file's text to the last space, as in the original scripts.
     text = row.text("question")
     if not text:
@@ -178,12 +168,12 @@ def _question(
     hint = row.text("hint")
     if hint and hint.strip().lower() != "none":
         text = f"{hint}\n{text}"
-    options = _options(row, instructions.without_options is not None)
+    options = _options(row, form)
     rotation, group = divmod(int(index), ROTATION_STEP) if circular else (0, index)
     return Question(
         id=index,
         text=text,
-        prompt=build_prompt(text, options, instructions.of(options)),
+        prompt=build_prompt(text, options, form.instruction(options)),
         images=images,
         options=options,
         answer=_answer(row, options),
@@ -204,13 +194,15 @@ def _indices(table: Table) -> list[str]:
     return unique_indices(table)
 
 
-def _options(row: Row, may_be_open: bool) -> dict[str, str]:
+def _options(row: Row, form: _Form) -> dict[str, str]:
     given = {letter: row.text(letter) for letter in string.ascii_uppercase if letter in row.cells}
     options = {letter: text for letter, text in given.items() if text}
-    if not options and may_be_open:
+    if not options and form.without_options is not None:
         return {}
     if len(options) < 2:
         raise row.error("B" if "A" in options else "A", "empty; a question needs at least the options A and B.")
+    if form.skips_empty_options:
+        return options
     for letter, expected in zip(options, string.ascii_uppercase, strict=False):  # as many letters as there are options
         if letter != expected:
             raise row.error(expected, f"empty, but option {letter} is given. Options run from A on without a gap.")
@@ -257,12 +249,12 @@ def _rotation_notes(questions: Sequence[Question]) -> list[str]:
     incomplete = [group for group in groups if not is_complete(group)]
     if incomplete:
         shown = "; ".join(
-            f"{group[0].group} has {len(group)} of {len(group[0].options)}" for group in incomplete[:_MAX_NOTED]
+            f"{group[0].group} has {len(group)} of {num_rotations(group)}" for group in incomplete[:_MAX_NOTED]
         )
         more = f"; and {len(incomplete) - _MAX_NOTED} more" if len(incomplete) > _MAX_NOTED else ""
         notes.append(
             f"{len(incomplete)} of {len(groups)} groups lack rotations and count as wrong in the circular score: "
-            f"{shown}{more}."
+            f"{shown}{more}. (By the rule vlmevalkit those that are there count, as in VLMEvalKit.)"
         )
     mixed = [group[0].group for group in groups if len({question.text for question in group}) > 1]
     if mixed:

@@ -35,7 +35,7 @@ def read_open_table(path: Path, column: str = "answer", instruction: str = SHORT
     table = read_tsv(path, required=("index", "question") if secret else ("index", "question", column))
     images = TableImages(table)
     unique_indices(table)
-    empty = next((row for row in table.rows if not row.get(column).strip()), None)
+    empty = next((row for row in table.rows if not row.label(column)), None)
     if empty is not None and not secret:
         raise empty.error(column, "empty.")
     return Dataset(path, table.sha256, tuple(_question(row, images, column, instruction) for row in table.rows))
@@ -47,7 +47,7 @@ def _question(row: Row, images: TableImages, column: str, instruction: str) -> Q
         raise row.error("question", "empty.")
     if IMAGE_MARK in text:
         raise row.error("question", f"contains {IMAGE_MARK!r}, which stands for the image; it is put there for you.")
-    answer = row.get(column).strip()  # "nan" may be a word that somebody read
+    answer = row.label(column)
     references = parse_list(row, column, answer) if answer.startswith("[") else (answer,) if answer else ()
     return Question(
         id=row.label("index"),

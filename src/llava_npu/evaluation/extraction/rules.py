@@ -8,14 +8,18 @@ is no single number here:
 the pattern for "answer is X" ignores case and does not ask whether the letter ends a word. Its refusal letter is "Z".
 Not reproduced are the effects of VLMEvalKit's way through a spreadsheet (an empty prediction read back as "nan").
 
-`strict` is ours. A letter counts where it stands alone, is not the article "A" or the pronoun "I", and nothing else in
-the answer contradicts it; an option's text counts as a whole phrase. In order:
+`strict` is this project's own. A letter counts where it stands alone, is not the article "A", the pronoun "I" or
+negated ("not B"), and nothing else in the answer contradicts it; an option's text counts as a whole phrase. Full-width
+letters are letters. Options that the answer repeats at its start ("A: a cat / B: a dog / Answer: B") are skipped. In
+order:
 
-1. The answer begins with, or is, a letter: "B", "b", "(B)", "**B.**", "B: a dog". Text behind it that is exactly
-   another option's contradicts it: no answer.
-2. It says so: "the answer is B", "option B", "答案：B", "选B". Two different such letters: no answer.
-3. Exactly one letter stands alone somewhere and no other option's text is mentioned; or exactly one option's text is
-   mentioned and no other letter. A text inside a longer one ("dog" in "hot dog") is not a mention of its own.
+1. The whole answer is one option's text: "Both A and B".
+2. The answer begins with, or is, a letter: "B", "b", "(B)", "**B.**", "B: a dog". Text after it that is exactly another
+   option's contradicts it, and so do further letters ("A, B", "A, or maybe B"): no answer.
+3. It says so: "the answer is B", "option B", "答案：B", "选B". Two different such letters: no answer.
+4. Exactly one letter stands alone somewhere and no other option's text is mentioned; or exactly one option's text is
+   mentioned and no other letter; or the letters are those of an option that combines them ("A and B"). A text inside a
+   longer one ("dog" in "hot dog") is not a mention of its own.
 
 Anything else is no answer, which counts as wrong.
 """
@@ -32,12 +36,19 @@ REFUSED = "Z"
 
 def extract_strict(answer: str, options: Mapping[str, str]) -> str | None:
     """The letter that `answer` gives, by our rules; None if it gives none or more than one."""
-    answer = answer.strip()
+    answer = answer.translate(_HALF_WIDTH).strip()
+    whole = [letter for letter, text in options.items() if _plain(text) and _plain(text) == _plain(answer)]
+    if len(whole) == 1:
+        return whole[0]
+    answer = _without_repeated_options(answer, options)
     for rule in (_leading_letter, _stated_letter):
         found = rule(answer, options)
         if found:
             return found[0] if len(found) == 1 else None
     letters, texts = _lone_letters(answer, options), _mentioned_texts(answer, options)
+    combined = [letter for letter, text in options.items() if len(letters) > 1 and letters == _named_in(text, options)]
+    if len(combined) == 1 and texts <= {combined[0]}:
+        return combined[0]
     candidates = letters | texts
     return candidates.pop() if len(candidates) == 1 else None
 
@@ -66,8 +77,15 @@ _STATEMENT = re.compile(
     r"(?:(?i:\b(?:answer|option|choice)\b)(?:\s+(?i:is|would\s+be|should\s+be))?|答案(?:是|为)?|选项?|选择)"
     rf"\s*[:：=]?\s*(?i:option\s+)?[*_`\"'“(\[（【]*{_ALONE}(?=[*_`\"'”)\]）】]*(?:[.,:;!?。，：；！？、]|\s*$|\s*\n|[^\x00-\x7f]))"
 )
+_HALF_WIDTH = {ord("Ａ") + place: ord("A") + place for place in range(58)}  # Ａ … Ｚ, a few marks, ａ … ｚ
+_NEGATED = re.compile(r"(?i:\bnot|n['’]t|不是|不选)\s*(?i:(?:option|answer)\s+)?[(\[（]?$")
+# Behind a letter: "or B", ", maybe B", "/B". The letter, and nothing that would make it a word.
+_FURTHER = re.compile(
+    rf"[*_`\"'”’)\]）】]*\s*(?:(?:[,，、;；/&.]|(?i:or|and|maybe|possibly|perhaps)\b|或者?|和|与|及)\s*)+"
+    rf"(?i:option\s+)?[*_`\"'“(\[（【]*{_ALONE}(?=[*_`\"'”)\]）】]*(?:[.,:;!?/&。，：；！？、]|\s*$|\s*\n|\s+(?i:or|and)\b|[^\x00-\x7f]))"
+)
 # "A dog", "I think": an article, a pronoun.
-_NOT_A_LABEL = {"A": re.compile(r"\s+[a-z0-9]"), "I": re.compile(r"(?:\s+[a-z]|['’])")}
+_NOT_A_LABEL = {"A": re.compile(r"\s+(?!(?:or|and|is)\b)[a-z0-9]"), "I": re.compile(r"(?:\s+[a-z]|['’])")}
 
 
 def _leading_letter(answer: str, options: Mapping[str, str]) -> list[str]:
@@ -78,11 +96,53 @@ def _leading_letter(answer: str, options: Mapping[str, str]) -> list[str]:
     if not match or match[1] not in options:
         return []
     rest = _plain(match["rest"])
-    return [match[1]] + [letter for letter, text in options.items() if letter != match[1] and rest == _plain(text)]
+    if rest == _plain(options[match[1]]):
+        return [match[1]]
+    others = [letter for letter, text in options.items() if letter != match[1] and rest == _plain(text)]
+    own = re.compile(rf"\s*{re.escape(options[match[1]].strip())}", re.IGNORECASE).match(answer, match.start("rest"))
+    further = [_further_letters(answer, end, options) for end in (match.end(1), own.end() if own else len(answer))]
+    return sorted({match[1], *others}.union(*further))
 
 
 def _stated_letter(answer: str, options: Mapping[str, str]) -> list[str]:
-    return sorted({match[1] for match in _STATEMENT.finditer(answer)} & options.keys())
+    stated = set()
+    for match in _STATEMENT.finditer(answer):
+        stated |= {match[1], *_further_letters(answer, match.end(1), options)}
+    return sorted(stated & options.keys())
+
+
+def _further_letters(answer: str, place: int, options: Mapping[str, str]) -> set[str]:
+    """Letters that are joined to the one that ends at `place`."""
+    found = set()
+    while match := _FURTHER.match(answer, place):
+        found.add(match[1])
+        place = match.end(1)
+    return found & options.keys()
+
+
+def _without_repeated_options(answer: str, options: Mapping[str, str]) -> str:
+    """The answer without the options at its start, if it repeats at least two of them, each with its letter."""
+    place = 0
+    repeated = set()
+    forms = {
+        letter: re.compile(
+            rf"{_OPENING}{letter}{_CLOSING}{re.escape(text.strip())}(?!{_WORD})[\s.,;。，；]*", re.IGNORECASE
+        )
+        for letter, text in options.items()
+        if text.strip()
+    }
+    while found := [(letter, match) for letter, form in forms.items() if (match := form.match(answer, place))]:
+        letter, match = max(found, key=lambda each: each[1].end())  # "A: hot dog", not "A: hot"
+        repeated.add(letter)
+        place = match.end()
+        if place >= len(answer):
+            break
+    return answer[place:] if len(repeated) > 1 else answer
+
+
+def _named_in(text: str, options: Mapping[str, str]) -> set[str]:
+    """The options that an option's text combines, as "Both A and B"."""
+    return {match[1] for match in re.finditer(_ALONE, text)} & options.keys()
 
 
 def _lone_letters(answer: str, options: Mapping[str, str]) -> set[str]:
@@ -90,7 +150,8 @@ def _lone_letters(answer: str, options: Mapping[str, str]) -> set[str]:
     for match in re.finditer(_ALONE, answer):
         letter = match[1]
         other_word = _NOT_A_LABEL.get(letter)
-        if letter in options and not (other_word and other_word.match(answer, match.end())):
+        negated = _NEGATED.search(answer, 0, match.start())
+        if letter in options and not negated and not (other_word and other_word.match(answer, match.end())):
             found.add(letter)
     return found
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,9 +25,9 @@ class JsonRecord:
         return UserError(f"{self.file}, {self.place}, field {field!r}: {problem}")
 
     def get(self, field: str) -> str:
-        """A text, or a number as text; "" if it is absent or null."""
+        """A text, or a number as text; "" if it is absent, null or NaN."""
         value = self.values.get(field)
-        if value is None:
+        if value is None or _is_nan(value):
             return ""
         if isinstance(value, bool) or not isinstance(value, str | int | float):
             raise self.error(field, f"{str(value)[:60]!r} is no text.")
@@ -43,13 +44,13 @@ class JsonRecord:
         return value
 
     def texts(self, field: str) -> tuple[str, ...]:
-        """A list of texts; () if it is absent or null."""
+        """A list of texts; () if it is absent or null. NaN, which pandas writes for nothing, is none."""
         value = self.values.get(field)
         if value is None:
             return ()
         if not isinstance(value, list) or not all(isinstance(item, str | int | float) for item in value):
             raise self.error(field, f"{str(value)[:60]!r} is no list of texts.")
-        return tuple(str(item) for item in value)
+        return tuple(str(item) for item in value if not _is_nan(item))
 
 
 def read_jsonl(path: Path) -> tuple[list[JsonRecord], str]:
@@ -129,6 +130,10 @@ def _parse(text: str, where: str) -> Any:
         return json.loads(text)
     except (json.JSONDecodeError, RecursionError) as error:
         raise UserError(f"{where}: not valid JSON: {error}.") from error
+
+
+def _is_nan(value: Any) -> bool:
+    return isinstance(value, float) and math.isnan(value)
 
 
 def _record(value: Any, path: Path, place: str) -> JsonRecord:

@@ -1,8 +1,10 @@
 """Scores overall and by category, with intervals; and the accuracy of multiple-choice answers, circular and vanilla.
 
 circular (CircularEval, Liu et al. 2023, MMBench, arXiv:2307.06281): a group counts as right only if every rotation of
-    its options was answered right. A group that lacks a rotation cannot be right: it counts as wrong and is reported.
-    (Suites that score whatever rotations a file happens to hold report a higher number then.)
+    its options was answered right. A group that lacks a rotation that it is meant to have cannot be right: it counts as
+    wrong and is reported. An option that stays in place in all rows of its group ("None of the above") is not rotated:
+    such a group is meant to have one rotation less. The rules of VLMEvalKit score whatever rotations a file holds, as
+    VLMEvalKit does, in every group whose unrotated row is there.
 vanilla: the unrotated questions alone.
 every rotation: all rows, each on its own.
 """
@@ -19,6 +21,7 @@ from llava_npu.evaluation.questions import Question
 from llava_npu.evaluation.statistics.bootstrap import SEED, Array, limits, resample
 
 CIRCULAR, VANILLA, EVERY_ROTATION = "circular", "vanilla", "every rotation"
+_SCORES_ANY_ROTATIONS = "vlmevalkit"  # and "vlmevalkit+judge"
 OVERALL, L2_CATEGORY, CATEGORY = LEVELS = "overall", "l2-category", "category"
 
 
@@ -154,8 +157,14 @@ def score_choices(
     right = {question.id: parsed.get(question.id) == question.answer for group in groups for question in group}
     metrics: dict[str, list[Unit]] = {}
     if circular:
+        asks_completeness = not extraction.startswith(_SCORES_ANY_ROTATIONS)
         metrics[CIRCULAR] = [
-            hit(group[0], is_complete(group) and all(right[question.id] for question in group)) for group in groups
+            hit(
+                group[0],
+                (is_complete(group) or not asks_completeness) and all(right[question.id] for question in group),
+            )
+            for group in groups
+            if asks_completeness or group[0].rotation == 0
         ]
     metrics[VANILLA] = [
         hit(question, right[question.id]) for group in groups for question in group if question.rotation == 0
@@ -176,9 +185,25 @@ def group_questions(questions: Iterable[Question]) -> list[list[Question]]:
 
 
 def is_complete(group: Sequence[Question]) -> bool:
-    """Whether each rotation of the options is there: at least as many as there are options, counted from 0."""
+    """Whether every rotation that the group is meant to have is there, counted from 0."""
     rotations = [question.rotation for question in group]
-    return len(rotations) >= len(group[0].options) and rotations == list(range(len(rotations)))
+    return len(rotations) >= num_rotations(group) and rotations == list(range(len(rotations)))
+
+
+def num_rotations(group: Sequence[Question]) -> int:
+    """How many rotations a group is meant to have: as many as options change places in it.
+
+    An option stays in place if all rows have its text at the same letter, and none has it at another one.
+    """
+    options = group[0].options
+    if len(group) == 1:
+        return len(options)
+    rows = [question.options for question in group]
+    moving = sum(
+        any(row.get(letter) != text or list(row.values()).count(text) > 1 for row in rows)
+        for letter, text in options.items()
+    )
+    return moving or len(options)
 
 
 def _score(
