@@ -100,3 +100,33 @@ def test_any_text_gives_a_known_letter_or_nothing(answer: str, texts: list[str])
     options = dict(zip(string.ascii_uppercase, texts, strict=False))
     for name, extract in EXTRACTORS.items():
         assert extract(answer, options) in {None, *options, *({"Z"} if name == "vlmevalkit" else ())}
+
+
+XY = {"A": "x", "B": "y"}
+COMBINED = {**XY, "C": "Both A and B", "D": "None"}
+
+
+@pytest.mark.parametrize(
+    ("answer", "options", "expected"),
+    [
+        ("A: x\nB: y\nAnswer: B", XY, "B"),  # repeats the options, then answers
+        ("A. x\nB. y\nThe answer is B.", XY, "B"),
+        ("A. x\nB. y\nB", XY, "B"),
+        ("A. x B. y", XY, None),  # … and does not answer
+        ("Both A and B", COMBINED, "C"),
+        ("A and B", COMBINED, "C"),
+        ("A and B", XY, None),
+        ("A or B", XY, None),
+        ("A, B", XY, None),
+        ("A, or maybe B", XY, None),
+        ("The answer is A, B", XY, None),
+        ("It is not A but B", XY, "B"),
+        ("It isn't A.", XY, None),
+        ("A. Because B is wrong", XY, "A"),
+        ("B. y, not A", XY, "B"),
+        ("（Ｂ）", XY, "B"),
+        ("答案是Ｂ。", XY, "B"),
+    ],
+)
+def test_repeated_hedged_and_full_width_answers(answer: str, options: dict[str, str], expected: str | None) -> None:
+    assert extract_strict(answer, options) == expected
