@@ -68,6 +68,18 @@ def test_a_bad_step_is_skipped_and_named(make_run: MakeRun, poisoned: dict[str, 
     assert all(tensor.isfinite().all() for tensor in projector.values())
 
 
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_in_16_bits_a_bad_step_leaves_finite_weights(
+    make_run: MakeRun, poisoned: dict[str, Any], precision: str
+) -> None:
+    run = make_run(**poisoned, precision=precision, log_every=1)
+    _train(run)
+    assert len(read_lines(run.output_path / "nonfinite_steps.jsonl")) == 1
+    assert sum(each["grad_norm"] is None for each in read_metrics(run.output_path)) == 1
+    weights = load_file(run.output_path / "model/model.safetensors")
+    assert all(tensor.isfinite().all() for name, tensor in weights.items() if "projector" in name)
+
+
 def test_a_skipped_step_changes_nothing(make_run: MakeRun, poisoned: dict[str, Any], tmp_path: Path) -> None:
     """Reference: the same run in which that step is left out."""
     from llava_npu.training import trainer as loop

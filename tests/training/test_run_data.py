@@ -177,3 +177,40 @@ def test_features_that_do_not_fit_on_the_disk(
         with pytest.raises(UserError, match=r"data.cache_features: vision features of 24 images need .* GiB more"):
             train(run)
     assert not list((tmp_path / "cache").rglob("*.safetensors"))
+
+
+@pytest.mark.parametrize("place", ["training", "validation", "archive"])
+def test_a_missing_image_is_found_before_the_first_step(
+    make_run: MakeRun, material: Path, tmp_path: Path, place: str
+) -> None:
+    folder = tmp_path / "own"
+    shutil.copytree(material, folder)
+    missing = folder / json.loads((folder / "train.json").read_text())[3]["image"]
+    missing.unlink()
+    data: dict[str, Any] = {"path": str(folder / "train.json")}
+    if place == "validation":
+        data = {"validation": {"path": str(folder / "train.json"), "image_root": str(folder)}}
+        records = json.loads((material / "train.json").read_text())[:1]
+        (folder / "other.json").write_text(json.dumps(records))
+        data["path"] = str(folder / "other.json")
+    elif place == "archive":
+        with tarfile.open(tmp_path / "all.tar", "w") as archive:
+            archive.add(folder / "images", "images")
+        data["image_root"] = str(tmp_path / "all.tar")
+    run = make_run(data=data)
+    with pytest.raises(UserError, match=rf"images do not exist:\n.*record 3 .*{missing.name}"):
+        train(run)
+    assert not run.output_path.exists()
+
+
+def test_missing_images_are_counted_over_chunks(damaged: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    entries = json.loads(damaged.read_text())
+    damaged.write_text(json.dumps([entry for entry in entries if entry["conversations"]]))
+    data = run_data.open_run_data(DataConfig(path=str(damaged)))
+    monkeypatch.setattr(run_data, "_CHUNK", 2)
+    for image in {path for record in data.training for path in record.image_paths}:
+        image.unlink(missing_ok=True)  # type: ignore[attr-defined]
+    count = sum(len(record.image_paths) for record in data.training)
+    with pytest.raises(UserError, match=rf"data: {count} images do not exist:(\n  .*){{5}}\n  and {count - 5} more"):
+        run_data.check_images(data, "error")
+    run_data.check_images(data, "skip")

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import chain, islice
+from pathlib import Path
 
 from llava_npu.config import DataConfig
 from llava_npu.data.dataset import BadSamples
 from llava_npu.data.holdout import hold_out, leave_out
-from llava_npu.data.image_roots import ImagePath
+from llava_npu.data.image_roots import ImagePath, exists
 from llava_npu.data.records import Record, Source, fingerprint, open_sources
 from llava_npu.errors import UserError
 
 # Checking this many takes seconds; more of them are checked as they are read.
 CHECKED_AT_START = 100_000
+_LOOK_UPS = 32  # at once: disks over a network answer many questions in the time of one
+_CHUNK = 10_000
+_SHOWN = 5
 
 
 def sources(config: DataConfig) -> list[Source]:
@@ -93,3 +99,37 @@ def images_of(data: RunData, bad_samples: BadSamples) -> list[ImagePath]:
                 if bad_samples == "error":
                     raise
     return list(images)
+
+
+def check_images(data: RunData, bad_samples: BadSamples) -> None:
+    """Looks whether all images of the run are there, without opening them.
+
+    Raises:
+        UserError: some are missing, and `bad_samples` is 'error'.
+    """
+    if bad_samples == "skip":  # what is missing is replaced and reported in its step
+        return
+    named = ((record, image) for records in (data.training, data.validation or ()) for record, image in _named(records))
+    missing = []
+    with ThreadPoolExecutor(_LOOK_UPS) as threads:
+        while chunk := list(islice(named, _CHUNK)):
+            found = _exist([image for _, image in chunk], threads)
+            missing += [name for name, there in zip(chunk, found, strict=True) if not there]
+    if missing:
+        shown = "".join(f"\n  {record}: image {image}" for record, image in missing[:_SHOWN])
+        more = f"\n  and {len(missing) - _SHOWN:,} more" if len(missing) > _SHOWN else ""
+        raise UserError(
+            f"data: {len(missing):,} images do not exist:{shown}{more}\n"
+            "Put them there or correct data.image_root, or set data.bad_samples=skip to train on other samples instead."
+        )
+
+
+def _named(records: Iterable[Record]) -> Iterator[tuple[str, ImagePath]]:
+    return chain.from_iterable(((record.name, image) for image in record.image_paths) for record in records)
+
+
+def _exist(images: Sequence[ImagePath], threads: ThreadPoolExecutor) -> list[bool]:
+    """Whether each is there; files are looked up at once, members of archives in their index."""
+    files = list({image for image in images if isinstance(image, Path)})
+    there = dict(zip(files, threads.map(exists, files), strict=True))
+    return [there[image] if isinstance(image, Path) else exists(image) for image in images]

@@ -14,7 +14,7 @@ from llava_npu.models.configuration import LlavaNpuConfig
 from llava_npu.models.sources import ModelSource
 from llava_npu.training.architecture import find_tokenizer, model_config
 from llava_npu.training.checkpointing.export import model_source
-from llava_npu.training.data import RunData, data_fingerprint, open_run_data, sources
+from llava_npu.training.data import RunData, check_images, data_fingerprint, open_run_data, sources
 from llava_npu.training.engines import check_engine
 
 
@@ -75,6 +75,10 @@ class ResolvedRun:
     def data(self) -> RunData:
         """The records to train and to validate on."""
         return open_run_data(self.config.data)
+
+    def check_images(self) -> None:
+        """Raises `UserError` where an image to train or to validate on does not exist."""
+        check_images(self.data, self.config.data.bad_samples)
 
     @cached_property
     def data_fingerprint(self) -> str:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from llava_npu.files.locks import LOCK, locked
 from llava_npu.files.output_folder import changes, claim_folder
 from llava_npu.models.sources import MODEL_FOLDER
 from llava_npu.training.bad_samples import BAD_SAMPLES
+from llava_npu.training.checkpointing.checkpoints import checkpoints
 from llava_npu.training.monitoring.jsonl import NONFINITE_STEPS, REPLAYS
 from llava_npu.training.monitoring.metrics import METRICS
 from llava_npu.training.monitoring.plots import PAGE, PICTURE
@@ -51,10 +52,12 @@ def open_run(config: RunConfig, data_fingerprint: str, *, fresh: bool = False, a
     """
     folder = config.output_path
     description = {"config": config.model_dump(mode="json"), "data_fingerprint": data_fingerprint}
-    if fresh and (folder / RUN_FILE).is_file():
+    if not fresh:
+        _restore_run_file(folder)
+    elif (folder / RUN_FILE).is_file():
         _clear(folder)
     if claim_folder(folder, RUN_FILE, "output", "`llava-npu train`") and _has_begun(folder):
-        before = yaml.safe_load((folder / RUN_FILE).read_text(encoding="utf-8"))
+        before = read_run_file(folder)
         changed = _changes(before, description)
         if changed and not accept_changes:
             raise UserError(
@@ -68,6 +71,43 @@ def open_run(config: RunConfig, data_fingerprint: str, *, fresh: bool = False, a
         return folder
     _write(folder / RUN_FILE, description)
     return folder
+
+
+def read_run_file(folder: Path) -> dict[str, Any]:
+    """What run.yaml holds.
+
+    Raises:
+        UserError: it is absent or damaged.
+    """
+    path = folder / RUN_FILE
+    description = _parse(path)
+    if description is None:
+        raise UserError(
+            f"output: {path} is absent or damaged, and no checkpoint in {folder} has a whole copy of it. Give another "
+            "`output`, or start the run over with --fresh."
+        )
+    return description
+
+
+def _parse(path: Path) -> dict[str, Any] | None:
+    """The description of a run in a file; None if there is none, or half of one."""
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        return None
+    # The fingerprint comes last, or the accepted changes after it: a file that was cut short lacks it.
+    whole = isinstance(values, dict) and isinstance(values.get("config"), dict) and values.get("data_fingerprint")
+    return values if whole else None
+
+
+def _restore_run_file(folder: Path) -> None:
+    """Takes a damaged or lost run.yaml from the newest checkpoint that has a whole one."""
+    if _parse(folder / RUN_FILE) is not None:
+        return
+    for checkpoint in checkpoints(folder):
+        if (copy := _parse(checkpoint.path / RUN_FILE)) is not None:
+            _write(folder / RUN_FILE, copy)
+            return
 
 
 def _has_begun(folder: Path) -> bool:
@@ -85,16 +125,28 @@ def only_process(folder: Path) -> Iterator[None]:
     """Holds a run folder's lock, so that no two runs write into it; the system frees it when this process ends.
 
     Raises:
-        UserError: another process holds it.
+        UserError: another process holds it, or the folder cannot be written.
     """
     busy = f"output: another process is training in {folder}. Wait for it or stop it, or give another `output`."
-    with locked(folder / LOCK, busy=busy, patience=_LOCK_PATIENCE_SECONDS):
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(locked(folder / LOCK, busy=busy, patience=_LOCK_PATIENCE_SECONDS))
+        except OSError as error:
+            raise _unwritable(folder, error) from error
         yield
 
 
 def is_finished(folder: Path) -> bool:
-    """Whether the final model is there (it appears whole, at the very end)."""
-    return (folder / MODEL_FOLDER).is_dir()
+    """Whether the final model is there (it appears whole, at the very end); a folder without weights is not one."""
+    return next((folder / MODEL_FOLDER).glob("*.safetensors"), None) is not None
+
+
+def _unwritable(folder: Path, error: OSError) -> UserError:
+    place = error.filename or folder
+    return UserError(
+        f"output: {place} cannot be written or deleted: {error.strerror or error}. Make {folder} writable, or give "
+        "another `output`."
+    )
 
 
 def check_disk_space(folder: Path, needed: int) -> None:
@@ -127,11 +179,20 @@ def _write(path: Path, description: dict[str, Any]) -> None:
 
 
 def _clear(folder: Path) -> None:
-    # Only what runs write; run.yaml last, so that an interrupted clearing is still recognised as a run.
-    for path in (*folder.glob("checkpoint-*"), *folder.glob(".*.partial"), folder / REPLAYS, folder / MODEL_FOLDER):
-        shutil.rmtree(path, ignore_errors=True)
-    for name in (METRICS, PICTURE, PAGE, IDENTITIES, BAD_SAMPLES, NONFINITE_STEPS, RUN_FILE):
-        (folder / name).unlink(missing_ok=True)
+    """Deletes what runs write, and nothing else.
+
+    Raises:
+        UserError: something cannot be deleted.
+    """
+    try:
+        # run.yaml last, so that an interrupted clearing is still recognised as a run.
+        for path in (*folder.glob("checkpoint-*"), *folder.glob(".*.partial"), folder / REPLAYS, folder / MODEL_FOLDER):
+            if path.exists():
+                shutil.rmtree(path)
+        for name in (METRICS, PICTURE, PAGE, IDENTITIES, BAD_SAMPLES, NONFINITE_STEPS, RUN_FILE):
+            (folder / name).unlink(missing_ok=True)
+    except OSError as error:
+        raise _unwritable(folder, error) from error
 
 
 def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

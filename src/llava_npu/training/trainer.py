@@ -103,6 +103,7 @@ def train(
             console.print(f"{data.left_out:,} samples are not trained on: they are in data.validation.path too.")
         if fresh or not is_finished(config.output_path):
             run.check_model()  # before anything is written
+            run.check_images()
         with (
             _run_folder(config, fingerprint, accelerator, fresh, accept_changes) as folder,
             stop_on_signal(console.print) as stop,

@@ -62,6 +62,8 @@ def verify(path: Path) -> str | None:
         manifest = read_json(path / MANIFEST, advice="The checkpoint is damaged")
     except UserError as error:
         return str(error)
+    if not manifest:
+        return f"{MANIFEST} lists no file"
     for name, expected in manifest.items():
         file = path / name
         if not file.is_file():

@@ -7,11 +7,13 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from llava_npu.errors import UserError
 from llava_npu.files.atomic import write_text
 from llava_npu.files.json_objects import read_json_lines
 
 NONFINITE_STEPS = "nonfinite_steps.jsonl"
 REPLAYS = "nonfinite"  # a folder for each batch that was saved
+_ADVICE = "Delete that line, or start the run over with --fresh"
 
 
 def append_lines(path: Path, lines: Iterable[Mapping[str, Any]]) -> None:
@@ -20,8 +22,12 @@ def append_lines(path: Path, lines: Iterable[Mapping[str, Any]]) -> None:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """See `read_json_lines`."""
-    return read_json_lines(path, "Delete that line, or start the run over with --fresh")
+    """See `read_json_lines`; a line that names no step is an error, too."""
+    lines = read_json_lines(path, _ADVICE)
+    for number, line in enumerate(lines, start=1):
+        if not isinstance(line.get("step"), int):
+            raise UserError(f"{path}, line {number}: has no `step`. {_ADVICE}.")
+    return lines
 
 
 def rewind_lines(path: Path, step: int) -> None:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from torch import nn
 
 from llava_npu.config import RunConfig, validate
@@ -24,7 +23,7 @@ from llava_npu.training.nonfinite.guard import describe, load_batch
 from llava_npu.training.nonfinite.search import find_nonfinite
 from llava_npu.training.parts import prepare_parts
 from llava_npu.training.precision import Precision, compute_dtype
-from llava_npu.training.run_folder import RUN_FILE
+from llava_npu.training.run_folder import RUN_FILE, read_run_file
 
 
 def replay(folder: Path, device: Device, precision: Precision | None, say: Callable[[str], None]) -> bool:
@@ -48,7 +47,7 @@ def replay(folder: Path, device: Device, precision: Precision | None, say: Calla
     checkpoint = newest(folder, say)
     if checkpoint is None:
         raise UserError(f"{folder} holds no complete checkpoint; the weights that the batch belongs to are gone.")
-    description = yaml.safe_load((folder / RUN_FILE).read_text(encoding="utf-8"))
+    description = read_run_file(folder)
     config = validate(RunConfig, description["config"], str(folder / RUN_FILE))
     dtype = compute_dtype(precision or config.precision, device)
 
