@@ -107,6 +107,7 @@ def test_a_worker_reports_a_bad_sample_as_this_process_does(make_run: MakeRun, d
     entries = json.loads(damaged.read_text())
     del entries[2]
     damaged.write_text(json.dumps(entries))
+    (damaged.parent / entries[0]["image"]).write_bytes(b"junk")  # a missing one would be found before any worker starts
     messages = []
     for workers in (0, 1):
         with pytest.raises(UserError) as raised:
@@ -191,6 +192,7 @@ def test_a_missing_image_is_found_before_the_first_step(
     if place == "validation":
         data = {"validation": {"path": str(folder / "train.json"), "image_root": str(folder)}}
         records = json.loads((material / "train.json").read_text())[:1]
+        records[0]["conversations"][1]["value"] = "words that no other record has"
         (folder / "other.json").write_text(json.dumps(records))
         data["path"] = str(folder / "other.json")
     elif place == "archive":
@@ -198,7 +200,7 @@ def test_a_missing_image_is_found_before_the_first_step(
             archive.add(folder / "images", "images")
         data["image_root"] = str(tmp_path / "all.tar")
     run = make_run(data=data)
-    with pytest.raises(UserError, match=rf"images do not exist:\n.*record 3 .*{missing.name}"):
+    with pytest.raises(UserError, match=rf"images? do(es)? not exist:\n.*record 3 .*{missing.name}"):
         train(run)
     assert not run.output_path.exists()
 
@@ -208,9 +210,10 @@ def test_missing_images_are_counted_over_chunks(damaged: Path, monkeypatch: pyte
     damaged.write_text(json.dumps([entry for entry in entries if entry["conversations"]]))
     data = run_data.open_run_data(DataConfig(path=str(damaged)))
     monkeypatch.setattr(run_data, "_CHUNK", 2)
-    for image in {path for record in data.training for path in record.image_paths}:
+    images = {path for record in data.training for path in record.image_paths}
+    for image in images:
         image.unlink(missing_ok=True)  # type: ignore[attr-defined]
-    count = sum(len(record.image_paths) for record in data.training)
+    count = len(images)
     with pytest.raises(UserError, match=rf"data: {count} images do not exist:(\n  .*){{5}}\n  and {count - 5} more"):
         run_data.check_images(data, "error")
     run_data.check_images(data, "skip")

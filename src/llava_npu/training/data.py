@@ -110,18 +110,24 @@ def check_images(data: RunData, bad_samples: BadSamples) -> None:
     if bad_samples == "skip":  # what is missing is replaced and reported in its step
         return
     named = ((record, image) for records in (data.training, data.validation or ()) for record, image in _named(records))
-    missing = []
+    missing: dict[ImagePath, str] = {}  # the first record that names it
     with ThreadPoolExecutor(_LOOK_UPS) as threads:
         while chunk := list(islice(named, _CHUNK)):
             found = _exist([image for _, image in chunk], threads)
-            missing += [name for name, there in zip(chunk, found, strict=True) if not there]
+            for (record, image), there in zip(chunk, found, strict=True):
+                if not there:
+                    missing.setdefault(image, record)
     if missing:
-        shown = "".join(f"\n  {record}: image {image}" for record, image in missing[:_SHOWN])
+        shown = "".join(f"\n  {record}: image {image}" for image, record in islice(missing.items(), _SHOWN))
         more = f"\n  and {len(missing) - _SHOWN:,} more" if len(missing) > _SHOWN else ""
         raise UserError(
-            f"data: {len(missing):,} images do not exist:{shown}{more}\n"
+            f"data: {_images(len(missing))} not exist:{shown}{more}\n"
             "Put them there or correct data.image_root, or set data.bad_samples=skip to train on other samples instead."
         )
+
+
+def _images(count: int) -> str:
+    return "1 image does" if count == 1 else f"{count:,} images do"
 
 
 def _named(records: Iterable[Record]) -> Iterator[tuple[str, ImagePath]]:
