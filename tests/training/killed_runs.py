@@ -120,7 +120,7 @@ def _arm(point: str) -> _Lines | None:
         saving.prune = lines.within("cleanup", saving.prune)
         loop.write_folder = lines.within("export", loop.write_folder)
         loop.prune = lines.within("export", loop.prune)
-        loop._train = lines.within("anywhere", loop._train)
+        loop.Trainer.fit = lines.within("anywhere", loop.Trainer.fit)
         return lines
     elif kind != "none":
         raise ValueError(point)

@@ -38,7 +38,7 @@ ENGINES: dict[str, dict[str, Any]] = {
     },
 }
 SHARDING = ["fsdp2", "zero3"]
-STOPPED = "RunStopped: stopped after step {}, all saved; the same command continues."
+STOPPED = "RunStopped: stopped after step {}, everything is saved; the same command resumes."
 RELAY = ["ddp", "fsdp2-offload", "zero2", "zero3-offload"]  # each goes on with what the one before has saved
 RESUMED = ["fsdp2-offload", "zero2-offload", "zero3", "zero3-offload"]
 VARIANTS: dict[str, dict[str, Any]] = {

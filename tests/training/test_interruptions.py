@@ -179,13 +179,13 @@ def test_processes_end_with_their_launcher_and_when_asked(make_run: MakeRun, tmp
     second.send_signal(signal.SIGINT)
     said = second.communicate(timeout=900)[1]
     assert second.returncode == EXIT_STATUS, said
-    assert "all saved; the same command continues" in " ".join(said.split())
+    assert "everything is saved; the same command resumes" in " ".join(said.split())
     assert "Traceback" not in said
 
     third = _start(command)
     said = third.communicate(timeout=900)[1]
     assert third.returncode == 0, said
-    assert "continuing after step" in said
+    assert "resuming after step" in said
     assert _losses(run) == pytest.approx(_losses(whole), abs=1e-4)
 
 

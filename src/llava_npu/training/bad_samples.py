@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from accelerate import Accelerator
+from accelerate.utils import gather_object
 from rich.console import Console
 from rich.text import Text
 
@@ -12,6 +14,21 @@ from llava_npu.errors import UserError
 from llava_npu.training.monitoring.jsonl import append_lines, read_lines, rewind_lines
 
 BAD_SAMPLES = "bad_samples.jsonl"
+
+
+def report_bad_samples(
+    folder: Path, step: int, problems: Sequence[str], limit: int, accelerator: Accelerator, console: Console
+) -> None:
+    """Names the samples that were replaced in a step, on any process; every process calls it.
+
+    Raises:
+        UserError: see `refuse_too_many`.
+    """
+    gathered = gather_object(list(problems))
+    if accelerator.is_main_process:
+        note_bad_samples(folder, step, gathered, console)
+    accelerator.wait_for_everyone()
+    refuse_too_many(folder, limit)
 
 
 def note_bad_samples(folder: Path, step: int, problems: Sequence[str], console: Console) -> None:
@@ -22,7 +39,7 @@ def note_bad_samples(folder: Path, step: int, problems: Sequence[str], console: 
 
 
 def refuse_too_many(folder: Path, limit: int) -> None:
-    """Raises UserError where the run's list, that of earlier starts included, is longer than `limit`."""
+    """Raises `UserError` where the run's list, that of earlier starts included, is longer than `limit`."""
     count = len(read_lines(folder / BAD_SAMPLES))
     if count > limit:
         raise UserError(

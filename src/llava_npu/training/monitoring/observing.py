@@ -52,7 +52,7 @@ class Observer:
         self._device = device
         self._guard = guard
         self._report = report
-        self._on_their_way: deque[_Observation] = deque()
+        self._pending: deque[_Observation] = deque()
 
     def observe(self, loss: torch.Tensor, known: Mapping[str, Any], speed: Callable[[], Throughput]) -> None:
         """Sends the loss of the step that was just made on its way, to be reported, and the norms of all before.
@@ -75,26 +75,26 @@ class Observer:
         numbers = [number.to(self._device.torch_device) for number in (*norms.values(), *losses)]
         if numbers:
             values = self._device.start_reading(torch.stack(numbers))
-            self._on_their_way.append(_Observation(values, self._device.mark(), tuple(norms), known, speed))
+            self._pending.append(_Observation(values, self._device.mark(), tuple(norms), known, speed))
 
-    def has_arrived(self) -> bool:
+    def ready(self) -> bool:
         """Whether there is something to look at, in this process."""
-        return bool(self._on_their_way) and self._on_their_way[0].mark.reached()
+        return bool(self._pending) and self._pending[0].mark.reached()
 
-    def look(self) -> None:
+    def poll(self) -> None:
         """Looks at the oldest numbers, which have arrived in every process.
 
         Raises:
             UserError: more steps were skipped than may be.
         """
-        seen = self._on_their_way.popleft()
+        seen = self._pending.popleft()
         values = seen.values.tolist()
         try:
             self._guard.look(dict(zip(seen.steps, values, strict=False)))  # without the loss
         except UserError:  # saved after all steps that were made: their metrics must not end before
             self._show(seen)
-            while self._on_their_way:
-                later = self._on_their_way.popleft()
+            while self._pending:
+                later = self._pending.popleft()
                 later.mark.wait()
                 self._show(later)
             raise
@@ -116,9 +116,9 @@ class Observer:
     def finish(self) -> None:
         """Looks at every step that was made, and waits for what is not there yet."""
         self._send([])
-        while self._on_their_way:
-            self._on_their_way[0].mark.wait()
-            self.look()
+        while self._pending:
+            self._pending[0].mark.wait()
+            self.poll()
 
 
 def _finite(value: float) -> float | None:

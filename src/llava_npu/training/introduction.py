@@ -1,0 +1,44 @@
+"""What a run says, and the disk space it asks for, before its first step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import nn
+
+from llava_npu.config import RunConfig
+from llava_npu.training.optimizer import schedule
+from llava_npu.training.parts import trained_parameters
+from llava_npu.training.resolve import ResolvedRun
+
+
+def introduction(run: ResolvedRun, model: nn.Module, num_processes: int, num_steps: int, dtype: torch.dtype) -> str:
+    """One line: what is trained, on what, in which numbers, for how many steps."""
+    config = run.config
+    trained = sum(parameter.numel() for _, parameter in trained_parameters(model))
+    total = sum(parameter.numel() for parameter in model.parameters())
+    count = "1 step" if num_steps == 1 else f"{num_steps} steps"
+    return (
+        f"[bold]{config.stage}[/] on {num_processes} × {run.device.name}, {str(dtype).removeprefix('torch.')}: "
+        f"{trained / 1e6:,.1f} M of {total / 1e6:,.1f} M parameters, {count} of {config.batch_size} samples → "
+        f"{config.output}"
+    )
+
+
+def remarks(config: RunConfig, num_steps: int, num_samples: int) -> Iterator[str]:
+    """What somebody with little data may not expect."""
+    if num_samples < config.batch_size:
+        yield f"batch_size is {config.batch_size}, the data {num_samples} samples: a step sees each more than once"
+    if not any(schedule(step, num_steps, config.optimizer.warmup_ratio) for step in range(num_steps)):
+        yield (
+            "the only step is warmup, with a learning rate of 0: nothing is learned. "
+            "Take more data or epochs, a smaller batch_size, or optimizer.warmup_ratio=0"
+        )
+
+
+def disk_needed(model: nn.Module, config: RunConfig) -> int:
+    """Bytes: checkpoints (weights and two moments of what is trained; one more while saving), and the final model."""
+    trained = sum(parameter.numel() * 4 for _, parameter in trained_parameters(model))
+    whole = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+    return 3 * trained * (config.keep_checkpoints + 1) + (trained if config.has_adapters else whole)

@@ -1,0 +1,127 @@
+"""Monitoring a run: after which steps it is measured, validated and reported, and where that goes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+
+import torch
+from rich.console import Console
+
+from llava_npu.data.dataset import ConversationDataset
+from llava_npu.training.batches import MicroBatch
+from llava_npu.training.engines import Engine
+from llava_npu.training.monitoring.observing import Observer
+from llava_npu.training.monitoring.progress import training_progress
+from llava_npu.training.monitoring.reporting import open_report
+from llava_npu.training.monitoring.throughput import ThroughputMeter
+from llava_npu.training.nonfinite.guard import NonFiniteGuard
+from llava_npu.training.resolve import ResolvedRun
+from llava_npu.training.step_statistics import StepStatistics
+from llava_npu.training.validation import is_due, validation_loss
+
+
+@dataclass(frozen=True)
+class TrainedStep:
+    """A step that was made; `loss` is this process's part of the mean loss and still on the device."""
+
+    number: int
+    loss: torch.Tensor
+    learning_rate_factor: float
+    statistics: StepStatistics
+    micro_batches: Sequence[MicroBatch]
+
+
+@dataclass(frozen=True)
+class MonitoredRun:
+    """What a monitor needs to know of its run: which steps are made, by which engine, and where that is shown."""
+
+    run: ResolvedRun
+    engine: Engine
+    first_step: int
+    num_steps: int
+    console: Console
+
+
+class Monitor:
+    """Every process has one, and calls the same methods between the same steps. None of them waits for the device,
+    but for `flush` and for validation.
+    """
+
+    def __init__(
+        self, run: MonitoredRun, meter: ThroughputMeter, guard: NonFiniteGuard, held_out: ConversationDataset
+    ) -> None:
+        self._run = run
+        self._config = run.run.config
+        self._accelerator = run.engine.accelerator
+        self._meter = meter
+        self._guard = guard
+        self._held_out = held_out
+        self._observer: Observer
+
+    @contextmanager
+    def open(self) -> Iterator[None]:
+        """Keeps the progress line, the metrics file and the trackers open; the main process alone has them."""
+        run, is_main = self._run, self._accelerator.is_main_process
+        with (
+            training_progress(run.console, self._config.stage, run.num_steps, run.first_step, is_main) as progress,
+            open_report(self._config, self._config.output_path, progress, run.console)
+            if is_main
+            else nullcontext() as report,
+        ):
+            self._observer = Observer(run.run.device, self._guard, report)
+            yield
+
+    def ready(self) -> bool:
+        """Whether an earlier step's numbers have come to the host, in this process."""
+        return self._observer.ready()
+
+    def poll(self) -> None:
+        """Looks at the oldest of them, which have arrived in every process."""
+        self._observer.poll()
+
+    def flush(self) -> None:
+        """Waits for the numbers of every step that was made, and looks at them."""
+        self._observer.finish()
+
+    def record(self, step: TrainedStep) -> None:
+        """Takes note of a step; where it is to be reported, sends its numbers on their way to the host."""
+        config, num_steps = self._config, self._run.num_steps
+        self._meter.add(step.micro_batches, tokens=step.statistics.tokens, samples=config.batch_size)
+        validation = config.data.validation
+        validates = validation is not None and is_due(step.number, num_steps, validation.every)
+        if not (validates or step.number % config.log_every == 0 or step.number == num_steps):
+            return
+        speed = self._meter.report(num_steps - step.number)
+        known = {**self._known(step), "validation_loss": self._validate() if validates else None}
+        self._observer.observe(self._accelerator.reduce(step.loss), known, speed)
+        if validates:
+            self._meter.resume()
+
+    def _known(self, step: TrainedStep) -> dict[str, object]:
+        """What the host knows of a step without the device, as `StepMetrics` has it."""
+        config, factor = self._config, step.learning_rate_factor
+        return {
+            "step": step.number,
+            "epoch": step.number * config.batch_size / len(self._run.run.data.training),
+            "learning_rate": config.optimizer.learning_rate * factor,
+            "learning_rates": {
+                name: part.learning_rate * factor
+                for name, part in config.resolved_parts.items()
+                if part.train != "frozen"
+            },
+            "supervised_tokens": step.statistics.supervised_tokens,
+            "tokens": step.statistics.tokens,
+            "samples": config.batch_size,
+        }
+
+    def _validate(self) -> float:
+        config = self._config
+        return validation_loss(
+            self._run.engine,
+            self._held_out,
+            self._run.run.device,
+            micro_batch_size=config.micro_batch_size,
+            workers=config.data.workers,
+        )
