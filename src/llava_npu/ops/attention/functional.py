@@ -193,7 +193,9 @@ def _autocast(*tensors: torch.Tensor) -> list[torch.Tensor]:
 def _inputs(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float | None, dropout: float
 ) -> AttentionInputs:
-    return AttentionInputs(*_autocast(query, key, value), query.shape[-1] ** -0.5 if scale is None else scale, dropout)
+    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    query, key, value = _autocast(query, key, value)
+    return AttentionInputs(query, key, value, scale, dropout)
 
 
 def _implementation(inputs: AttentionInputs) -> AttentionImplementation:
