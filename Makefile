@@ -26,7 +26,7 @@ $(LMMS_EVAL): $(INSTALLED) tests/integrations/lmms-eval.txt
 	@touch $@
 
 demo: $(INSTALLED) ## set up, then train, evaluate and question a model on real weights and images (about 10 minutes)
-	$(BIN)/llava-npu demo $(ARGS)
+	$(BIN)/python examples/demo $(ARGS)
 
 test: $(LMMS_EVAL) ## set up, then run all tests, on this machine's devices and on the simulated NPU
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadscope $(ARGS)

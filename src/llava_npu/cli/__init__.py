@@ -16,7 +16,6 @@ from llava_npu.cli.chat import chat
 from llava_npu.cli.compare import compare
 from llava_npu.cli.convert import convert
 from llava_npu.cli.data import app as data_app
-from llava_npu.cli.demo import demo
 from llava_npu.cli.doctor import doctor
 from llava_npu.cli.download import download
 from llava_npu.cli.eval import eval_
@@ -53,7 +52,6 @@ app.command("serve")(serve)
 app.command("web")(web)
 app.add_typer(data_app, name="data")
 app.command("download")(download)
-app.command("demo")(demo)
 app.command("doctor")(doctor)
 app.command("verify")(verify)
 
@@ -82,11 +80,17 @@ def set_environment() -> None:
 
 
 def main() -> None:
-    """Runs the command line; what a user got wrong is one message on stderr and exit status 2."""
-    set_environment()
+    """Runs the command line of this process."""
     if launched.REPORTS in os.environ:
+        set_environment()
         launched.reporting(app)
         return
+    run(app)
+
+
+def run(app: typer.Typer) -> None:
+    """Runs a command line; what a user got wrong is one message on stderr and exit status 2."""
+    set_environment()
     try:
         app()
     except UserError as error:

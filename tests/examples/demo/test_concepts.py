@@ -2,8 +2,8 @@
 
 import pytest
 
-from llava_npu.demo.concepts import family, names_any, single_noun, singular
-from llava_npu.demo.pictures import noun_phrase, with_article
+from demo.concepts import family, names_any, single_noun, singular
+from demo.pictures import noun_phrase, with_article
 
 
 @pytest.mark.parametrize(

@@ -9,14 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from demo.concepts import family, names_any, nouns, single_noun
+from demo.conversations import conversation_records
+from demo.data import Sizes, build_data
+from demo.pictures import Picture, load_square
+from demo.questions import CONCEPTS, concept_questions, shape_questions, write_benchmark
+from demo.shapes import COLOURS, KINDS, Shape
+from demo.split import hold_out
 from llava_npu.data.records import load_records
-from llava_npu.demo.concepts import family, names_any, nouns, single_noun
-from llava_npu.demo.conversations import conversation_records
-from llava_npu.demo.data import Sizes, build_data
-from llava_npu.demo.pictures import Picture, load_square
-from llava_npu.demo.questions import CONCEPTS, concept_questions, shape_questions, write_benchmark
-from llava_npu.demo.shapes import COLOURS, KINDS, Shape
-from llava_npu.demo.split import hold_out
 from llava_npu.errors import UserError
 from llava_npu.evaluation.benchmarks import get
 from llava_npu.evaluation.extraction.choices import ENGLISH

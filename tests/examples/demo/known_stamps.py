@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
-from llava_npu.demo import assets
-from llava_npu.demo.pictures import load_square
+from demo import assets
+from demo.pictures import load_square
 
 _SHOWN = {
     "animals/mammals/equines/zebra": "zebra",

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from llava_npu.demo.shapes import COLOURS, KINDS, Shape
-from llava_npu.demo.split import HeldOut
+from demo.shapes import COLOURS, KINDS, Shape
+from demo.split import HeldOut
 
 WHAT = "What is in the picture?"
 NUM_OPTIONS = 4

@@ -1,4 +1,4 @@
-"""The main job for real: `llava-npu demo --quick` on real weights and real images, from packages to the report."""
+"""The main job for real: `python examples/demo --quick` on real weights and images, from packages to the report."""
 
 from __future__ import annotations
 
@@ -10,13 +10,15 @@ from pathlib import Path
 
 import pytest
 
+DEMO = Path(__file__).parents[3] / "examples/demo"
+
 
 @pytest.mark.slow
 @pytest.mark.network
 def test_the_quick_demo_works(tmp_path: Path) -> None:
     output = tmp_path / "demo"
     result = subprocess.run(
-        [sys.executable, "-m", "llava_npu", "demo", "--quick", "--output", str(output), "--device", "cpu"],
+        [sys.executable, str(DEMO), "--quick", "--output", str(output), "--device", "cpu"],
         capture_output=True,
         text=True,
         env={**os.environ, "COLUMNS": "120"},

@@ -15,13 +15,13 @@ from tests.tiny import tokenizer as tiny_tokenizer
 from transformers import LlamaConfig, LlamaForCausalLM, ResNetConfig, ResNetForImageClassification
 from typer.testing import CliRunner
 
+from demo import assets, weights
+from demo.concepts import word_set
+from demo.data import Sizes
+from demo.profiles import PROFILES, Profile, StageRecipe
+from demo.run import run_demo
+from demo.shapes import COLOURS, KINDS
 from llava_npu.cli import app
-from llava_npu.demo import assets, weights
-from llava_npu.demo.concepts import word_set
-from llava_npu.demo.data import Sizes
-from llava_npu.demo.profiles import PROFILES, Profile, StageRecipe
-from llava_npu.demo.run import run_demo
-from llava_npu.demo.shapes import COLOURS, KINDS
 from llava_npu.errors import UserError
 
 NOUNS = sorted(

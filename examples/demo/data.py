@@ -18,11 +18,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from llava_npu.demo.conversations import caption_records, conversation_records, shape_captions
-from llava_npu.demo.pictures import Picture, load_square
-from llava_npu.demo.questions import concept_questions, shape_questions, write_benchmark
-from llava_npu.demo.shapes import Shape
-from llava_npu.demo.split import hold_out
+from demo.conversations import caption_records, conversation_records, shape_captions
+from demo.pictures import Picture, load_square
+from demo.questions import concept_questions, shape_questions, write_benchmark
+from demo.shapes import Shape
+from demo.split import hold_out
 from llava_npu.files.cache import build_once
 
 SIDE = 224  # pixels of the prepared pictures

@@ -7,8 +7,8 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from llava_npu.demo.concepts import family, names_any, single_noun, word_set
-from llava_npu.demo.pictures import Picture, with_article
+from demo.concepts import family, names_any, single_noun, word_set
+from demo.pictures import Picture, with_article
 from llava_npu.errors import UserError
 
 # Names that are no thing by themselves, or that a picture of the thing does not show.

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from llava_npu.demo.assets import EASY_VQA
-from llava_npu.demo.profiles import PROFILES
-from llava_npu.demo.questions import CONCEPTS, SHAPES
-from llava_npu.demo.report import TOWER_NOTE, Example, Findings, write_report
+from demo.assets import EASY_VQA
+from demo.profiles import PROFILES
+from demo.questions import CONCEPTS, SHAPES
+from demo.report import TOWER_NOTE, Example, Findings, write_report
 from llava_npu.evaluation.ablations import GIVEN, NONE, SHUFFLED
 
 

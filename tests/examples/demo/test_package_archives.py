@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from llava_npu.demo.archives import unpack
+from demo.archives import unpack
 from llava_npu.errors import UserError
 
 FILES = {"package/a.txt": b"a", "package/deep/b.txt": b"b", "package/c.bin": b"c"}

@@ -10,8 +10,8 @@ from known_stamps import assert_knows_stamps
 from torch.nn import functional as F
 from transformers import EfficientNetForImageClassification
 
-from llava_npu.demo import assets
-from llava_npu.demo.efficientnet import efficientnet_lite2, lite2_config, lite_state
+from demo import assets
+from demo.efficientnet import efficientnet_lite2, lite2_config, lite_state
 from llava_npu.models.vision.towers import describe_tower
 
 # EfficientNet-Lite2's blocks, as its source spells them: (repeats, kernel, stride, expansion, channels in, out).

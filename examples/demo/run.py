@@ -31,19 +31,19 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from demo import assets
+from demo.data import DemoData, build_data
+from demo.efficientnet import efficientnet_lite2
+from demo.measure import chosen, describe, measure, questions_of
+from demo.pictures import emoji, stamps
+from demo.profiles import PROFILES, Profile, StageRecipe
+from demo.report import Example, Findings, write_report
+from demo.shapes import shapes
+from demo.weights import language_model, vision_tower
 from llava_npu import devices
 from llava_npu.config import RunConfig, render_config
 from llava_npu.config.parts import PartsConfig, ProjectorPartConfig
 from llava_npu.config.schema import DataConfig, ModelConfig, OptimizerConfig
-from llava_npu.demo import assets
-from llava_npu.demo.data import DemoData, build_data
-from llava_npu.demo.efficientnet import efficientnet_lite2
-from llava_npu.demo.measure import chosen, describe, measure, questions_of
-from llava_npu.demo.pictures import emoji, stamps
-from llava_npu.demo.profiles import PROFILES, Profile, StageRecipe
-from llava_npu.demo.report import Example, Findings, write_report
-from llava_npu.demo.shapes import shapes
-from llava_npu.demo.weights import language_model, vision_tower
 from llava_npu.devices import Device
 from llava_npu.errors import UserError
 from llava_npu.evaluation.ablations import GIVEN, NONE, SHUFFLED
@@ -204,10 +204,10 @@ def run_demo(
 
 
 def _claim(run: _Run) -> None:
-    """Takes the output folder, or goes on with the demo in it."""
+    """Takes the output folder, or resumes the demo in it."""
     folder, state_file = run.output, run.output / STATE_FILE
     identity = _identity(run)
-    if claim_folder(folder, STATE_FILE, "--output", "`llava-npu demo`"):
+    if claim_folder(folder, STATE_FILE, "--output", "`python examples/demo`"):
         state = json.loads(state_file.read_text(encoding="utf-8"))
         if changed := changes(state, identity, identity.__contains__):
             raise UserError(
@@ -215,7 +215,7 @@ def _claim(run: _Run) -> None:
                 "Give another --output, or delete that folder."
             )
         run.seconds.update(state.get("seconds", {}))
-        run.console.print(f"going on with the demo in {folder}")
+        run.console.print(f"resuming the demo in {folder}")
     _write_state(run)
 
 

@@ -11,7 +11,7 @@ from PIL import Image
 from torch.nn import functional
 from transformers import AutoImageProcessor, AutoModelForCausalLM, AutoTokenizer
 
-from llava_npu.demo import assets, weights
+from demo import assets, weights
 from llava_npu.errors import UserError
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from transformers import EfficientNetConfig, EfficientNetForImageClassification
 
-from llava_npu.demo.weights import only_file, plain_preprocessing
+from demo.weights import only_file, plain_preprocessing
 from llava_npu.files.cache import build_once
 
 CONVERSION = 1  # raised whenever the conversion changes
