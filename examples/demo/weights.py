@@ -1,6 +1,6 @@
 """Pretrained weights from package files to ordinary Hugging Face folders.
 
-Two conversions, both verified by what the converted model does (tests/demo/test_weights.py):
+Two conversions, both verified by what the converted model does (tests/examples/demo/test_weights.py):
 
 - SmolLM2-135M-Instruct, a Llama-architecture chat model, from a 4-bit GGUF file to float16 safetensors;
 - ResNet-50 / ImageNet, Keras weights in TensorFlow.js shards, to transformers' `ResNetModel`.
