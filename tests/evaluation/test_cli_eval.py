@@ -173,7 +173,7 @@ def test_another_template_is_another_run(folder: Path, bench: Path, tmp_path: Pa
     report = json.loads((tmp_path / "out" / "report.json").read_text(encoding="utf-8"))
     assert report["provenance"]["settings.template"] == "llama_2"
     other = run(*required, "--max-new-tokens", 1)
-    assert "settings.template: was 'llama_2', is 'v1'" in str(other.exception)
+    assert "settings.template: 'llama_2' → 'v1'" in str(other.exception)
 
 
 @pytest.mark.parametrize(
