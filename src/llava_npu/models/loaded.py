@@ -6,6 +6,7 @@ import copy
 from pathlib import Path
 from typing import NamedTuple
 
+from llava_npu.data.conversation.jinja_template import chat_template
 from llava_npu.data.tokenizer import open_tokenizer
 from llava_npu.errors import UserError
 from llava_npu.files.json_objects import read_json
@@ -31,6 +32,7 @@ class LoadedModel(NamedTuple):
             return self
         processor = copy.copy(self.processor)
         processor.template = template
+        processor.chat_template = chat_template(template, processor.tokenizer)
         return self._replace(processor=processor)
 
     def save_pretrained(self, folder: Path) -> None:

@@ -17,6 +17,7 @@ from rich.console import Console
 
 from llava_npu import devices
 from llava_npu.config import RunConfig
+from llava_npu.data.conversation.templates import get_template
 from llava_npu.data.dataset import ConversationDataset
 from llava_npu.data.plan import Plan
 from llava_npu.distributed import processes
@@ -216,7 +217,10 @@ class Trainer:
         config, device = self.config, self.device
         self._dtype = compute_dtype(config.precision, device)
         self.engine = open_engine(config, self.accelerator, self._dtype)
-        self._loaded = build_model(config)
+        template = config.data.template
+        # Users are answered in the form that was trained; a form of captions alone has no place for a question.
+        asks = template is not None and not get_template(template).captions
+        self._loaded = build_model(config).with_template(template if asks else None)
         model = self._loaded.model
         prepare_parts(model, self.parts, self._dtype, config.gradient_checkpointing, config.lora)
         install_kernels(model, self.accelerator.device)
