@@ -70,13 +70,13 @@ def test_each_part_has_its_own_rate(make_run: MakeRun) -> None:
         ({"parts": {"projector": {"train": "lora"}}}, "parts.projector.train` is 'lora'"),
         (
             {"parts": {"language_model": {"train": "lora"}}, "lora": {"use_dora": True, "base_bits": 8}},
-            "no DoRA beside 8-bit weights; set `base_bits` to 4",
+            "no DoRA for 8-bit weights; set `base_bits` to 4",
         ),
-        ({"lora": {"base_bits": 4}}, "is for a part with `train: lora`, and there is none"),
+        ({"lora": {"base_bits": 4}}, "needs a part with `train: lora`, and there is none"),
         ({"parts": {"projektor": {}}}, "Did you mean 'projector'"),
         (
             {"parts": {"vision_tower": {"train": "full"}}, "data": {"path": "x.json", "cache_features": True}},
-            "cache_features` keeps what a frozen vision tower gives, but `parts.vision_tower.train` is `full`",
+            "cache_features` stores the output of a frozen vision tower, but `parts.vision_tower.train` is `full`",
         ),
     ],
 )

@@ -149,11 +149,11 @@ class Trainer:
         self._build_data()
         checkpoint = self._resume()
         self._attach_saver_and_guard()
+        batches = self._batches(self.first_step, self.num_steps, self.config.data.workers)
         if checkpoint is not None:  # last, so that nothing above draws from the generators again
             saving.load_random_state(checkpoint, self.accelerator, self.device)
         self._attach_monitor()
         with self.monitor.open():
-            batches = self._batches(self.first_step, self.num_steps, self.config.data.workers)
             for step, micro_batches in enumerate(batches, start=self.first_step):
                 self.train_step(step, micro_batches)
         return self.finish()
