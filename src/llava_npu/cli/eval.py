@@ -176,9 +176,10 @@ def _score_stored(console: Console, request: _Request, predictions: Path) -> Non
 
 def _launch_processes(count: int, device: str) -> None:
     """Runs this command in one process per device and exits; does nothing in such a process itself."""
-    from llava_npu.evaluation.processes import check_devices, launched
+    from llava_npu.distributed.launched import world_size
+    from llava_npu.evaluation.processes import check_devices
 
-    if launched() == 1:
+    if world_size() == 1:
         check_devices(count, device)
         launch_and_exit(sys.argv[1:], count, "What was answered is kept; run the same command again to resume.")
 

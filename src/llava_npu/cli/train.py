@@ -59,17 +59,17 @@ def train(
         flags = _flags(device, **switches, ignore_plan=ignore_plan)
         launch_and_exit(["train", config, *(overrides or []), *flags], devices)
         return
-    from llava_npu.distributed import processes
+    from llava_npu.distributed import launched
     from llava_npu.planning.check import refuse_what_cannot_fit
     from llava_npu.training import train as run_training
     from llava_npu.training.resolve import ResolvedRun
 
     resolved = ResolvedRun(run)
-    outcome = refuse_what_cannot_fit(resolved, processes.world_size(), fresh=fresh, only_warn=ignore_plan)
-    if outcome is not None and processes.rank() == 0:
+    outcome = refuse_what_cannot_fit(resolved, launched.world_size(), fresh=fresh, only_warn=ignore_plan)
+    if outcome is not None and launched.rank() == 0:
         typer.echo(outcome, err=True)
     model = run_training(resolved, fresh=fresh, accept_changes=accept_changes)
-    if processes.rank() == 0:
+    if launched.rank() == 0:
         typer.echo(f"The model is in {model}")
 
 

@@ -40,7 +40,7 @@ from llava_npu.config import RunConfig
 from llava_npu.config.comparison import BenchmarkConfig
 from llava_npu.data.records import load_records
 from llava_npu.devices import Device
-from llava_npu.distributed import processes
+from llava_npu.distributed import launched
 from llava_npu.distributed.interruption import EXIT_STATUS, RunStopped
 from llava_npu.errors import UserError, nearest
 from llava_npu.evaluation import run as runner
@@ -102,7 +102,7 @@ def run_trial(folder: Path, device_name: str) -> Result | None:
     console = Console(file=sys.stderr, width=160)
     peaks = {run.stage: _train(run, device_name, device, trial.folder, console) for run in _runs(trial)}
 
-    if processes.rank() != 0:
+    if launched.rank() != 0:
         # A process that left now would close connections that others may still be reading from. If the first one fails,
         # the launcher ends this one.
         while read_result(folder, measured) is None:
@@ -178,12 +178,12 @@ def _train(run: RunConfig, device_name: str, device: Device, folder: Path, conso
         return int(read_json(part, advice=DELETE)["peak_memory"])
     device.reset_peak_memory()
     resolved = ResolvedRun(run.model_copy(update={"device": device_name}))
-    if (outcome := refuse_what_cannot_fit(resolved, processes.world_size())) is not None:
+    if (outcome := refuse_what_cannot_fit(resolved, launched.world_size())) is not None:
         console.print(outcome)
     train(resolved, console=console)
     peak = device.memory().peak
     device.empty_cache()
-    if processes.rank() == 0:
+    if launched.rank() == 0:
         write_text(part, json.dumps({"peak_memory": peak}) + "\n")
     return peak
 

@@ -27,6 +27,16 @@ _SET_PARENT_DEATH_SIGNAL = 1  # of Linux's prctl
 _LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
+def rank() -> int:
+    """This process's number in its launch, also before the processes are joined."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def world_size() -> int:
+    """The number of processes of this launch, also before the processes are joined."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 @dataclass(frozen=True)
 class Report:
     """Why a process ended: its exit status, what to tell the user, and when."""

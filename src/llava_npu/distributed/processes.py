@@ -11,20 +11,11 @@ from accelerate import Accelerator
 
 from llava_npu.devices import Device
 from llava_npu.distributed import process_group
+from llava_npu.distributed.launched import world_size
 from llava_npu.errors import UserError
 
 # Set by `accelerate launch` for engines that it configures itself.
 _FOREIGN_ENGINES = ("ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_FSDP")
-
-
-def rank() -> int:
-    """This process's number in its launch, also before `join`."""
-    return int(os.environ.get("RANK", "0"))
-
-
-def world_size() -> int:
-    """The number of processes of this launch, also before `join`."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from datetime import timedelta
 from typing import TypeVar
 
 from llava_npu import devices
+from llava_npu.distributed.launched import world_size
 from llava_npu.errors import UserError
 
 _T = TypeVar("_T")
@@ -61,15 +62,10 @@ class Processes:
 ALONE = Processes()
 
 
-def launched() -> int:
-    """Of how many processes a launcher says that this one is."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
-
-
 @contextmanager
 def joined() -> Iterator[Processes]:
     """The processes that were launched together with this one, connected; `ALONE` if there are none."""
-    if launched() == 1:
+    if world_size() == 1:
         yield ALONE
         return
     import torch.distributed
