@@ -94,7 +94,7 @@ def compare(settings: Iterable[Setting], folder: Path, kind: str) -> Iterator[Co
     before = _allocated(device)  # of this process's first run on: tables that are made once and stay are a run's own
     for number, setting in enumerate(settings):
         config = run_config(setting, material, folder / f"run-{number}", kind)
-        prediction = predict(ResolvedRun(config), this_machine(device, 1, 1, config.precision))
+        prediction = predict(ResolvedRun(config), this_machine(device, 1, 1, config.precision, for_time=False))
         yield Comparison(setting, prediction, measure(config, device, before))
 
 
