@@ -126,7 +126,7 @@ def test_two_processes_killed(make_run: MakeRun, tmp_path: Path, engine: str, dr
 def test_an_error_of_all_processes_is_said_once(tmp_path: Path) -> None:
     outcome = launch(["train", str(tmp_path / "absent.yaml")], 2)
     assert outcome.status == 2
-    assert outcome.message == f"error: {tmp_path / 'absent.yaml'}: there is no such configuration file."
+    assert outcome.message == f"error: {tmp_path / 'absent.yaml'}: no such configuration file."
 
 
 def test_what_ended_a_launch_is_told_from_what_followed(tmp_path: Path) -> None:

@@ -48,6 +48,7 @@ def _cache(tmp_path, monkeypatch):
     monkeypatch.setenv("LLAVA_NPU_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("npm_config_offline", "true")  # of the npm that the environment itself has
     monkeypatch.setitem(PROFILES, "tiny", TINY)
     for asset in assets.ASSETS:
         folder = assets.cache_root() / "assets" / f"{asset.name}-{asset.sha256[:12]}"
