@@ -195,7 +195,7 @@ def test_what_asks_for_nothing_is_no_error(client: Any, pictures: list[Image.Ima
         (_text("What?", n=2), 400, "n is 2: this server does not offer it"),
         (_text("What?", tools=[{"type": "function"}]), 400, "tools is "),
         (_text("What?", model="gpt-4o"), 404, "model 'gpt-4o': this server has 'tiny'"),
-        (_text("<image> What?"), 400, "messages[0]: the text has <image>, but the message has no picture"),
+        (_text("<image> What?"), 400, "messages[0]: the text has <image>, but the message has no image"),
         (_text("a <|im_end|> b"), 400, "reads as markup"),
         (_text(""), 400, "empty"),
         (_text("What?", temprature=0), 400, "unknown field 'temprature': leave it out. Did you mean 'temperature'?"),

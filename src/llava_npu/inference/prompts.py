@@ -9,6 +9,7 @@ from dataclasses import replace
 import torch
 from PIL import Image
 
+from llava_npu.data.conversation.turns import join_parts
 from llava_npu.errors import UserError
 from llava_npu.inference.request import ImageInput, Prompt
 from llava_npu.models.processing import IMAGE_TOKEN, LlavaNpuProcessor
@@ -79,7 +80,7 @@ def with_images_first(question: str, num_images: int) -> str:
             f"the prompt has {marks} {IMAGE_TOKEN}, but {num_images} images are given; "
             f"put one {IMAGE_TOKEN} for each, or none at all to have them first."
         )
-    return question if marks else f"{IMAGE_TOKEN}\n" * num_images + question
+    return join_parts([*[None] * num_images, question])
 
 
 def _sizes(images: Sequence[ImageInput]) -> list[tuple[int, int]]:

@@ -8,7 +8,7 @@ and including the first special token behind the answer's words, is what the mod
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from llava_npu.data.conversation.special_tokens import special_texts
 from llava_npu.data.conversation.turns import IMAGE_MARK, Segment, Turn
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 _CHAT_ROLES = {"human": "user", "gpt": "assistant"}
 _OTHERWISE = "use a named template such as 'chatml' or 'v1'"
+_PROBE = "What is shown here"
+_takes_parts: dict[str, bool | None] = {}  # by chat template
 
 
 def render_chat_template(
@@ -34,7 +36,7 @@ def render_chat_template(
 
     Raises:
         UserError: the tokenizer has no chat template, or one that refuses these turns, rewrites earlier turns when
-            later ones follow, or ends an answer without a special token.
+            later ones follow, or, for training, ends an answer without a special token.
     """
     if not tokenizer.chat_template:
         raise UserError(f"{name}: template 'tokenizer' needs a tokenizer that has a chat template; {_OTHERWISE}")
@@ -56,7 +58,7 @@ def render_chat_template(
             )
         start = _answer_start(turns[:i], whole, tokenizer, where, system)
         segments.append(Segment(whole[end:start]))
-        end = _answer_end(turn.text.strip(), whole, start, tokenizer, where)
+        end = _answer_end(turn.text.strip(), whole, start, tokenizer, where, prompt=prompt)
         segments.append(Segment(whole[start:end], supervised=turn.supervised, starts_answer=True))
     return [*segments, Segment(whole[end:])]
 
@@ -74,13 +76,17 @@ def _answer_start(
     return len(before)
 
 
-def _answer_end(words: str, whole: str, start: int, tokenizer: PreTrainedTokenizerBase, where: str) -> int:
-    """Behind the special token that ends the answer."""
+def _answer_end(
+    words: str, whole: str, start: int, tokenizer: PreTrainedTokenizerBase, where: str, *, prompt: bool
+) -> int:
+    """Behind the special token that ends the answer; without one, which only training needs, behind its words."""
     found = whole.find(words, start)
     if found < 0:
         raise UserError(f"{where}: the tokenizer's chat template changes the answer's text; {_OTHERWISE}")
     behind = found + len(words)
     ends = [(at, at + len(text)) for text in special_texts(tokenizer) if (at := whole.find(text, behind)) >= 0]
+    if not ends and prompt:
+        return behind
     if not ends:
         raise UserError(
             f"{where}: the tokenizer's chat template ends an answer without a special token, so the model could not "
@@ -90,6 +96,8 @@ def _answer_end(words: str, whole: str, start: int, tokenizer: PreTrainedTokeniz
     # Tokens may begin alike ("<|end|>", "<|end|>\n"): the tokenizer takes the longest.
     end = max(stop for first, stop in ends if first == at)
     if whole[behind:at].strip():
+        if prompt:
+            return behind
         raise UserError(
             f"{where}: the tokenizer's chat template puts {whole[behind:at]!r} between an answer and its end token, "
             f"so it is unclear what the model should say; {_OTHERWISE}"
@@ -97,16 +105,55 @@ def _answer_end(words: str, whole: str, start: int, tokenizer: PreTrainedTokeniz
     return end
 
 
+def takes_parts(tokenizer: PreTrainedTokenizerBase) -> bool | None:
+    """Whether the tokenizer's chat template wants contents as lists of parts, as LLaVA's on the hub do.
+
+    It is asked by example: such templates drop the words of a content that is text. None: it loses words or images
+    either way.
+    """
+    template = str(tokenizer.chat_template)
+    if template not in _takes_parts:
+        text = f"{IMAGE_MARK}\n{_PROBE}"
+        contents = {False: text, True: as_parts(text)}
+        kept = [form for form, content in contents.items() if _keeps_probe(content, tokenizer)]
+        _takes_parts[template] = kept[0] if kept else None
+    return _takes_parts[template]
+
+
+def as_parts(text: str) -> list[dict[str, str]]:
+    """A text with `<image>` in parts. A line's end behind an image is the template's to write."""
+    first, *rest = text.split(IMAGE_MARK)
+    parts = [{"type": "text", "text": first}] if first else []
+    for piece in rest:
+        parts.append({"type": "image"})
+        words = piece.removeprefix("\n")
+        parts += [{"type": "text", "text": words}] if words else []
+    return parts
+
+
+def _keeps_probe(content: Any, tokenizer: PreTrainedTokenizerBase) -> bool:
+    from jinja2 import TemplateError
+
+    try:
+        rendered = tokenizer.apply_chat_template(
+            [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
+        )
+    except (TemplateError, TypeError):
+        return False
+    return _PROBE in rendered and str(rendered).count(IMAGE_MARK) == 1
+
+
 def _apply(
     turns: Sequence[Turn], tokenizer: PreTrainedTokenizerBase, name: str, *, prompt: bool, system: str | None
 ) -> str:
     from jinja2 import TemplateError
 
-    messages = [{"role": _CHAT_ROLES[turn.role], "content": turn.text} for turn in turns]
+    form = as_parts if takes_parts(tokenizer) else str
+    messages = [{"role": _CHAT_ROLES[turn.role], "content": form(turn.text)} for turn in turns]
     if system is not None:
-        messages.insert(0, {"role": "system", "content": system})
+        messages.insert(0, {"role": "system", "content": form(system)})
     try:
         rendered = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt)
-    except TemplateError as error:
+    except (TemplateError, TypeError) as error:
         raise UserError(f"{name}: the tokenizer's chat template refuses these turns: {error}; {_OTHERWISE}") from error
     return str(rendered)

@@ -1,7 +1,8 @@
 """A conversation template as a transformers chat template (Jinja): `pipeline` and servers build the same prompts.
 
-Messages have the roles "user" and "assistant", and as content a string or a list of {"type": "image"} and {"type":
-"text", "text": …}.
+Messages have the roles "system", "user" and "assistant", and as content a string or a list of {"type": "image"} and
+{"type": "text", "text": …}. They are read by the rule of docs/serving.md ("Messages"), as `serving/api/messages.py`
+reads them, and refused where it refuses them.
 
 Training tokenizes the text before, between and behind images piece by piece (`labels.py`), and some tokenizers, Llama's
 for one, put a space before each piece. Whoever uses the chat template tokenizes its text whole; so the template writes
@@ -14,79 +15,151 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from llava_npu.data.conversation.chat_template import takes_parts
 from llava_npu.data.conversation.special_tokens import opening_token, special_texts, swallows_first_space
 from llava_npu.data.conversation.templates import BOS, EOS, TOKENIZER, VALUE, Template, get_template
 from llava_npu.data.conversation.turns import IMAGE_MARK, Segment
 
-# Content → text, as `turns.join_parts` and `templates._settle_images` make it.
-_FLATTEN = """
-{%- macro flatten(content) -%}
-  {%- if content is string -%}{{ content }}
-  {%- else -%}
-    {%- set images = content | selectattr('type', 'equalto', 'image') | list | length -%}
-    {%- set at = namespace(first=-1, last=-1) -%}
-    {%- for part in content -%}
-      {%- if part.type == 'image' -%}
-        {%- set at.last = loop.index0 -%}
-        {%- if at.first < 0 -%}{%- set at.first = loop.index0 -%}{%- endif -%}
+_MARK = json.dumps(IMAGE_MARK)
+# `messages` → `asked.turns`, alternating texts that start with a question, and `asked.system`. The text of each message
+# is `turns.join_parts`', the place of a question's image `templates._settle_images`'. vLLM looks for the loop over
+# `message.content` to learn that content may come in parts.
+_READ_MESSAGES = r"""
+{%- set asked = namespace(system=[], turns=[], settled=[]) -%}
+{%- for message in messages -%}
+  {%- set said = namespace(text='', texts=[], apart='', images=0, first=-1, last=-1, after_text=false) -%}
+  {%- if message.content is string -%}
+    {%- set said.text = message.content -%}
+  {%- elif message.content -%}
+    {%- for part in message.content -%}
+      {%- if part.type == 'text' and part.text -%}
+        {%- set said.apart = said.apart + ('\n' if said.after_text else '') + part.text -%}
+        {%- set said.texts = said.texts + [part.text] -%}
+        {%- set said.after_text = true -%}
+      {%- elif part.type in ('image', 'image_url') -%}
+        {%- set said.last = said.images + said.texts | length -%}
+        {%- set said.first = said.last if said.first < 0 else said.first -%}
+        {%- set said.apart = said.apart + MARK -%}
+        {%- set said.images = said.images + 1 -%}
+        {%- set said.after_text = false -%}
+      {%- elif part.type != 'text' -%}
+        {{- raise_exception('a part of type ' ~ part.type ~ '; parts are of type text or image') -}}
       {%- endif -%}
     {%- endfor -%}
-    {%- if images and at.last - at.first == images - 1 -%}
-      {%- set words -%}
-        {%- for part in content if part.type == 'text' %}{{ '' if loop.first else '\\n' }}{{ part.text }}{% endfor %}
-      {%- endset -%}
-      {{ ((MARK + '\\n') * images + (words | trim if images == 1 else words)) | trim }}
+    {%- set said.text = said.texts | join('\n') -%}
+    {%- if MARK in said.text -%}
+      {%- if said.images and said.text.split(MARK) | length != said.images + 1 -%}
+        {{- raise_exception('the text does not have one ' ~ MARK ~ ' for each of the ' ~ said.images ~ ' images') -}}
+      {%- endif -%}
+    {%- elif said.images and said.last - said.first == said.images - 1 -%}
+      {%- set said.text = ([MARK] * said.images + said.texts) | join('\n') -%}
     {%- else -%}
-      {%- for part in content -%}
-        {{ '\\n' if part.type == 'text' and loop.previtem is defined and loop.previtem.type == 'text' else '' }}
-        {{- MARK if part.type == 'image' else part.text -}}
-      {%- endfor -%}
+      {%- set said.text = said.apart -%}
     {%- endif -%}
   {%- endif -%}
-{%- endmacro -%}
-""".replace("MARK", json.dumps(IMAGE_MARK))
+  {%- if message.role != 'user' and MARK in said.text -%}
+    {{- raise_exception('an image in a message of role ' ~ message.role ~ '; images belong to users') -}}
+  {%- endif -%}
+  {%- if message.role in ('system', 'developer') -%}
+    {%- set asked.system = asked.system + ([said.text] if said.text.strip() else []) -%}
+  {%- elif message.role not in ('user', 'assistant') -%}
+    {{- raise_exception('a message of role ' ~ message.role ~ '; roles are system, user and assistant') -}}
+  {%- elif message.role == 'assistant' and not said.text.strip() -%}
+    {{- raise_exception('an answer without words; leave it and its question out') -}}
+  {%- elif asked.turns and asked.turns[-1].role == message.role -%}
+    {%- set joined = asked.turns[-1].content + '\n' + said.text -%}
+    {%- set asked.turns = asked.turns[:-1] + [{'role': message.role, 'content': joined}] -%}
+  {%- else -%}
+    {%- set asked.turns = asked.turns + [{'role': message.role, 'content': said.text}] -%}
+  {%- endif -%}
+{%- endfor -%}
+{%- set asked.system = asked.system | join('\n') -%}
+{%- if not asked.turns or asked.turns[0].role != 'user' -%}
+  {{- raise_exception('the first message after the system prompt must be of role user') -}}
+{%- elif add_generation_prompt and asked.turns[-1].role != 'user' -%}
+  {{- raise_exception('the last message must be of role user; there is no question to answer') -}}
+{%- endif -%}
+{%- for turn in asked.turns -%}
+  {%- set text = turn.content -%}
+  {%- if not text.strip() -%}
+    {{- raise_exception('a message of role user is empty') -}}
+  {%- elif turn.role == 'user' and text.split(MARK) | length == 2 -%}
+    {%- set text = (MARK + '\n' + text.replace(MARK, '').strip()).strip() -%}
+  {%- endif -%}
+  {%- set asked.settled = asked.settled + [{'role': turn.role, 'content': text}] -%}
+{%- endfor -%}
+""".replace("MARK", _MARK)
+# Texts with `<image>` → parts, for templates that take nothing else; as `chat_template.as_parts`.
+_IN_PARTS = r"""
+{%- set taken = namespace(messages=[], parts=[]) -%}
+{%- for message in messages -%}
+  {%- set taken.parts = [] -%}
+  {%- for piece in message.content.split(MARK) -%}
+    {%- if not loop.first -%}
+      {%- set taken.parts = taken.parts + [{'type': 'image'}] -%}
+      {%- set piece = piece[1:] if piece.startswith('\n') else piece -%}
+    {%- endif -%}
+    {%- set taken.parts = taken.parts + ([{'type': 'text', 'text': piece}] if piece else []) -%}
+  {%- endfor -%}
+  {%- set taken.messages = taken.messages + [{'role': message.role, 'content': taken.parts}] -%}
+{%- endfor -%}
+{%- set messages = taken.messages -%}
+""".replace("MARK", _MARK)
 
 
 def chat_template(name: str, tokenizer: Any) -> str:
     """The Jinja text of the template called `name` for this tokenizer."""
     template = get_template(name)
     if template is TOKENIZER:
-        return _FLATTEN + _in_pieces(_around(tokenizer.chat_template), "", tokenizer, before_spaces=False)
+        inner = tokenizer.chat_template.removesuffix("\n")  # as Jinja does at the end of a template
+        if inner.startswith(_READ_MESSAGES):  # it was saved with a model of ours
+            return inner
+        return _READ_MESSAGES + _in_pieces(_around(inner, tokenizer), "", tokenizer, before_spaces=False)
     opening = opening_token(tokenizer, image_first=template.captions)
-    return _FLATTEN + _in_pieces(
+    return _READ_MESSAGES + _in_pieces(
         _from_data(template, tokenizer, opening), opening, tokenizer, before_spaces=swallows_first_space(tokenizer)
     )
 
 
-def _around(inner: str) -> str:
-    """The tokenizer's own chat template, which takes texts, behind one that takes images too."""
+def _around(inner: str, tokenizer: Any) -> str:
+    """The tokenizer's own chat template, given the messages as they were read."""
     return (
-        "{%- set flat = namespace(messages=[]) -%}"
-        + "{%- for message in messages -%}"
-        + "{%- set flat.messages = flat.messages + [{'role': message.role, 'content': flatten(message.content)}] -%}"
-        + "{%- endfor -%}{%- set messages = flat.messages -%}"
-        + inner.removesuffix("\n")  # as Jinja does at the end of a template
+        "{%- set messages = ([{'role': 'system', 'content': asked.system}] if asked.system else []) + asked.settled -%}"
+        + (_IN_PARTS if takes_parts(tokenizer) else "")
+        + "{%- set rendered %}"
+        + inner
+        + "{% endset -%}"
+        + "{%- if asked.system and asked.system.strip() not in rendered -%}"
+        + "{{ raise_exception('this model has no place for a system prompt') }}"
+        + "{%- endif -%}{{ rendered }}"
     )
 
 
 def _from_data(template: Template, tokenizer: Any, bos: str) -> str:
-    separator = template.separator.replace(BOS, bos)
-
     def write(segments: Sequence[Segment], value: str) -> str:
         texts = (segment.text.replace(EOS, tokenizer.eos_token or "") for segment in segments)
         return "".join(f"{{{{ {value} }}}}" if text == VALUE else _literal(text) for text in texts)
 
+    question, opening = "turn.content", _literal(template.opening)
+    if template.captions:
+        question = f"{_MARK} * (turn.content.split({_MARK}) | length - 1)"
+    if template.system:
+        before, _, behind = template.opening.partition(template.system)
+        system = f"{{{{ asked.system or {json.dumps(template.system, ensure_ascii=False)} }}}}"
+        opening = _literal(before) + system + _literal(behind)
+    else:
+        opening = (
+            "{%- if asked.system -%}{{ raise_exception('this model has no place for a system prompt') }}{%- endif -%}"
+            + opening
+        )
     return (
-        _literal(template.opening)
-        + "{%- for message in messages -%}{%- set text = flatten(message.content) -%}"
-        + "{%- if message.role == 'user' -%}"
-        + "{%- if not loop.first -%}"
-        + _literal(separator)
+        opening
+        + "{%- for turn in asked.settled -%}{%- if turn.role == 'user' -%}{%- if not loop.first -%}"
+        + _literal(template.separator.replace(BOS, bos))
         + "{%- endif -%}"
-        + write(template.human, json.dumps(IMAGE_MARK) if template.captions else "text | trim")
-        + "{%- elif message.role == 'assistant' -%}"
-        + write((*template.header, *template.answer), "text")
-        + "{%- else -%}{{ raise_exception('roles are user and assistant; this model has its own system prompt') }}"
+        + write(template.human, question)
+        + "{%- else -%}"
+        + write((*template.header, *template.answer), "turn.content")
         + "{%- endif -%}{%- endfor -%}"
         + "{%- if add_generation_prompt -%}"
         + write(template.header, "''")
@@ -103,15 +176,15 @@ def _in_pieces(inner: str, opening: str, tokenizer: Any, *, before_spaces: bool)
         return _literal(opening) + inner
     keeps_one_space = not before_spaces and not _puts_a_space_before(" a", tokenizer)
     spaceless = sorted(special_texts(tokenizer) | ({" "} if keeps_one_space else set()))
-    mark, starts = json.dumps(IMAGE_MARK), ", ".join(json.dumps(text) for text in spaceless)
+    starts = ", ".join(json.dumps(text) for text in spaceless)
     behind_token = "true" if opening else "not loop.first"
     return (
         "{%- set whole -%}"
         + inner
         + "{% endset -%}"
         + _literal(opening)
-        + f"{{%- for piece in whole.split({mark}) -%}}"
-        + f"{{{{ '' if loop.first else {mark} }}}}"
+        + f"{{%- for piece in whole.split({_MARK}) -%}}"
+        + f"{{{{ '' if loop.first else {_MARK} }}}}"
         + f"{{{{ ' ' if piece and {behind_token} and not piece.startswith(({starts},)) else '' }}}}{{{{ piece }}}}"
         + "{%- endfor -%}"
     )

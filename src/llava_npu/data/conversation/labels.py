@@ -105,8 +105,9 @@ def encode_prompt(
     """Token ids up to where the next answer starts, for inference; the last turn is a human one.
 
     They are exactly the ids that training on the answered conversation has before that answer, unless `system` gives
-    another system prompt than the template's.
+    another system prompt than the template's; a blank one does not.
     """
+    system = system if system and system.strip() else None
     form, turns, name = _prepare(conversations, template, record)
     if turns[-1].role != "human":
         raise UserError(f"{name}: the last turn is an answer; a prompt ends with a human turn")

@@ -37,14 +37,18 @@ class Segment:
 def join_parts(parts: Sequence[str | None]) -> str:
     """The text of a message that comes in parts, the same in training, server and chat template (`jinja_template`).
 
-    Images that stand together come first, wherever they were, each on a line of its own; images that stand apart keep
-    their places. Neighbouring texts become lines of their own.
+    Images that stand together come first, wherever they were, each on a line of its own; images with text between them
+    keep their places. Neighbouring texts become lines of their own. Texts that contain `<image>` say themselves where
+    the images stand; the caller compares the numbers. Empty texts do not count.
 
     Args:
         parts: texts, and None where an image is.
     """
+    parts = [part for part in parts if part != ""]
     texts = [part for part in parts if part is not None]
     places = [place for place, part in enumerate(parts) if part is None]
+    if any(IMAGE_MARK in text for text in texts):
+        return "\n".join(texts)
     if places and places[-1] - places[0] == len(places) - 1:
         return "\n".join([*[IMAGE_MARK] * len(places), *texts])
     joined, after_text = "", False

@@ -41,7 +41,7 @@ class Asked:
 
     Attributes:
         turns: `{"from": "human"|"gpt", "value": …}`, human and gpt in alternation.
-        image_urls: of the pictures, in the order of the turns' `<image>`.
+        image_urls: of the images, in the order of the turns' `<image>`.
         system: in place of the template's system prompt; None leaves it.
     """
 
@@ -51,26 +51,26 @@ class Asked:
 
 
 def read_messages(messages: Sequence[Message]) -> Asked:
-    """Neighbouring messages of one role become one turn; system messages, wherever they stand, the system prompt.
+    """Reads messages by the rule of docs/serving.md ("Messages"), as the exported chat template does.
 
-    Pictures come first, each on a line of its own, as in training data, unless text stands between them: then each
-    stays where it is. `<image>` written in a text says where, too, if there is one for each picture of the message.
+    Neighbouring messages of one role become one turn; system messages, wherever they stand, the system prompt. The text
+    of each message is `turns.join_parts`'.
 
     Raises:
-        UserError: no question at the end, a picture outside a question, or `<image>` without a picture.
+        UserError: no question at the end, an image outside a question, or `<image>` without an image.
     """
     turns: list[dict[str, str]] = []
     urls: list[str] = []
     system: list[str] = []
     for number, message in enumerate(messages):
         where = f"messages[{number}]"
-        text, pictures = _flatten(message, where)
-        if pictures and message.role != "user":
-            raise UserError(f"{where}: a picture in a message of role {message.role!r}; pictures belong to users")
+        text, images = _flatten(message, where)
+        if images and message.role != "user":
+            raise UserError(f"{where}: an image in a message of role {message.role!r}; images belong to users")
         if message.role in ("system", "developer"):
-            system.append(text)
+            system += [text] if text.strip() else []
             continue
-        urls += pictures
+        urls += images
         role = "human" if message.role == "user" else "gpt"
         if role == "gpt" and not text.strip():
             raise UserError(f"{where}: an answer without words; leave it and its question out")
@@ -81,28 +81,25 @@ def read_messages(messages: Sequence[Message]) -> Asked:
     if not turns or turns[-1]["from"] != "human":
         raise UserError("messages: the last one must be of role 'user'; there is no question to answer")
     if turns[0]["from"] == "gpt":
-        raise UserError("messages: the first one besides the system prompt must be of role 'user'")
+        raise UserError("messages: the first one after the system prompt must be of role 'user'")
     return Asked(turns, urls, "\n".join(system) if system else None)
 
 
 def _flatten(message: Message, where: str) -> tuple[str, list[str]]:
-    """A message's text, with `<image>` where its pictures stand, and their URLs."""
+    """A message's text, with `<image>` where its images stand, and their URLs."""
     if not isinstance(message.content, list):
-        return _without_pictures(message.content or "", where), []
+        return _without_images(message.content or "", where), []
     parts = message.content
-    pictures = [part.image_url.url for part in parts if isinstance(part, ImagePart)]
-    texts = [part.text for part in parts if isinstance(part, TextPart)]
-    if not pictures:
-        return _without_pictures("\n".join(texts), where), []
-    marks = sum(text.count(IMAGE_TOKEN) for text in texts)
-    if marks:
-        if marks != len(pictures):
-            raise UserError(f"{where}: {marks} {IMAGE_TOKEN} in the text, but {len(pictures)} pictures; one for each")
-        return "\n".join(texts), pictures
-    return join_parts([None if isinstance(part, ImagePart) else part.text for part in parts]), pictures
+    images = [part.image_url.url for part in parts if isinstance(part, ImagePart)]
+    text = join_parts([None if isinstance(part, ImagePart) else part.text for part in parts])
+    if not images:
+        return _without_images(text, where), []
+    if (marks := text.count(IMAGE_TOKEN)) != len(images):
+        raise UserError(f"{where}: {marks} {IMAGE_TOKEN} in the text, but {len(images)} images; write one for each")
+    return text, images
 
 
-def _without_pictures(text: str, where: str) -> str:
+def _without_images(text: str, where: str) -> str:
     if IMAGE_TOKEN in text:
-        raise UserError(f"{where}: the text has {IMAGE_TOKEN}, but the message has no picture")
+        raise UserError(f"{where}: the text has {IMAGE_TOKEN}, but the message has no image")
     return text
