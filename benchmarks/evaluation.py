@@ -1,18 +1,18 @@
 """Answering a benchmark, beside the original's loop, in one run with one model.
 
-    python benchmarks/evaluation.py [--device auto] [--size debug|7b] [--pictures 8] [--batch-size 16]
+    python benchmarks/evaluation.py [--device auto] [--size debug|7b] [--images 8] [--batch-size 16]
                                     [--new-tokens 4] [--rounds 3] [--only KIND]
 
-The original's loop (LLaVA's model_vqa_loader.py and model_vqa_mmbench.py): one question at a time, its picture decoded,
+The original's loop (LLaVA's model_vqa_loader.py and model_vqa_mmbench.py): one question at a time, its image decoded,
 preprocessed and encoded, its whole prompt read, its answer generated with a key-value cache. Ours is what
 `llava-npu eval` does. Both are greedy, run the same model with random weights and must give the same answers, or the
 benchmark fails (in 16 bits it counts how many differ). They alternate, so that a machine that slows down slows both;
 processor time, beside the time that passed, says what a CPU shared with others would have taken alone.
 
 Four kinds of benchmarks:
-    rotations       multiple choice with four rotations of each question about a picture, as MMBench
-    six a picture   six yes-or-no questions about a picture, as POPE (MME has two)
-    one a picture   nothing to share: what batches alone bring
+    rotations       multiple choice with four rotations of each question about an image, as MMBench
+    six an image   six yes-or-no questions about an image, as POPE (MME has two)
+    one an image   nothing to share: what batches alone bring
     long answers    the same, and each answer eight times as long, as in MM-Vet or LLaVA-Bench
 
 Also measured, where there are options: choosing the likeliest option instead of writing.
@@ -46,7 +46,7 @@ from llava_npu.models.loaded import LoadedModel
 from llava_npu.models.processing import LlavaNpuProcessor
 from llava_npu.ops.install import install_kernels
 
-# Depth and width of tower and language model; pictures of 336 pixels make 576 tokens, as in LLaVA-1.5.
+# Depth and width of tower and language model; images of 336 pixels make 576 tokens, as in LLaVA-1.5.
 SIZES = {"debug": ((6, 256), (6, 512)), "7b": ((24, 1024), (32, 4096))}
 VOCABULARY = 32000
 WORDS = """
@@ -70,13 +70,13 @@ def main() -> None:
     )
     kinds = {
         "rotations": (rotations, options.new_tokens),
-        "six a picture": (six_questions, options.new_tokens),
-        "one a picture": (one_question, options.new_tokens),
+        "six an image": (six_questions, options.new_tokens),
+        "one an image": (one_question, options.new_tokens),
         "long answers": (one_question, 8 * options.new_tokens),
     }
     for name in options.only or kinds:
         make, new_tokens = kinds[name]
-        questions = make(options.pictures)
+        questions = make(options.images)
         ways: dict[str, Callable[[], list[str]]] = {
             "original's loop": partial(one_by_one, loaded, questions, new_tokens),
             "ours": partial(in_batches, loaded, questions, new_tokens, options.batch_size, "generate"),
@@ -163,32 +163,32 @@ def in_batches(
 # --- questions --------------------------------------------------------------------------------------------------------
 
 
-def rotations(pictures: int) -> list[Question]:
+def rotations(images: int) -> list[Question]:
     draw = random.Random(0)
     questions = []
-    for number in range(pictures):
+    for number in range(images):
         text, texts = sentence(draw, 12), [sentence(draw, draw.randrange(1, 6)) for _ in range(4)]
         for rotation in range(4):
             turned = dict(zip("ABCD", texts[rotation:] + texts[:rotation], strict=True))
             prompt = build_prompt(text, turned, ENGLISH)
             name = f"{number}-{rotation}"
-            questions.append(Question(name, text, prompt, (picture(number),), turned, group=str(number)))
+            questions.append(Question(name, text, prompt, (image(number),), turned, group=str(number)))
     return questions
 
 
-def six_questions(pictures: int) -> list[Question]:
-    return short_questions(pictures, 6)
+def six_questions(images: int) -> list[Question]:
+    return short_questions(images, 6)
 
 
-def one_question(pictures: int) -> list[Question]:
-    return short_questions(4 * pictures, 1)
+def one_question(images: int) -> list[Question]:
+    return short_questions(4 * images, 1)
 
 
-def short_questions(pictures: int, each: int) -> list[Question]:
+def short_questions(images: int, each: int) -> list[Question]:
     draw = random.Random(1)
-    texts = [(number, sentence(draw, draw.randrange(5, 14))) for number in range(pictures) for _ in range(each)]
+    texts = [(number, sentence(draw, draw.randrange(5, 14))) for number in range(images) for _ in range(each)]
     return [
-        Question(str(place), text, with_instruction(text), (picture(number),), group=str(number))
+        Question(str(place), text, with_instruction(text), (image(number),), group=str(number))
         for place, (number, text) in enumerate(texts)
     ]
 
@@ -197,7 +197,7 @@ def sentence(draw: random.Random, words: int) -> str:
     return " ".join(draw.choices(WORDS, k=words)) + "?"
 
 
-def picture(number: int) -> LoadedImage:
+def image(number: int) -> LoadedImage:
     pixels = random.Random(number).randbytes(3 * 48 * 64)
     return LoadedImage(str(number), Image.frombytes("RGB", (64, 48), pixels).resize((640, 480)))
 
@@ -267,11 +267,11 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--size", choices=list(SIZES), default="debug")
-    parser.add_argument("--pictures", type=int, default=8)
+    parser.add_argument("--images", type=int, default=8)
     parser.add_argument("--batch-size", type=int, default=16, help="of ours")
     parser.add_argument("--new-tokens", type=int, default=4, help="of each answer")
     parser.add_argument("--rounds", type=int, default=3)
-    kinds = ["rotations", "six a picture", "one a picture", "long answers"]
+    kinds = ["rotations", "six an image", "one an image", "long answers"]
     parser.add_argument("--only", action="append", choices=kinds, help="may be given several times; by default all")
     parser.add_argument("--dtype", choices=["bfloat16", "float16", "float32"], help="by default the device's best")
     return parser.parse_args()

@@ -160,7 +160,7 @@ def run_config(setting: Setting, material: Path, output: Path, kind: str) -> Run
 
 
 def write_material(folder: Path) -> None:
-    """A tower of 64 patches, a language model of 4 layers, both with random weights, and pictures to describe."""
+    """A tower of 64 patches, a language model of 4 layers, both with random weights, and images to describe."""
     CLIPVisionModel(
         CLIPVisionConfig(
             hidden_size=64,

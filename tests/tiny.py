@@ -113,7 +113,7 @@ def write_resnet(folder: Path) -> Path:
 
 
 def write_records(folder: Path, count: int = 24) -> Path:
-    """Pictures of one colour each with the question what they are, one text-only record and one with two pictures."""
+    """Images of one colour each with the question what they are, one text-only record and one with two images."""
     noise = np.random.default_rng(0)
     (folder / "images").mkdir(parents=True, exist_ok=True)
     records = []

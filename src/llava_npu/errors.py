@@ -12,7 +12,7 @@ from collections.abc import Iterable
 
 
 class UserError(ValueError):
-    """Bad input, described so that whoever reads it can mend it."""
+    """Bad input, described so that whoever reads it can fix it."""
 
 
 def nearest(name: str, allowed: Iterable[str]) -> str:

@@ -56,7 +56,7 @@ def _fails(*arguments: str) -> str:
 def test_errors_are_one_message_without_a_traceback(tmp_path: Path) -> None:
     assert "no such configuration file" in _fails("train", str(tmp_path / "absent.yaml"))
     picture = tmp_path / "broken.png"
-    picture.write_bytes(b"not a picture")
+    picture.write_bytes(b"not an image")
     message = _fails("chat", "--model", str(tmp_path), "--prompt", "What?", "--image", str(picture), "--device", "cpu")
     assert "broken.png" in message
 
@@ -87,7 +87,7 @@ def test_train_then_chat_then_inspect(tmp_path: Path) -> None:
 
     piped = _run(*chat[:-2], typed=f"/image {tmp_path}/images/0.png\nWhat is it?\n/xyz\n")
     assert piped.returncode == 0, piped.stderr
-    assert piped.stdout.endswith("error: /xyz is no command. /help lists them.\n")
+    assert piped.stdout.endswith("error: /xyz is not a command. /help lists them.\n")
 
     inspected = _run("data", "inspect", str(data), "--tokenizer", f"{tmp_path}/lm", "--template", "tokenizer")
     assert inspected.returncode == 0, inspected.stderr

@@ -47,7 +47,7 @@ def write_material(folder: Path) -> Path:
 
 
 def write_benchmark(folder: Path) -> Path:
-    """Questions about the captions' own pictures: what colour a square has."""
+    """Questions about the captions' own images: what colour a square has."""
     rows = ["index\tquestion\tA\tB\tC\tanswer\timage_path"]
     for number in range(QUESTIONS):
         answer = "ABC"[number % 3]  # of tiny.COLOURS

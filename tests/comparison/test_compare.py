@@ -95,7 +95,7 @@ def test_a_comparison_runs_goes_on_and_is_reported(material: Path, tmp_path: Pat
         assert result.first_token.value > 0
         assert (result.stages["align"].peak_memory or 0) > 0
 
-    # One tower's features are shared by both: each picture was encoded once, those of the benchmark included.
+    # One tower's features are shared by both: each image was encoded once, those of the benchmark included.
     (features,) = (command.cache / "features").iterdir()
     assert len(list(features.rglob("*.safetensors"))) == 24
 
@@ -169,7 +169,7 @@ def test_a_comparison_by_name_through_both_stages_at_debug_size(
 
 
 def test_numbers_of_an_image_are_those_of_a_whole_picture_with_anyres(material: Path) -> None:
-    """Not of one tile: 640×480 pixels are scaled into 56×56, two tiles by two, beside the whole picture."""
+    """Not of one tile: 640×480 pixels are scaled into 56×56, two tiles by two, beside the whole image."""
     parts = (str(material / "clip"), str(material / "lm"), "linear")
     squares, _ = compose(*parts)
     tiles, processor = compose(*parts, image_aspect_ratio="anyres")

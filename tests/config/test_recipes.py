@@ -71,7 +71,7 @@ def test_the_published_numbers() -> None:
 def test_a_recipe_is_found_by_name_or_path() -> None:
     assert find_recipe("llava-v1.5-7b-align") == RECIPES["llava-v1.5-7b-align"]
     assert find_recipe("elsewhere/my.yaml") == Path("elsewhere/my.yaml")
-    with pytest.raises(UserError, match=r"no recipe with that name. Did you mean 'llava-v1.5-7b-align'\?"):
+    with pytest.raises(UserError, match=r"nor the name of a recipe. Did you mean 'llava-v1.5-7b-align'\?"):
         find_recipe("llava-v1.5-7b-alighn")
 
 

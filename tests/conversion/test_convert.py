@@ -55,7 +55,7 @@ def write_tower(folder: Path, kind: str = "clip") -> Path:
 
 
 def logits(model: torch.nn.Module) -> torch.Tensor:
-    """Of a question about one picture; the columns that an official model has."""
+    """Of a question about one image; the columns that an official model has."""
     torch.manual_seed(7)
     input_ids = torch.randint(3, ROWS, (1, 30))
     input_ids[0, 4:20] = IMAGE_TOKEN_ID

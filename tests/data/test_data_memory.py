@@ -15,7 +15,7 @@ from llava_npu.data.formats import json_spans, record_files
 
 
 def write(path: Path, count: int) -> Path:
-    turns = [{"from": "human", "value": "<image>\nWhat is in this picture?"}, {"from": "gpt", "value": "a cat " * 10}]
+    turns = [{"from": "human", "value": "<image>\nWhat is in this image?"}, {"from": "gpt", "value": "a cat " * 10}]
     lines = (json.dumps({"id": str(i), "image": f"{i}.jpg", "conversations": turns}) for i in range(count))
     is_list = path.suffix == ".json"
     path.write_text("[" * is_list + (",\n" if is_list else "\n").join(lines) + "]" * is_list)

@@ -17,7 +17,7 @@ IMAGE_TOKEN_ID = 399
 
 
 class Processor:
-    """Three tokens per image; pixels are the picture's mean colour."""
+    """Three tokens per image; pixels are the image's mean colour."""
 
     template = "chatml"
     image_token_id = IMAGE_TOKEN_ID
@@ -122,7 +122,7 @@ def test_cached_features(data: Path, bytes_bpe: PreTrainedTokenizerBase) -> None
     paths = [path for record in records for path in record.image_paths]
     features = {path: torch.full((1, 3, 2), float(i)) for i, path in enumerate(paths)}
     for path in paths:
-        path.unlink()  # no picture is opened
+        path.unlink()  # no image is opened
     dataset = ConversationDataset(records, Processor(bytes_bpe), features=features)
     batch = collate([dataset[i] for i in range(3)], 0)
     assert "pixel_values" not in batch
@@ -134,7 +134,7 @@ def test_cached_features(data: Path, bytes_bpe: PreTrainedTokenizerBase) -> None
 
 
 class TilingProcessor(Processor):
-    """A picture is as many tiles as it is high, and takes as many tokens."""
+    """An image is as many tiles as it is high, and takes as many tokens."""
 
     tiling = "as high as wide"
 

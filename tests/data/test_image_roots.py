@@ -48,7 +48,7 @@ def test_links_out_of_the_root(linked: str, secret: Path, tmp_path: Path) -> Non
 def test_links_within_the_root_and_a_root_that_is_a_link(tmp_path: Path) -> None:
     data = write(tmp_path, "a/link.png")
     (tmp_path / "images/a").mkdir()
-    (tmp_path / "images/b.png").write_bytes(b"picture")
+    (tmp_path / "images/b.png").write_bytes(b"image")
     (tmp_path / "images/a/link.png").symlink_to("../b.png")
     (tmp_path / "root").symlink_to("images")
     for root in ("images", "root"):

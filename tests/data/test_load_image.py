@@ -65,7 +65,7 @@ def test_the_head_tells_the_size_of_the_upright_picture(file_format: str, orient
     except KeyError:
         pytest.skip(f"this Pillow writes no {file_format}")
     image = load_image(data)
-    path = tmp_path / "picture"
+    path = tmp_path / "image"
     path.write_bytes(data)
     assert image_size(data) == image_size(path) == image_size(str(path)) == (image.height, image.width)
     if file_format != "AVIF":  # some of its encoders turn the pixels instead
@@ -143,7 +143,7 @@ def test_animation_gives_its_first_frame() -> None:
 
 
 def png_claiming(width: int, height: int) -> bytes:
-    """The header of a picture that would unpack to width × height pixels, in 60 bytes."""
+    """The header of an image that would unpack to width × height pixels, in 60 bytes."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -164,8 +164,8 @@ def test_bombs(side: int, recwarn: pytest.WarningsRecorder) -> None:
     ("data", "message"),
     [
         (b"", "empty"),
-        (b"<html>not found</html>", "not a picture in a supported format"),
-        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n", "not a picture in a supported format"),
+        (b"<html>not found</html>", "not an image in a supported format"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n", "not an image in a supported format"),
         (encoded(two_colors())[:60], "damaged"),
         (encoded(two_colors(), "JPEG")[:-40], "damaged"),
         (encoded(Image.new("F", (2, 2)), "TIFF"), "floating-point"),

@@ -1,4 +1,4 @@
-"""Token counts: what loading gives, without pictures, kept on disk for as long as they are true."""
+"""Token counts: what loading gives, without images, kept on disk for as long as they are true."""
 
 from __future__ import annotations
 

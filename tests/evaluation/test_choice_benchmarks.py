@@ -122,7 +122,7 @@ def test_scienceqa_damaged(tmp_path: Path, file: str, old: str, new: str, messag
 def test_scienceqa_without_its_problems(tmp_path: Path) -> None:
     data = scienceqa(tmp_path, [False])
     (data.parent / "problems.json").unlink()
-    with pytest.raises(UserError, match=r"needs ScienceQA's problems\.json beside it"):
+    with pytest.raises(UserError, match=r"needs ScienceQA's problems\.json next to it"):
         get("scienceqa").read(data)
 
 
@@ -229,8 +229,8 @@ def test_rows_without_options_are_an_error_elsewhere(tmp_path: Path, name: str) 
 @pytest.mark.parametrize(
     ("image", "message"),
     [
-        ("['abc', ", "begins with '\\[' but is no list"),
-        ("[{}]", "is no list of texts"),
+        ("['abc', ", "begins with '\\[' but is not a list"),
+        ("[{}]", "is not a list of strings"),
         ("['999']", "'999' is neither an image in base64 nor the index"),
     ],
 )

@@ -117,9 +117,9 @@ def test_ids_of_any_form_where_there_are_no_rotations(tmp_path: Path) -> None:
 
 
 def test_damaged_image_is_found_when_opened(tmp_path: Path) -> None:
-    row = question_row(1, ["cat", "dog"], 0, image=base64.b64encode(b"no picture at all" * 9).decode())
+    row = question_row(1, ["cat", "dog"], 0, image=base64.b64encode(b"no image at all" * 9).decode())
     (question,) = read(write_tsv(tmp_path / "a.tsv", [row])).questions
-    with pytest.raises(UnreadableImageError, match="row 1, column 'image': image of 153 bytes: not a picture"):
+    with pytest.raises(UnreadableImageError, match="row 1, column 'image': image of 135 bytes: not an image"):
         question.images[0].open()
 
 

@@ -20,7 +20,7 @@ from llava_npu.models.loaded import LoadedModel
 
 @pytest.fixture
 def questions(tmp_path: Path) -> list[Question]:
-    """Three pictures with four rotations each, one question in text alone, one about two pictures."""
+    """Three images with four rotations each, one question in text alone, one about two images."""
     rows = circular_rows(groups=3)
     for row in rows:
         row["hint"] = "a hint, so that prompts differ in length " * (int(str(row["index"])) % 1_000_000 - 1)

@@ -279,7 +279,7 @@ def test_a_judge_that_goes_down_gives_no_score_and_is_asked_for_the_rest_later(t
         assert (
             "The judge gave no reply for 7 of 9 answers (first: v1_2: status 503: restarting (asked 2 times))" in notes
         )
-        assert "no score by the rule judge" in notes
+        assert "the rule judge gives no score" in notes
         lines = [json.loads(line) for line in (tmp_path / "out" / "judgements.jsonl").read_text().splitlines()]
         assert [line["pending"] for line in lines] == [False] * 2 + [True] * 7
         assert "not asked any more" in lines[-1]["error"]

@@ -59,7 +59,7 @@ def test_everything_is_in_the_page(written: str) -> None:
     assert first["answers"][0]["credit"] == {"strict": 1.0, "vlmevalkit": 1.0}
     assert first["answers"][0]["prompt"].startswith("What is in image 1?")
     assert last["images"] == [None]
-    assert "not a picture" in last["answers"][0]["error"]
+    assert "not an image" in last["answers"][0]["error"]
     assert last["answers"][0]["credit"] == {"strict": 0.0, "vlmevalkit": 0.0}
     assert [table["folded"] for table in data["scores"]] == ["", "scores by category"]
     assert data["scores"][0]["columns"] == ["", "strict", "vlmevalkit", "n"]

@@ -218,7 +218,7 @@ def test_mme_single_question_of_a_image_counts_as_wrong_pair(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("existence/0000", "existance/0000", "'existance' is no task of MME. Did you mean 'existence'"),
+        ("existence/0000", "existance/0000", "'existance' is not a task of MME. Did you mean 'existence'"),
         ("Is it 0?", "Was it 0?", "line 1, field 'text': the question is not in .*0000.txt: 'Was it 0"),
         ("existence/0000.png\", \"image", "existence/0009.png\", \"image", "no answers for it: neither"),
     ],

@@ -25,6 +25,6 @@ def test_answers_come_in_order(loaded: LoadedModel, pictures: list[Image.Image],
 
 
 def test_the_question_is_named_in_errors(loaded: LoadedModel) -> None:
-    with pytest.raises(UserError, match="question 1: image of 3 bytes: not a picture"):
+    with pytest.raises(UserError, match="question 1: image of 3 bytes: not an image"):
         answer_all(loaded, ["What?", "What?"], [[], [b"abc"]])
     assert answer_all(loaded, []) == []

@@ -74,11 +74,11 @@ def text(doc, lmms_eval_specific_kwargs=None):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model, and twelve questions about four pictures, for lmms-eval and for us."""
+    """A model, and twelve questions about four images, for lmms-eval and for us."""
     folder = tmp_path_factory.mktemp("lmms")
     language = tiny.write_language_model(folder / "language", tie_word_embeddings=False)
     model, processor = compose(str(tiny.write_clip(folder / "clip")), str(language), template="v1")
-    with torch.no_grad():  # random, but decided, and the pictures heard
+    with torch.no_grad():  # random, but decided, and the images heard
         model.lm_head.weight.mul_(20)
         for parameter in model.model.multi_modal_projector.parameters():
             parameter.mul_(8)
@@ -169,7 +169,7 @@ def test_choices_are_ours(folder: Path, manifest: Any, tmp_path: Path, monkeypat
         losses = [loss for loss, _ in sample["filtered_resps"]]
         scores = ours[sample["doc"]["question_id"]]
         assert losses == pytest.approx([-scores[letter] for letter in "ABCD"], abs=1e-3)
-    assert len({round(score, 4) for scores in ours.values() for score in scores.values()}) > 4  # pictures are heard
+    assert len({round(score, 4) for scores in ours.values() for score in scores.values()}) > 4  # images are heard
 
 
 def test_loss_of_continuations(folder: Path, manifest: Any) -> None:
@@ -177,9 +177,9 @@ def test_loss_of_continuations(folder: Path, manifest: Any) -> None:
 
     lm = LlavaNpu(str(folder / "model"), device="cpu", batch_size=3, dtype="float32")
     picture = Image.new("RGB", (30, 20), COLOURS["green"])
-    lm.task_dict = {"t": {"test": [{"picture": picture}]}}
+    lm.task_dict = {"t": {"test": [{"image": picture}]}}
     requests = [
-        SimpleNamespace(args=("What is it?", f" {option}", lambda doc: [doc["picture"]], 0, "t", "test"))
+        SimpleNamespace(args=("What is it?", f" {option}", lambda doc: [doc["image"]], 0, "t", "test"))
         for option in COLOURS
     ]
     found = lm.loglikelihood(requests)
@@ -214,7 +214,7 @@ def test_what_cannot_be_answered_is_said(folder: Path, manifest: Any) -> None:
         return SimpleNamespace(args=("", lambda doc: list(messages), {"max_new_tokens": 2}, 0, "t", "test"))
 
     video = {"role": "user", "content": [{"type": "video", "url": "a.mp4"}]}
-    with pytest.raises(UserError, match="task t: a message holds video; llava_npu takes texts and pictures"):
+    with pytest.raises(UserError, match="task t: a message holds video; llava_npu takes texts and images"):
         model.generate_until([request(video)])
     answered = {"role": "assistant", "content": [{"type": "text", "text": "Yes."}]}
     with pytest.raises(UserError, match="messages of user, assistant"):

@@ -105,7 +105,7 @@ def _pair(tower: str) -> tuple[LlavaNextForConditionalGeneration, LlavaNpuForCon
 
 
 def _batch(config: LlavaNpuConfig) -> tuple[dict[str, Any], torch.Tensor]:
-    """Two texts with three pictures of different shapes, and the tiles as transformers pads them."""
+    """Two texts with three images of different shapes, and the tiles as transformers pads them."""
     sizes = [(60, 25), (30, 30), (20, 90)]  # (height, width)
     tiling = config.tiling
     assert tiling is not None
@@ -232,7 +232,7 @@ def test_a_saved_model_is_a_llava_next_of_transformers(parts: Path, tmp_path: Pa
 
 
 def test_a_llava_next_of_transformers_opens_here(parts: Path, tmp_path: Path) -> None:
-    """With resolutions in its own order, (height, width), in which a square picture is wide tiles."""
+    """With resolutions in its own order, (height, width), in which a square image is wide tiles."""
     pinpoints = [[28, 56], [56, 28], [56, 56], [84, 28], [28, 84]]
     _, ours = compose(str(parts / "clip"), str(parts / "lm"), image_aspect_ratio="anyres")
     torch.manual_seed(2)
@@ -317,7 +317,7 @@ FLAT = [("resampler", {"num_queries": 4}, False, 4), ("mlp2x_gelu", {}, True, 17
 def test_tokens_without_places_follow_each_other(
     parts: Path, tmp_path: Path, projector: str, options: dict, special_tokens: bool, tokens: int
 ) -> None:
-    """Reference: LLaVA's `mm_patch_merge_type: flat`, the whole picture's tokens and then each tile's, nothing else."""
+    """Reference: LLaVA's `mm_patch_merge_type: flat`, the whole image's tokens and then each tile's, nothing else."""
     model, processor = compose(
         str(parts / "clip"), str(parts / "lm"), projector, options, keep_prefix_tokens=special_tokens,
         image_aspect_ratio="anyres",
@@ -361,7 +361,7 @@ def test_a_model_of_squares_goes_on_with_tiles_and_gets_a_newline_only_where_row
 
 
 def test_each_tile_at_several_scales(parts: Path) -> None:
-    """Reference: each tile, a picture of its own, through the same weights without anyres."""
+    """Reference: each tile, an image of its own, through the same weights without anyres."""
     common = {"projector_type": "ldpv2", "projector_options": {"num_queries": 4}, "scales": [1, 2]}
     squares, _ = compose(str(parts / "clip"), str(parts / "lm"), **common)
     model, processor = compose(str(parts / "clip"), str(parts / "lm"), image_aspect_ratio="anyres", **common)
@@ -382,13 +382,13 @@ def test_each_tile_at_several_scales(parts: Path) -> None:
 
 def test_errors_say_what_works(parts: Path) -> None:
     clip, lm = str(parts / "clip"), str(parts / "lm")
-    with pytest.raises(UserError, match=r"\[30, 56\] is no pair of multiples .*28×28"):
+    with pytest.raises(UserError, match=r"\[30, 56\] must be a pair of multiples .*28×28"):
         compose(clip, lm, image_aspect_ratio="anyres", image_grid_pinpoints=[[56, 30]])
-    with pytest.raises(UserError, match="is no pair"):
+    with pytest.raises(UserError, match="must be a pair"):
         compose(clip, lm, image_aspect_ratio="anyres", image_grid_pinpoints=[[56]])
     with pytest.raises(UserError, match="belong to image_aspect_ratio 'anyres', not 'pad'"):
         compose(clip, lm, image_grid_pinpoints=[[56, 28]])
-    with pytest.raises(UserError, match=r"\[28, 56\] is no pair of multiples .*56×56"):  # tiles at twice the size
+    with pytest.raises(UserError, match=r"\[28, 56\] must be a pair of multiples .*56×56"):  # tiles at twice the size
         compose(clip, lm, scales=[1, 2], image_aspect_ratio="anyres", image_grid_pinpoints=[[56, 28]])
 
 

@@ -15,7 +15,7 @@ from llava_npu.models import compose, load
 
 
 def _reference(tower: Any, pixel_values: torch.Tensor, scales: list[int], layer: int, special: int) -> torch.Tensor:
-    """Square pictures at the largest scale → (images, patches, scales × channels)."""
+    """Square images at the largest scale → (images, patches, scales × channels)."""
     base = pixel_values.shape[-1] // scales[-1]
     outputs = []
     for scale in scales:
@@ -46,7 +46,7 @@ def test_features_equal_the_definition(
 ) -> None:
     model, processor = compose(str(parts / tower), str(parts / "lm"), scales=scales)
     pixel_values = processor.preprocess_images(pictures)
-    assert pixel_values.shape == (2, 3, 28 * scales[-1], 28 * scales[-1])  # details, not an enlarged small picture
+    assert pixel_values.shape == (2, 3, 28 * scales[-1], 28 * scales[-1])  # details, not an enlarged small image
     features = model.eval().encode_images(pixel_values)
     expected = _reference(model.model.vision_tower, pixel_values, scales, -2, special)
     torch.testing.assert_close(features, expected, atol=1e-5, rtol=0)

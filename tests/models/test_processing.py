@@ -132,7 +132,7 @@ def test_pipeline_answers(parts: Path, tmp_path: Path) -> None:
 
 
 def test_every_tool_pads_pictures_as_training_did(parts: Path, tmp_path: Path) -> None:
-    """Hugging Face's own processor, which plain LLaVA models are opened with, on a picture that is not square."""
+    """Hugging Face's own processor, which plain LLaVA models are opened with, on an image that is not square."""
     model, processor = compose(str(parts / "clip"), str(parts / "lm"))
     for number in ("first", "again"):  # what was saved and loaded is saved the same
         folder = tmp_path / number

@@ -200,7 +200,7 @@ def test_any_image_size_equals_transformers_interpolation(parts: Path, tmp_path:
 
 
 def test_dinov2_takes_the_size_of_its_image_processor(parts: Path, tmp_path: Path) -> None:
-    """As published: positions for 518 pixels, pictures of 224."""
+    """As published: positions for 518 pixels, images of 224."""
     tower = _random(_config("dinov2_with_registers", image_size=56, num_register_tokens=4))
     preprocessing = BitImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 28, "width": 28})
     model, processor = compose(_write(tmp_path, tower, preprocessing), str(parts / "lm"))
@@ -213,7 +213,7 @@ def test_dinov2_takes_the_size_of_its_image_processor(parts: Path, tmp_path: Pat
 def test_sizes_that_contradict_each_other_are_an_error(parts: Path, tmp_path: Path) -> None:
     tower = AutoModel.from_pretrained(parts / "clip")
     other = CLIPImageProcessorPil(size={"shortest_edge": 56}, crop_size={"height": 56, "width": 56})
-    with pytest.raises(UserError, match=r"pictures of 56×56 pixels, but it takes 28×28.*model\.image_size"):
+    with pytest.raises(UserError, match=r"images of 56×56 pixels, but it takes 28×28.*model\.image_size"):
         compose(_write(tmp_path, tower, other), str(parts / "lm"))
 
 

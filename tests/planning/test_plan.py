@@ -122,12 +122,12 @@ def test_tiles_are_planned_as_the_pictures_make_them(make_run: MakeRun, tmp_path
     assert samples.lengths == tuple(len(item.input_ids) for item in items)
     tiles = [0 if item.pixel_values is None else len(item.pixel_values) for item in items]
     assert samples.image_counts == tuple(tiles)
-    assert max(tiles) > 2  # of two pictures, each several
+    assert max(tiles) > 2  # of two images, each several
     assert samples.tiles
 
     squares = plan_run(ResolvedRun(make_run()), small_target(8 * 2**30), 0.4)
     plan = plan_run(ResolvedRun(run), small_target(8 * 2**30), 0.4)
-    assert plan.work.sample.forward > 1.5 * squares.work.sample.forward  # three tiles for each picture, and text
+    assert plan.work.sample.forward > 1.5 * squares.work.sample.forward  # three tiles for each image, and text
     assert plan.configured.at_configured.device.total > squares.configured.at_configured.device.total
     assert not any("square" in remark for remark in plan.remarks)
     # A checkpoint's own way; a run that says otherwise.

@@ -175,10 +175,10 @@ def test_what_asks_for_nothing_is_no_error(client: Any, pictures: list[Image.Ima
 @pytest.mark.parametrize(
     ("body", "status", "message"),
     [
-        (_asked(NO_PICTURE), 400, "picture 1: image of 10 bytes: not a picture"),
+        (_asked(NO_PICTURE), 400, "picture 1: image of 10 bytes: not an image"),
         (_asked(GOOD[:-6]), 400, "damaged"),
         (_asked(GOOD[:-7]), 400, "picture 1: damaged base64, maybe cut off"),
-        (_asked("data:image/png;base64,"), 400, "picture 1: the picture is empty (0 bytes)"),
+        (_asked("data:image/png;base64,"), 400, "picture 1: the image is empty (0 bytes)"),
         (_asked(GOOD.replace("image/png", "text/html")), 400, "a data URL of type 'text/html'"),
         (_asked(GOOD.replace(";base64", "")), 400, "not in base64"),
         (_asked(data_url(Image.new("1", (101, 100)))), 400, "more than 10,000 pixels (101×100 pixels)"),

@@ -111,7 +111,7 @@ def test_the_connection_goes_to_the_checked_address(web: _Web) -> None:
 
 
 def test_one_private_address_among_several_is_enough_to_refuse(web: _Web) -> None:
-    with pytest.raises(UserError, match=r"cats\.example is no public address"):
+    with pytest.raises(UserError, match=r"cats\.example is not a public address"):
         _fetch(f"http://cats.example:{web.port}/cat.png", {"cats.example": [["127.0.0.1", "10.0.0.1"]]})
 
 
@@ -126,7 +126,7 @@ def test_a_question_about_a_picture_on_the_web(web: _Web, model_folder: Path) ->
     with running(make_service(model_folder, fetcher=fetcher(is_public))) as address:
         reply = http.post(f"{address}/v1/chat/completions", json=body)
     assert reply.status_code == 400
-    assert "127.0.0.1 is no public address" in reply.json()["error"]["message"]
+    assert "127.0.0.1 is not a public address" in reply.json()["error"]["message"]
 
 
 @pytest.mark.parametrize(
@@ -138,7 +138,7 @@ def test_redirections_are_checked_again(web: _Web, target: str) -> None:
         "cats.example": [["127.0.0.1"]], "inside.example": [["10.0.0.1"]], "10.0.0.1": [["10.0.0.1"]],
         "::1": [["::1"]], "169.254.169.254": [["169.254.169.254"]],
     }  # fmt: skip
-    with pytest.raises(UserError, match="is no public address"):
+    with pytest.raises(UserError, match="is not a public address"):
         _fetch(f"http://cats.example:{web.port}/to={target}", names)
 
 
@@ -179,7 +179,7 @@ def test_size_time_and_status(web: _Web, path: str, message: str) -> None:
     ],
 )  # fmt: skip
 def test_the_real_check_refuses_every_way_to_write_this_machine(url: str) -> None:
-    with pytest.raises(UserError, match=r"no public address|cannot be fetched|not an http"):
+    with pytest.raises(UserError, match=r"not a public address|cannot be fetched|not an http"):
         asyncio.run(ImageFetcher(max_bytes=1000, timeout=120).fetch(url))
 
 

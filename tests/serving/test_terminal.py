@@ -86,7 +86,7 @@ def test_commands(loaded: LoadedModel, tmp_path: Path) -> None:
     PICTURE.save(tmp_path / "red.png")
     alone = _talk(loaded, "Why?")[0]
     cleared, conversation = _talk(loaded, f"/image {tmp_path}/red.png", "What is it?", "/clear", "Why?")
-    assert cleared.endswith(f"the conversation starts anew\n{alone}")
+    assert cleared.endswith(f"new conversation\n{alone}")
     assert len(conversation.turns) == 2
     again, conversation = _talk(loaded, f"/image {tmp_path}/red.png", "What is it?", "Why?", "/again", "/again")
     assert len(conversation.turns) == 4
@@ -106,7 +106,7 @@ def test_commands(loaded: LoadedModel, tmp_path: Path) -> None:
     [
         ("/image", "needs a file"),
         ("/image absent.png", "image absent.png: cannot be read"),
-        ("/imgae a.png", "/imgae is no command. Did you mean '/image'?"),
+        ("/imgae a.png", "/imgae is not a command. Did you mean '/image'?"),
         ("/set temperature warm", "a number is expected"),
         ("/set temperature -1", "temperature is -1.0"),
         ("/set heat 1", "/set heat: allowed are max_new_tokens"),

@@ -120,7 +120,7 @@ def test_what_a_visitor_gets_wrong(columns: list[Column], tmp_path: Path) -> Non
     with pytest.raises(UserError, match="nothing to flag"):
         flag(columns, Talk(), GREEDY, tmp_path)
     (tmp_path / "text.png").write_text("no picture")
-    with pytest.raises(UserError, match=r"picture 1: .*text\.png: not a picture"):
+    with pytest.raises(UserError, match=r"picture 1: .*text\.png: not an image"):
         open_pictures([str(tmp_path / "text.png")], Talk())
     with pytest.raises(UserError, match="room for 8 pictures"):
         open_pictures(["a.png"] * 8, Talk((Exchange("What?", (PICTURE,), ("a", "b")),)))
@@ -336,4 +336,4 @@ def _talk_on_the_page(
     page.locator("#pictures img").first.wait_for()
     question.fill("What is it?")
     question.press("Enter")
-    page.get_by_text("not a picture").wait_for()
+    page.get_by_text("not an image").wait_for()

@@ -1,4 +1,4 @@
-"""anyres from outside: a model is trained on pictures of many shapes, with and without cached features, and used."""
+"""anyres from outside: a model is trained on images of many shapes, with and without cached features, and used."""
 
 from __future__ import annotations
 

@@ -53,7 +53,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "parts": {"language_model": {"train": "lora"}, "vision_tower": {"train": "lora"}},
         "lora": {"rank": 4, "dropout": 0.0},
     },
-    # Pictures of several shapes: the processes have other numbers of tiles and of tokens.
+    # Images of several shapes: the processes have other numbers of tiles and of tokens.
     "anyres": {"model": {"image_aspect_ratio": "anyres"}, "gradient_checkpointing": True},
     "anyres-flat-lora": {
         "model": {"image_aspect_ratio": "anyres", "projector": "resampler", "projector_options": {"num_queries": 4}},
@@ -126,7 +126,7 @@ class Runs:
 
 
 def _write_shapes(material: Path, folder: Path) -> Path:
-    """The records with their pictures in shapes that are cut into two, three and four tiles, beside the whole one."""
+    """The records with their images in shapes that are cut into two, three and four tiles, beside the whole one."""
     records = json.loads((material / "train.json").read_text())
     (folder / "images").mkdir(parents=True)
     for number, path in enumerate(sorted((material / "images").iterdir())):

@@ -291,7 +291,7 @@ def test_a_loss_that_is_no_number_stops_the_run(make_run: MakeRun) -> None:
 
 def test_an_unreadable_image_names_record_and_file(make_run: MakeRun, material: Path, tmp_path: Path) -> None:
     shutil.copytree(material, tmp_path / "own")
-    (tmp_path / "own/images/3.png").write_bytes(b"not a picture")
+    (tmp_path / "own/images/3.png").write_bytes(b"not an image")
     with pytest.raises(UserError, match=r"record 3.*3\.png"):
         train(make_run(data={"path": str(tmp_path / "own/train.json")}))
 

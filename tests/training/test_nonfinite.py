@@ -181,7 +181,7 @@ def test_the_first_module_is_named(
     setting: tuple[Any, MicroBatch, torch.device], module: str, change: Any, what: str
 ) -> None:
     model, batch, _ = setting
-    if module == "model.vision_tower":  # a picture that is no number
+    if module == "model.vision_tower":  # an image that is no number
         batch.tensors["pixel_values"][1] = float("nan")
     else:
         model.get_submodule(module).register_forward_hook(lambda _, __, output: change(output))

@@ -1,4 +1,4 @@
-"""The run's picture and page, drawn from its metrics."""
+"""The run's image and page, drawn from its metrics."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`llava-npu chat`: questions about pictures, answered as the words come."""
+"""`llava-npu chat`: questions about images, answered as the words come."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 def chat(
     model: Annotated[str, MODEL],
     prompt: Annotated[str | None, typer.Option(help="One question; without it, a conversation starts.")] = None,
-    image: Annotated[list[Path] | None, typer.Option(help="A picture; give it again for several.")] = None,
+    image: Annotated[list[Path] | None, typer.Option(help="An image; give it again for several.")] = None,
     system: Annotated[str | None, typer.Option(help="Another system prompt than the model was trained with.")] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 256,
     temperature: Annotated[float, typer.Option(min=0.0, help="0: always the likeliest word.")] = 0.0,
     top_p: Annotated[float, typer.Option(help="Draw from the likeliest words that hold this share.")] = 1.0,
-    top_k: Annotated[int, typer.Option(min=0, help="Draw from so many likeliest words; 0: all.")] = 0,
+    top_k: Annotated[int, typer.Option(min=0, help="Sample from this many likeliest tokens; 0: all.")] = 0,
     repetition_penalty: Annotated[float, typer.Option(help="Above 1: what was said becomes less likely.")] = 1.0,
     seed: Annotated[int | None, typer.Option(help="Makes draws repeatable.")] = None,
     source: Annotated[str, HUB] = "huggingface",
@@ -31,7 +31,7 @@ def chat(
     bits: Annotated[int, BITS] = 16,
     max_length: Annotated[int | None, MAX_LENGTH] = None,
 ) -> None:
-    """Ask a model about pictures in the terminal."""
+    """Ask a model about images in the terminal."""
     from llava_npu.cli.model_options import load_model
     from llava_npu.data.images import load_image
     from llava_npu.inference.engine import Engine
@@ -39,12 +39,12 @@ def chat(
     from llava_npu.serving.terminal import Conversation
 
     sampling = Sampling(max_new_tokens, temperature, top_p, top_k, repetition_penalty, seed)
-    pictures = [load_image(path, "--image") for path in image or []]
+    pil_images = [load_image(path, "--image") for path in image or []]
     loaded, _ = load_model(model, device, dtype, bits, source)
     engine = Engine(loaded, max_batch=1, max_length=max_length)
     conversation = Conversation(engine, sampling, system)
-    for picture in pictures:
-        conversation.attach(picture)
+    for each in pil_images:
+        conversation.attach(each)
     if prompt is not None:
         for text in conversation.ask(prompt):
             _write(text)
@@ -53,7 +53,7 @@ def chat(
         _converse(conversation, model, [str(path) for path in image or []])
 
 
-def _converse(conversation: Conversation, model: str, pictures: list[str]) -> None:
+def _converse(conversation: Conversation, model: str, images: list[str]) -> None:
     """Reads a terminal, or lines from a pipe, which get answers and nothing around them."""
     from llava_npu.serving.terminal import chat_loop
 
@@ -62,8 +62,8 @@ def _converse(conversation: Conversation, model: str, pictures: list[str]) -> No
         import readline  # noqa: F401  arrow keys and earlier lines at the prompt
 
         typer.secho(f"{model}. Ask away; /help lists commands, /quit leaves.", dim=True)
-        for picture in pictures:
-            _show_image(picture)
+        for image in images:
+            _show_image(image)
 
     def read() -> str:
         while True:

@@ -33,7 +33,7 @@ def inspect_command(
     ] = None,
     limit: Annotated[int, typer.Option(min=1, help="How many records to show.")] = 5,
     start: Annotated[int, typer.Option(min=0, help="The first record to show, counted from 0.")] = 0,
-    html: Annotated[Path | None, typer.Option(help="Write a page with every token and picture to this file.")] = None,
+    html: Annotated[Path | None, typer.Option(help="Write a page with every token and image to this file.")] = None,
     allow_absolute_paths: Annotated[
         bool, typer.Option("--allow-absolute-paths", help="Images may lie outside of the image folder.")
     ] = False,
@@ -62,7 +62,7 @@ def check_command(
     image_root: Annotated[
         Path | None, typer.Option(help="Folder of the images, or .tar or .zip; by default the data file's folder.")
     ] = None,
-    images: Annotated[str, typer.Option(help="decode: open every picture; exist: look for it; ignore.")] = "decode",
+    images: Annotated[str, typer.Option(help="decode: open every image; exist: look for it; ignore.")] = "decode",
     tokenizer: Annotated[
         str | None, typer.Option(help="Folder (or hub id) of a tokenizer or model; without it texts are not encoded.")
     ] = None,

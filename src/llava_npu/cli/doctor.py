@@ -11,7 +11,7 @@ def doctor(
     json: Annotated[bool, typer.Option("--json", help="Facts and findings as JSON, for programs.")] = False,
     timeout: Annotated[float, typer.Option(min=1, help="Seconds for torch and the devices to answer.")] = 60,
 ) -> None:
-    """Check versions, drivers, devices, environment and disk, and say how to mend what is wrong.
+    """Check versions, drivers, devices, environment and disk, and say how to fix what is wrong.
 
     Exit status 1 if there are errors.
     """

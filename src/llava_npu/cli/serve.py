@@ -28,12 +28,12 @@ def serve(
     max_waiting: Annotated[int, typer.Option(min=0, help="Requests that may wait; one more gets 429.")] = 64,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer that may be asked for.")] = 1024,
     max_request_mib: Annotated[float, typer.Option(help="Largest request, in MiB.")] = 32,
-    max_images: Annotated[int, typer.Option(min=0, help="Most pictures of one request.")] = 8,
-    max_image_megapixels: Annotated[float, typer.Option(help="Largest picture.")] = 25,
+    max_images: Annotated[int, typer.Option(min=0, help="Most images of one request.")] = 8,
+    max_image_megapixels: Annotated[float, typer.Option(help="Largest image.")] = 25,
     request_timeout: Annotated[float, typer.Option(help="Seconds for one request, waiting included.")] = 300,
     read_timeout: Annotated[float, typer.Option(help="Seconds without a byte from or to a client.")] = 20,
     allow_image_urls: Annotated[
-        bool, typer.Option("--allow-image-urls", help="Fetch pictures from public http(s) addresses.")
+        bool, typer.Option("--allow-image-urls", help="Fetch images from public http(s) addresses.")
     ] = False,
     api_key: Annotated[
         str | None, typer.Option(envvar="LLAVA_NPU_API_KEY", help="What clients must send as their key.")

@@ -131,7 +131,7 @@ def read_result(folder: Path, measured: Measured | None = None) -> Result | None
 
 
 def write_failure(folder: Path, failure: Failure) -> None:
-    """Records why there is no result."""
+    """Records why the result is missing."""
     write_text(folder / FAILURE, _dump({"kind": failure.kind, "reason": failure.reason}))
 
 

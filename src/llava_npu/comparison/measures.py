@@ -21,7 +21,7 @@ from llava_npu.models.modeling import LlavaNpuForConditionalGeneration
 from llava_npu.models.vision.anyres import TYPICAL
 from llava_npu.training.monitoring.metrics import read_metrics
 
-PROMPT = "<image>\nWhat is in the picture?"
+PROMPT = "<image>\nWhat is in the image?"
 _REPEATS = 9
 _WARM_UP = 2
 

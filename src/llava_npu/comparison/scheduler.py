@@ -74,7 +74,7 @@ def all_devices(names: Sequence[str]) -> list[str]:
     `auto` stands for all devices of the best kind that this machine has, a kind alone for all of that kind.
 
     Raises:
-        UserError: there is no such device.
+        UserError: a device does not exist.
     """
     found: list[str] = []
     for name in names:

@@ -159,7 +159,7 @@ def run_trial(folder: Path, device_name: str) -> Result | None:
 
 
 def _is_impossible(folder: Path) -> bool:
-    """Whether the trial's parts do not fit each other, so that there is no model to train: asked once it has failed."""
+    """Whether the trial's parts do not fit each other, so that no model can be trained: asked once it has failed."""
     try:
         build_model(read_trial(folder)[0].align)
     except UserError:

@@ -72,7 +72,7 @@ def _find(name: str, known: dict[str, Path]) -> Path:
         return path
     if name not in known:
         raise UserError(
-            f"{name}: there is no such configuration file, and no recipe with that name.{nearest(name, known)} "
+            f"{name}: neither a configuration file nor the name of a recipe.{nearest(name, known)} "
             f"Recipes: "
             f"{', '.join(known)}."
         )

@@ -34,7 +34,7 @@ class Processor(Protocol):
     template: str
     image_token_id: int
     num_image_tokens: int
-    tiling: Any  # what, beside its size, decides how many tokens an image has; None: all have `num_image_tokens`
+    tiling: Any  # what, besides its size, decides how many tokens an image has; None: all have `num_image_tokens`
 
     def count_image_tokens(self, size: ImageSize) -> int: ...
 
@@ -109,7 +109,7 @@ class ConversationDataset(Dataset[Sample]):
         processor: its tokenizer, template and image preprocessing are used.
         template: another template than the processor's (stage 1 trains captions with 'plain').
         max_length: the most tokens of a sample, images included; images that do not fit go with the text cut off.
-        features: the frozen vision tower's output for each image. Given these, no picture is opened.
+        features: the frozen vision tower's output for each image. Given these, no image is opened.
         bad_samples: 'error' raises for a sample that cannot be used; 'skip' gives another in its place.
     """
 
@@ -157,7 +157,7 @@ class ConversationDataset(Dataset[Sample]):
         return sample
 
     def encode(self, index: int, room: int | None = None) -> tuple[Record, ExpandedConversation]:
-        """A record and its text, cut to `max_length` and `room`; no picture is decoded.
+        """A record and its text, cut to `max_length` and `room`; no image is decoded.
 
         Raises:
             UserError: the record cannot be used.

@@ -22,7 +22,7 @@ _SEPARATORS = re.compile(r"[/\\]")
 
 
 class ImagePath(Protocol):
-    """A `Path`, or something that reads like one: a picture in an archive or in a table. Hashable; `str` names it."""
+    """A `Path`, or something that reads like one: an image in an archive or in a table. Hashable; `str` names it."""
 
     def read_bytes(self) -> bytes:
         """Raises OSError if it is missing or damaged."""

@@ -1,11 +1,11 @@
-"""Opening pictures: whatever a data set holds becomes an upright 8-bit RGB image, or one clear error.
+"""Opening images: whatever a data set holds becomes an upright 8-bit RGB image, or one clear error.
 
 What is done, and why:
 
-- EXIF orientation is applied: cameras store pictures lying and say how to turn them.
-- Transparency is laid on white, what such pictures were drawn for; merely dropping the alpha channel (LLaVA) shows
+- EXIF orientation is applied: cameras store images lying and say how to turn them.
+- Transparency is laid on white, what such images were drawn for; merely dropping the alpha channel (LLaVA) shows
   colours that nobody was meant to see. Palettes are resolved first.
-- 16-bit greyscale is scaled to 8 bits. Pillow's own conversion clips it: almost all of the picture turns white.
+- 16-bit greyscale is scaled to 8 bits. Pillow's own conversion clips it: almost all of the image turns white.
 - CMYK, YCbCr, 1-bit and grey become RGB; animations and multi-page files give their first frame.
 - Only raster formats are opened (no EPS: Pillow hands it to Ghostscript, a program interpreter), and only up to
   `MAX_PIXELS`: a few kilobytes can unpack to gigabytes.
@@ -35,7 +35,7 @@ _ROWS_AT_ONCE = 4096
 _LONGEST_SIDE = 65_536  # in padding; above, no side of a thin image is as wide as a pixel that a model sees
 # What one image's metadata may unpack to; by default Pillow refuses images with more than 1 MiB of text.
 PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY
-# What Pillow's decoders raise on damaged files, beside OSError.
+# What Pillow's decoders raise on damaged files, besides OSError.
 _DECODER_ERRORS = (
     OSError,
     SyntaxError,
@@ -54,21 +54,21 @@ def load_image(source: str | ImagePath | bytes, origin: str = "image", *, max_pi
 
     Args:
         origin: the record it belongs to, the opening of error messages.
-        max_pixels: larger pictures are refused before they are unpacked.
+        max_pixels: larger images are refused before they are unpacked.
 
     Raises:
         UserError: missing, empty, damaged, of no supported format, or of more than `max_pixels` pixels.
     """
     what = _name(source, origin)
     with _as_user_errors(what, max_pixels):
-        picture = _open(io.BytesIO(_bytes(source, what)), max_pixels)
-        picture.load()
-        upright = ImageOps.exif_transpose(picture)
+        image = _open(io.BytesIO(_bytes(source, what)), max_pixels)
+        image.load()
+        upright = ImageOps.exif_transpose(image)
         return _to_rgb(upright)
 
 
 def image_size(source: str | ImagePath | bytes, origin: str = "image") -> tuple[int, int]:
-    """(height, width) of the picture that `load_image` gives, from the file's head: no pixel is decoded.
+    """(height, width) of the image that `load_image` gives, from the file's head: no pixel is decoded.
 
     Raises:
         UserError: as `load_image`, as far as the head shows it.
@@ -111,11 +111,11 @@ def _without_pixels(file: IO[bytes]) -> bytes:
 def _open(file: IO[bytes], max_pixels: int) -> Image.Image:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # refused just below
-        picture = Image.open(file, formats=[f for f in FORMATS if f in _known_formats()])
-    width, height = picture.size
+        image = Image.open(file, formats=[f for f in FORMATS if f in _known_formats()])
+    width, height = image.size
     if width * height > max_pixels:
         raise Image.DecompressionBombError(f"{width}×{height} pixels")
-    return picture
+    return image
 
 
 @contextmanager
@@ -125,7 +125,7 @@ def _as_user_errors(what: str, max_pixels: int) -> Iterator[None]:
     except UserError:
         raise
     except Image.UnidentifiedImageError as error:
-        raise UserError(f"{what}: not a picture in a supported format ({', '.join(FORMATS)})") from error
+        raise UserError(f"{what}: not an image in a supported format ({', '.join(FORMATS)})") from error
     except Image.DecompressionBombError as error:
         raise UserError(f"{what}: more than {max_pixels:,} pixels ({error}); scale it down") from error
     except _DECODER_ERRORS as error:

@@ -3,7 +3,7 @@
 A step has exactly `global_batch_size` samples, packed or not. What packing decides is which of them share a row, and
 which samples meet in a step: within a stretch of steps they are dealt out so that all steps have nearly as many images
 and tokens. So every step fills the same number of packs of the same length, on every rank: no shape changes during a
-run (on an NPU each new shape is prepared anew), and little of a pack is padding.
+run (an NPU prepares each new shape again), and little of a pack is padding.
 
 Everything is a pure function of (plan, token counts, token budget, number of processes). Which samples a step has does
 not depend on the number of processes, so a run may go on with another one.
@@ -190,5 +190,5 @@ def _fullest(samples: Indices, counts: TokenCounts, number: int) -> int:
 
 
 def _spread(num_steps: int, most: int) -> list[int]:
-    """At most so many steps, evenly over a run."""
+    """At most this many steps, evenly over a run."""
     return np.unique(np.linspace(0, num_steps - 1, min(most, num_steps)).round().astype(int)).tolist()

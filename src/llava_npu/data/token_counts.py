@@ -1,4 +1,4 @@
-"""How many tokens and images each sample has, counted without decoding a picture, once per data set and tokenizer.
+"""How many tokens and images each sample has, counted without decoding an image, once per data set and tokenizer.
 
 The counts are two small files in the user's cache (8 bytes per record), under a name made of all that they depend on.
 They are read like any file: mapped, not loaded.

@@ -31,7 +31,7 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
 def open_tokenizer(folder: Path, field: str) -> PreTrainedTokenizerBase:
     """The tokenizer in a folder, which the setting `field` names.
 
-    A Llama's that is a sentencepiece model alone is opened as such: by itself, or beside a config.json that says
+    A Llama's that is a sentencepiece model alone is opened as such: by itself, or next to a config.json that says
     "llava", transformers 5 reads it as something else, without the space before a piece of text that LLaVA was trained
     with, and without `<s>`.
 

@@ -99,7 +99,7 @@ class Device(ABC):
 
     @abstractmethod
     def reset_peak_memory(self) -> None:
-        """Starts the peak of `memory()` anew."""
+        """Resets the peak of `memory()`."""
 
     @abstractmethod
     def synchronize(self) -> None:
@@ -132,7 +132,7 @@ class Device(ABC):
         return True
 
     def stream(self) -> AbstractContextManager[object]:
-        """A context in which work goes to a queue of its own, beside the device's default one."""
+        """A context in which work goes to a queue of its own, next to the device's default one."""
         return nullcontext()
 
     def mark(self) -> Mark:

@@ -36,7 +36,7 @@ class HostMark:
 
 
 class QueueMark:
-    """Of a device that works through a queue while the host goes on.
+    """Of a device that works through a queue while the host continues.
 
     Args:
         event: of the device's own kind, which measures time.

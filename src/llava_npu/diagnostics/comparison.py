@@ -27,7 +27,7 @@ LIMITS: dict[tuple[Kind, torch.dtype], dict[Stage, float]] = {
 
 @dataclass(frozen=True)
 class Comparison:
-    """One number of the device beside the CPU's.
+    """One number of the device compared with the CPU's.
 
     Attributes:
         kind: "operation" or "model".

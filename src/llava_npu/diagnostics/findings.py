@@ -20,7 +20,7 @@ class Finding:
         check: short name of what was looked at, as in "CANN".
         what: what was found.
         why: why it matters; empty where all is well.
-        fix: the command or change that mends it; empty where all is well.
+        fix: the command or change that fixes it; empty where all is well.
     """
 
     check: str

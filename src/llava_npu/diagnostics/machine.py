@@ -143,7 +143,7 @@ def watched_ports(environment: Mapping[str, str]) -> list[int]:
 def is_taken(port: int) -> bool:
     """Whether something on this machine listens on a port."""
     with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a connection that lingers is no listener
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a lingering connection is not a listener
         try:
             probe.bind(("", port))
         except (OSError, OverflowError):

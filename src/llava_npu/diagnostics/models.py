@@ -1,4 +1,4 @@
-"""A small model on the device beside the same model on the CPU: each layer, forward, gradients, training steps."""
+"""A small model on the device compared with the same on the CPU: each layer, forward, gradients, training steps."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every operation of `llava_npu.ops` beside its textbook formula, on small inputs that take all of its paths.
+"""Every operation of `llava_npu.ops` compared with its textbook formula, on small inputs that take all of its paths.
 
 The formulas are written out here, in float64 and without any of the code they check.
 """
@@ -48,7 +48,7 @@ class Operation:
 
 
 def compare_operations(device: torch.device, dtype: torch.dtype) -> Iterator[Comparison]:
-    """Outputs and gradients of every operation on `device` in `dtype`, beside float64 on the CPU."""
+    """Outputs and gradients of every operation on `device` in `dtype`, compared with float64 on the CPU."""
     for operation in operations():
         yield from _compare(operation, device, dtype)
 

@@ -61,7 +61,7 @@ def as_markdown(result: Verification) -> str:
 
 
 def as_json(result: Verification) -> str:
-    """Every comparison; an error that is no number is null."""
+    """Every comparison; an error that is not a number is null."""
     comparisons = [
         {**asdict(each), "error": each.error if math.isfinite(each.error) else None, "passed": each.passed}
         for each in result.comparisons

@@ -12,7 +12,7 @@ from types import FrameType
 EXIT_STATUS = 75
 
 
-class RunStopped(Exception):  # noqa: N818  it is no error: all is saved, and the same command goes on
+class RunStopped(Exception):  # noqa: N818  not an error: all is saved, and the same command resumes
     """A run saved its state and left, because it was asked to."""
 
 

@@ -1,4 +1,4 @@
-"""The group of all processes that a launcher started together, formed anew as often as one process needs it."""
+"""The group of all processes that a launcher started together, formed again whenever one process needs it."""
 
 from __future__ import annotations
 

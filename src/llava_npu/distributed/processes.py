@@ -22,7 +22,7 @@ _FOREIGN_ENGINES = ("ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_FSDP")
 def join(device: Device, needs_group: bool) -> Iterator[Accelerator]:
     """Joins this process to the others of its launch, if there are any.
 
-    Tensors on the host are exchanged over gloo beside the device's own backend: what is counted on the host need not
+    Tensors on the host are exchanged over gloo next to the device's own backend: what is counted on the host need not
     wait for the device.
 
     Args:

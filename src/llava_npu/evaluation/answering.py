@@ -215,7 +215,7 @@ def _full_prompt(question: Question) -> str:
 
 
 def _with_marks(question: Question, text: str) -> str:
-    # The image comes first, on a line of its own, as in LLaVA's training data; without images there is no mark.
+    # The image comes first, on a line of its own, as in LLaVA's training data; without images there is none.
     return "\n".join([*[IMAGE_MARK] * len(question.images), text])
 
 

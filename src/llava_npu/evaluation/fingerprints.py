@@ -46,7 +46,7 @@ def fingerprint_all(images: Mapping[str, str | None]) -> str | None:
 
 def _sample(image: ImageFile) -> bytes:
     try:
-        if not isinstance(image.path, Path):  # in an archive: there is no reading from its end
+        if not isinstance(image.path, Path):  # in an archive: it cannot be read from its end
             return hashlib.sha256(image.path.read_bytes()).digest()
         with image.path.open("rb") as file:
             start = file.read(_END)

@@ -1,7 +1,7 @@
 """Predictions on disk: one JSON object a line, appended batch by batch, each batch on the disk before the next begins.
 
 A process that is killed, even by `kill -9`, loses at most the batch in flight. Its last line may be torn; reading
-ignores it and says so, and writing goes on behind the last whole line.
+ignores it and says so, and writing continues after the last whole line.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Prediction:
         parsed: what each extraction rule read from the answer.
         truth: the right answer, None where it is secret.
         seconds: the batch's time divided by its questions.
-        error: why there is no answer, if there is none.
+        error: why the answer is missing, if it is.
         scores: log-probability of each option, where the answer was chosen by likelihood.
         image_files: fingerprint of the image files that were shown (see `fingerprints`).
     """
@@ -85,7 +85,7 @@ def read_predictions(path: Path) -> tuple[list[Prediction], int]:
 
 
 def replace_predictions(path: Path, predictions: Iterable[Prediction]) -> None:
-    """Writes the file anew, atomically."""
+    """Rewrites the file atomically."""
     write_text(path, _as_lines(predictions))
 
 

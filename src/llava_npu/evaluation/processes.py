@@ -42,7 +42,7 @@ class Processes:
         return items[self.rank :: self.count]
 
     def wait(self) -> None:
-        """Goes on when all processes have come here."""
+        """Returns when all processes have reached this point."""
         if self.count > 1:
             import torch.distributed
 

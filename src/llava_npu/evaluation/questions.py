@@ -59,7 +59,7 @@ class Dataset:
 
     Attributes:
         path: the file.
-        sha256: of its bytes; with annotation files beside it, of all their checksums.
+        sha256: of its bytes; with separate annotation files, of all their checksums.
         questions: in the file's order.
         notes: what a reader of the scores should know about the file.
     """
@@ -77,7 +77,7 @@ class Answer:
     Attributes:
         prompt: the text that it was given, image placeholders included.
         text: its answer, unprocessed.
-        error: why there is no answer (an unreadable image); such a question counts as wrong.
+        error: why an answer is missing (an unreadable image); such a question counts as wrong.
         scores: log-probability of each option, where the answer was chosen by likelihood.
     """
 

@@ -114,7 +114,7 @@ def collect_predictions(output: Path, questions: Iterable[str]) -> tuple[list[Pr
         append_predictions(output / PREDICTIONS_FILE, new)
     for part in parts:
         part.unlink()
-    notes = [f"An interrupted run had left a torn last line ({torn} bytes); it was answered anew."] if torn else []
+    notes = [f"An interrupted run had left a torn last line ({torn} bytes); it was answered again."] if torn else []
     return [*whole, *new], notes
 
 
@@ -150,7 +150,7 @@ def keep_unchanged(
         raise UserError(
             f"output {output}: of {len(answered)} of {len(predictions)} answered questions the image files have "
             f"changed since (first: question {first.id}, {names or 'which has no image now'}). Put the former ones "
-            "back; or give another folder, or --fresh to answer everything anew."
+            "back; or give another folder, or --fresh to answer everything again."
         )
     if not changed:
         return predictions, []
@@ -192,7 +192,7 @@ def _read_run(run_file: Path) -> dict[str, Any]:
         raise UserError(f"{run_file} is damaged: {error}. Start over with --fresh, or give another folder.") from error
     expected = {"identity": dict, "sessions": list}
     if not isinstance(run, dict) or any(not isinstance(run.get(key), kind) for key, kind in expected.items()):
-        raise UserError(f"{run_file} is no run description of ours. Give another folder.")
+        raise UserError(f"{run_file} was not written by llava-npu. Give another folder.")
     return run
 
 

@@ -90,7 +90,7 @@ def read_answers(path: Path) -> tuple[list[StoredAnswer], bytes]:
     """The answers of a file in one of the formats above, and its bytes.
 
     Raises:
-        UserError: there is no such file, or it is in none of these formats.
+        UserError: the file is missing, or it is in none of these formats.
     """
     if not path.is_file():
         raise UserError(f"--predictions {path} is not a file.")

@@ -19,7 +19,7 @@ def read_json(path: Path, field: str = "", advice: str = OF_A_MODEL) -> dict[str
         advice: ends the message: what follows from a file that is absent or damaged, or what to do.
 
     Raises:
-        UserError: there is no such file, or something else in it.
+        UserError: the file is missing, or something else in it.
     """
     place = f"{field}: " if field else ""
     try:
@@ -42,7 +42,7 @@ def read_json_lines(path: Path, advice: str) -> list[dict[str, Any]]:
         advice: see `read_json`.
 
     Returns:
-        nothing where there is no file.
+        nothing where the file does not exist.
 
     Raises:
         UserError: a line holds something else.

@@ -18,7 +18,7 @@ _IMAGE_PROCESSORS = ("preprocessor_config.json", "processor_config.json")
 
 
 def check_configuration(folder: Path, field: str) -> None:
-    """Raises `UserError` if it is no folder, or one without a readable configuration."""
+    """Raises `UserError` if it is not a folder, or has no readable configuration."""
     if not folder.is_dir():
         raise UserError(
             f"{field}: {folder} is not a folder. Give a model folder, or a model on a hub such as 'openai/…'."

@@ -110,7 +110,7 @@ def download_model(source: str, hub: str = "huggingface", *, weights: bool = Tru
     """
     parsed = parse_source(on_hub(source, hub), "download")
     if isinstance(parsed, Path):
-        raise UserError(f"download: {source} is no model on a hub, which is named organisation/name.")
+        raise UserError(f"download: {source} does not name a model on a hub: organisation/name.")
     return fetch(parsed, "download", weights=weights, refresh=True)
 
 

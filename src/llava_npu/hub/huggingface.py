@@ -46,7 +46,7 @@ def fetch_from_huggingface(model: HubModel, field: str, *, weights: bool, refres
         raise UserError(f"{field}: {model.name} has no revision {model.revision!r}; see {page}/commits.") from error
     except RepositoryNotFoundError as error:
         raise UserError(
-            f"{field}: there is no folder {model.name} here and no such model at {page}, or it is private: check the "
+            f"{field}: {model.name} is neither a local folder nor a model at {page}, or it is private: check the "
             "name, or log in with `hf auth login`."
         ) from error
     except (LocalEntryNotFoundError, OfflineModeIsEnabled, HfHubHTTPError, httpx.HTTPError, OSError) as error:

@@ -1,6 +1,6 @@
 """Models of ModelScope (modelscope.cn), over its HTTP interface; the `modelscope` package is not needed.
 
-A model is in the cache when its folder is there: files are fetched beside it, continued where an earlier attempt broke
+A model is in the cache when its folder is there: files are fetched next to it, resumed where an earlier attempt broke
 off, checked against the hub's SHA-256, and the folder gets its name when all are.
 """
 
@@ -71,7 +71,7 @@ def _list_files(model: HubModel, revision: str, field: str, weights: bool) -> di
     if response.status_code in (401, 403, 404):
         at = f" at revision {model.revision!r}" if model.revision else ""
         raise UserError(
-            f"{field}: there is no model {model.name}{at} at {_endpoint()}, or it is private: check name and revision, "
+            f"{field}: {model.name}{at} is not a model at {_endpoint()}, or it is private: check name and revision, "
             "or set MODELSCOPE_API_TOKEN."
         )
     hf_raise_for_status(response)

@@ -37,7 +37,7 @@ def block_keys(tokens: Sequence[int], images: Sequence[ImageInput]) -> list[byte
 
 
 class PrefixCache:
-    """Blocks of keys and values beside the rows of a `KVCache`, found by the hash of what leads up to them."""
+    """Blocks of keys and values kept next to the rows of a `KVCache`, found by the hash of what leads up to them."""
 
     def __init__(self, rows: KVCache, max_tokens: int):
         """`max_tokens`: how many tokens' keys and values are kept; 0 keeps none."""

@@ -18,7 +18,7 @@ from llava_npu.ops.attention.transformers_interface import ATTENTION_NAME
 from llava_npu.ops.install import install_kernels
 
 _TOKENS_AT_ONCE_ON_HOST = 1024
-# A sequence waits for one that begins alike if that saves a third of its own work, and at least so many tokens.
+# A sequence waits for one that begins alike if that saves a third of its own work, and at least this many tokens.
 _WORTH_WAITING = 3
 _WORTH_WAITING_TOKENS = 32
 _LEAST_SHARE = 4  # a cached beginning of less than a quarter of the prompt is computed again: it would save little
@@ -52,7 +52,7 @@ class Prefill:
         return len(self.prompt.input_ids)
 
     def usable(self, cached: int) -> int:
-        """How many of so many cached tokens can be used: outputs have to be computed, and images stay whole."""
+        """How many of the cached tokens can be used: outputs have to be computed, and images stay whole."""
         start = min(cached, self.num_tokens - self.num_outputs)
         start = next((image.start for image in self.prompt.images if image.start < start < image.end), start)
         return start if start * _LEAST_SHARE >= self.num_tokens else 0

@@ -5,7 +5,7 @@ Sources: Hu et al. 2021, "LoRA" (arXiv:2106.09685); Liu et al. 2024, "DoRA" (arX
 
 A folder with adapters holds everything that was trained, in peft's own layout: `adapter_config.json` and
 `adapter_model.safetensors`, with the modules that were trained in full (the projector) among its `modules_to_save`.
-Beside them are the processor's files and `base.json`, which says which model they belong to.
+Next to them are the processor's files and `base.json`, which says which model they belong to.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def choose_layers(layers: Sequence[str], targets: Sequence[str] | None) -> list[
     """Those of `layers` whose last name is one of `targets`; all of them for None.
 
     Raises:
-        UserError: a target names no layer, or there is no layer at all.
+        UserError: a target names no layer, or no layer is left.
     """
     names = sorted({layer.rsplit(".", 1)[-1] for layer in layers})
     if not layers:
@@ -82,7 +82,7 @@ def choose_layers(layers: Sequence[str], targets: Sequence[str] | None) -> list[
 
 
 def add_adapters(model: nn.Module, layers: Sequence[str], settings: AdapterSettings) -> None:
-    """Puts a fresh adapter beside each of the named layers, in place; their names in the model stay what they were.
+    """Adds a new adapter to each of the named layers, in place; their names in the model stay what they were.
 
     An adapter starts as zero: the model computes what it did before. All else is frozen.
     """
@@ -154,7 +154,7 @@ def load_adapters(folder: Path, model: nn.Module) -> None:
 
 
 def merge_adapters(model: nn.Module) -> None:
-    """Adds every adapter to the layer it stands beside, in place, and takes it out: a plain model remains."""
+    """Merges every adapter into its layer, in place, and removes it: a plain model remains."""
     from peft.tuners.lora import LoraLayer
 
     for name, module in list(model.named_modules()):

@@ -1,4 +1,4 @@
-"""A checkpoint brings its own tower, projector and settings: what a configuration says of them beside it must be so."""
+"""A checkpoint defines its tower, projector and settings: if a configuration also sets them, they must match."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def _own(key: str, value: Any, config: LlavaNpuConfig) -> Any:
         return height if height == width else [height, width]
     if key == "scales":
         return list(config.scales)
-    raise ValueError(f"{key} is no key of a new model")
+    raise ValueError(f"{key} is not a key of a new model")
 
 
 def _from_the_front(layer: int | list[int], config: LlavaNpuConfig) -> int | list[int]:

@@ -56,7 +56,7 @@ def compose(
             "anyres" (several tiles; `anyres.py`).
         image_grid_pinpoints: with anyres, (width, height) of the resolutions to choose from; None: LLaVA-1.6's.
         image_size: pixels per side, if other than the tower's published size.
-        scales: the tower sees a picture at these multiples of its size (S²; `multiscale.py`), as [1, 2].
+        scales: the tower sees an image at these multiples of its size (S²; `multiscale.py`), as [1, 2].
         template: conversation template; None takes the tokenizer's own if it has one, else Vicuna's.
         seed: of the projector's weights and the new embedding rows.
         dtype: of all weights.
@@ -123,7 +123,7 @@ def change_aspect_ratio(
     image_grid_pinpoints: list[list[int]] | None = None,
     seed: int = 0,
 ) -> LoadedModel:
-    """Makes a model that was trained one way see pictures in another, as LLaVA-1.6 goes from squares to anyres.
+    """Makes a model that was trained one way see images in another, as LLaVA-1.6 goes from squares to anyres.
 
     Args:
         loaded: its model is changed in place: with "anyres" it gets an `image_newline` where it lacks one and tokens
@@ -158,7 +158,7 @@ def change_aspect_ratio(
 def chosen_resolutions(
     config: LlavaNpuConfig, image_aspect_ratio: str, image_grid_pinpoints: list[list[int]] | None
 ) -> list[list[int]] | None:
-    """What a model that is to see pictures in this way chooses from, (height, width); None: it cuts no tiles."""
+    """What a model that is to see images in this way chooses from, (height, width); None: it cuts no tiles."""
     resolutions = _resolutions(image_aspect_ratio, image_grid_pinpoints, config.input_size)
     if image_aspect_ratio == "anyres" and image_grid_pinpoints is None:
         return config.image_grid_pinpoints or resolutions

@@ -28,9 +28,9 @@ class LlavaNpuConfig(LlavaConfig):
         projector_options: that projector's options.
         vision_feature_select_strategy: "default" (patch tokens only), "full" (special tokens too), or None: what fits
             the tower.
-        scales: with more than [1], the tower sees each picture at several sizes (S²; `multiscale.py`).
-        image_grid_pinpoints: resolutions, (height, width), into which pictures are scaled to be seen as several tiles
-            (`anyres.py`); None: each picture is one square.
+        scales: with more than [1], the tower sees each image at several sizes (S²; `multiscale.py`).
+        image_grid_pinpoints: resolutions, (height, width), into which images are scaled to be seen as several tiles
+            (`anyres.py`); None: each image is one square.
     """
 
     model_type = "llava_npu"
@@ -51,7 +51,7 @@ class LlavaNpuConfig(LlavaConfig):
         if self.vision_feature_select_strategy == "default" and tower.num_prefix_tokens == 0:
             raise UserError(
                 f"vision_feature_select_strategy 'default' drops the first token, but a {tower.kind} tower has no "
-                "class token: a picture patch would be lost. Use 'full' (all patches are kept)."
+                "class token: an image patch would be lost. Use 'full' (all patches are kept)."
             )
         check_scales(self.scales)
         if self.image_grid_pinpoints is not None:
@@ -91,18 +91,18 @@ class LlavaNpuConfig(LlavaConfig):
 
     @property
     def input_size(self) -> Size:
-        """(height, width) of the pictures, or of the tiles of one, that the model takes."""
+        """(height, width) of the images, or of the tiles of one, that the model takes."""
         height, width = self.tower.image_size
         return height * self.scales[-1], width * self.scales[-1]
 
     @property
     def tiling(self) -> Tiling | None:
-        """How pictures are cut into tiles; None: they are not."""
+        """How images are cut into tiles; None: they are not."""
         if self.image_grid_pinpoints is None:
             return None
         grid = token_grid(self.projector_type, self.tower.grid, **self.projector_options)
         if self.keep_prefix_tokens and self.tower.num_prefix_tokens:
-            grid = None  # special tokens have no place in the picture
+            grid = None  # special tokens have no place in the image
         resolutions = tuple((height, width) for height, width in self.image_grid_pinpoints)
         return Tiling(resolutions, self.input_size, grid or self.num_image_tokens)
 
@@ -149,7 +149,7 @@ class LlavaNpuConfig(LlavaConfig):
         if values.get("model_type") == "llava_next":
             image_size = values.get("vision_config", {}).get("image_size", 336)  # transformers' default
             values.setdefault("image_grid_pinpoints", default_resolutions((image_size, image_size)))
-        if values.get("model_type") in ("llava", "llava_next"):  # a plain LLaVA checkpoint is one of ours
+        if values.get("model_type") in ("llava", "llava_next"):  # a plain LLaVA checkpoint is supported too
             values["model_type"] = cls.model_type
         return values, unused
 

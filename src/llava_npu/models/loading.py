@@ -62,7 +62,7 @@ def load(
 
 
 def load_with_adapters(folder: Path, dtype: torch.dtype | None = None) -> LlavaNpuForConditionalGeneration:
-    """The base that a folder with adapters names, with these adapters beside its layers, not merged."""
+    """The base that a folder with adapters names, with these adapters attached to its layers, not merged."""
     model = open_source(read_source(folder / BASE), dtype).model
     load_adapters(folder, model)
     return model

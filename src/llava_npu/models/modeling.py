@@ -104,8 +104,8 @@ class LlavaNpuModel(LlavaNpuPreTrainedModel, LlavaModel):
             )
         learns = any(parameter.requires_grad for parameter in self.vision_tower.parameters())
 
-        def encode(pictures: torch.Tensor) -> list[torch.Tensor]:
-            outputs = self.vision_tower(pictures, output_hidden_states=True)
+        def encode(images: torch.Tensor) -> list[torch.Tensor]:
+            outputs = self.vision_tower(images, output_hidden_states=True)
             return select_features(outputs, tower, config.feature_layers, config.keep_prefix_tokens)
 
         pixel_values = pixel_values.to(self.vision_tower.dtype)
@@ -190,7 +190,7 @@ class LlavaNpuModel(LlavaNpuPreTrainedModel, LlavaModel):
         if sum(counts) != len(tokens):
             raise UserError(
                 f"{len(tokens)} tiles are given, but images of {sizes} pixels (height, width) make {sum(counts)}. "
-                "Prepare pictures and sizes with the model's own processor."
+                "Prepare images and sizes with the model's own processor."
             )
         return [
             tiling.pack(tiles, size, self.image_newline)

@@ -32,7 +32,7 @@ class LlavaNpuProcessor(LlavaProcessor):
             `count_image_tokens`.
         template: name of the conversation template (`llava_npu.data.conversation.templates`).
         image_aspect_ratio: "pad" to a square with the mean colour, "square" (resize and crop), or "anyres" (tiles).
-        image_grid_pinpoints: with anyres, (height, width) of what pictures may be scaled into.
+        image_grid_pinpoints: with anyres, (height, width) of what images may be scaled into.
         token_grid: with anyres, (rows, columns) of the tokens of one tile, or their number (`Tiling.token_grid`).
     """
 
@@ -107,13 +107,13 @@ class LlavaNpuProcessor(LlavaProcessor):
 
     def to_dict(self) -> dict[str, Any]:
         values = super().to_dict()
-        # Beside a plain LLaVA model belongs a processor that every tool can open.
+        # A plain LLaVA model needs a processor that every tool can open.
         if self._plain_model_type == "llava":
             values["processor_class"] = LlavaProcessor.__name__
-            pictures = values.get("image_processor", {})
-            if self.image_aspect_ratio == "pad" and pictures.get("image_processor_type") == "CLIPImageProcessor":
+            images = values.get("image_processor", {})
+            if self.image_aspect_ratio == "pad" and images.get("image_processor_type") == "CLIPImageProcessor":
                 # CLIP's own crops what is not square; LLaVA's pads with the mean colour first, as in training.
-                values["image_processor"] = {**pictures, "image_processor_type": "LlavaImageProcessor", "do_pad": True}
+                values["image_processor"] = {**images, "image_processor_type": "LlavaImageProcessor", "do_pad": True}
         elif self._plain_model_type == "llava_next":
             assert self.tiling is not None
             values["processor_class"] = LlavaNextProcessor.__name__
@@ -127,7 +127,7 @@ class LlavaNpuProcessor(LlavaProcessor):
 
     @property
     def tiling(self) -> Tiling | None:
-        """With anyres, how pictures are cut; else None."""
+        """With anyres, how images are cut; else None."""
         if self.image_grid_pinpoints is None or self.token_grid is None:
             return None
         tile_size = processor_size(self.image_processor)
@@ -137,7 +137,7 @@ class LlavaNpuProcessor(LlavaProcessor):
         return Tiling(resolutions, tile_size, grid)
 
     def preprocess_images(self, images: Sequence[Image.Image]) -> torch.Tensor:
-        """RGB pictures of any size → (images, 3, height, width), as the tower was trained on.
+        """RGB images of any size → (images, 3, height, width), as the tower was trained on.
 
         With anyres the first axis counts the tiles of all images.
         """
@@ -170,20 +170,20 @@ class LlavaNpuProcessor(LlavaProcessor):
 
         Args:
             conversations: LLaVA turns (`{"from": "human"|"gpt", "value": …}`), each ending with a human turn.
-            images: the pictures of each conversation, in the order of its `<image>`.
+            images: the images of each conversation, in the order of its `<image>`.
 
         Returns:
             `input_ids` and `attention_mask` (batch, length), padded on the left, and if there are images `pixel_values`
             (all images of the batch, 3, height, width) and, with anyres, `image_sizes` (images, 2).
         """
         prompts = [
-            self.encode_prompt(turns, sizes_of(pictures), f"prompt {number}")
-            for number, (turns, pictures) in enumerate(zip(conversations, images, strict=True))
+            self.encode_prompt(turns, sizes_of(pil_images), f"prompt {number}")
+            for number, (turns, pil_images) in enumerate(zip(conversations, images, strict=True))
         ]
         batch = self.pad_left(prompts)
-        pictures = [picture for of_one in images for picture in of_one]
-        if pictures:
-            batch.update(self._image_inputs(pictures))
+        pil_images = [image for of_one in images for image in of_one]
+        if pil_images:
+            batch.update(self._image_inputs(pil_images))
         return batch
 
     def encode_prompt(
@@ -216,10 +216,10 @@ class LlavaNpuProcessor(LlavaProcessor):
             for token in ([self.image_token_id] * next(images) if each == IMAGE_PLACEHOLDER else [each])
         ]
 
-    def _image_inputs(self, pictures: Sequence[Image.Image]) -> dict[str, torch.Tensor]:
-        inputs = {"pixel_values": self.preprocess_images(pictures)}
+    def _image_inputs(self, images: Sequence[Image.Image]) -> dict[str, torch.Tensor]:
+        inputs = {"pixel_values": self.preprocess_images(images)}
         if self.tiling is not None:
-            inputs["image_sizes"] = torch.tensor(sizes_of(pictures))
+            inputs["image_sizes"] = torch.tensor(sizes_of(images))
         return inputs
 
     def pad_left(self, sequences: Sequence[Sequence[int]]) -> BatchFeature:
@@ -240,16 +240,16 @@ class LlavaNpuProcessor(LlavaProcessor):
         kwargs.pop("videos", None), kwargs.pop("audio", None)
         options = {**kwargs.pop("text_kwargs", {}), **kwargs.pop("common_kwargs", {}), **kwargs}
         texts = [text] if isinstance(text, str) else list(text or [])
-        pictures = _flatten(self.image_processor.fetch_images(images)) if images is not None else []
+        pil_images = _flatten(self.image_processor.fetch_images(images)) if images is not None else []
         num_places = sum(each.count(self.image_token) for each in texts)
-        if texts and num_places != len(pictures):
+        if texts and num_places != len(pil_images):
             raise UserError(
-                f"the text has {num_places} {self.image_token}, but {len(pictures)} images are given. "
+                f"the text has {num_places} {self.image_token}, but {len(pil_images)} images are given. "
                 f"Put one {self.image_token} in the text for each image."
             )
         batch = BatchFeature()
         if texts:
-            sizes = iter(sizes_of(pictures))
+            sizes = iter(sizes_of(pil_images))
             longest = options.get("max_length") if options.get("truncation") else None
             input_ids = []
             for each in texts:
@@ -259,17 +259,17 @@ class LlavaNpuProcessor(LlavaProcessor):
                 input_ids.append(self._expand(placed, of_text, "text")[:longest])
             padding = {key: value for key, value in options.items() if key in _PADDING_ARGUMENTS}
             batch.update(self.tokenizer.pad({"input_ids": input_ids}, **{"padding": False, **padding}))
-        if pictures:
-            batch.update(self._image_inputs([picture.convert("RGB") for picture in pictures]))
+        if pil_images:
+            batch.update(self._image_inputs([image.convert("RGB") for image in pil_images]))
         return batch
 
 
 _PADDING_ARGUMENTS = frozenset({"padding", "max_length", "return_tensors", "padding_side", "pad_to_multiple_of"})
 
 
-def sizes_of(pictures: Sequence[Image.Image]) -> list[Size]:
+def sizes_of(images: Sequence[Image.Image]) -> list[Size]:
     """(height, width) of each."""
-    return [(picture.height, picture.width) for picture in pictures]
+    return [(image.height, image.width) for image in images]
 
 
 def _as_json(token_grid: Grid | int) -> list[int] | int:
@@ -278,5 +278,5 @@ def _as_json(token_grid: Grid | int) -> list[int] | int:
 
 def _flatten(images: Any) -> list[Image.Image]:
     if isinstance(images, list | tuple):
-        return [picture for nested in images for picture in _flatten(nested)]
+        return [image for nested in images for image in _flatten(nested)]
     return [images]

@@ -2,7 +2,7 @@
 
 The weights are rounded while loading, by bitsandbytes (NF4 with double quantisation, Dettmers et al. 2023,
 arXiv:2305.14314; LLM.int8(), Dettmers et al. 2022, arXiv:2208.07339). Tower, projector and head stay as they are: they
-are small, and pictures suffer first.
+are small, and images suffer first.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _KEPT_WHOLE = ["model.vision_tower", "model.multi_modal_projector", "lm_head"]
 
 
 def quantization_config(bits: int, device: Device, compute_dtype: torch.dtype) -> Any:
-    """What `load` needs to hold weights in so many bits; None for 16.
+    """What `load` needs to hold weights in this many bits; None for 16.
 
     Raises:
         UserError: this kind of device cannot, or bitsandbytes is missing.

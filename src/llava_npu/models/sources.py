@@ -24,7 +24,7 @@ class ModelSource:
 
     Attributes:
         checkpoint: a model folder, a run folder or a hub id.
-        changes: how it is to see pictures from now on, if otherwise: the arguments of `change_aspect_ratio`.
+        changes: how it is to see images from now on, if otherwise: the arguments of `change_aspect_ratio`.
         parts: the arguments of `compose`, without its `dtype`.
         said: what the configuration says of the checkpoint's parts, to be checked and no part of the description.
     """
@@ -73,12 +73,12 @@ def read_source(path: Path) -> ModelSource:
     for key, location in locations.items():
         if is_local(location) and not Path(location).is_dir():
             raise UserError(
-                f"{path}: the adapters beside it belong to {location}, which is not there. Put it back, or write its "
+                f"{path}: its adapters belong to {location}, which does not exist. Put it back, or write its "
                 f"new place into `{key}` of {path.name}."
             )
         if key in fingerprints and is_local(location) and weights_fingerprint(location) != fingerprints[key]:
             raise UserError(
-                f"{path}: the weights in {location} are not those that the adapters beside it were trained on. Put "
+                f"{path}: the weights in {location} are not those that its adapters were trained on. Put "
                 f"the old ones back, or write their place into `{key}` of {path.name}."
             )
     return source

@@ -20,7 +20,7 @@ def stopping_arguments(model: Any, tokenizer: Any, template_name: str) -> dict[s
 
 
 def stop_string(template_name: str) -> str:
-    """What the template writes behind an answer beside the end token: "\\n" after a caption, "<|im_end|>", or ""."""
+    """What the template writes after an answer and its end token: "\\n" after a caption, "<|im_end|>", or ""."""
     template = get_template(template_name)
     texts = [segment.text for segment in (*template.answer, *template.closing)]
     after = texts[texts.index(VALUE) + 1 :] if VALUE in texts else []

@@ -175,7 +175,7 @@ def _command(
             show_image(path)
     elif name == "/clear":
         conversation.clear()
-        write("the conversation starts anew\n")
+        write("new conversation\n")
     elif name == "/system":
         conversation.use_system(rest or None)
         write("system prompt changed\n" if rest else "the system prompt of training again\n")
@@ -188,7 +188,7 @@ def _command(
         write(f"{HELP}\n")
     else:
         known = ["/image", "/clear", "/system", "/set", "/again", "/history", "/help", "/quit"]
-        raise UserError(f"{name} is no command.{nearest(name, known)} /help lists them.")
+        raise UserError(f"{name} is not a command.{nearest(name, known)} /help lists them.")
 
 
 def _paths(text: str) -> list[str]:

@@ -21,7 +21,7 @@ from llava_npu.models.projectors import grid_defaults
 from llava_npu.models.published import published_model, published_models
 from llava_npu.models.sources import MODEL_FOLDER, read_source
 from llava_npu.models.vision.image_processors import load_image_processor
-from llava_npu.models.vision.resizing import picture_size, set_size
+from llava_npu.models.vision.resizing import input_size, set_size
 from llava_npu.models.vision.towers import describe_tower
 
 _PROCESSOR_FILE = "preprocessor_config.json"
@@ -97,7 +97,7 @@ def _set_image_size(tower: Any, choice: ModelConfig, remarks: list[str]) -> None
     assert choice.vision_tower is not None
     processor = _image_processor(on_hub(choice.vision_tower, choice.source))
     if processor is not None:
-        set_size(tower, picture_size(tower, processor, choice.image_size))
+        set_size(tower, input_size(tower, processor, choice.image_size))
     elif choice.image_size is not None:
         set_size(tower, (choice.image_size, choice.image_size))
     elif not hasattr(tower, "image_size"):

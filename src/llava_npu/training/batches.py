@@ -53,7 +53,7 @@ class MicroBatch:
         )
 
     def pin_memory(self) -> MicroBatch:
-        """Copies into memory from which an accelerator can fetch while the host goes on."""
+        """Copies into memory from which an accelerator can fetch while the host continues."""
         return replace(self, tensors={name: tensor.pin_memory() for name, tensor in self.tensors.items()})
 
     def to(self, device: torch.device) -> dict[str, Any]:

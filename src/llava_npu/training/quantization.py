@@ -23,8 +23,8 @@ def check_quantization(config: RunConfig, device: Device) -> None:
         return
     if bits not in device.quantized_bits:
         raise UserError(
-            f"lora.base_bits: bitsandbytes, which trains beside a base in {bits} bits (QLoRA), has no operators for "
-            f"that on {device.kind}. Leave `lora.base_bits` out: LoRA on the 16-bit base needs 2 bytes per weight (13 "
+            f"lora.base_bits: bitsandbytes, which trains adapters on a base in {bits} bits (QLoRA), has no operators "
+            f"for that on {device.kind}. Remove `lora.base_bits`: LoRA on the 16-bit base needs 2 bytes per weight (13 "
             "GiB for 7 B), which one device of 64 GB holds; `gradient_checkpointing`, fewer `lora.targets` and a "
             "smaller `micro_batch_size` save more."
         )
@@ -32,7 +32,7 @@ def check_quantization(config: RunConfig, device: Device) -> None:
 
 
 def quantize_base(model: nn.Module, bits: Literal[4, 8], compute_dtype: torch.dtype | None) -> None:
-    """Has the weights beside adapters kept in `bits`; they are quantised when they are moved to their device."""
+    """Has the weights under the adapters kept in `bits`; they are quantised when they are moved to their device."""
     from peft.tuners.lora import LoraLayer
 
     for module in model.modules():

@@ -1,4 +1,4 @@
-"""The run folder: one run's configuration, checkpoints, metrics and final model; opened anew or to go on.
+"""The run folder: one run's configuration, checkpoints, metrics and final model; opened as a new run or to resume one.
 
 run.yaml              the resolved configuration and the data's fingerprint
 metrics.jsonl         one line per logged step
@@ -32,7 +32,7 @@ from llava_npu.training.bad_samples import BAD_SAMPLES
 from llava_npu.training.checkpointing.checkpoints import checkpoints
 from llava_npu.training.monitoring.jsonl import NONFINITE_STEPS, REPLAYS
 from llava_npu.training.monitoring.metrics import METRICS
-from llava_npu.training.monitoring.plots import PAGE, PICTURE
+from llava_npu.training.monitoring.plots import IMAGE, PAGE
 from llava_npu.training.monitoring.trackers import IDENTITIES
 
 RUN_FILE = "run.yaml"
@@ -111,7 +111,7 @@ def _restore_run_file(folder: Path) -> None:
 
 
 def _has_begun(folder: Path) -> bool:
-    """Whether a step was taken. A run that ended before, by a mistake in its configuration, is no run to go on with."""
+    """Whether a step was taken. A run that ended before, by a mistake in its configuration, cannot be resumed."""
     metrics = folder / METRICS
     return (
         is_finished(folder)
@@ -189,7 +189,7 @@ def _clear(folder: Path) -> None:
         for path in (*folder.glob("checkpoint-*"), *folder.glob(".*.partial"), folder / REPLAYS, folder / MODEL_FOLDER):
             if path.exists():
                 shutil.rmtree(path)
-        for name in (METRICS, PICTURE, PAGE, IDENTITIES, BAD_SAMPLES, NONFINITE_STEPS, RUN_FILE):
+        for name in (METRICS, IMAGE, PAGE, IDENTITIES, BAD_SAMPLES, NONFINITE_STEPS, RUN_FILE):
             (folder / name).unlink(missing_ok=True)
     except OSError as error:
         raise _unwritable(folder, error) from error

@@ -20,11 +20,11 @@ from llava_npu.training.batches import steps
 from llava_npu.training.checkpointing.state import random_state, restore_random_state
 from llava_npu.training.engines import Engine
 
-_FEW = 256  # so many samples are loaded sooner than processes that load them are started
+_FEW = 256  # loading this few samples is faster than starting processes to load them
 
 
 def is_due(step: int, num_steps: int, every: int) -> bool:
-    """Whether the loss is computed after `step` steps: every so many, and at the end."""
+    """Whether the loss is computed after `step` steps: every `every` steps, and at the end."""
     return step % every == 0 or step == num_steps
 
 
@@ -97,7 +97,7 @@ class _Filled:
         return replace(sample, labels=torch.full_like(sample.labels, IGNORE_INDEX))
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("_"):  # while it is unpickled in a worker, there is no data set to ask
+        if name.startswith("_"):  # while it is unpickled in a worker, the data set is missing
             raise AttributeError(name)
         return getattr(self._dataset, name)
 

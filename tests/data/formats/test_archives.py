@@ -93,7 +93,7 @@ def test_shards(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"'a/red.png' is in both .*images-0.tar and .*images-3.tar"):
         open_archive(tmp_path / "images-*.tar")
     with pytest.raises(UserError, match="no file matches"):
-        open_archive(tmp_path / "pictures-*.tar")
+        open_archive(tmp_path / "nothing-*.tar")
 
 
 def test_what_tar_does_with_repeated_names_and_links(tmp_path: Path) -> None:

@@ -57,7 +57,7 @@ def test_an_excluded_answer_is_not_learned(key: str, template: str, llama: PreTr
         ([{"role": "user", "content": "Why?", "images": ["a.png"]}, *_messages()[1:]], r"messages\[0\]: 'images'"),
         (_messages("<video>\nWhat happens?"), "contains '<video>', but only images are read"),
         (_messages("What is said?\n<audio>"), "contains '<audio>', but only images are read"),
-        (_messages("Picture 1: <img>a.png</img>\nWhat?"), "contains '<img>a.png</img>', another project's mark"),
+        (_messages("Image 1: <img>a.png</img>\nWhat?"), "contains '<img>a.png</img>', another project's mark"),
         (_messages("<|image_1|>\nWhat?"), "another project's mark of an image"),
         (_messages("<image_placeholder>What?"), "another project's mark of an image"),
     ],

@@ -136,7 +136,7 @@ def test_saved_splits(tmp_path: Path) -> None:
 def test_an_image_that_is_no_picture_names_its_row(tmp_path: Path) -> None:
     parquet.write_table(with_images([b"junk"], pyarrow.binary()), tmp_path / "t.parquet")
     (record,) = open_records(tmp_path / "t.parquet")
-    with pytest.raises(UserError, match=r"t.parquet:row 0, image: not a picture"):
+    with pytest.raises(UserError, match=r"t.parquet:row 0, image: not an image"):
         load_image(record.image_paths[0], "rec")
 
 

@@ -54,10 +54,10 @@ def shown(path: Path, tokenizer: PreTrainedTokenizerBase, *, color: bool, limit:
 
 
 def test_a_damaged_picture_is_a_fault(data: Path, llama: PreTrainedTokenizerBase) -> None:
-    (data.parent / "a.png").write_bytes(b"no picture")
+    (data.parent / "a.png").write_bytes(b"no image")
     num_faulty, text = shown(data, llama, color=False, limit=1)
     assert num_faulty == 1
-    assert f"image {data.parent / 'a.png'}: not a picture in a supported format" in text
+    assert f"image {data.parent / 'a.png'}: not an image in a supported format" in text
 
 
 def test_plain_text(data: Path, llama: PreTrainedTokenizerBase) -> None:
@@ -157,7 +157,7 @@ def test_a_record_in_the_middle_and_one_that_is_none(
     console = Console(file=io.StringIO(), width=200)
     assert inspect_records(data, llama, "v1", limit=1, start=3, console=console) == 0
     assert "record 3 (id 'odd')" in console.file.getvalue()  # type: ignore[attr-defined]
-    with pytest.raises(UserError, match="there is no record 4; the last one is 3"):
+    with pytest.raises(UserError, match="record 4 does not exist; the last one is 3"):
         inspect_records(data, llama, "v1", start=4)
     data.write_text(json.dumps([{"id": "x"}, *json.loads(data.read_text())]))
     assert inspect_records(data, llama, "v1", limit=2, console=console) == 1

@@ -149,7 +149,7 @@ def expand_images(
 ) -> ExpandedConversation:
     """Makes each placeholder as many image tokens as its image has, unsupervised, and cuts the result.
 
-    An image is never cut in half: where the cut would fall into one, the text ends before it, and the sample goes on
+    An image is never cut in half: where the cut would fall into one, the text ends before it, and the sample continues
     without this image and any later one. `num_images` says how many are left; give the model only these.
 
     Args:

@@ -43,7 +43,7 @@ class Template:
             something. 'open': allowed as the only answer, the turn stays open after the header and the header's last
             character is trained (what LLaVA's mpt code does).
         keeps_opening_answer: an answer before the first question is rendered like any other instead of dropped.
-        markup: strings that must not occur in the turns, beside the tokenizer's special tokens.
+        markup: strings that must not occur in the turns, besides the tokenizer's special tokens.
         reads_special_tokens: which special tokens written out in a turn are read as those tokens, as LLaVA's code reads
             them: 'all' ("</s>" too) only where the template gives them no meaning of their own; 'begin': the
             begin-of-sequence token ("<s>"); others are refused.
@@ -264,7 +264,7 @@ def _settle_images(turn: Turn) -> Turn:
 
 
 def _caption_turns(turns: Sequence[Turn], name: str, *, prompt: bool) -> tuple[Turn, ...]:
-    """The question reduced to its images: a caption is learned from the picture alone."""
+    """The question reduced to its images: a caption is learned from the image alone."""
     expected = ["human"] if prompt else ["human", "gpt"]
     if [turn.role for turn in turns] != expected:
         raise UserError(

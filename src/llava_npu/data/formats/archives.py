@@ -75,7 +75,7 @@ class ArchivedImage:
     def read_bytes(self) -> bytes:
         place = self._place()
         if place is None:
-            raise FileNotFoundError(errno.ENOENT, "there is no such file in the archive", str(self))
+            raise FileNotFoundError(errno.ENOENT, "no such file in the archive", str(self))
         shard, offset, packed_size, size, method, checksum = place
         if method == _DEAD_LINK:
             raise FileNotFoundError(errno.ENOENT, "it is a link to what is not in the archive", str(self))

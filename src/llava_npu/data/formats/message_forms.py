@@ -66,7 +66,7 @@ def as_llava(entry: Mapping[str, Any], name: str) -> tuple[Any, list[Any]]:
     """The conversation as a list of {"from", "value"}, still to be checked by `parse_turns`, and its images in order.
 
     Raises:
-        RecordError: there is no conversation, it is given twice, or a part of it has no place in LLaVA's form.
+        RecordError: the conversation is missing, is given twice, or a part of it has no place in LLaVA's form.
     """
     given = [key for key in CONVERSATION_KEYS if entry.get(key) is not None]
     if not given:

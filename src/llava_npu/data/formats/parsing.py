@@ -28,7 +28,7 @@ class Record:
     Args:
         id: the record's own name, for reports.
         conversations: alternating turns.
-        images: in the order of their `<image>`s: names as written in the file, relative to `image_root`, or pictures
+        images: in the order of their `<image>`s: names as written in the file, relative to `image_root`, or images
             that came with the text.
         origin: where the record stands, e.g. "train.json:record 17" (counted from 0), the opening of every message.
         image_root: the folder or archive that the names in `images` belong to.

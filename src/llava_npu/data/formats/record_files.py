@@ -24,7 +24,7 @@ from llava_npu.errors import UserError
 from llava_npu.files.cache import build_once, cache_root
 
 LINE_SUFFIXES = (".jsonl", ".ndjson")
-# Smaller files are indexed anew in a fraction of a second, and leave nothing in the cache.
+# Smaller files are indexed again in a fraction of a second, and leave nothing in the cache.
 CACHED_FROM_BYTES = 64 << 20
 INDEX_BLOCK = 1 << 14  # records that are indexed in memory before they are written
 _INDEX = "spans.bin"
@@ -44,7 +44,7 @@ class JsonEntries:
     """The elements of a JSON list, or the lines of a .jsonl or .ndjson file.
 
     Raises:
-        UserError: the file cannot be read, is no JSON list, or is empty.
+        UserError: the file cannot be read, is not a JSON list, or is empty.
     """
 
     def __init__(self, path: Path):

@@ -68,7 +68,7 @@ class TableEntries:
             one that `Dataset.save_to_disk` wrote.
 
     Raises:
-        UserError: pyarrow is missing, there is no table, several splits are mixed, or a table holds no conversations.
+        UserError: pyarrow is missing, no table is found, several splits are mixed, or a table holds no conversations.
     """
 
     def __init__(self, path: Path):
@@ -102,7 +102,7 @@ class TableEntries:
         entry: dict[str, Any] = {}
         for name in table.column_names:
             cell = table[name][row]
-            # Only the text is read here: a picture's bytes when it is asked for.
+            # Only the text is read here: an image's bytes when it is asked for.
             entry[name] = (
                 _images(cell, partial(TableImage, self._arrow_files[number], row, name, origin=origin))
                 if name in IMAGE_COLUMNS

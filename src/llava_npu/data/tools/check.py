@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Images = Literal["decode", "exist", "ignore"]
-# What does not stop training: it goes on with less text, or sees a sample twice.
+# What does not stop training: it continues with less text, or sees a sample twice.
 WARNINGS: frozenset[Kind] = frozenset({"text cut off", "duplicate sample", "duplicate id"})
 _CHUNK = 256
 
@@ -46,7 +46,7 @@ class CheckOptions:
     """What to check.
 
     Args:
-        images: 'decode' opens every picture, 'exist' only looks for it.
+        images: 'decode' opens every image, 'exist' only looks for it.
         template: the conversation template.
         tokenizer: folder or hub id; None: texts are not encoded, so lengths and markup in them are not checked.
         max_length: tokens of a sample, images included.
@@ -175,12 +175,12 @@ class _Checker:
         self.options = options
         self.template = get_template(options.template)
         self.tokenizer = _load_tokenizer(options.tokenizer) if options.tokenizer else None
-        # The same picture belongs to many records; whether it is good is found out once.
+        # The same image belongs to many records; whether it is good is found out once.
         self.image_problem = lru_cache(maxsize=1 << 16)(self._image_problem)
 
     def check(self, source: int, start: int, stop: int) -> _Tally:
         tally = _Tally()
-        digests = np.zeros((stop - start, 2), dtype=np.uint64)  # zero: a record that is no record has no duplicate
+        digests = np.zeros((stop - start, 2), dtype=np.uint64)  # zero: an unreadable record has no duplicate
         for row, index in enumerate(range(start, stop)):
             problems: list[tuple[Kind, str]] = []
             try:

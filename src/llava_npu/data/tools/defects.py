@@ -23,7 +23,7 @@ Kind = Literal[
 
 
 class RecordError(UserError):
-    """A record that cannot be trained on; the message names it and says how to mend it."""
+    """A record that cannot be trained on; the message names it and says how to fix it."""
 
     # The kind has a default because a data loader's worker rebuilds exceptions from their message alone.
     def __init__(self, message: str, kind: Kind = "malformed record") -> None:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 SUPERVISED_STYLE = "bold green"
 IMAGE_STYLE = "bold magenta"
-BRACKETS = ("⟦", "⟧")  # where there is no colour
+BRACKETS = ("⟦", "⟧")  # without colour
 
 
 def inspect_records(
@@ -40,10 +40,10 @@ def inspect_records(
 ) -> int:
     """Prints `limit` records from `start` on; supervised text is green, or in ⟦ ⟧ where the output has no colour.
 
-    A record that cannot be read or encoded is shown with its error, and the rest goes on.
+    A record that cannot be read or encoded is shown with its error, and the others follow.
 
     Args:
-        html: also write them to this page, token by token, with the pictures.
+        html: also write them to this page, token by token, with the images.
 
     Returns:
         The number of shown records that cannot be trained on: wrong text, or a missing or damaged image.
@@ -55,7 +55,7 @@ def inspect_records(
     form = get_template(template)
     records = open_records(path, image_root, allow_absolute_paths=allow_absolute_paths)
     if start >= len(records):
-        raise UserError(f"{path}: there is no record {start}; the last one is {len(records) - 1}")
+        raise UserError(f"{path}: record {start} does not exist; the last one is {len(records) - 1}")
     numbers = range(start, min(start + limit, len(records)))
     samples = [inspect_sample(records, number, tokenizer, form) for number in numbers]
     for sample in samples:

@@ -183,7 +183,7 @@ def compilation(machine: Machine) -> Iterator[Finding]:
         )
 
 
-def mend(machine: Machine) -> str:
+def fix_for(machine: Machine) -> str:
     """What to do first where an Ascend's software does not work."""
     ascend = machine.ascend
     if ascend.cann_folder is None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from llava_npu.diagnostics.checks.ascend import mend
+from llava_npu.diagnostics.checks.ascend import fix_for
 from llava_npu.diagnostics.findings import Finding, error, ok, warning
 from llava_npu.diagnostics.machine import Machine
 
@@ -32,7 +32,7 @@ def devices(machine: Machine) -> Iterator[Finding]:
             f"{kind} devices",
             reason,
             "Its software is installed, but no device of this kind can be used.",
-            mend(machine),
+            fix_for(machine),
         )
     for problem in trial.warnings:
         what, _, fix = problem.partition(": ")

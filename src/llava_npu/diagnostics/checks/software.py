@@ -47,7 +47,7 @@ def torch_import(machine: Machine) -> Iterator[Finding]:
             f"`import torch` fails because it loads torch-npu {machine.versions['torch-npu']} by itself, which is "
             f"broken here: {trial.torch_error}",
             "No program that uses torch works in this environment, on any device.",
-            "Mend torch-npu (see the findings about it and CANN). Until then: export TORCH_DEVICE_BACKEND_AUTOLOAD=0, "
+            "Fix torch-npu (see the findings about it and CANN). Until then: export TORCH_DEVICE_BACKEND_AUTOLOAD=0, "
             "or pip uninstall torch-npu",
         )
     elif trial.torch is None and machine.versions["torch"]:

@@ -11,7 +11,7 @@ from llava_npu.evaluation.benchmarks import LOCALLY, Benchmark, Description, Par
 from llava_npu.evaluation.extraction.open_answers import read_open_table, review_secret
 from llava_npu.evaluation.formats.json_files import JsonRecord, combined_digest, read_json_table, read_jsonl
 from llava_npu.evaluation.formats.llava_files import SHORT, check_unique, llava_question
-from llava_npu.evaluation.formats.locating import ImageFolder, beside
+from llava_npu.evaluation.formats.locating import ImageFolder, companion_file
 from llava_npu.evaluation.questions import Dataset, Question
 from llava_npu.evaluation.reports.submissions import Submission, as_json
 from llava_npu.evaluation.statistics.accuracy import Score, extraction_rules, hit, tabulate
@@ -40,7 +40,7 @@ def _read(path: Path) -> Dataset:
     records, digest = read_jsonl(path)
     check_unique(records)
     images = ImageFolder(path, ("data/images", "images", "."))
-    file = beside(path, _PLACES)
+    file = companion_file(path, _PLACES)
     annotations: dict[str, JsonRecord] = {}
     digests = [digest]
     if file:
@@ -50,7 +50,7 @@ def _read(path: Path) -> Dataset:
     notes = []
     if not file:
         places = ", ".join(_PLACES)
-        notes.append(f"No {_QUESTIONS} beside the question file: predicted, not scored. Looked for: {places}.")
+        notes.append(f"No {_QUESTIONS} next to the question file: predicted, not scored. Looked for: {places}.")
     else:
         missing = len(annotations.keys() - {question.id for question in questions})
         if missing:

@@ -12,7 +12,7 @@ from llava_npu.errors import UserError
 from llava_npu.evaluation.benchmarks import JUDGE, Benchmark, Description, Parsed, register
 from llava_npu.evaluation.formats.json_files import JsonRecord, combined_digest, read_json_table, read_jsonl
 from llava_npu.evaluation.formats.llava_files import check_unique, llava_question
-from llava_npu.evaluation.formats.locating import ImageFolder, beside, need_beside
+from llava_npu.evaluation.formats.locating import ImageFolder, companion_file, require_companion
 from llava_npu.evaluation.formats.table_images import TableImages
 from llava_npu.evaluation.formats.tables import read_tsv, unique_indices
 from llava_npu.evaluation.judge.judging import JudgeRule
@@ -42,8 +42,8 @@ def _read_llava(path: Path) -> Dataset:
     records, digest = read_jsonl(path)
     check_unique(records)
     images = ImageFolder(path, ("images", "."))
-    contexts, contexts_digest = read_jsonl(need_beside(path, ("context.jsonl",), "the images' descriptions"))
-    references, references_digest = read_jsonl(need_beside(path, ("answers_gpt4.jsonl",), "GPT-4's answers"))
+    contexts, contexts_digest = read_jsonl(require_companion(path, ("context.jsonl",), "the images' descriptions"))
+    references, references_digest = read_jsonl(require_companion(path, ("answers_gpt4.jsonl",), "GPT-4's answers"))
     captions = {record.need("image"): _caption(record) for record in contexts}
     answers = {record.need("question_id"): record.need("text") for record in references}
     questions = []
@@ -92,11 +92,11 @@ def _read_table(path: Path) -> Dataset:
 
 
 def _with_rules(dataset: Dataset) -> Dataset:
-    file = beside(dataset.path, (_RULES_FILE, f"table/{_RULES_FILE}"))
+    file = companion_file(dataset.path, (_RULES_FILE, f"table/{_RULES_FILE}"))
     if file is None:
         note = (
             "The judge is instructed in our own words: scores are not comparable with published ones. Put LLaVA's "
-            f"llava/eval/table/{_RULES_FILE} beside the question file to use its instruction."
+            f"llava/eval/table/{_RULES_FILE} next to the question file to use its instruction."
         )
         return replace(dataset, notes=(*dataset.notes, note))
     rules, _ = read_json_table(file)
@@ -133,7 +133,7 @@ def _parse(question: Question, answer: str) -> Parsed:
 
 
 def _score(questions: Sequence[Question], parsed: Mapping[str, Parsed]) -> list[Score]:
-    # Without the judge's pair there is no reference grade either: such questions are left out, and counted in a note.
+    # Without the judge's pair there is none of the reference either: such questions are left out, as a note says.
     units = []
     for question in questions:
         reading = parsed.get(question.id, {}).get(_RULE)

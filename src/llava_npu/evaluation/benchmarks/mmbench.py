@@ -69,7 +69,7 @@ def _mmbench(name: str, title: str, instruction: str, files: tuple[str, ...], sc
             "of the row that holds it). The rotations of question g are the rows g + k·10⁶, as published",
             licence="Apache-2.0",
             prompt=f"hint, question, one option a line (“A. …”), “{instruction}”; greedy, at most 1024 new tokens",
-            metric="circular accuracy (every rotation right) by l2-category and category, vanilla beside it",
+            metric="circular accuracy (every rotation right) by l2-category and category, and vanilla accuracy",
             scored=scored,
         ),
         files=files,

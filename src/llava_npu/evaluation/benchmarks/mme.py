@@ -19,7 +19,7 @@ from llava_npu.evaluation.benchmarks import LOCALLY, Benchmark, Description, Par
 from llava_npu.evaluation.extraction import yes_no
 from llava_npu.evaluation.formats.json_files import JsonRecord, combined_digest, read_jsonl, read_text
 from llava_npu.evaluation.formats.llava_files import SHORT, llava_question
-from llava_npu.evaluation.formats.locating import ImageFolder, need_beside
+from llava_npu.evaluation.formats.locating import ImageFolder, require_companion
 from llava_npu.evaluation.formats.tables import Row
 from llava_npu.evaluation.questions import Dataset, Question
 from llava_npu.evaluation.reports.submissions import Submission
@@ -52,7 +52,7 @@ def _read(path: Path) -> Dataset:
     else:
         records, digest = read_jsonl(path)
         images = ImageFolder(path, (_ROOT, "images", "."))
-        root = need_beside(path, (_ROOT, "."), "MME's folder of tasks")
+        root = require_companion(path, (_ROOT, "."), "MME's folder of tasks")
         questions, files, seen = [], set(), defaultdict[str, int](int)
         for record in records:
             question, truths = _labelled(record, images, root)
@@ -112,7 +112,7 @@ def _of_row(row: Row, question: Question) -> Question:
 
 def _task(record: JsonRecord | Row, field: str, task: str) -> str:
     if task not in TASKS:
-        raise record.error(field, f"{task!r} is no task of MME.{nearest(task, TASKS)} Tasks: {', '.join(TASKS)}.")
+        raise record.error(field, f"{task!r} is not a task of MME.{nearest(task, TASKS)} Tasks: {', '.join(TASKS)}.")
     return task
 
 
@@ -197,8 +197,8 @@ register(
             "questions as LLaVA's eval.zip has them; VLMEvalKit: MME.tsv",
             form="llava_mme.jsonl (question_id “task/image.png”, image, text) with "
             "MME_Benchmark_release_version/<task>/ "
-            "(images in images/ or beside; <image>.txt in questions_answers_YN/ or beside: question, tab, Yes or "
-            "No); "
+            "(images in images/ or next to it; <image>.txt in questions_answers_YN/ or next to it: question, tab, "
+            "Yes or No); "
             "or MME.tsv (index, question, answer, category, image_path, image)",
             licence="for academic research only, not to be passed on",
             prompt=f"question (it ends “{_SUFFIX}”), “{SHORT}”; greedy, at most 128 new tokens",

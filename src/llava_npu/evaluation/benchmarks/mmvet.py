@@ -12,7 +12,7 @@ from llava_npu.evaluation.benchmarks import JUDGE, SERVER, Benchmark, Descriptio
 from llava_npu.evaluation.extraction.open_answers import read_open_table
 from llava_npu.evaluation.formats.json_files import JsonRecord, combined_digest, read_json_table, read_jsonl, read_text
 from llava_npu.evaluation.formats.llava_files import check_unique, llava_question
-from llava_npu.evaluation.formats.locating import ImageFolder, beside, need_beside
+from llava_npu.evaluation.formats.locating import ImageFolder, companion_file, require_companion
 from llava_npu.evaluation.judge.judging import JudgeRule
 from llava_npu.evaluation.questions import Dataset, Question
 from llava_npu.evaluation.reports.submissions import Submission
@@ -26,7 +26,7 @@ _INSTRUCTION = """\
 Grade a model's answer to a question about an image against the reference answer. In the reference, <AND> joins parts
 that are all needed, and <OR> joins parts of which one is enough.
 Grades are 0.0 (nothing of it is right), 0.1, 0.2, … 0.9, 1.0 (all of it is right). An answer that gives one of two
-needed parts gets 0.5; wrong additions beside a needed part do not make that part wrong.
+needed parts gets 0.5; wrong additions to a needed part do not make that part wrong.
 Reply with the grade alone.
 """
 
@@ -39,7 +39,7 @@ def _read(path: Path) -> Dataset:
         return _with_instruction(replace(dataset, questions=tuple(questions)))
     records, digest = read_jsonl(path)
     check_unique(records)
-    annotations, annotations_digest = read_json_table(need_beside(path, ("mm-vet.json",), "MM-Vet's own file"))
+    annotations, annotations_digest = read_json_table(require_companion(path, ("mm-vet.json",), "MM-Vet's own file"))
     images = ImageFolder(path, ("images", "."))
     questions = [_question(record, images, annotations) for record in records]
     return _with_instruction(Dataset(path, combined_digest([digest, annotations_digest]), tuple(questions)))
@@ -57,11 +57,11 @@ def _question(record: JsonRecord, images: ImageFolder, annotations: Mapping[str,
 
 
 def _with_instruction(dataset: Dataset) -> Dataset:
-    file = beside(dataset.path, (_PROMPT_FILE,))
+    file = companion_file(dataset.path, (_PROMPT_FILE,))
     if file is None:
         note = (
             "The judge is instructed in our own words: scores are not comparable with published ones. Put MM-Vet's "
-            f"prompt beside the question file as {_PROMPT_FILE} to use it, or submit to its own judge."
+            f"prompt next to the question file as {_PROMPT_FILE} to use it, or submit to its own judge."
         )
         return replace(dataset, notes=(*dataset.notes, note))
     _, instruction = read_text(file)

@@ -17,7 +17,7 @@ from llava_npu.evaluation.benchmarks import LOCALLY, Benchmark, Description, Par
 from llava_npu.evaluation.extraction import yes_no
 from llava_npu.evaluation.formats.json_files import JsonRecord, combined_digest, read_jsonl
 from llava_npu.evaluation.formats.llava_files import SHORT, check_unique, llava_question
-from llava_npu.evaluation.formats.locating import ImageFolder, need_beside
+from llava_npu.evaluation.formats.locating import ImageFolder, require_companion
 from llava_npu.evaluation.formats.tables import Row
 from llava_npu.evaluation.questions import Dataset, Question
 from llava_npu.evaluation.statistics.accuracy import (
@@ -45,7 +45,7 @@ def _read(path: Path) -> Dataset:
     records, digest = read_jsonl(path)
     check_unique(records)
     images = ImageFolder(path, ("val2014", "images", "../coco/val2014", "."))
-    labels, digests = _read_labels(need_beside(path, ("coco", "annotations", "."), "POPE's label files"))
+    labels, digests = _read_labels(require_companion(path, ("coco", "annotations", "."), "POPE's label files"))
     questions = [_labelled(record, images, labels) for record in records]
     asked = {(question.category, *_identity(record)) for question, record in zip(questions, records, strict=True)}
     notes = [

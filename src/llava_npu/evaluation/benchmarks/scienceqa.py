@@ -23,7 +23,7 @@ from llava_npu.evaluation.formats.json_files import (
     read_json_table,
 )
 from llava_npu.evaluation.formats.llava_files import check_unique
-from llava_npu.evaluation.formats.locating import ImageFolder, beside, need_beside
+from llava_npu.evaluation.formats.locating import ImageFolder, companion_file, require_companion
 from llava_npu.evaluation.questions import Dataset, Question
 from llava_npu.evaluation.statistics.accuracy import Score, extraction_rules, hit, tabulate
 
@@ -45,12 +45,14 @@ def _read_table(path: Path) -> Dataset:
 def _read_llava(path: Path) -> Dataset:
     records, digest = read_json_list(path)
     check_unique(records, "id")
-    problems, problems_digest = read_json_table(need_beside(path, ("problems.json",), "ScienceQA's problems.json"))
+    problems, problems_digest = read_json_table(
+        require_companion(path, ("problems.json",), "ScienceQA's problems.json")
+    )
     digests = [digest, problems_digest]
     folder = ImageFolder(path, ("images/test", "images", ".")) if any("image" in r.values for r in records) else None
     questions = tuple(_question(record, problems, folder) for record in records)
     notes: list[str] = []
-    splits = beside(path, ("pid_splits.json",))
+    splits = companion_file(path, ("pid_splits.json",))
     if splits:
         split, split_digest = read_json_object(splits)
         digests.append(split_digest)

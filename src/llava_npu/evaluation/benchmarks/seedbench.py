@@ -20,7 +20,7 @@ from llava_npu.evaluation.extraction.choices import (
 )
 from llava_npu.evaluation.formats.json_files import JsonRecord, combined_digest, members, read_json_object, read_jsonl
 from llava_npu.evaluation.formats.llava_files import llava_question
-from llava_npu.evaluation.formats.locating import ImageFolder, need_beside
+from llava_npu.evaluation.formats.locating import ImageFolder, require_companion
 from llava_npu.evaluation.questions import Dataset, Question
 from llava_npu.evaluation.reports.submissions import Submission, as_json_lines
 
@@ -31,7 +31,7 @@ def _read(path: Path) -> Dataset:
     if path.suffix == ".tsv":
         return read_choices(path, instruction=ENGLISH, circular=False)
     records, digest = read_jsonl(path)
-    whole, whole_digest = read_json_object(need_beside(path, ("SEED-Bench.json",), "SEED-Bench's own file"))
+    whole, whole_digest = read_json_object(require_companion(path, ("SEED-Bench.json",), "SEED-Bench's own file"))
     annotations: dict[str, list[JsonRecord]] = defaultdict(list)
     for each in members(whole, "questions"):
         annotations[each.need("question_id")].append(each)
@@ -78,7 +78,7 @@ def _annotated(record: JsonRecord, annotation: JsonRecord, types: Mapping[str, s
         raise annotation.error("answer", f"{answer!r} is none of the choices ({', '.join(options)}).")
     kind = annotation.need("question_type_id")
     if kind not in types:
-        raise annotation.error("question_type_id", f"{kind!r} is no type of the file ({', '.join(types)}).")
+        raise annotation.error("question_type_id", f"{kind!r} is not a type of the file ({', '.join(types)}).")
     facts = {"question_id": json.dumps(annotation.values["question_id"])}  # a number or a text, as it was
     question = llava_question(record, images, options=options, answer=answer, category=types[kind], facts=facts)
     return replace(question, text=annotation.need("question"))

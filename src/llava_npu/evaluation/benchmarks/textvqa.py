@@ -23,7 +23,7 @@ from llava_npu.evaluation.extraction.open_answers import (
 )
 from llava_npu.evaluation.formats.json_files import JsonRecord, combined_digest, members, read_json_object, read_jsonl
 from llava_npu.evaluation.formats.llava_files import SHORT, llava_question
-from llava_npu.evaluation.formats.locating import ImageFolder, need_beside
+from llava_npu.evaluation.formats.locating import ImageFolder, require_companion
 from llava_npu.evaluation.questions import Dataset, Question
 
 _OCR = "Reference OCR token:"
@@ -35,7 +35,7 @@ def _read(path: Path) -> Dataset:
         return read_open_table(path)
     records, digest = read_jsonl(path)
     images = ImageFolder(path, ("train_images", "images", "."))
-    file = need_beside(path, ("TextVQA_0.5.1_val.json",), "TextVQA's annotations")
+    file = require_companion(path, ("TextVQA_0.5.1_val.json",), "TextVQA's annotations")
     whole, annotations_digest = read_json_object(file)
     annotations = {
         (each.need("image_id"), each.need("question").lower()): each.texts("answers") for each in members(whole, "data")

@@ -17,7 +17,7 @@ from llava_npu.evaluation.extraction.open_answers import (
 from llava_npu.evaluation.extraction.vqa import normalise_as_original
 from llava_npu.evaluation.formats.json_files import read_jsonl
 from llava_npu.evaluation.formats.llava_files import SHORT, check_unique, llava_question
-from llava_npu.evaluation.formats.locating import ImageFolder, beside
+from llava_npu.evaluation.formats.locating import ImageFolder, companion_file
 from llava_npu.evaluation.questions import Dataset
 from llava_npu.evaluation.reports.submissions import Submission, as_json, number_or_text
 
@@ -33,9 +33,9 @@ def _read(path: Path) -> Dataset:
         answers = record.texts("answers")
         questions.append(llava_question(record, images, references=answers, answer=most_frequent(answers)))
     notes = []
-    if "test-dev" in path.name and beside(path, (_WHOLE_TEST,)) is None:
+    if "test-dev" in path.name and companion_file(path, (_WHOLE_TEST,)) is None:
         notes.append(
-            f"The server wants an answer to every question of test2015. {_WHOLE_TEST} is not beside {path.name}: the "
+            f"The server wants an answer to every question of test2015. {_WHOLE_TEST} is not next to {path.name}: the "
             "submission holds this file's questions only."
         )
     asked = [question.id for question in questions]
@@ -47,7 +47,7 @@ def _read(path: Path) -> Dataset:
 
 def _submitted_ids(file: Path, asked: Sequence[str]) -> list[str]:
     """All questions of test2015, if their file is there and any of these is among them; else these."""
-    whole = beside(file, (_WHOLE_TEST,))
+    whole = companion_file(file, (_WHOLE_TEST,))
     if whole is None:
         return list(asked)
     records, _ = read_jsonl(whole)

@@ -46,7 +46,7 @@ _MAX_NOTED = 10  # groups named in a note
 
 ABOUT = {
     "strict": "ours: the option that the answer names, letters and texts as whole words",
-    "vlmevalkit": "VLMEvalKit's rules, their faults included; the one to set beside published scores",
+    "vlmevalkit": "VLMEvalKit's rules, including their faults; use it to compare with published scores",
 }
 
 ENGLISH = "Answer with the option's letter from the given choices directly."
@@ -54,7 +54,7 @@ CHINESE = "请直接回答选项字母。"
 
 
 def no_facts(row: Row) -> Mapping[str, str]:
-    """Nothing of the row is needed beside its question."""
+    """Nothing of the row is needed besides its question."""
     return {}
 
 
@@ -73,13 +73,13 @@ def read_choices(
         path: the .tsv file.
         instruction: the prompt's last line.
         circular: whether an index beyond 10⁶ means a rotation; if not, every row is a question of its own.
-        facts: row → what its question keeps beside.
+        facts: row → what its question keeps in addition.
         open_instruction: the last line where a row has no options; None if every row must have them.
         skips_empty_options: whether an empty option before filled ones is left out, as VLMEvalKit does; else an error.
 
     Raises:
         UserError: anything wrong with the file, naming row and column. (An image that is missing, or is valid base64
-            but cannot be decoded, is no error here: such questions count as wrong when they are asked.)
+            but cannot be decoded, is not an error here: such questions count as wrong when they are asked.)
     """
     table = read_tsv(path, required=("index", "question", "A", "B"))
     form = _Form(instruction, open_instruction, skips_empty_options)

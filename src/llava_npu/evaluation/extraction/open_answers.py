@@ -15,7 +15,7 @@ from llava_npu.evaluation.questions import Dataset, Question
 from llava_npu.evaluation.statistics.accuracy import Score, extraction_rules, hit, tabulate
 
 ABOUT = {
-    "strict": "ours: the normal form of the VQA challenge with its faults mended",
+    "strict": "ours: the normal form of the VQA challenge with its faults fixed",
     "llava": "LLaVA's scripts: the same as they compute it",
 }
 

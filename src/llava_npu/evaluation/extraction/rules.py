@@ -1,11 +1,11 @@
 """From a model's free text to the letter of an option, by two rules that are always both reported.
 
-Suites disagree about the score of the same predictions, because they disagree about what a sentence answers. So there
-is no single number here:
+Suites disagree about the score of the same predictions, because they disagree about what a sentence answers. So
+this gives two numbers:
 
 `vlmevalkit` follows, without a judge model, the rules of VLMEvalKit (`vlmeval/utils/matching_util.py`, as of August
-2026), so that a score can be set beside published ones. It keeps their faults: "The answer is dog" answers D, because
-the pattern for "answer is X" ignores case and does not ask whether the letter ends a word. Its refusal letter is "Z".
+2026), so a score can be compared with published ones. It keeps their faults: "The answer is dog" answers D because the
+pattern for "answer is X" ignores case and does not ask whether the letter ends a word. Its refusal letter is "Z".
 Not reproduced are the effects of VLMEvalKit's way through a spreadsheet (an empty prediction read back as "nan").
 
 `strict` is this project's own. A letter counts where it stands alone, is not the article "A", the pronoun "I" or
@@ -21,7 +21,7 @@ order:
    mentioned and no other letter; or the letters are those of an option that combines them ("A and B"). A text inside a
    longer one ("dog" in "hot dog") is not a mention of its own.
 
-Anything else is no answer, which counts as wrong.
+Anything else counts as no answer, that is, as wrong.
 """
 
 from __future__ import annotations

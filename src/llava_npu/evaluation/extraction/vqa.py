@@ -5,7 +5,7 @@ Pythia's M4C evaluator: lower case, no punctuation, no articles, number words as
 apostrophe. It exists twice, because the original has faults, and both results are reported:
 
 `normalise_as_original` is exact, faults included.
-`normalise` mends them: all periods are removed, not the first 32 (a flag is passed as the count); an answer that is
+`normalise` fixes them: all periods are removed, not the first 32 (a flag is passed as the count); an answer that is
     nothing but an article, as the option letter "A.", is kept instead of vanishing; "im", "ive", "id've" get their
     apostrophe (the original's table has them in capitals, after lower-casing); "somebody'd" keeps its own.
 """
@@ -86,6 +86,6 @@ def _plain(answer: str, most_periods: int) -> str:
     text = text.replace("\n", " ").replace("\t", " ").strip()
     plain = text
     for mark in _PUNCTUATION:
-        # A mark that stands beside a space anywhere is dropped everywhere; one within words only separates them.
+        # A mark next to a space anywhere is dropped everywhere; one within words only separates them.
         plain = plain.replace(mark, "" if f"{mark} " in text or f" {mark}" in text else " ")
     return _PERIOD.sub("", plain, count=most_periods)

@@ -30,7 +30,7 @@ class JsonRecord:
         if value is None or _is_nan(value):
             return ""
         if isinstance(value, bool) or not isinstance(value, str | int | float):
-            raise self.error(field, f"{str(value)[:60]!r} is no text.")
+            raise self.error(field, f"{str(value)[:60]!r} is not a string.")
         return str(value)
 
     def need(self, field: str) -> str:
@@ -49,7 +49,7 @@ class JsonRecord:
         if value is None:
             return ()
         if not isinstance(value, list) or not all(isinstance(item, str | int | float) for item in value):
-            raise self.error(field, f"{str(value)[:60]!r} is no list of texts.")
+            raise self.error(field, f"{str(value)[:60]!r} is not a list of strings.")
         return tuple(str(item) for item in value if not _is_nan(item))
 
 
@@ -57,7 +57,7 @@ def read_jsonl(path: Path) -> tuple[list[JsonRecord], str]:
     """The objects of a file with one on each line, and the file's SHA-256.
 
     Raises:
-        UserError: no such file, empty, not UTF-8, or a line that is no JSON object.
+        UserError: no such file, empty, not UTF-8, or a line that is not a JSON object.
     """
     data, text = read_text(path)
     records = []

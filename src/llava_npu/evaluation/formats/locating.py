@@ -1,4 +1,4 @@
-"""Finding a benchmark's files: the question file in a data folder, what belongs to it beside it, and its images."""
+"""Finding a benchmark's files: the question file in a data folder, its companion files, and its images."""
 
 from __future__ import annotations
 
@@ -36,16 +36,16 @@ def find_data(name: str, patterns: Sequence[str], path: Path) -> Path:
     raise UserError(f"{path} holds no file for {name}. Looked for: {', '.join(patterns)}.")
 
 
-def beside(file: Path, candidates: Sequence[str]) -> Path | None:
+def companion_file(file: Path, candidates: Sequence[str]) -> Path | None:
     """The first of the paths, relative to the file's folder, that exists."""
     return next((file.parent / name for name in candidates if (file.parent / name).exists()), None)
 
 
-def need_beside(file: Path, candidates: Sequence[str], what: str) -> Path:
-    """As `beside`, or `UserError`."""
-    found = beside(file, candidates)
+def require_companion(file: Path, candidates: Sequence[str], what: str) -> Path:
+    """As `companion_file`, or `UserError`."""
+    found = companion_file(file, candidates)
     if found is None:
-        raise UserError(f"{file} needs {what} beside it. Looked in {file.parent} for: {', '.join(candidates)}.")
+        raise UserError(f"{file} needs {what} next to it. Looked in {file.parent} for: {', '.join(candidates)}.")
     return found
 
 
@@ -67,7 +67,7 @@ class ImageFolder:
             file: the question file.
             candidates: folders relative to its own, the preferred one first. A link to a folder elsewhere is followed.
         """
-        self._root = need_beside(file, candidates, "a folder of images").resolve()
+        self._root = require_companion(file, candidates, "a folder of images").resolve()
 
     def image(self, record: JsonRecord, field: str = "image") -> ImageFile:
         """The image that a field names. Whether it can be read shows when it is opened.

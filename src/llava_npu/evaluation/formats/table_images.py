@@ -1,4 +1,4 @@
-"""The images of a tab-separated benchmark: in base64, by reference to another row, or in files beside the table.
+"""The images of a tab-separated benchmark: in base64, by reference to another row, or in files next to the table.
 
 image       an image in base64; or, in at most 64 characters, the index of the row that holds it; or a list of
             either, ['…', '…'], where a question has several (as in VLMEvalKit's MMMU file).
@@ -85,7 +85,7 @@ def parse_list(row: Row, column: str, value: str) -> tuple[str, ...]:
     try:
         parsed = ast.literal_eval(value)
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-        raise row.error(column, f"begins with '[' but is no list: {value[:60]!r}.") from error
+        raise row.error(column, f"begins with '[' but is not a list: {value[:60]!r}.") from error
     if not isinstance(parsed, list) or not all(isinstance(item, str | int | float) for item in parsed):
-        raise row.error(column, f"is no list of texts: {value[:60]!r}.")
+        raise row.error(column, f"is not a list of strings: {value[:60]!r}.")
     return tuple(str(item) for item in parsed)

@@ -1,7 +1,7 @@
 """Reading tab-separated tables, with errors that name file, row and column.
 
 Fields may be quoted and then hold tabs and line breaks, as pandas and spreadsheets write them. Row numbers count data
-rows from 1, as a spreadsheet without its header does; the line is given beside it.
+rows from 1, as a spreadsheet without its header does; the line is given as well.
 """
 
 from __future__ import annotations

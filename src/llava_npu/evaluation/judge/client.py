@@ -85,7 +85,7 @@ class JudgeSettings:
 def judge_settings(
     url: str | None = None, model: str | None = None, prices: str | None = None, **more: Any
 ) -> JudgeSettings | None:
-    """The judge that the arguments, or else the environment, describe; None if there is no URL.
+    """The judge that the arguments, or else the environment, describe; None without a URL.
 
     Raises:
         UserError: a URL without a model, a URL that is not http(s), or prices that are not two numbers.

@@ -1,8 +1,8 @@
 """Putting answers to a judge model, where a benchmark needs one or may use one; what it said is kept and counted.
 
-A judgement becomes one more reading of the answer, beside those of the extraction rules, and is scored like them. A
+A judgement becomes one more reading of the answer, next to those of the extraction rules, and is scored like them. A
 reply that cannot be read leaves no reading: the answer counts as wrong, and the report says how many did. Nothing is
-random. Where there was no reply at all, the model is not to blame: then there is no score of the judge's, what was
+random. Where there was no reply at all, the model is not to blame: then the judge gives no score, what was
 judged is kept in the cache, and the next run asks for the rest. A judge that is down is not asked hundreds of times.
 """
 
@@ -57,7 +57,7 @@ class Judgement:
         id: of the question.
         reading: what the judge's reply says; None if it failed.
         reply: its last words.
-        error: why there is no reading.
+        error: why a reading is missing.
         pending: whether there was no reply, so that it is worth asking again.
         prompt_tokens, completion_tokens: of all attempts, cached ones included.
         new_prompt_tokens, new_completion_tokens: of the attempts that were made this time.
@@ -152,7 +152,7 @@ def with_judgements(rule: JudgeRule, predictions: Sequence[Prediction], folder: 
         if any(line["pending"] for line in lines):
             return list(predictions)
     except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is damaged ({error}). Run the evaluation again: it only judges anew.") from error
+        raise UserError(f"{path} is damaged ({error}). Run the evaluation again: it only judges again.") from error
     return [
         replace(each, parsed={**each.parsed, rule.rule: judged.get(each.id, each.parsed.get(rule.base or ""))})
         for each in predictions
@@ -173,7 +173,7 @@ def judge_notes(rule: JudgeRule, judgements: Sequence[Judgement], client: JudgeC
         first = pending[0]
         notes.append(
             f"The judge gave no reply for {len(pending)} of {len(judgements)} answers (first: {first.id}: "
-            f"{first.error}), so there is no score by the rule {rule.rule}. Run again to go on: what it said is kept."
+            f"{first.error}), so the rule {rule.rule} gives no score. Run again to continue: its replies are kept."
         )
     if "temperature" in client.refused_parameters:
         notes.append(

@@ -23,7 +23,7 @@ class FinishedRun:
     """A run as its folder tells of it.
 
     Attributes:
-        label: what it is called beside others.
+        label: what it is called in a comparison.
         folder: where it is.
         report: `report.json`, without its scores.
         scores: by name, as reported.
@@ -174,14 +174,14 @@ def _runs_in(folder: Path) -> list[Path]:
         return [folder]
     found = sorted(path.parent for path in folder.glob(f"*/{RUN_FILE}")) if folder.is_dir() else []
     if not found:
-        raise UserError(f"{folder} is no folder of an evaluation: it holds no {RUN_FILE}, nor does a folder in it.")
+        raise UserError(f"{folder} is not the folder of an evaluation: neither it nor a folder in it has a {RUN_FILE}.")
     return found
 
 
 def _read_run(folder: Path, label: str) -> FinishedRun:
     path = folder / REPORT_FILE
     if not path.is_file():
-        raise UserError(f"{folder} holds a run that is not finished (no {REPORT_FILE}). Run it again: it goes on.")
+        raise UserError(f"{folder} holds a run that is not finished (no {REPORT_FILE}). Run it again: it resumes.")
     try:
         report = json.loads(path.read_text(encoding="utf-8"))
         scores = [Score(**{name: entry[name] for name in SCORE_COLUMNS}) for entry in report.pop("scores")]
@@ -189,5 +189,5 @@ def _read_run(folder: Path, label: str) -> FinishedRun:
             report[name]
         report["provenance"]["dataset_sha256"]
     except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} is damaged ({error!r}). Run the evaluation again: it only scores anew.") from error
+        raise UserError(f"{path} is damaged ({error!r}). Run the evaluation again: it only scores again.") from error
     return FinishedRun(label, folder, report, {name_of(score): score for score in scores}, read_samples(folder))

@@ -145,7 +145,7 @@ class _Thumbnails:
         self._size = 0
 
     def place(self, image: ImageSource) -> int | None:
-        """Where it is in `encoded`; None if it cannot be read, or there is no room left."""
+        """Where it is in `encoded`; None if it cannot be read or no room is left."""
         if image.key not in self._places:
             self._places[image.key] = self._add(image)
         return self._places[image.key]

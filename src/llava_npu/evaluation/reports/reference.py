@@ -11,9 +11,9 @@ _HEAD = """# Evaluation
     llava-npu eval BENCHMARK[,BENCHMARK…] --model DIR --data PATH --output DIR
 
 `PATH` is the benchmark's question file, or a folder in which it has one of the names below; what belongs to it
-(annotations, images) is looked for beside it. Several benchmarks want a folder, and write to a folder each below
-`--output`. An interrupted run goes on when the same command is given again; not with another model, other settings or
-other data, images beside the question file included. (Of these, size, beginning and end are compared, not place or
+(annotations, images) is looked for next to it. Several benchmarks want a folder, and write to a folder each below
+`--output`. An interrupted run resumes when the same command is given again; not with another model, other settings or
+other data, images next to the question file included. (Of these, size, beginning and end are compared, not place or
 date.) Questions whose images could not be read are asked again once the files have changed.
 
 Data is not downloaded: each benchmark's publishers say who may use it and how. LLaVA's question files are in the
@@ -79,7 +79,7 @@ or `LLAVA_NPU_JUDGE_URL` and `LLAVA_NPU_JUDGE_MODEL`. The key is read from `LLAV
 from `OPENAI_API_KEY`) and never stored. Failed requests are repeated, waiting longer each time; replies are kept in
 `$LLAVA_NPU_CACHE/judge` and in `judgements.jsonl`. With `LLAVA_NPU_JUDGE_PRICES=2.5,10` (for a million tokens read and
 written) the report says what it cost. Replies that cannot be read are counted and reported; nothing is guessed. A judge
-that is down is given up soon: there is no score of its then, and the same command asks for what is missing. Benchmarks
+that is down is given up soon: it then gives no score, and the same command asks for what is missing. Benchmarks
 that are scored here need no judge.
 
 This page is generated from the benchmarks' registrations by `make docs`; `llava-npu eval --list` prints the same.

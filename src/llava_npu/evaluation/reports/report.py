@@ -289,7 +289,7 @@ def _measures(scores: Sequence[Score]) -> list[tuple[str, str]]:
 
 
 def _fitting(measures: Sequence[tuple[str, str]], most: int) -> int:
-    """How many columns to show so that they are at most so many and, if possible, whole metrics."""
+    """How many columns to show so that they fit and, if possible, are whole metrics."""
     ends = [place for place in range(1, len(measures) + 1) if measures[place - 1][0] not in dict(measures[place:])]
     return max((end for end in ends if end <= most), default=most)
 

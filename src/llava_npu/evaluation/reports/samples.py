@@ -52,11 +52,11 @@ def read_samples(folder: Path) -> dict[ScoreName, Sample]:
     """
     path = folder / SAMPLES_FILE
     if not path.is_file():
-        raise UserError(f"{path} is missing. Run the evaluation again with the same arguments: it only scores anew.")
+        raise UserError(f"{path} is missing. Run the evaluation again with the same arguments: it only scores again.")
     try:
         return dict(_entry(entry) for entry in json.loads(path.read_text(encoding="utf-8")))
     except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path} is damaged ({error}). Run the evaluation again: it only scores anew.") from error
+        raise UserError(f"{path} is damaged ({error}). Run the evaluation again: it only scores again.") from error
 
 
 def _entry(entry: dict[str, object]) -> tuple[ScoreName, Sample]:

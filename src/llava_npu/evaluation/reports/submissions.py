@@ -68,8 +68,8 @@ def as_json_lines(values: Sequence[Any]) -> bytes:
 def as_spreadsheet(columns: Sequence[str], rows: Sequence[Sequence[str | int | None]]) -> bytes:
     """An .xlsx file with one sheet, as pandas' `to_excel(index=False)` writes it.
 
-    Texts are stored as texts, whatever they begin with: "=1+1" is no formula. Control characters, which the form cannot
-    hold, are left out.
+    Texts are stored as texts, whatever they begin with: "=1+1" does not become a formula. Control characters, which
+    the format cannot hold, are left out.
     """
     try:
         from openpyxl import Workbook

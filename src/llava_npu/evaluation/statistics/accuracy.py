@@ -49,7 +49,7 @@ class Score:
         level: "overall", "l2-category" or "category"; `name` is which.
         value, low, high: in 0 … 1 (sums of such, in MME, go beyond 1), with the 95 % bootstrap interval.
         count: how many units (groups, or rows for "every rotation") were scored.
-        sample: where it came from, for comparisons; it is no part of a report.
+        sample: where it came from, for comparisons; it does not appear in a report.
     """
 
     metric: str

@@ -37,7 +37,7 @@ class PairedDifference:
     Attributes:
         value, low, high: with its 95 % interval.
         p: of the bootstrap, two-sided.
-        mcnemar: None where the score is no share of right ones.
+        mcnemar: None where the score is not a share of correct answers.
         groups: how many both have.
         unmatched: how many only one of them has; these are left out.
     """
@@ -64,7 +64,7 @@ def paired_differences(samples: Sequence[Sample], pairs: Sequence[tuple[int, int
         pairs: places in `samples`: (first, second) gives the second's score minus the first's.
 
     Returns:
-        for each pair its difference; None if there is no group that all have.
+        for each pair its difference; None if no group is common to all.
     """
     common = sorted(set.intersection(*(set(sample.groups) for sample in samples))) if samples else []
     if not common:

@@ -1,6 +1,6 @@
 """Our models as lmms-eval asks them: its requests become questions, and are answered as `llava-npu eval` answers.
 
-Pictures come first in a prompt, as in LLaVA's training data, wherever a task has them; its own marks for them are
+Images come first in a prompt, as in LLaVA's training data, wherever a task has them; its own marks for them are
 dropped. Decoding is greedy: where a task asks for sampling or beams, that is said once and not done.
 """
 
@@ -32,7 +32,7 @@ from llava_npu.inference.features import FeatureCache
 from llava_npu.inference.likelihood import AnsweredPrompt, answer_log_probabilities
 from llava_npu.models import load
 
-_WINDOW = 256  # requests whose pictures are held in memory at once
+_WINDOW = 256  # requests whose images are held in memory at once
 _MAX_NEW_TOKENS = 1024  # where a task names none, as in LLaVA's scripts
 
 
@@ -51,7 +51,7 @@ class Likelihood(GenerationResult):
 
 
 class LlavaNpu(lmms):
-    """For tasks that give a text and a list of pictures."""
+    """For tasks that give a text and a list of images."""
 
     is_simple = True
 
@@ -149,7 +149,7 @@ class LlavaNpu(lmms):
 
 
 class LlavaNpuChat(LlavaNpu):
-    """For tasks that give a message with texts and pictures in it."""
+    """For tasks that give a message with texts and images in it."""
 
     is_simple = False
 
@@ -163,7 +163,7 @@ class LlavaNpuChat(LlavaNpu):
         others = {part["type"] for part in parts} - {"text", "image"}
         if others:
             raise UserError(
-                f"task {task}: a message holds {', '.join(sorted(others))}; llava_npu takes texts and pictures."
+                f"task {task}: a message holds {', '.join(sorted(others))}; llava_npu takes texts and images."
             )
         text = "\n".join(part["text"] for part in parts if part["type"] == "text")
         return _asked(text, [part["url"] for part in parts if part["type"] == "image"], settings)
@@ -171,7 +171,7 @@ class LlavaNpuChat(LlavaNpu):
 
 @dataclass(frozen=True)
 class _Asked:
-    """A request: its text without marks, its pictures, its generation settings."""
+    """A request: its text without marks, its images, its generation settings."""
 
     text: str
     images: tuple[LoadedImage, ...]
@@ -185,15 +185,15 @@ class _Asked:
         return Question(id=name, text=self.text, prompt=self.text, images=self.images, group=name)
 
 
-def _asked(text: str, pictures: Iterable[Any] | None, settings: Mapping[str, Any]) -> _Asked:
-    return _Asked(text.replace(IMAGE_MARK, "").strip(), tuple(map(_loaded, pictures or ())), settings)
+def _asked(text: str, images: Iterable[Any] | None, settings: Mapping[str, Any]) -> _Asked:
+    return _Asked(text.replace(IMAGE_MARK, "").strip(), tuple(map(_loaded, images or ())), settings)
 
 
-def _loaded(picture: Any) -> LoadedImage:
-    if not isinstance(picture, Image.Image):
-        raise UserError(f"a task gives {type(picture).__name__} where a picture is expected; llava_npu sees pictures.")
-    content = hashlib.sha256(repr((picture.mode, picture.size)).encode() + picture.tobytes())
-    return LoadedImage(content.hexdigest(), picture)
+def _loaded(image: Any) -> LoadedImage:
+    if not isinstance(image, Image.Image):
+        raise UserError(f"a task gives {type(image).__name__} where an image is expected; llava_npu sees images.")
+    content = hashlib.sha256(repr((image.mode, image.size)).encode() + image.tobytes())
+    return LoadedImage(content.hexdigest(), image)
 
 
 def _cut(text: str, until: str | Sequence[str] | None) -> str:

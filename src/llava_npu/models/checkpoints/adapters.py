@@ -1,4 +1,4 @@
-"""LoRA weights beside a base model, added to it while it is read.
+"""LoRA weights of a base model, merged into it while it is read.
 
 Source of the method: Hu et al. 2021, "LoRA" (arXiv:2106.09685): W + (α/r) · B·A. peft itself merges whole models in
 memory; here one tensor at a time is held.

@@ -25,7 +25,7 @@ class Checkpoint:
         source: where it comes from, for messages.
         layout: what was found there.
         config, processor: as `llava_npu` uses them.
-        weights: reads all weights anew, one shard in memory at a time, under their hub names.
+        weights: reads all weights again, one shard in memory at a time, under their hub names.
         num_bytes: about how much they take.
         companions: further files that belong to it (a sentencepiece model, generation settings).
     """

@@ -85,7 +85,7 @@ def open_checkpoint(source: str, help: Help) -> Checkpoint:
     if is_official(folder, values):
         return read_official(folder, help.base, help.vision_tower, help.template)
     raise UserError(
-        f"{folder}: is no LLaVA model. Its config.json has neither vision_config and text_config (Hugging Face, "
+        f"{folder}: not a LLaVA model. Its config.json has neither vision_config and text_config (Hugging Face, "
         "llava-npu) nor mm_vision_tower (official LLaVA), and there is no mm_projector.bin."
     )
 

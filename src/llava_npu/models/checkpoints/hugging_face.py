@@ -14,7 +14,7 @@ from llava_npu.models.checkpoints.weight_names import hub_name
 from llava_npu.models.configuration import LlavaNpuConfig
 from llava_npu.models.loaded import load_processor
 
-# What transformers does not write again, or what other programs look for beside the weights.
+# What transformers does not write again, or what other programs look for next to the weights.
 COMPANIONS = ("tokenizer.model", "generation_config.json")
 
 
@@ -50,7 +50,7 @@ def read_hugging_face(folder: Path) -> Checkpoint:
 def write_hugging_face(checkpoint: Checkpoint, folder: Path, shard_bytes: int) -> None:
     """Writes a folder that transformers opens (as plain LLaVA where it is one), with the names that vLLM reads.
 
-    A model that transformers has no code for gets it beside the weights (`remote_code`).
+    A model that transformers has no code for gets it next to the weights (`remote_code`).
     """
     write_weights(folder, checked(checkpoint), shard_bytes)
     checkpoint.processor.save_pretrained(folder)

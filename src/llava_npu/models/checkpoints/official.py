@@ -3,8 +3,8 @@
 Three kinds, told apart by what the folder holds:
 
 - a whole model: config.json with `mm_*` keys, and weights (`.bin` or safetensors, in shards or not);
-- a projector alone, as stage 1 leaves it: config.json and mm_projector.bin, beside a base language model;
-- LoRA weights: adapter_config.json, adapter_model and non_lora_trainables.bin, beside a base language model.
+- a projector alone, as stage 1 leaves it: config.json and mm_projector.bin, for a base language model;
+- LoRA weights: adapter_config.json, adapter_model and non_lora_trainables.bin, for a base language model.
 
 Their config says only the vision tower's name; the tower's own folder gives its architecture, its image processor and,
 where the checkpoint lacks them, its weights.
@@ -156,7 +156,7 @@ def _locate(folder: Path, values: dict[str, Any], base: str | None, vision_tower
         named = base or _named_base(folder, values)
         if named is None or not Path(named).expanduser().is_dir():
             what = "LoRA weights" if (folder / ADAPTER_CONFIG).is_file() else "a projector alone"
-            said = f" Its config names {named!r}, which is no folder here." if named and not base else ""
+            said = f" Its config names {named!r}, which is not a local folder." if named and not base else ""
             raise UserError(f"{folder}: holds {what}.{said} Give the folder of its language model with --base.")
         home = Path(named).expanduser()
     elif base is not None:
@@ -165,8 +165,8 @@ def _locate(folder: Path, values: dict[str, Any], base: str | None, vision_tower
     if not tower:
         raise UserError(f"{folder}/config.json: names no vision tower (mm_vision_tower). Give it with --vision-tower.")
     if vision_tower is None and not Path(str(tower)).is_dir():  # the folder has moved since it was written
-        beside = folder / Path(str(tower)).name
-        tower = str(beside) if beside.is_dir() else tower
+        local = folder / Path(str(tower)).name
+        tower = str(local) if local.is_dir() else tower
     return Parts(folder, values, home, str(local_folder(str(tower), "--vision-tower")))
 
 
@@ -310,7 +310,7 @@ def _config(
 
 
 def _resolutions(parts: Parts) -> list[list[int]] | None:
-    """Those that LLaVA-1.6 chooses from, (height, width); None for a model of square pictures."""
+    """Those that LLaVA-1.6 chooses from, (height, width); None for a model of square images."""
     values = parts.values
     if values.get("image_aspect_ratio") != "anyres":
         return None

@@ -77,7 +77,7 @@ class ProjectorOptions:
         raise NotImplementedError
 
     def token_grid(self, grid: Grid) -> Grid | None:
-        """(rows, columns) of the tokens for this patch grid; None if they have no places in the picture."""
+        """(rows, columns) of the tokens for this patch grid; None if they have no places in the image."""
         return None
 
     def feature_layers(self, selected_layer: int) -> list[int]:
@@ -161,7 +161,7 @@ class Projector(nn.Module):
         return self.options.feature_layers(selected_layer)
 
     def init_weights(self) -> None:
-        """Initialises parameters and fixed tables anew, as the source of this projector does.
+        """Initialises parameters and fixed tables, as the source of this projector does.
 
         For `PreTrainedModel._init_weights`: call it when the module is a `Projector`. Parameters are set through
         `torch.nn.init`, so those that transformers has marked as loaded are left alone; tables are always recomputed.

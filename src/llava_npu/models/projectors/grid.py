@@ -27,7 +27,7 @@ def infer_grid(num_tokens: int, projector: str) -> Grid:
     """The square grid with this many tokens.
 
     Raises:
-        UserError: `num_tokens` is no square number, so that the grid has to be given.
+        UserError: `num_tokens` is not a square number, so that the grid has to be given.
     """
     side = math.isqrt(num_tokens)
     if side * side == num_tokens:

@@ -110,7 +110,7 @@ def num_tokens(type: str, grid: Grid, *, special_tokens: int = 0, **options: Any
 
 
 def token_grid(type: str, grid: Grid, **options: Any) -> Grid | None:
-    """(rows, columns) of a projector's tokens for a patch grid; None if they have no places in the picture."""
+    """(rows, columns) of a projector's tokens for a patch grid; None if they have no places in the image."""
     return make_options(type, **options).token_grid(as_grid(grid))
 
 

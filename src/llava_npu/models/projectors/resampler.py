@@ -60,7 +60,7 @@ class ResamplerProjector(Projector):
         if text_hidden_size % 4:
             raise UserError(
                 f"Projector 'resampler' splits its width in four for the position table; text_hidden_size"
-                f" {text_hidden_size} is no multiple of 4."
+                f" {text_hidden_size} is not a multiple of 4."
             )
         num_heads = options.num_heads or default_heads(text_hidden_size)
         if text_hidden_size % num_heads:

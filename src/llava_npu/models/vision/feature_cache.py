@@ -2,7 +2,7 @@
 
 A tower that is not trained gives the same features in every epoch, stage and experiment. They are kept one file per
 image, under a name made of the tower's weights, its preprocessing and the image's own bytes: nothing stale is ever
-read, an interrupted computation goes on, and runs share what they have in common.
+read, an interrupted computation resumes, and runs share what they have in common.
 """
 
 from __future__ import annotations
@@ -118,7 +118,7 @@ def space_needed(
 
 
 def _num_tiles(config: LlavaNpuConfig, image: ImagePath, skip_bad: bool) -> int:
-    """As how many tiles an image passes the tower; none if it cannot be read and that is no error."""
+    """As how many tiles an image passes the tower; none if it cannot be read and bad images are skipped."""
     tiling = config.tiling
     if tiling is None:
         return 1
@@ -149,12 +149,12 @@ def _fill(
     missing = [image for image in dict.fromkeys(images) if not _has(cache, image, skip_bad)]
     report(len(images) - len(missing))
     for batch in _batches(missing, batch_size):
-        pictures = {image: picture for image in batch if (picture := _load(image, skip_bad)) is not None}
-        if pictures:
-            tiles = [processor.preprocess_images([picture]) for picture in pictures.values()]
+        decoded = {image: pixels for image in batch if (pixels := _load(image, skip_bad)) is not None}
+        if decoded:
+            tiles = [processor.preprocess_images([pixels]) for pixels in decoded.values()]
             with torch.no_grad():
                 features = model.encode_images(torch.cat(tiles).to(parameter.device, parameter.dtype))
-            for image, of_image in zip(pictures, features.split([len(each) for each in tiles]), strict=True):
+            for image, of_image in zip(decoded, features.split([len(each) for each in tiles]), strict=True):
                 cache.put(image, of_image)
         report(len(batch))
 

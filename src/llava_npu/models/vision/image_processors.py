@@ -15,7 +15,7 @@ from llava_npu.models.vision.anyres import Size, Tiling
 
 
 def load_image_processor(source: str, field: str) -> Any:
-    """The image processor in a model folder or hub repository: of one picture, also where LLaVA-NeXT's is stored.
+    """The image processor in a model folder or hub repository: of one image, also where LLaVA-NeXT's is stored.
 
     Raises:
         UserError: there is none; `field` names the setting that `source` comes from.
@@ -40,7 +40,7 @@ def as_llava_next(image_processor: Any, tiling: Tiling) -> LlavaNextImageProcess
 
 
 def processor_size(image_processor: Any) -> Size | None:
-    """(height, width) of the pictures that an image processor makes; None if they keep shapes of their own."""
+    """(height, width) of the images that an image processor makes; None if they keep shapes of their own."""
     size = getattr(image_processor, "crop_size", None) or image_processor.size
     if size.get("height") and size.get("width"):
         return int(size["height"]), int(size["width"])
@@ -50,7 +50,7 @@ def processor_size(image_processor: Any) -> Size | None:
 
 
 def set_processor_size(image_processor: Any, size: Size) -> Any:
-    """A copy of an image processor that makes pictures of this size, and changes no pixel of pictures that have it."""
+    """A copy of an image processor that makes images of this size, and changes no pixel of images that have it."""
     height, width = size
     exact = {"height": height, "width": width}
     crops = bool(getattr(image_processor, "do_center_crop", False)) and height == width
@@ -59,6 +59,6 @@ def set_processor_size(image_processor: Any, size: Size) -> Any:
 
 
 def _settings(image_processor: Any) -> dict[str, Any]:
-    """What is common to the image processors of single pictures, without what belongs to one class."""
+    """What is common to the image processors of single images, without what belongs to one class."""
     own = ("image_processor_type", "image_grid_pinpoints", "processor_class", "do_pad")
     return {key: value for key, value in image_processor.to_dict().items() if key not in own}

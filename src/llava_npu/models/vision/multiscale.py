@@ -1,8 +1,8 @@
 """S²: one tower at several scales, with more channels and no more tokens.
 
-A picture is seen whole at the tower's own size and again enlarged, cut into tiles of that size; each scale's tiles are
+An image is seen whole at the tower's own size and again enlarged, cut into tiles of that size; each scale's tiles are
 put together again, averaged down to the grid of one tile and concatenated on channels (Shi et al. 2024, "When Do We Not
-Need Larger Vision Models?", arXiv:2403.13043; here as in LLaVA with S²: the picture comes at the largest scale).
+Need Larger Vision Models?", arXiv:2403.13043; here as in LLaVA with S²: the image comes at the largest scale).
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def multiscale_features(
     """Runs a tower at several scales.
 
     Args:
-        encode: the tower, for pictures of its own size.
+        encode: the tower, for images of its own size.
         pixel_values: (images, 3, height, width), at the largest scale.
         scales: see `check_scales`.
         grid: (rows, columns) of the tower's patches.
@@ -48,19 +48,19 @@ def multiscale_features(
     height, width = (side // scales[-1] for side in pixel_values.shape[-2:])
     by_scale = []
     for scale in scales:
-        picture = pixel_values
+        image = pixel_values
         if scale != scales[-1]:
             size = (height * scale, width * scale)
-            picture = F.interpolate(pixel_values.float(), size=size, mode="bicubic").to(pixel_values.dtype)
-        layers = encode(_cut(picture, scale))
+            image = F.interpolate(pixel_values.float(), size=size, mode="bicubic").to(pixel_values.dtype)
+        layers = encode(_cut(image, scale))
         by_scale.append([_join(layer, scale, grid, num_special_tokens) for layer in layers])
     return [torch.cat(of_layer, dim=-1) for of_layer in zip(*by_scale, strict=True)]
 
 
-def _cut(pictures: torch.Tensor, scale: int) -> torch.Tensor:
+def _cut(batch: torch.Tensor, scale: int) -> torch.Tensor:
     """(images, 3, scale·height, scale·width) → (scale² · images, 3, height, width), row by row of tiles."""
-    images, channels, height, width = pictures.shape
-    tiles = pictures.reshape(images, channels, scale, height // scale, scale, width // scale)
+    images, channels, height, width = batch.shape
+    tiles = batch.reshape(images, channels, scale, height // scale, scale, width // scale)
     return tiles.permute(2, 4, 0, 1, 3, 5).flatten(0, 2)
 
 

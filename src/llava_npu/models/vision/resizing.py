@@ -1,6 +1,6 @@
-"""Making a pretrained tower and its image processor agree on a size of pictures.
+"""Making a pretrained tower and its image processor agree on a size of images.
 
-A transformer's learned table of positions fits one grid of patches. For pictures of another size the table is
+A transformer's learned table of positions fits one grid of patches. For images of another size the table is
 interpolated once (bicubic, as transformers' `interpolate_pos_encoding` and DINOv2 do at every call), so that the model
 that is saved is an ordinary one of the new size.
 """
@@ -18,13 +18,13 @@ from llava_npu.errors import UserError
 from llava_npu.models.vision.image_processors import Size, processor_size, set_processor_size
 from llava_npu.models.vision.towers import Tower, describe_tower
 
-# They interpolate their positions by themselves, and are published with pictures smaller than their table is for.
+# They interpolate their positions by themselves, and are published with images smaller than their table is for.
 _ANY_SIZE = ("dinov2", "dinov2_with_registers")
 _ANTIALIASED = ("dinov2_with_registers",)  # they do so with a filter that the others do without
 
 
 def fit_tower(tower: Any, image_processor: Any, image_size: int | None) -> tuple[Any, Any]:
-    """The tower and the image processor for pictures of one size.
+    """The tower and the image processor for images of one size.
 
     Args:
         tower, image_processor: as transformers loads them.
@@ -33,7 +33,7 @@ def fit_tower(tower: Any, image_processor: Any, image_size: int | None) -> tuple
     Raises:
         UserError: the size is not the tower's and its positions cannot be interpolated, or nobody asked for that.
     """
-    size = picture_size(tower.config, image_processor, image_size)
+    size = input_size(tower.config, image_processor, image_size)
     if not hasattr(tower.config, "image_size"):  # a convolutional tower takes any size
         set_size(tower.config, size)
     if describe_tower(tower.config).image_size != size:
@@ -41,21 +41,21 @@ def fit_tower(tower: Any, image_processor: Any, image_size: int | None) -> tuple
     return tower, image_processor if image_size is None else set_processor_size(image_processor, size)
 
 
-def picture_size(config: Any, image_processor: Any, image_size: int | None) -> Size:
-    """(height, width) of the pictures that a tower of this configuration will see; arguments as for `fit_tower`."""
+def input_size(config: Any, image_processor: Any, image_size: int | None) -> Size:
+    """(height, width) of the images that a tower of this configuration will see; arguments as for `fit_tower`."""
     made = processor_size(image_processor)
     if image_size is not None:
         return image_size, image_size
     if made is None:
         raise UserError(
-            "model.vision_tower: its image processor keeps each picture's own shape; say with model.image_size how "
+            "model.vision_tower: its image processor keeps each image's own shape; say with model.image_size how "
             "many pixels a side should have."
         )
     if hasattr(config, "image_size"):
         described = describe_tower(config)
         if described.image_size != made and not described.last_layer_only and described.kind not in _ANY_SIZE:
             raise UserError(
-                f"model.vision_tower: its image processor makes pictures of {_by(made)} pixels, but it takes "
+                f"model.vision_tower: its image processor makes images of {_by(made)} pixels, but it takes "
                 f"{_by(described.image_size)}. Choose with model.image_size; its positions are interpolated to fit."
             )
     return made
@@ -68,7 +68,7 @@ def set_size(config: Any, size: Size) -> None:
 
 
 def resize_tower(tower: Any, size: Size) -> Any:
-    """The same tower for pictures of another (height, width): tables of positions are interpolated.
+    """The same tower for images of another (height, width): tables of positions are interpolated.
 
     Raises:
         UserError: its weights depend on the size in another way.
@@ -103,16 +103,16 @@ def _interpolate(name: str, table: torch.Tensor, old: Tower, new: Tower) -> torc
         raise _cannot_resize(name, old)
     flat = table.reshape(table.shape[-2:])
     special, patches = flat[:num_special], flat[num_special:]
-    picture = patches.float().reshape(1, *old.grid, -1).permute(0, 3, 1, 2)  # (1, channels, rows, columns)
-    stretched = F.interpolate(picture, size=new.grid, mode="bicubic", antialias=old.kind in _ANTIALIASED)
+    image = patches.float().reshape(1, *old.grid, -1).permute(0, 3, 1, 2)  # (1, channels, rows, columns)
+    stretched = F.interpolate(image, size=new.grid, mode="bicubic", antialias=old.kind in _ANTIALIASED)
     rows = torch.cat([special, stretched.flatten(2)[0].T.to(table.dtype)])
     return rows.reshape(*table.shape[:-2], *rows.shape).contiguous()
 
 
 def _cannot_resize(name: str, tower: Tower) -> UserError:
     return UserError(
-        f"model.image_size: {name} of a {tower.kind} tower is no table of positions for {_by(tower.grid)} patches that "
-        f"could be interpolated; leave the size as it is, {_by(tower.image_size)}."
+        f"model.image_size: {name} of a {tower.kind} tower is not a table of positions for {_by(tower.grid)} patches "
+        f"that could be interpolated; leave the size as it is, {_by(tower.image_size)}."
     )
 
 

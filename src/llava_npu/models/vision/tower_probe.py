@@ -1,7 +1,7 @@
 """Finding out what a vision tower gives by running it, for kinds of tower that `towers.py` does not know by name.
 
-Which tokens of a transformer are patches, and in which order, is not in its configuration. So it is asked: one picture
-goes through its first layer, then the same picture with one patch changed; the token that changes is that patch's.
+Which tokens of a transformer are patches, and in which order, is not in its configuration. So it is asked: one image
+goes through its first layer, then the same image with one patch changed; the token that changes is that patch's.
 Weights play no part in it, so the tower is built small (one layer) with random ones; a second one without memory
 (torch's meta device) tells the shapes of all layers.
 """
@@ -23,7 +23,7 @@ from llava_npu.errors import UserError
 
 @dataclass(frozen=True)
 class Probe:
-    """What a tower was seen to give for one picture at its configured size.
+    """What a tower was seen to give for one image at its configured size.
 
     Attributes:
         hidden_size: channels of a token.
@@ -41,10 +41,10 @@ class Probe:
 
 
 def probe_tower(vision_config: Any, image_size: tuple[int, int]) -> Probe:
-    """Runs the tower of a transformers vision configuration on one picture of (height, width).
+    """Runs the tower of a transformers vision configuration on one image of (height, width).
 
     Raises:
-        UserError: transformers cannot build it, it takes something other than pictures, or its output is not a map of
+        UserError: transformers cannot build it, it takes something other than images, or its output is not a map of
             patches, perhaps with special tokens in front.
     """
     return _probe(cast(Hashable, type(vision_config)), vision_config.to_json_string(use_diff=False), image_size)
@@ -58,7 +58,7 @@ def _probe(config_class: Any, values: str, image_size: tuple[int, int]) -> Probe
         _, channels, rows, columns = shapes[-1]
         return Probe(channels, len(shapes) - 1, (rows, columns), 0, True)
     if len(set(shapes)) > 1 or len(shapes[0]) != 3:
-        raise _unfit(config, f"its layers give differing shapes ({_listed(shapes)}), and the last is not a picture")
+        raise _unfit(config, f"its layers give differing shapes ({_listed(shapes)}), and the last is not an image")
     _, tokens, channels = shapes[0]
     height, width = _patch_size(config)
     grid = (image_size[0] // height, image_size[1] // width)
@@ -80,12 +80,12 @@ def _first_patch(
     small.num_hidden_layers = 1
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         torch.manual_seed(0)
-        picture = torch.rand(1, 3, *image_size)
+        image = torch.rand(1, 3, *image_size)
         model = _build(small)
-        before = _hidden_states(small, model, picture)[0]
+        before = _hidden_states(small, model, image)[0]
 
         def token_of(row: int, column: int) -> list[int]:
-            changed = picture.clone()
+            changed = image.clone()
             changed[..., row * patch[0] : (row + 1) * patch[0], column * patch[1] : (column + 1) * patch[1]] += 1
             after = _hidden_states(small, model, changed)[0]
             return (after != before).any(-1)[0].nonzero().flatten().tolist()
@@ -98,7 +98,7 @@ def _first_patch(
     if first < 0 or found != expected or first + rows * columns != tokens:
         raise _unfit(
             config,
-            f"a picture of {rows}×{columns} patches gives {tokens} tokens, which are not special tokens followed by "
+            f"an image of {rows}×{columns} patches gives {tokens} tokens, which are not special tokens followed by "
             "the patches row by row",
         )
     return first
@@ -120,7 +120,7 @@ def _hidden_states(config: Any, model: Any, pixel_values: torch.Tensor) -> tuple
     try:
         states = model(pixel_values, output_hidden_states=True).hidden_states
     except Exception as error:  # as above, for input that it cannot take
-        raise _unfit(config, f"it does not take pictures of fixed size ({_first_line(error)})") from error
+        raise _unfit(config, f"it does not take images of fixed size ({_first_line(error)})") from error
     if not states:
         raise _unfit(config, "it gives no hidden states")
     return tuple(states)
@@ -138,7 +138,7 @@ def _unfit(config: Any, reason: str) -> UserError:
     if config.model_type.startswith("siglip2"):
         hint = (
             " Of SigLIP 2, take a fixed-resolution model such as google/siglip2-so400m-patch14-384; the NaFlex ones"
-            " take pictures cut into patches beforehand."
+            " take images cut into patches beforehand."
         )
     return UserError(
         f"vision tower: model type {config.model_type!r} cannot be used: {reason}.{hint} CLIP, SigLIP, SigLIP 2 "

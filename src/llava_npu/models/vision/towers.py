@@ -2,7 +2,7 @@
 
 Every question about grids, special tokens and layers is answered here, from the tower's configuration alone, so that
 no other file knows that CLIP puts a class token in front, that SigLIP has none, that DINOv2 adds registers, or that a
-convolutional network returns a picture-shaped feature map. The kinds that most people use are described below; any
+convolutional network returns an image-shaped feature map. The kinds that most people use are described below; any
 other that transformers' `AutoModel` builds is asked, by running it (`tower_probe.py`).
 """
 

@@ -145,7 +145,7 @@ class _CheckedBackend(httpcore.AsyncNetworkBackend):
     ) -> httpcore.AsyncNetworkStream:
         addresses = await self._resolve(host, port)
         if not addresses or not all(self._allowed(ipaddress.ip_address(each)) for each in addresses):
-            raise UserError(f"image: {host} is no public address; this server fetches from the public internet only")
+            raise UserError(f"image: {host} is not a public address; this server fetches from the public internet only")
         for address in addresses[:-1]:  # a host may have an IPv6 address that this machine cannot reach
             with contextlib.suppress(httpcore.NetworkError, OSError):
                 return await self._inner.connect_tcp(address, port, timeout, local_address, socket_options)

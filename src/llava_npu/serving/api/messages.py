@@ -79,7 +79,7 @@ def read_messages(messages: Sequence[Message]) -> Asked:
         else:
             turns.append({"from": role, "value": text})
     if not turns or turns[-1]["from"] != "human":
-        raise UserError("messages: the last one must be of role 'user'; there is no question to answer")
+        raise UserError("messages: the last one must be of role 'user'; it has no question to answer")
     if turns[0]["from"] == "gpt":
         raise UserError("messages: the first one after the system prompt must be of role 'user'")
     return Asked(turns, urls, "\n".join(system) if system else None)

@@ -1,4 +1,4 @@
-"""One model that answers requests: limits checked, prompts prepared beside the engine, answers timed."""
+"""One model that answers requests: limits checked, prompts prepared next to the engine, answers timed."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from llava_npu.serving.api.metrics import Metrics
 from llava_npu.serving.background import BackgroundEngine, EngineStoppedError
 
 _UNPACKED_AT_ONCE = 2  # requests whose pictures are in memory as pixels
-_LONGEST_TOKEN = 64  # characters; a text that is longer than so many for each token of room is not even encoded
+_LONGEST_TOKEN = 64  # characters; a text with more characters than this for each token of room is not even encoded
 
 
 @dataclass(frozen=True)

@@ -83,7 +83,7 @@ def open_pictures(files: Sequence[str], talk: Talk) -> tuple[Picture, ...]:
     """The pictures of the next question.
 
     Raises:
-        UserError: too many, or one that is no picture or too large.
+        UserError: too many, or one that is not an image or is too large.
     """
     if talk.num_pictures + len(files) > _MAX_PICTURES:
         raise UserError(f"A conversation here has room for {_MAX_PICTURES} pictures. Clear it to start another.")

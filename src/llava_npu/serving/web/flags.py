@@ -16,13 +16,13 @@ from llava_npu.serving.web.columns import Column, Talk
 
 
 def flag(columns: Sequence[Column], talk: Talk, sampling: Sampling, folder: Path) -> Path:
-    """Keeps a conversation in a local file, one JSON value a line, its pictures beside it. Nothing of the visitor.
+    """Keeps a conversation in a local file, one JSON value a line, its images next to it; nothing about the visitor.
 
     Returns:
         The file.
 
     Raises:
-        UserError: there is no conversation, or the file cannot be written.
+        UserError: the conversation is empty, or the file cannot be written.
     """
     if not talk.exchanges:
         raise UserError("There is nothing to flag yet.")

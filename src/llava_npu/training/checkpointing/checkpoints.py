@@ -1,4 +1,4 @@
-"""Checkpoints that are whole or not there: written beside, synced, named last, verified before use.
+"""Checkpoints that are whole or not there: written to a temporary folder, synced, renamed last, verified before use.
 
 A checkpoint is a folder `checkpoint-000500`. It is written as `.checkpoint-000500.partial`, its manifest (sizes and
 SHA-256 of every file) last, all synced to disk, and then renamed: a folder with the final name is complete. What an

@@ -22,14 +22,14 @@ def model_source(config: RunConfig) -> ModelSource:
     """Where the weights come from that a run starts with."""
     choice = config.model
     if choice.checkpoint is not None:
-        pictures = {
+        images = {
             "image_aspect_ratio": choice.image_aspect_ratio,
             "image_grid_pinpoints": choice.image_grid_pinpoints,
             "seed": config.seed,
         }
         return ModelSource(
             checkpoint=on_hub(choice.checkpoint, choice.source),
-            changes={} if choice.image_aspect_ratio is None else pictures,
+            changes={} if choice.image_aspect_ratio is None else images,
             said=choice.explicit_keys,
         )
     assert choice.vision_tower is not None
@@ -67,7 +67,7 @@ def export_adapters(
 def with_pristine_frozen_parts(
     config: RunConfig, trained: Mapping[str, torch.Tensor]
 ) -> LlavaNpuForConditionalGeneration:
-    """What was trained, beside the frozen parts as they came: in training those may be rounded to 16 bits."""
+    """What was trained, with the frozen parts as they came: in training those may be rounded to 16 bits."""
     pristine = build_model(config).model
     weights = pristine.state_dict()
     with torch.no_grad():

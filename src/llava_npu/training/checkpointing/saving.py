@@ -31,7 +31,7 @@ class Saver:
 
     Args:
         keep: how many stay.
-        in_background: copy the state to the host's memory, and write it while training goes on. Never two at once: a
+        in_background: copy the state to the host's memory, and write it while training continues. Never two at once: a
             checkpoint that is not written yet is waited for before the next one. What goes wrong is raised by the next
             call, whichever it is.
     """

@@ -209,7 +209,7 @@ class _ZeroEngine(Engine):
         keys = state_keys(saved, trained[0][0])
         for flat in flats:  # one per group of parameters; DeepSpeed makes them at the first step
             self.optimizer.state[flat] = {
-                # The count of steps: a copy for each, beside the weights, where the fused AdamW wants it.
+                # The count of steps: a copy for each, next to the weights, where the fused AdamW wants it.
                 key: saved[f"{key}/{trained[0][0]}"].to(flat.device, copy=True)
                 if key == "step"
                 else torch.zeros_like(flat)

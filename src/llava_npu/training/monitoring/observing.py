@@ -1,4 +1,4 @@
-"""What a run learns of its steps: brought to the host while the device goes on, looked at when it is there.
+"""What a run learns of its steps: copied to the host while the device continues, read when it has arrived.
 
 Nothing waits for the device in a step. Its numbers are copied into pinned memory behind it in the device's queue, and
 are looked at, in order, before the first later step that finds them there; as a rule that is the next one.

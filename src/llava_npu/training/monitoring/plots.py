@@ -1,4 +1,4 @@
-"""Loss, learning rate and throughput of a run over its steps, as a picture and as a page that renews itself."""
+"""Loss, learning rate and throughput of a run over its steps, as an image and as a page that renews itself."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from llava_npu.training.monitoring.metrics import read_metrics
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-PICTURE = "loss.png"
+IMAGE = "loss.png"
 PAGE = "loss.html"
 # Drawing takes about half a second, while the device may run out of work: at most a hundredth of the time goes to it.
 MOST_OF_THE_TIME = 0.01
@@ -53,11 +53,11 @@ def draw_plots(folder: Path) -> None:
         return
     figure = Figure(figsize=(8, 9), layout="constrained")
     _draw(figure, lines)
-    picture, drawing = io.BytesIO(), io.StringIO()
-    figure.savefig(picture, format="png", dpi=110)
+    image, drawing = io.BytesIO(), io.StringIO()
+    figure.savefig(image, format="png", dpi=110)
     figure.set_layout_engine("none")  # what was laid out once, which takes half the time, stays
     figure.savefig(drawing, format="svg", metadata={"Date": None})
-    write_bytes(folder / PICTURE, picture.getvalue())
+    write_bytes(folder / IMAGE, image.getvalue())
     write_bytes(folder / PAGE, _page(folder.name, drawing.getvalue(), lines[-1]).encode())
 
 

@@ -29,7 +29,7 @@ class Throughput:
         tokens_per_second, samples_per_second: over all devices, padding not counted.
         tflops_per_device: useful operations of the model per second, in 10¹² (`models/flops.py`): no padding, nothing
             computed twice, frozen parts as what they cost.
-        mfu: that, as a part of the device's peak; None where there is no peak to compare with.
+        mfu: that, as a part of the device's peak; None where the peak is unknown.
         peak_memory_gib: of this process's device, since the run began.
         seconds: since the run's start or continuation.
         seconds_left: until the last step, at the pace since then.
@@ -105,7 +105,7 @@ class ThroughputMeter:
         return speed
 
     def resume(self) -> None:
-        """Starts the clock anew after something that is no training, such as validation."""
+        """Restarts the clock after something other than training, such as validation."""
         self._reported = self._device.mark()
 
     def _reset(self) -> None:

@@ -1,7 +1,7 @@
 """Experiment trackers by choice, through accelerate's: TensorBoard, Weights & Biases, SwanLab, MLflow.
 
 metrics.jsonl holds everything whether or not there are trackers. So a tracker that fails in the middle of a run (a
-server that is away, for one) is reported and left out from there on; the run goes on.
+server that is away, for one) is reported and left out from there on; the run continues.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from llava_npu.files.atomic import write_text
 from llava_npu.files.json_objects import read_json
 
 PROJECT = "llava-npu"
-# What each tracker calls this run, so that a continued one goes on in the same place.
+# What each tracker calls this run, so that a resumed one continues in the same place.
 IDENTITIES = "trackers.json"
 
 
@@ -127,7 +127,7 @@ def open_trackers(
     console: Console,
     kinds: Mapping[str, TrackerKind] = TRACKERS,
 ) -> Trackers:
-    """Starts the chosen trackers, or goes on where those of an interrupted run stopped.
+    """Starts the chosen trackers, or resumes those of an interrupted run.
 
     Raises:
         UserError: one cannot be started (no network, no login, …).
@@ -157,7 +157,7 @@ def _identities(folder: Path) -> dict[str, str]:
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Dotted keys; what is no number or text, as text."""
+    """Dotted keys; anything but numbers and strings, as strings."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
         if isinstance(value, Mapping):

@@ -39,7 +39,7 @@ class NonFiniteGuard:
     Args:
         limit: how many steps may be skipped.
         batches_of: gives this process's micro-batches of a step.
-        save: writes a checkpoint after so many steps.
+        save: writes a checkpoint after that many steps.
 
     Attributes:
         skipped: how many steps were, from the run's beginning.
@@ -170,7 +170,7 @@ def load_batch(file: Path) -> list[MicroBatch]:
     with safe_open(file, framework="pt") as stored:
         counts = json.loads(stored.metadata()["micro_batches"])
         tensors: list[dict[str, torch.Tensor]] = [{} for _ in counts]
-        for key in stored.keys():  # noqa: SIM118  it is no mapping
+        for key in stored.keys():  # noqa: SIM118  it is not a mapping
             number, name = key.split("/", 1)
             tensors[int(number)][name] = stored.get_tensor(key)
     return [_micro_batch(own, each) for own, each in zip(tensors, counts, strict=True)]
