@@ -167,7 +167,11 @@ def test_texts_refer_to_other_keys(file: Path) -> None:
     reference = "output=runs/${model.projector}-${batch_size}"
     assert load_config(file, [reference]).output == "runs/mlp2x_gelu-256", "defaults included"
     assert load_config(file, [reference, "model.projector=ldpv2", "batch_size=8"]).output == "runs/ldpv2-8"
-    for key, message in (("modle.projector", "no such key"), ("model", "plain text"), ("max_steps", "plain text")):
+    for key, message in (
+        ("modle.projector", "no such key"),
+        ("model", "plain text"),
+        ("max_steps", "plain text"),
+    ):
         with pytest.raises(UserError, match=rf"`output` refers to \${{{key}}}.*{message}"):
             load_config(file, [f"output=${{{key}}}"])
 

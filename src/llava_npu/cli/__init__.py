@@ -19,6 +19,7 @@ from llava_npu.cli.data import app as data_app
 from llava_npu.cli.doctor import doctor
 from llava_npu.cli.download import download
 from llava_npu.cli.eval import eval_
+from llava_npu.cli.init import init
 from llava_npu.cli.merge import merge
 from llava_npu.cli.plan import plan
 from llava_npu.cli.replay import replay
@@ -39,6 +40,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+app.command("init")(init)
 app.command("plan")(plan)
 app.command("train")(train)
 app.command("compare")(compare)
@@ -75,7 +77,7 @@ def set_environment() -> None:
     """Silences libraries, in favour of our own progress lines and messages. What the user has set stays."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    # Where there is no accelerator DeepSpeed says so, on stdout, whenever it is imported.
+    # Without an accelerator DeepSpeed says so, on stdout, whenever it is imported.
     logging.getLogger("DeepSpeed").addFilter(lambda record: "Setting accelerator to CPU" not in record.getMessage())
 
 

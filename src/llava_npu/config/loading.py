@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from llava_npu.config.datasets import with_named_datasets
 from llava_npu.config.schema import RunConfig
 from llava_npu.config.yaml_reader import YamlError, read_yaml
 from llava_npu.errors import UserError, nearest
@@ -35,6 +36,11 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     return load_as(RunConfig, path, overrides)
 
 
+def load_text(text: str, path: Path) -> RunConfig:
+    """As `load_config`, for the text of a file that is not written yet."""
+    return override(RunConfig, _parse(text, path), [], str(path))
+
+
 def load_as(schema: type[_Schema], path: str | Path, overrides: Sequence[str] = ()) -> _Schema:
     """As `load_config`, for any schema."""
     values, origin = _read_with_bases(schema, Path(path))
@@ -56,7 +62,8 @@ def override(
             _drop_options(values, key, value)
         set_key(values, key, value, "command line")
         places[key] = f"command line: {_clipped(each, quote=False)}"
-    return validate(schema, _with_references(schema, values, where), where, places)
+    values = with_named_datasets(_with_references(schema, values, where), where)
+    return validate(schema, values, where, places)
 
 
 def validate(
@@ -108,7 +115,7 @@ def _referred_to(schema: type[BaseModel], values: Any, key: str, where: str) -> 
     for name in key.split("."):
         field = section.model_fields.get(name) if hasattr(section, "model_fields") else None
         if field is None:
-            raise UserError(f"{where} refers to ${{{key}}}, and there is no such key.")
+            raise UserError(f"{where} refers to ${{{key}}}, but no such key exists.")
         default = None if field.is_required() else field.get_default(call_default_factory=True)
         values = values.get(name, default) if isinstance(values, dict) else getattr(values, name, default)
         section = field.annotation
@@ -135,13 +142,19 @@ def render_config(config: BaseModel) -> str:
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        values = read_yaml(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise UserError(f"{path}: no such configuration file.") from None
-    except YamlError as error:
-        raise UserError(f"{path}: {error}.") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read: {error}") from None
+    return _parse(text, path)
+
+
+def _parse(text: str, path: Path) -> dict[str, Any]:
+    try:
+        values = read_yaml(text)
+    except YamlError as error:
+        raise UserError(f"{path}: {error}.") from None
     if not isinstance(values, dict):
         found = "nothing" if values is None else type(values).__name__
         raise UserError(f"{path}: should hold `key: value` lines, found {found}.")

@@ -170,11 +170,13 @@ class DataConfig(Section):
 
     path: PathText | None = Field(
         None,
-        description="Conversations: a JSON list, a JSONL file, Parquet (file, folder or `*`), or a folder that "
+        description="Conversations: a JSON list, a JSONL file, Parquet (file, folder or `*`), or a folder "
         "written by `Dataset.save_to_disk`. See docs/data.md.",
     )
     sources: list[SourceConfig] = Field(
-        default_factory=list, description="Several data files as one mixture, instead of `path`."
+        default_factory=list,
+        description="Several data files as one mixture, instead of `path`; a name stands for a data set of "
+        "`datasets.yaml` (docs/data.md).",
     )
     image_root: PathText | None = Field(
         None,

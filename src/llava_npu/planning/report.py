@@ -121,6 +121,11 @@ def _settings(plan: RunPlan, choice: Option) -> dict[str, str]:
     return choice.engine.settings | {plan.size_key: str(choice.largest), "gradient_checkpointing": checkpointing}
 
 
+def recommended_settings(plan: RunPlan) -> dict[str, str]:
+    """The keys that a plan recommends to set, as written into a configuration; empty where nothing fits."""
+    return {} if plan.recommended is None else _settings(plan, plan.recommended)
+
+
 def _name(option: Option) -> str:
     return (
         f"{option.engine.label} with gradient checkpointing" if option.gradient_checkpointing else option.engine.label
