@@ -26,6 +26,7 @@ import sys
 from llava_npu.cli import app, main
 
 commands = [["data", "inspect"], ["data", "check"]]
+commands += [["checkpoint", name] for name in ("inspect", "verify", "export")]
 commands += [[command.name] for command in app.registered_commands + app.registered_groups]
 for command in [[], *commands]:
     sys.argv = ["llava-npu", *command, "--help"]

@@ -110,13 +110,13 @@ def _arm(point: str) -> _Lines | None:
         if kind == "torn":  # the write ends short, and the system ends the process: Python would go on with an error
             resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
             signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
-        saving.write_folder = _with_room_for(int(number or 2000), saving.write_folder)
+        saving.Saver._write = _with_room_for(int(number or 20_000), saving.Saver._write)
     elif kind in SCOPES or kind == "count":
         lines = _Lines() if kind == "count" else _Lines(kind, int(number))
         loop._accumulate = lines.within("step", loop._accumulate)
         for engine in (ddp.DdpEngine, fsdp2.Fsdp2Engine):
             engine.step = lines.within("step", engine.step)
-        saving.write_folder = lines.within("save", saving.write_folder)
+        saving.Saver._write = lines.within("save", saving.Saver._write)
         saving.prune = lines.within("cleanup", saving.prune)
         loop.write_folder = lines.within("export", loop.write_folder)
         loop.prune = lines.within("export", loop.prune)

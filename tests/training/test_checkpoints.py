@@ -49,7 +49,7 @@ def test_damage_is_found_and_the_checkpoint_before_is_used(tmp_path: Path, damag
         (path / "manifest.json").unlink()
     assert verify(path) is not None
     reports: list[str] = []
-    found = newest(tmp_path, reports.append)
+    found = newest(checkpoints(tmp_path), reports.append)
     assert found is not None
     assert found.step == 5
     assert len(reports) == 1

@@ -25,7 +25,7 @@ from small_run import in_two_processes, small_run
 # Batches of one sample: in the fourth step one is of text alone, beside one with an image in the other process.
 ENGINES: dict[str, dict[str, Any]] = {
     "ddp": {"engine": "ddp"},
-    "fsdp2": {"engine": "fsdp2"},
+    "fsdp2": {"engine": "fsdp2", "async_checkpoints": True},
     "fsdp2-hybrid": {"engine": "fsdp2", "engine_options": {"shard_group": 1}},
     "fsdp2-offload": {"engine": "fsdp2", "engine_options": {"offload": True}, "gradient_checkpointing": True},
     "zero2": {"engine": "zero2"},
@@ -40,7 +40,7 @@ ENGINES: dict[str, dict[str, Any]] = {
 SHARDING = ["fsdp2", "zero3"]
 STOPPED = "RunStopped: stopped after step {}, everything is saved; the same command resumes."
 RELAY = ["ddp", "fsdp2-offload", "zero2", "zero3-offload"]  # each goes on with what the one before has saved
-RESUMED = ["fsdp2-offload", "zero2-offload", "zero3", "zero3-offload"]
+RESUMED = ["fsdp2", "fsdp2-offload", "zero2-offload", "zero3", "zero3-offload"]
 VARIANTS: dict[str, dict[str, Any]] = {
     "resampler": {"model": {"projector": "resampler", "projector_options": {"num_queries": 4}}},
     "tokenpacker": {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -116,9 +117,13 @@ def test_two_processes_killed(make_run: MakeRun, tmp_path: Path, engine: str, dr
     assert sum(str(-signal.SIGKILL) in line for line in said) == len(points), said
     newest = checkpoints(run.output_path)
     if newest:  # killed before the first one had its name, there is none
-        weights = next(newest[0].path.glob("trained-*"))
-        weights.write_bytes(weights.read_bytes()[:-1] + b"x")
+        shard = next(newest[0].path.glob("state/__1_*"))
+        shard.write_bytes(shard.read_bytes()[:-1] + b"x")
         assert verify(newest[0].path) is not None
+        if len(newest) == 1:
+            refused = _kill(run, tmp_path, 2, ["none"])
+            assert sum(f"{shard.relative_to(newest[0].path)} is damaged" in line for line in refused) == 2, refused
+            shutil.rmtree(newest[0].path)
     assert _kill(run, tmp_path, 2, ["none"]) == ["none 0 0"]
     _assert_same(run, whole)
 

@@ -21,8 +21,10 @@ from safetensors.torch import load_file
 import tiny
 from llava_npu import UserError
 from llava_npu.config import RunConfig, render_config
+from llava_npu.data.plan import Plan
 from llava_npu.models import load
 from llava_npu.training import train
+from llava_npu.training.checkpointing.checkpoints import checkpoints
 from llava_npu.training.monitoring.metrics import read_metrics
 
 MakeRun = Callable[..., RunConfig]
@@ -196,10 +198,10 @@ def test_a_damaged_checkpoint_is_passed_over(make_run: MakeRun, capsys: pytest.C
     train(whole)
     run = make_run("run", save_every=2)
     crash_after(run, 5)
-    (run.output_path / "checkpoint-000004/trained-00001.safetensors").write_bytes(b"damaged")
+    (run.output_path / "checkpoint-000004/state/__0_0.distcp").write_bytes(b"damaged")
     (run.output_path / ".checkpoint-000006.partial").mkdir()
     train(run)
-    assert "checkpoint-000004: trained-00001.safetensors is damaged" in capsys.readouterr().err.replace("\n", "")
+    assert "checkpoint-000004: state/__0_0.distcp is damaged" in capsys.readouterr().err.replace("\n", "")
     assert _losses(run) == _losses(whole)
 
 
@@ -294,6 +296,22 @@ def test_an_unreadable_image_names_record_and_file(make_run: MakeRun, material: 
     (tmp_path / "own/images/3.png").write_bytes(b"not an image")
     with pytest.raises(UserError, match=r"record 3.*3\.png"):
         train(make_run(data={"path": str(tmp_path / "own/train.json")}))
+
+
+def test_an_image_that_goes_bad_loses_no_step(make_run: MakeRun, material: Path, tmp_path: Path) -> None:
+    shutil.copytree(material, tmp_path / "own")
+    data = {"path": str(tmp_path / "own/train.json")}
+    whole, run = make_run("whole", data=data), make_run("run", data=data)
+    train(whole)
+    image = tmp_path / f"own/images/{next(index for index in Plan(26, 8, 4).step(2) if 2 <= index < 24)}.png"
+    sound = image.read_bytes()
+    image.write_bytes(b"not an image")
+    with pytest.raises(UserError, match=rf"{image.name}.*\n?.*All is saved after step 2: once this is fixed"):
+        train(run)
+    assert [each.step for each in checkpoints(run.output_path)] == [2]
+    image.write_bytes(sound)
+    train(run)
+    assert _losses(run) == _losses(whole)
 
 
 def test_a_batch_that_does_not_divide_names_what_does(make_run: MakeRun) -> None:

@@ -27,6 +27,7 @@ from llava_npu.data.mixtures import Mixture, Part
 from llava_npu.data.records import load_records
 from llava_npu.models import load
 from llava_npu.training import train
+from llava_npu.training.checkpointing.checkpoints import checkpoints
 from llava_npu.training.data import open_run_data
 from llava_npu.training.monitoring.metrics import read_metrics
 
@@ -79,6 +80,46 @@ def test_an_interrupted_run_goes_on_bit_for_bit(make_run: MakeRun) -> None:
     train(cut)
     for name in ("loss", "validation_loss"):
         assert _column(cut, name) == _column(whole, name)
+
+
+def test_a_step_is_saved_before_its_validation(make_run: MakeRun) -> None:
+    """An image that goes bad among what is held out loses nothing, and the validation is made up for."""
+    changes = {"data": {"validation": {"size": 4, "every": 3}}, "save_every": 3}
+    whole, cut = make_run("whole", **changes), make_run("cut", **changes)
+    train(whole)
+    for saved in (3, 6):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("llava_npu.training.monitoring.monitor.validation_loss", _fail)
+            if saved == 6:  # the validation after step 3 is made up for first, and passes
+                patch.setattr("llava_npu.training.monitoring.monitor.Monitor.misses_validation", lambda *_: False)
+            with pytest.raises(UserError, match="went bad"):
+                train(cut)
+        assert checkpoints(cut.output_path)[0].step == saved
+        assert _column(cut, "loss") == _column(whole, "loss")[:saved]
+    train(cut)
+    assert _column(cut, "validation_loss")[-1] == _column(whole, "validation_loss")[-1]
+
+
+def _fail(*arguments: Any, **options: Any) -> float:
+    raise UserError("an image went bad")
+
+
+def test_links_lead_to_the_newest_checkpoint_and_to_the_best(
+    make_run: MakeRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    losses = iter([1.0, 2.0, 3.0])
+    monkeypatch.setattr("llava_npu.training.monitoring.monitor.validation_loss", lambda *_, **__: next(losses))
+    data = {"validation": {"size": 4, "every": 2}}
+    run = make_run(data=data, save_every=2, keep_checkpoints=1, async_checkpoints=True)
+    crash_after(run, 5)
+    links = run.output_path / "checkpoints"
+    assert (links / "latest").resolve() == run.output_path / "checkpoint-000004"
+    assert (links / "best").resolve() == run.output_path / "checkpoint-000002"
+    console = Console(file=io.StringIO(), width=300)
+    train(run, console=console)
+    assert [path.name for path in links.iterdir()] == ["best"]
+    assert [each.step for each in checkpoints(run.output_path)] == [2]
+    assert "lowest after step 2" in console.file.getvalue()  # type: ignore[attr-defined]
 
 
 def test_cached_features_serve_it_too(

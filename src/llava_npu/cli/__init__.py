@@ -13,6 +13,7 @@ from typing import Annotated
 import typer
 
 from llava_npu.cli.chat import chat
+from llava_npu.cli.checkpoint import app as checkpoint_app
 from llava_npu.cli.compare import compare
 from llava_npu.cli.convert import convert
 from llava_npu.cli.data import app as data_app
@@ -48,6 +49,7 @@ app.command("eval")(eval_)
 app.command("report")(report)
 app.command("chat")(chat)
 app.command("replay")(replay)
+app.add_typer(checkpoint_app, name="checkpoint")
 app.command("merge")(merge)
 app.command("convert")(convert)
 app.command("serve")(serve)

@@ -334,11 +334,13 @@ class RunConfig(Section):
     )
     log_every: int = Field(1, ge=1, description="Steps between two lines of metrics.jsonl.")
     save_every: int = Field(500, ge=1, description="Steps between checkpoints; the final model replaces them.")
-    keep_checkpoints: int = Field(2, ge=1, description="Number of checkpoints kept; older ones are deleted.")
+    keep_checkpoints: int = Field(
+        2, ge=1, description="Number of checkpoints kept, and the best one; older ones are deleted."
+    )
     async_checkpoints: bool = Field(
         False,
-        description="Continue training while a checkpoint is written. Its content, 12 bytes per trained parameter, is "
-        "first copied to the memory of the first host.",
+        description="Continue training while a checkpoint is written. Each process first copies its part to its host's "
+        "memory: 12 bytes per trained parameter over all processes.",
     )
 
     @model_validator(mode="after")

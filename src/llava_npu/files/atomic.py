@@ -27,7 +27,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Writes a file that appears whole or not at all; see `replacing`."""
+    """Writes a file that appears complete or not at all; see `replacing`."""
     with replacing(path) as temporary:
         temporary.write_bytes(content)
 
@@ -62,7 +62,7 @@ def write_folder(
     resume: bool = False,
     advice: str = "Free some space, or choose another folder",
 ) -> None:
-    """Writes a folder that appears whole or not at all, in place of one that may be there.
+    """Writes a folder that appears complete or not at all, in place of one that may be there.
 
     `fill` gets a folder next to it, `.NAME.partial`, so only one process at a time may write the same folder.
 
@@ -76,24 +76,47 @@ def write_folder(
     """
     partial = partial_path(folder)
     try:
-        if not resume:
-            shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True, exist_ok=True)
-        fill(partial)
-        _settle(partial)
-        _swap(partial, folder)
-    except (OSError, SafetensorError) as error:
-        described = _describe(error, folder, partial, advice)
-        if described is None:  # not about this folder: `fill` could not read something
-            raise
-        raise described from error
+        with explaining(folder, advice):
+            if not resume:
+                start_folder(folder)
+            partial.mkdir(parents=True, exist_ok=True)
+            fill(partial)
+            finish_folder(folder)
     finally:
         if not resume:
             shutil.rmtree(partial, ignore_errors=True)
 
 
+def start_folder(folder: Path) -> Path:
+    """Makes the empty folder that will become `folder`: `write_folder` in parts, where several processes fill it."""
+    partial = partial_path(folder)
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    return partial
+
+
+def finish_folder(folder: Path) -> None:
+    """Syncs what `start_folder` began to disk, and gives it its name, in place of a folder that may have it."""
+    partial = partial_path(folder)
+    _settle(partial)
+    _swap(partial, folder)
+
+
+@contextmanager
+def explaining(folder: Path, advice: str) -> Iterator[None]:
+    """Turns what goes wrong while `folder` is written into a `UserError`; `advice` is for a full disk."""
+    partial = partial_path(folder)
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        described = _describe(error, folder, partial, advice)
+        if described is None:  # not about this folder: something could not be read
+            raise
+        raise described from error
+
+
 def partial_path(folder: Path) -> Path:
-    """Where `write_folder` writes before the folder gets its name."""
+    """Where a folder is written before it gets its name."""
     return folder.with_name(f".{folder.name}.partial")
 
 

@@ -311,13 +311,18 @@ class LlavaNpuForConditionalGeneration(LlavaNpuPreTrainedModel, LlavaForConditio
         if getattr(self, "hf_quantizer", None) is not None:  # its weights have names and parts of their own
             super().save_pretrained(save_directory, state_dict=state_dict, **kwargs)
             return
+        renamed = self.hub_weights(self.state_dict() if state_dict is None else state_dict)
+        super().save_pretrained(save_directory, state_dict=renamed, **{**kwargs, "save_original_format": False})
+
+    def hub_weights(self, state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """The model's weights by their names on the hub, without those that another one is tied to."""
         # First as the parts' own checkpoints name them (DINOv3's layers, for one), then the prefixes.
-        weights = revert_weight_conversion(self, self.state_dict() if state_dict is None else state_dict)
+        weights = revert_weight_conversion(self, state_dict)
         kind = self.config.tower.kind
         renamed = {name: tensor for key, tensor in weights.items() if (name := hub_name(key, kind)) is not None}
         if self.config.tie_word_embeddings:  # the embedding again
             renamed.pop(LM_HEAD, None)
-        super().save_pretrained(save_directory, state_dict=renamed, **{**kwargs, "save_original_format": False})
+        return renamed
 
     @torch.no_grad()
     def generate(self, *args: Any, vision_features: torch.Tensor | None = None, **kwargs: Any) -> Any:

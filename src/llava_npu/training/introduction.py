@@ -38,7 +38,11 @@ def remarks(config: RunConfig, num_steps: int, num_samples: int) -> Iterator[str
 
 
 def disk_needed(model: nn.Module, config: RunConfig) -> int:
-    """Bytes: checkpoints (weights and two moments of what is trained; one more while saving), and the final model."""
+    """Bytes: checkpoints (weights and two moments of what is trained), and the final model.
+
+    One checkpoint more than are kept is there while one is saved, and another where the best one is kept too.
+    """
     trained = sum(parameter.numel() * 4 for _, parameter in trained_parameters(model))
     whole = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
-    return 3 * trained * (config.keep_checkpoints + 1) + (trained if config.has_adapters else whole)
+    checkpoints = config.keep_checkpoints + 1 + (config.data.validation is not None)
+    return 3 * trained * checkpoints + (trained if config.has_adapters else whole)

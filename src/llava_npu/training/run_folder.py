@@ -8,11 +8,13 @@ nonfinite/            the batch that a run stopped over, for `llava-npu replay`
 loss.png, loss.html   loss, learning rate and throughput, drawn as the run goes
 trackers.json         what experiment trackers call this run, if any are chosen
 checkpoint-000500/    see `checkpoints`
+checkpoints/          links to them: `latest`, and `best` by validation loss
 model/                the final model, in Hugging Face layout, once the run is finished
 """
 
 from __future__ import annotations
 
+import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -29,29 +31,35 @@ from llava_npu.files.locks import LOCK, locked
 from llava_npu.files.output_folder import changes, claim_folder
 from llava_npu.models.sources import MODEL_FOLDER
 from llava_npu.training.bad_samples import BAD_SAMPLES
-from llava_npu.training.checkpointing.checkpoints import checkpoints
+from llava_npu.training.checkpointing.checkpoints import LINKS, checkpoints
 from llava_npu.training.monitoring.jsonl import NONFINITE_STEPS, REPLAYS
 from llava_npu.training.monitoring.metrics import METRICS
 from llava_npu.training.monitoring.plots import IMAGE, PAGE
 from llava_npu.training.monitoring.trackers import IDENTITIES
 
 RUN_FILE = "run.yaml"
+RUN_ID = "run"  # drawn when a run begins, by which its checkpoints are recognised
 ACCEPTED = "accepted_changes"
 _LOCK_PATIENCE_SECONDS = 5.0
 
 
 def open_run(config: RunConfig, data_fingerprint: str, *, fresh: bool = False, accept_changes: bool = False) -> Path:
-    """Creates the run folder, or checks that it belongs to this very run, to go on with it.
+    """Creates the run folder, or checks that it belongs to this very run, to continue it.
 
     Args:
         fresh: delete what a run left there.
-        accept_changes: go on although configuration or data changed; run.yaml then holds the new ones and the changes.
+        accept_changes: continue although configuration or data changed; run.yaml then holds the new ones and what
+            changed.
 
     Raises:
         UserError: the folder holds something else, or a run with another configuration or other data.
     """
     folder = config.output_path
-    description = {"config": config.model_dump(mode="json"), "data_fingerprint": data_fingerprint}
+    description = {
+        "config": config.model_dump(mode="json"),
+        RUN_ID: secrets.token_hex(8),
+        "data_fingerprint": data_fingerprint,
+    }
     if not fresh:
         _restore_run_file(folder)
     elif (folder / RUN_FILE).is_file():
@@ -67,7 +75,7 @@ def open_run(config: RunConfig, data_fingerprint: str, *, fresh: bool = False, a
             )
         if changed:
             accepted = [*before.get(ACCEPTED, []), *(line.strip() for line in changed)]
-            _write(folder / RUN_FILE, {**description, ACCEPTED: accepted})
+            _write(folder / RUN_FILE, {**description, RUN_ID: before.get(RUN_ID), ACCEPTED: accepted})
         return folder
     _write(folder / RUN_FILE, description)
     return folder
@@ -87,6 +95,16 @@ def read_run_file(folder: Path) -> dict[str, Any]:
             "`output`, or start the run over with --fresh."
         )
     return description
+
+
+def check_same_run(folder: Path, checkpoint: Path) -> None:
+    """Raises `UserError` where a checkpoint in a run folder was written by another run, and copied there."""
+    run, other = ((_parse(path / RUN_FILE) or {}).get(RUN_ID) for path in (folder, checkpoint))
+    if run and other and run != other:
+        raise UserError(
+            f"output: {checkpoint} belongs to another run ({other}; this is {run}, see {RUN_FILE} of both). Move it "
+            "out of this folder, and start the same command again."
+        )
 
 
 def _parse(path: Path) -> dict[str, Any] | None:
@@ -150,8 +168,12 @@ def _unwritable(folder: Path, error: OSError) -> UserError:
 
 
 def check_disk_space(folder: Path, needed: int) -> None:
-    """Raises `UserError` before a run whose checkpoints and model (`needed` bytes) cannot fit on the disk."""
-    free = shutil.disk_usage(folder).free
+    """Raises `UserError` before a run whose checkpoints and model (`needed` bytes) cannot fit on the disk.
+
+    What checkpoints of an earlier start take is counted as room.
+    """
+    there = (file for each in checkpoints(folder) for file in each.path.rglob("*") if file.is_file())
+    free = shutil.disk_usage(folder).free + sum(file.stat().st_size for file in there)
     if free < needed:
         raise UserError(
             f"output: {folder} is on a disk with {free / 2**30:.1f} GiB free; this run needs {needed / 2**30:.1f} GiB "
@@ -164,7 +186,7 @@ def _changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """What differs between two descriptions of a run and matters, a line each."""
 
     def flat(run: dict[str, Any]) -> dict[str, Any]:
-        values = _flatten({key: value for key, value in run.items() if key != ACCEPTED})
+        values = _flatten({key: value for key, value in run.items() if key not in (ACCEPTED, RUN_ID)})
         return {key.removeprefix("config."): value for key, value in values.items()}
 
     return sorted(changes(flat(before), flat(now), lambda key: not _is_free(key)))
@@ -186,7 +208,8 @@ def _clear(folder: Path) -> None:
     """
     try:
         # run.yaml last, so that an interrupted clearing is still recognised as a run.
-        for path in (*folder.glob("checkpoint-*"), *folder.glob(".*.partial"), folder / REPLAYS, folder / MODEL_FOLDER):
+        folders = (*folder.glob("checkpoint-*"), *folder.glob(".*.partial"), folder / LINKS, folder / REPLAYS)
+        for path in (*folders, folder / MODEL_FOLDER):
             if path.exists():
                 shutil.rmtree(path)
         for name in (METRICS, IMAGE, PAGE, IDENTITIES, BAD_SAMPLES, NONFINITE_STEPS, RUN_FILE):

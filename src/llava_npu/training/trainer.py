@@ -12,30 +12,25 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import set_seed
+from accelerate.utils import gather_object, set_seed
 from rich.console import Console
 
 from llava_npu import devices
 from llava_npu.config import RunConfig
-from llava_npu.data.conversation.templates import get_template
 from llava_npu.data.dataset import ConversationDataset
 from llava_npu.data.plan import Plan
 from llava_npu.distributed import processes
 from llava_npu.distributed.interruption import RunStopped, StopRequest, stop_on_signal
+from llava_npu.errors import UserError
 from llava_npu.models.flops import flop_model
-from llava_npu.models.loaded import LoadedModel
 from llava_npu.models.sources import MODEL_FOLDER
 from llava_npu.ops.install import install_kernels
 from llava_npu.training.bad_samples import report_bad_samples, rewind_bad_samples
 from llava_npu.training.batch_layout import choose_layout, describe_layout
 from llava_npu.training.batches import MicroBatch, steps
 from llava_npu.training.checkpointing import saving
-from llava_npu.training.checkpointing.checkpoints import prune, write_folder
-from llava_npu.training.checkpointing.export import (
-    build_model,
-    export_adapters,
-    with_pristine_frozen_parts,
-)
+from llava_npu.training.checkpointing.checkpoints import BEST, linked, prune, write_folder
+from llava_npu.training.checkpointing.export import Export, build_model, with_trained_template
 from llava_npu.training.compiling import compile_layers
 from llava_npu.training.engines import Engine, find_engine, open_engine
 from llava_npu.training.features import cache_features
@@ -97,6 +92,8 @@ def train(
             run.check_images()
         with _run_folder(run, accelerator, fresh, accept_changes) as folder, stop_on_signal(console.print) as stop:
             if is_finished(folder):
+                if accelerator.is_main_process:  # of checkpoints that an interruption of the export left
+                    prune(folder, keep=0, spare=linked(folder, BEST))
                 console.print(f"{folder} is finished; --fresh starts over.")
                 return folder / MODEL_FOLDER
             return Trainer(run, accelerator, stop, console).fit()
@@ -154,34 +151,50 @@ class Trainer:
             saving.load_random_state(checkpoint, self.accelerator, self.device)
         self._attach_monitor()
         with self.monitor.open():
-            for step, micro_batches in enumerate(batches, start=self.first_step):
-                self.train_step(step, micro_batches)
+            if self.monitor.misses_validation(self.first_step):
+                self.saver.note_validation(self.first_step, self.monitor.validate(self.first_step))
+            for step in range(self.first_step, self.num_steps):
+                self.train_step(step, _next(batches))
         return self.finish()
 
-    def train_step(self, step: int, micro_batches: list[MicroBatch]) -> None:
-        """Makes the step after `step` steps. Nothing here waits for the device."""
+    def train_step(self, step: int, micro_batches: list[MicroBatch] | UserError) -> None:
+        """Makes the step after `step` steps. Nothing here waits for the device.
+
+        Args:
+            micro_batches: of this process, or why they could not be loaded.
+
+        Raises:
+            UserError: they could not be loaded, in one process or another; all steps before are saved.
+        """
         self.saver.check()
-        statistics = sum_over_processes(micro_batches, self.monitor.ready(), self._stop.made, self.accelerator)
+        problem = micro_batches if isinstance(micro_batches, UserError) else None
+        micro_batches = [] if isinstance(micro_batches, UserError) else micro_batches
+        statistics = sum_over_processes(
+            None if problem else micro_batches, self.monitor.ready(), self._stop.made, self.accelerator
+        )
         if statistics.ready == self.accelerator.num_processes:
             self.monitor.poll()
         if statistics.stops:
             self._save_and_stop(step)
         if statistics.replaced:
-            replaced = [problem for micro_batch in micro_batches for problem in micro_batch.replaced]
-            limit = self.config.data.max_bad_samples
-            report_bad_samples(self.folder, step + 1, replaced, limit, self.accelerator, self.console)
+            problem = self._report_bad_samples(step + 1, micro_batches)
+        if statistics.failures or problem:
+            self._save_and_fail(step, problem)
         factor = schedule(step, self.num_steps, self.config.optimizer.warmup_ratio)
         set_learning_rate(self.engine.optimizer, factor)
         loss = _accumulate(self.engine, micro_batches, statistics.supervised_tokens)
         finished = step + 1
         self.guard.add(finished, self.engine.step(self.config.optimizer.max_grad_norm))
         self.monitor.record(TrainedStep(finished, loss, factor, statistics, micro_batches))
-        is_last = finished == self.num_steps
-        saves = finished % self.config.save_every == 0 and not is_last
-        if saves or is_last:
+        is_last, validates = finished == self.num_steps, self.monitor.validates(finished)
+        # After the last step the model is written, but what comes before that may fail.
+        saves = validates if is_last else finished % self.config.save_every == 0
+        if saves or validates or is_last:
             self.monitor.flush()
         if saves:
             self.save(finished)
+        if validates:
+            self.saver.note_validation(finished, self.monitor.validate(finished))
 
     def save(self, step: int) -> None:
         """Writes a checkpoint of the state after `step` steps; every process calls it."""
@@ -196,17 +209,25 @@ class Trainer:
         engine.optimizer.state.clear()  # the export needs the room of its moments
         self.device.empty_cache()
         # Frozen weights are exported as they came; in this process they may be in shards or rounded to 16 bits.
-        rebuild = config.has_adapters or engine.shards_weights or self._dtype is not None
-        trained = dict(engine.weights()) if rebuild else {}
-        if self.accelerator.is_main_process:
+        exact = not (config.has_adapters or engine.shards_weights or self._dtype is not None)
+        trained = engine.weights()
+        if not self.accelerator.is_main_process:
+            for _ in trained:  # it takes part in gathering them
+                pass
+        else:
             draw_plots(folder)
-            processor = self._loaded.processor
-            if config.has_adapters:
-                write_folder(folder / MODEL_FOLDER, lambda target: export_adapters(target, config, trained, processor))
-            else:
-                final = with_pristine_frozen_parts(config, trained) if rebuild else self._loaded.model
-                write_folder(folder / MODEL_FOLDER, LoadedModel(final, processor).save_pretrained)
-            prune(folder, keep=0)
+            model, processor = self._loaded
+            export = Export(config, processor, model if exact else None)
+            write_folder(folder / MODEL_FOLDER, lambda target: export.write(target, trained))
+            best = linked(folder, BEST)
+            if best is not None and best.step == self.num_steps:
+                best = None
+            prune(folder, keep=0, spare=best)
+            if best is not None:
+                self.console.print(
+                    f"the validation loss was lowest after step {best.step}: {best.path} stays "
+                    f"(`llava-npu checkpoint export {best.path} FOLDER` makes a model of it)"
+                )
         self.accelerator.wait_for_everyone()
         return folder / MODEL_FOLDER
 
@@ -217,10 +238,7 @@ class Trainer:
         config, device = self.config, self.device
         self._dtype = compute_dtype(config.precision, device)
         self.engine = open_engine(config, self.accelerator, self._dtype)
-        template = config.data.template
-        # Users are answered in the form that was trained; a form of captions alone has no place for a question.
-        asks = template is not None and not get_template(template).captions
-        self._loaded = build_model(config).with_template(template if asks else None)
+        self._loaded = with_trained_template(build_model(config), config)
         model = self._loaded.model
         prepare_parts(model, self.parts, self._dtype, config.gradient_checkpointing, config.lora)
         install_kernels(model, self.accelerator.device)
@@ -259,16 +277,14 @@ class Trainer:
         folder, model, console = self.folder, self._loaded.model, self.console
         found = saving.newest_for_all(folder, self.accelerator, lambda problem: console.print(f"[yellow]{problem}[/]"))
         self.first_step = found.step if found else 0
-        if found is not None:
-            weights = saving.load_weights(found.path, model)
-            console.print(f"resuming after step {found.step} from {found.path}")
         encodes = self.parts["vision_tower"].train != "frozen"
         self.engine.prepare(
             SupervisedLoss(model, always_encode=encodes or (self.engine.shards_weights and self._features is None)),
             lambda: build_optimizer(model, self.config.optimizer, self.parts),
         )
         if found is not None:
-            saving.load_optimizer(found.path, self.engine, weights)
+            saving.load_state(found.path, self.engine)
+            console.print(f"resuming after step {found.step} from {found.path}")
         if self.accelerator.is_main_process:
             rewind_metrics(folder, self.first_step)
             rewind_bad_samples(folder, self.first_step)
@@ -280,6 +296,7 @@ class Trainer:
         self.saver = saving.Saver(
             self.folder, self.engine, self.device, keep=config.keep_checkpoints, in_background=config.async_checkpoints
         )
+        self.saver.last_step = self.first_step
         self.guard = NonFiniteGuard(
             self.folder,
             self.engine,
@@ -309,14 +326,42 @@ class Trainer:
             pin_memory=self.device.kind != "cpu",
         )
 
+    def _report_bad_samples(self, step: int, micro_batches: Sequence[MicroBatch]) -> UserError | None:
+        """Names the samples that were replaced; what is returned says that there were too many by now."""
+        replaced = [problem for micro_batch in micro_batches for problem in micro_batch.replaced]
+        limit = self.config.data.max_bad_samples
+        try:
+            report_bad_samples(self.folder, step, replaced, limit, self.accelerator, self.console)
+        except UserError as error:
+            return error
+        return None
+
     def _save_and_stop(self, step: int) -> None:
-        """Saves what is not saved yet, after `step` steps, and leaves."""
+        self._save_unsaved(step)
+        raise RunStopped(f"stopped after step {step}, everything is saved; the same command resumes.")
+
+    def _save_and_fail(self, step: int, problem: UserError | None) -> None:
+        """Saves, and raises in every process what went wrong in one."""
+        self._save_unsaved(step)
+        problems = gather_object([None if problem is None else str(problem)])
+        saved = f"\nAll is saved after step {step}: once this is fixed, the same command continues." if step else ""
+        raise UserError(f"{next(each for each in problems if each is not None)}{saved}")
+
+    def _save_unsaved(self, step: int) -> None:
+        """Saves what is not saved yet, after `step` steps."""
         self.monitor.flush()
-        if step not in (self.first_step, self.saver.last_step):
+        if step != self.saver.last_step:
             self.save(step)
         self.saver.finish()
         self.accelerator.wait_for_everyone()  # a launcher may end the others once one has left
-        raise RunStopped(f"stopped after step {step}, everything is saved; the same command resumes.")
+
+
+def _next(batches: Iterator[list[MicroBatch]]) -> list[MicroBatch] | UserError:
+    """The next step's micro-batches, or why they cannot be loaded."""
+    try:
+        return next(batches)
+    except UserError as error:
+        return error
 
 
 def _accumulate(engine: Engine, micro_batches: Sequence[MicroBatch], supervised_tokens: int) -> torch.Tensor:

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from llava_npu.config import RunConfig
+from llava_npu.config import RunConfig, validate
+from llava_npu.data.conversation.templates import get_template
+from llava_npu.errors import UserError
+from llava_npu.files import atomic
 from llava_npu.hub.hubs import on_hub
 from llava_npu.models.adapters import save_adapters
+from llava_npu.models.checkpoints.weight_files import write_weights
 from llava_npu.models.loaded import LoadedModel
 from llava_npu.models.loading import open_source
 from llava_npu.models.modeling import LlavaNpuForConditionalGeneration
 from llava_npu.models.processing import LlavaNpuProcessor
 from llava_npu.models.sources import ModelSource
+from llava_npu.training.checkpointing.checkpoints import verify
+from llava_npu.training.checkpointing.state import SavedState, weight_key
 from llava_npu.training.parts import adapter_settings
+from llava_npu.training.run_folder import RUN_FILE, read_run_file
 
 
 def model_source(config: RunConfig) -> ModelSource:
@@ -56,21 +64,80 @@ def build_model(config: RunConfig, dtype: torch.dtype = torch.float32) -> Loaded
     return open_source(model_source(config), dtype)
 
 
-def export_adapters(
-    target: Path, config: RunConfig, trained: Mapping[str, torch.Tensor], processor: LlavaNpuProcessor
-) -> None:
-    """Writes what a run with adapters trained, projector included, with the name of the model that it started from."""
-    save_adapters(target, trained, adapter_settings(config.lora), model_source(config))
-    processor.save_pretrained(target)
+def with_trained_template(loaded: LoadedModel, config: RunConfig) -> LoadedModel:
+    """The model with the conversation template of its training, in which users will be answered.
+
+    A template of captions alone has no place for a question; the model then keeps its own.
+    """
+    template = config.data.template
+    asks = template is not None and not get_template(template).captions
+    return loaded.with_template(template if asks else None)
 
 
-def with_pristine_frozen_parts(
-    config: RunConfig, trained: Mapping[str, torch.Tensor]
-) -> LlavaNpuForConditionalGeneration:
-    """What was trained, with the frozen parts as they came: in training those may be rounded to 16 bits."""
-    pristine = build_model(config).model
-    weights = pristine.state_dict()
-    with torch.no_grad():
-        for name, tensor in trained.items():
-            weights[name].copy_(tensor)
-    return pristine
+@dataclass(frozen=True)
+class Export:
+    """The model that a run leaves, written a weight at a time: no more than a file of them is held.
+
+    Attributes:
+        config: the run.
+        processor: of the model, with the template of the training.
+        model: whose frozen weights are as they came; None: it is built again, for in training they may be in shards or
+            rounded to 16 bits.
+    """
+
+    config: RunConfig
+    processor: LlavaNpuProcessor
+    model: LlavaNpuForConditionalGeneration | None = None
+
+    def write(self, folder: Path, trained: Iterable[tuple[str, torch.Tensor]]) -> None:
+        """Writes the model in Hugging Face layout or, of a run with adapters, these in peft's.
+
+        Args:
+            trained: (name in the model, whole weight) of everything that was trained, in any order.
+        """
+        config = self.config
+        if config.has_adapters:  # with the projector, and the name of the model that the run started from
+            save_adapters(folder, dict(trained), adapter_settings(config.lora), model_source(config))
+        else:
+            model = self.model or build_model(config).model
+            write_weights(folder, self._named(model, trained))
+            model.config.architectures, model.config.dtype = [type(model).__name__], torch.float32
+            model.config.save_pretrained(folder)
+            model.generation_config.save_pretrained(folder)
+        self.processor.save_pretrained(folder)
+
+    def _named(
+        self, model: LlavaNpuForConditionalGeneration, trained: Iterable[tuple[str, torch.Tensor]]
+    ) -> Iterator[tuple[str, torch.Tensor]]:
+        """Every weight by its name on the hub: first those that were trained, then the frozen ones."""
+        weights = model.state_dict()
+        # Names alone: what is put there has no numbers, and is told apart by what it is.
+        hollow = {name: tensor.detach().to("meta") for name, tensor in weights.items()}
+        own_names = {id(tensor): name for name, tensor in hollow.items()}
+        hub_names = {own_names[id(tensor)]: name for name, tensor in model.hub_weights(hollow).items()}
+        for name, tensor in trained:
+            if weights[name].shape != tensor.shape:
+                raise UserError(f"{name} has shape {tuple(tensor.shape)}, the model {tuple(weights[name].shape)}.")
+            if name in hub_names:
+                yield hub_names.pop(name), tensor
+        for name, hub_name in hub_names.items():
+            frozen = weights[name].detach().cpu()
+            yield hub_name, frozen.float() if frozen.is_floating_point() else frozen
+
+
+def export_checkpoint(checkpoint: Path, output: Path) -> None:
+    """Writes the model of a checkpoint as a run that had finished there would have.
+
+    Raises:
+        UserError: the checkpoint is damaged, its base model is not where it was, or `output` is there already.
+    """
+    if output.exists():
+        raise UserError(f"checkpoint export: {output} is there already; name a new folder.")
+    if problem := verify(checkpoint):
+        raise UserError(f"{checkpoint}: {problem}.")
+    saved = SavedState(checkpoint)
+    config = validate(RunConfig, read_run_file(checkpoint)["config"], str(checkpoint / RUN_FILE))
+    model, processor = with_trained_template(build_model(config), config)
+    trained = [name.removeprefix(weight_key("")) for name in saved.shapes if name.startswith(weight_key(""))]
+    export = Export(config, processor, model)
+    atomic.write_folder(output, lambda folder: export.write(folder, saved.wholes(trained, weight_key)))

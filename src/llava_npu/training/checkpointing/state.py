@@ -1,62 +1,150 @@
-"""What a checkpoint holds, as files: tensors by name, random states by process, the place in the run."""
+"""What a checkpoint holds, as files: tensors by name, random states by process, the place in the run.
+
+Tensors are in the format of `torch.distributed.checkpoint` (DCP): every process writes what it holds into a file of its
+own, and an index says where each block of a tensor is. So they can be read in other blocks, by any number of processes.
+"""
 
 from __future__ import annotations
 
 import io
 import json
+import pickle
 import random
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
 
 from llava_npu.devices import Device
+from llava_npu.errors import UserError
 
-WEIGHTS = "trained"  # every trained weight, whole
-OPTIMIZER = "optimizer"  # exp_avg/NAME and so on, for every trained weight
+TENSORS = "state"  # a folder in DCP's format
 RANDOM = "random.pt"  # of every process
 PLACE = "place.json"  # where in the run this is
 
-_FILE_BYTES = 4 * 2**30
+_MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # of AdamW
+_READ_AT_ONCE = 2**30  # bytes
 
 
-def write_tensors(folder: Path, stem: str, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
-    """Writes (name, tensor) pairs into STEM-00001.safetensors and so on.
+def weight_key(name: str) -> str:
+    """What a trained weight is called in a checkpoint."""
+    return f"model.{name}"
 
-    No more than a few GiB are held at once, if `tensors` makes them one by one.
+
+def moment_key(name: str, key: str) -> str:
+    """What the optimizer's `key` ("exp_avg") of the weight `name` is called, as torch's flat state dictionaries do."""
+    return f"optimizer.state.{name}.{key}"
+
+
+def scale_key(key: str) -> str:
+    """What a value of the loss scaler is called."""
+    return f"loss_scale.{key}"
+
+
+def write_tensors(folder: Path, tensors: dict[str, torch.Tensor], group: dist.ProcessGroup | None) -> None:
+    """Writes this process's part of all tensors, synced to disk; every process of `group` calls it.
+
+    Args:
+        tensors: a `DTensor` where each process has a part; what several processes give is written by one of them.
+        group: None: this process is alone.
+
+    Raises:
+        dcp.CheckpointException: in every process, whichever failed; see `cause`.
     """
-    held: dict[str, torch.Tensor] = {}
-    size = written = 0
-    for name, tensor in tensors:
-        held[name] = tensor.contiguous()
-        size += tensor.nbytes
-        if size >= _FILE_BYTES:
-            written += 1
-            save_file(held, folder / f"{stem}-{written:05d}.safetensors")
-            held, size = {}, 0
-    if held or not written:
-        save_file(held, folder / f"{stem}-{written + 1:05d}.safetensors")
+    # It warns where a process is alone, and of the group that it takes for none.
+    warnings.filterwarnings("ignore", message="torch.distributed is disabled", category=UserWarning)
+    dcp.save(tensors, storage_writer=dcp.FileSystemWriter(folder / TENSORS), process_group=group, no_dist=group is None)
 
 
-class SavedTensors(Mapping[str, torch.Tensor]):
-    """What `write_tensors` wrote, read from disk when asked for."""
+def cause(error: dcp.CheckpointException) -> BaseException:
+    """What went wrong in the first process in which something did."""
+    return error.failures[min(error.failures)][0]
 
-    def __init__(self, folder: Path, stem: str):
-        self._files = [safe_open(path, "pt") for path in sorted(folder.glob(f"{stem}-*.safetensors"))]
-        self._file_of = {name: file for file in self._files for name in file.keys()}  # noqa: SIM118
 
-    def __getitem__(self, name: str) -> torch.Tensor:
-        return self._file_of[name].get_tensor(name)
+def own_files(folder: Path, process: int) -> Iterable[Path]:
+    """The files that `write_tensors` wrote in this process."""
+    return (folder / TENSORS).glob(f"__{process}_*")
 
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._file_of)
 
-    def __len__(self) -> int:
-        return len(self._file_of)
+class SavedState:
+    """The tensors of a checkpoint, read from disk when asked for, in the parts that are asked for.
+
+    Attributes:
+        shapes: of all tensors as wholes, by name.
+    """
+
+    def __init__(self, checkpoint: Path):
+        self._checkpoint = checkpoint
+        if not (checkpoint / TENSORS).is_dir():
+            raise UserError(
+                f"{checkpoint}: has no folder {TENSORS}/. It was written by an earlier version of llava-npu, whose "
+                "checkpoints this one does not read. Finish the run with that version, or start over with --fresh."
+            )
+        try:
+            metadata = dcp.FileSystemReader(checkpoint / TENSORS).read_metadata()
+        except (OSError, EOFError, ValueError, pickle.UnpicklingError) as error:
+            raise UserError(f"{checkpoint}: {TENSORS}/.metadata is missing or damaged ({error}).") from error
+        tensors = {
+            name: each
+            for name, each in metadata.state_dict_metadata.items()
+            if isinstance(each, dcp.TensorStorageMetadata)
+        }
+        self.shapes: Mapping[str, torch.Size] = {name: each.size for name, each in tensors.items()}
+        self._dtypes = {name: each.properties.dtype for name, each in tensors.items()}
+
+    def check(self, trained: Mapping[str, Sequence[int]]) -> None:
+        """Raises `UserError` where the checkpoint does not hold exactly these weights, of these shapes."""
+        wanted = {weight_key(name): tuple(shape) for name, shape in trained.items()}
+        found = {name: tuple(shape) for name, shape in self.shapes.items() if name.startswith(weight_key(""))}
+        different = sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
+        if different:
+            shown = ", ".join(name.removeprefix(weight_key("")) for name in different[:6])
+            raise UserError(
+                f"{self._checkpoint}: does not hold what this run trains. {len(different)} weights differ in name or "
+                f"shape: {shown}{' …' if len(different) > 6 else ''}. Undo what changed in the configuration, or give "
+                "another `output`."
+            )
+
+    def files(self) -> list[Path]:
+        """The files that the tensors are in, one or more from each process that wrote them."""
+        return sorted((self._checkpoint / TENSORS).glob("__*"))
+
+    def moments(self, name: str) -> list[str]:
+        """What there is of the optimizer's state for the weight `name`: nothing, if it has not moved yet."""
+        return [key for key in _MOMENTS if moment_key(name, key) in self.shapes]
+
+    def read(self, targets: dict[str, torch.Tensor]) -> None:
+        """Fills these tensors in place, of a `DTensor` this process's part; no other process is asked."""
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled", category=UserWarning)
+        try:
+            dcp.load(targets, storage_reader=dcp.FileSystemReader(self._checkpoint / TENSORS), no_dist=True)
+        except dcp.CheckpointException as error:
+            raise UserError(f"{self._checkpoint}: cannot be read: {cause(error)}.") from error
+
+    def whole(self, name: str) -> torch.Tensor:
+        """A tensor as a whole, on the host."""
+        tensor = self._room(name)
+        self.read({name: tensor})
+        return tensor
+
+    def wholes(self, names: Iterable[str], key_of: Callable[[str], str]) -> Iterator[tuple[str, torch.Tensor]]:
+        """(name, whole tensor) of each, on the host; about a GiB of them is held at once."""
+        batch: dict[str, torch.Tensor] = {}
+        remaining = list(names)
+        for number, name in enumerate(remaining, start=1):
+            batch[name] = self._room(key_of(name))
+            if number == len(remaining) or sum(tensor.nbytes for tensor in batch.values()) >= _READ_AT_ONCE:
+                self.read({key_of(each): tensor for each, tensor in batch.items()})
+                yield from batch.items()
+                batch = {}
+
+    def _room(self, name: str) -> torch.Tensor:
+        return torch.empty(self.shapes[name], dtype=self._dtypes[name])
 
 
 def write_place(folder: Path, place: Mapping[str, Any]) -> None:

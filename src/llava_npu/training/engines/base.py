@@ -14,6 +14,7 @@ from torch.distributed.tensor import DTensor
 
 from llava_npu import devices
 from llava_npu.config.section import Section
+from llava_npu.training.checkpointing.state import SavedState, moment_key, scale_key, weight_key
 from llava_npu.training.engines.memory import EngineMemory, ModelSizes
 from llava_npu.training.loss import SupervisedLoss
 from llava_npu.training.parts import trained_parameters
@@ -143,45 +144,45 @@ class Engine(ABC):
         for name, parameter in trained_parameters(self._model):
             yield name, self._whole(parameter.detach())
 
-    def optimizer_state(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """(`exp_avg/NAME`, moment) and so on, for everything that is trained; as `weights`."""
-        for name, parameter in trained_parameters(self._model):
-            for key, value in self.optimizer.state[parameter].items():
-                yield f"{key}/{name}", self._whole(value)
-        for key, value in self.scaler.state_dict().items():  # nothing where it does nothing
-            yield f"{_SCALER}/{key}", torch.tensor(value)
+    def trained_shapes(self) -> dict[str, torch.Size]:
+        """The shape of each trained weight as a whole, by name, once `prepare` has run."""
+        return {name: parameter.shape for name, parameter in trained_parameters(self._model)}
 
-    def load_optimizer_state(self, saved: Mapping[str, torch.Tensor], weights: Mapping[str, torch.Tensor]) -> None:
-        """Puts back what `optimizer_state` gave, of any engine.
+    def state(self) -> dict[str, torch.Tensor]:
+        """This process's part of the run's state, by the names of `checkpointing.state`: weights, moments, loss scale.
 
-        Args:
-            weights: the weights that the model had before `prepare`, for engines that keep another copy of them.
+        A `DTensor` where there is a part in each process. A tensor that several processes give is the same in all of
+        them. None are copies, so they are to be written before the next step.
         """
+        tensors: dict[str, torch.Tensor] = {}
+        for name, parameter in trained_parameters(self._model):
+            tensors[weight_key(name)] = parameter.detach()
+            for key, value in self.optimizer.state[parameter].items():
+                tensors[moment_key(name, key)] = value
+        for key, value in self.scaler.state_dict().items():  # nothing where it does nothing
+            tensors[scale_key(key)] = torch.tensor(value)
+        return tensors
+
+    def load_state(self, saved: SavedState) -> None:
+        """Puts back what `state` gave, of any engine in any number of processes, once `prepare` has run."""
         groups = self.optimizer.param_groups
         index = {id(each): number for number, each in enumerate(p for group in groups for p in group["params"])}
         packed = self.optimizer.state_dict()
+        targets: dict[str, torch.Tensor] = {}
         for name, parameter in trained_parameters(self._model):
-            packed["state"][index[id(parameter)]] = {
-                key: self._part(saved[f"{key}/{name}"], parameter) for key in state_keys(saved, name)
+            moments = {
+                key: torch.zeros(()) if key == "step" else torch.empty_like(parameter, requires_grad=False)
+                for key in saved.moments(name)
             }
+            targets |= {moment_key(name, key): moment for key, moment in moments.items()}
+            targets[weight_key(name)] = parameter.detach()
+            packed["state"][index[id(parameter)]] = moments
+        saved.read(targets)
         self.optimizer.load_state_dict(packed)
         keys = self.scaler.state_dict().keys()
-        if all(f"{_SCALER}/{key}" in saved for key in keys):  # not where the run began in another type
-            self.scaler.load_state_dict({key: saved[f"{_SCALER}/{key}"].item() for key in keys})
+        if all(scale_key(key) in saved.shapes for key in keys):  # not where the run began in another type
+            self.scaler.load_state_dict({key: saved.whole(scale_key(key)).item() for key in keys})
 
     def _whole(self, tensor: torch.Tensor) -> torch.Tensor:
         """The tensor of which each process may hold a part: a copy on the host of the main process."""
         return tensor.cpu().clone() if self.accelerator.is_main_process else torch.empty(0)
-
-    def _part(self, whole: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
-        """This process's part of a whole tensor that belongs to `parameter`; a copy, for the tensor may be a file's."""
-        return whole.clone()
-
-
-def state_keys(saved: Mapping[str, torch.Tensor], name: str) -> list[str]:
-    """What an optimizer's saved state holds for the parameter called `name`, as in ["exp_avg", "exp_avg_sq"]."""
-    return [key for key in _KEYS if f"{key}/{name}" in saved]
-
-
-_KEYS = ("step", "exp_avg", "exp_avg_sq")  # of AdamW
-_SCALER = "loss_scale"

@@ -21,7 +21,7 @@ from torch.distributed.fsdp import (
     OffloadPolicy,
     fully_shard,
 )
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor
 
 from llava_npu.config.section import Section
 from llava_npu.errors import UserError
@@ -127,15 +127,6 @@ class Fsdp2Engine(Engine):
 
     def _whole(self, tensor: torch.Tensor) -> torch.Tensor:
         return super()._whole(tensor.full_tensor() if isinstance(tensor, DTensor) else tensor)
-
-    def _part(self, whole: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
-        if whole.ndim == 0:  # the optimizer's count of steps
-            return super()._part(whole, parameter)
-        assert isinstance(parameter, DTensor)
-        mesh = parameter.device_mesh
-        # Every process has read the whole tensor: each cuts out its part, nothing is sent.
-        part = distribute_tensor(whole.to(mesh.device_type), mesh, parameter.placements, src_data_rank=None)
-        return part.to(parameter.device)
 
 
 def _mesh(device_type: str, num_processes: int, shard_group: int | None) -> DeviceMesh:

@@ -10,6 +10,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -21,7 +22,8 @@ from torch.nn import functional as F
 from llava_npu.config.section import Section
 from llava_npu.errors import UserError
 from llava_npu.models.projectors import Projector
-from llava_npu.training.engines.base import Engine, state_keys
+from llava_npu.training.checkpointing.state import SavedState, moment_key, weight_key
+from llava_npu.training.engines.base import Engine
 from llava_npu.training.engines.memory import EngineMemory, ModelSizes
 from llava_npu.training.engines.registry import register
 from llava_npu.training.loss import SupervisedLoss
@@ -193,34 +195,62 @@ class _ZeroEngine(Engine):
         for name, parameter in trained_parameters(self._model):
             yield name, self._whole(self._deepspeed.utils.safe_get_full_fp32_param(parameter))
 
-    def optimizer_state(self) -> Iterator[tuple[str, torch.Tensor]]:
-        self._link_states()
-        flat = next(iter(self.optimizer.state.values()))
-        for name, parameter in trained_parameters(self._model):
-            for key, value in flat.items():
-                if value.ndim:
-                    value = self._deepspeed.utils.safe_get_full_optimizer_state(parameter, key)
-                yield f"{key}/{name}", self._whole(value)
+    def trained_shapes(self) -> dict[str, torch.Size]:
+        # In stage 3 the parameter itself is empty.
+        return {name: getattr(each, "ds_shape", each.shape) for name, each in trained_parameters(self._model)}
 
-    def load_optimizer_state(self, saved: Mapping[str, torch.Tensor], weights: Mapping[str, torch.Tensor]) -> None:
+    def state(self) -> dict[str, torch.Tensor]:
+        """Whole tensors on the host, each in one process only.
+
+        DeepSpeed's own shards are ranges of a flat buffer, which are no blocks of a tensor and so mean nothing to
+        another engine. Each tensor is gathered, one after the other, and kept by the process that has least so far.
+        """
+        self._link_states()
+        utils, flat = self._deepspeed.utils, next(iter(self.optimizer.state.values()))
+        held, mine = [0] * self.accelerator.num_processes, self.accelerator.process_index
+        tensors: dict[str, torch.Tensor] = {}
+
+        def deal(name: str, whole: torch.Tensor) -> None:
+            owner = held.index(min(held))
+            held[owner] += whole.nbytes
+            if owner == mine:
+                tensors[name] = whole.cpu().clone()
+
+        for name, parameter in trained_parameters(self._model):
+            deal(weight_key(name), utils.safe_get_full_fp32_param(parameter))
+            for key, value in flat.items():
+                whole = utils.safe_get_full_optimizer_state(parameter, key) if value.ndim else value
+                deal(moment_key(name, key), whole)
+        return tensors
+
+    def load_state(self, saved: SavedState) -> None:
         zero = self._engine.optimizer
         flats = zero.fp32_partitioned_groups_flat if self._stage == 3 else zero.single_partition_of_fp32_groups
-        trained = list(trained_parameters(self._model))
-        keys = state_keys(saved, trained[0][0])
+        trained = dict(trained_parameters(self._model))
+        first = next(iter(trained))
+        keys = saved.moments(first)
         for flat in flats:  # one per group of parameters; DeepSpeed makes them at the first step
             self.optimizer.state[flat] = {
                 # The count of steps: a copy for each, next to the weights, where the fused AdamW wants it.
-                key: saved[f"{key}/{trained[0][0]}"].to(flat.device, copy=True)
-                if key == "step"
-                else torch.zeros_like(flat)
+                key: saved.whole(moment_key(first, key)).to(flat.device) if key == "step" else torch.zeros_like(flat)
                 for key in keys
             }
         self._link_states()
-        for name, parameter in trained:
-            self._set(parameter, weights[name], None)
-            for key in keys:
-                if key != "step":
-                    self._set(parameter, saved[f"{key}/{name}"], key)
+        for name, weight in saved.wholes(trained, weight_key):
+            self._set(trained[name], weight, None)
+            self._set_rounded(trained[name], weight)
+        for key in keys:
+            if key != "step":
+                for name, moment in saved.wholes(trained, partial(moment_key, key=key)):
+                    self._set(trained[name], moment, key)
+
+    def _set_rounded(self, parameter: nn.Parameter, whole: torch.Tensor) -> None:
+        """Puts a whole tensor into the weight that is computed with, of which `_set` sets the float32 copy."""
+        if self._stage == 2:
+            parameter.data.copy_(whole)
+            return
+        with self._deepspeed.zero.GatheredParameters(parameter, modifier_rank=0):
+            parameter.data.copy_(whole)
 
     def _link_states(self) -> None:
         """Lets DeepSpeed know which part of the optimizer's state is whose.

@@ -17,8 +17,19 @@ _ADVICE = "Delete that line, or start the run over with --fresh"
 
 
 def append_lines(path: Path, lines: Iterable[Mapping[str, Any]]) -> None:
-    with path.open("a", encoding="utf-8") as stream:
-        stream.writelines(json.dumps(line) + "\n" for line in lines)
+    """Adds lines to a file.
+
+    Raises:
+        UserError: they cannot be written, as on a full disk.
+    """
+    try:
+        with path.open("a", encoding="utf-8") as stream:
+            stream.writelines(json.dumps(line) + "\n" for line in lines)
+    except OSError as error:
+        raise UserError(
+            f"{path}: cannot be written: {error.strerror or error}. Free some space and start the same command again: "
+            "it continues from the newest checkpoint."
+        ) from error
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

@@ -23,7 +23,8 @@ class StepMetrics:
         grad_norm: before clipping; None where it is not finite, and the step was skipped.
         supervised_tokens, tokens, samples: in this step, over all devices.
         skipped_steps: how many steps were, from the run's beginning.
-        validation_loss: as `loss`, over the samples held out; None where it was not computed.
+        validation_loss: as `loss`, over the samples held out; None where it was not computed. It has a line of its own,
+            after that of the step: it is computed once the step and its checkpoint are on the disk.
         tokens_per_second, …: see `throughput.Throughput`.
     """
 
@@ -52,9 +53,23 @@ def append_metrics(folder: Path, metrics: StepMetrics) -> None:
     append_lines(folder / METRICS, [asdict(metrics)])
 
 
+def append_validation(folder: Path, step: int, loss: float) -> None:
+    """Adds the validation loss after a step to metrics.jsonl."""
+    append_lines(folder / METRICS, [{"step": step, "validation_loss": loss}])
+
+
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """All complete lines of metrics.jsonl; a line cut short by an interruption is left out."""
-    return read_lines(folder / METRICS)
+    """Each step of metrics.jsonl, with all that its lines hold; a line cut short by an interruption is left out."""
+    steps: dict[int, dict[str, Any]] = {}
+    for line in read_lines(folder / METRICS):
+        steps.setdefault(line["step"], {}).update(line)
+    return list(steps.values())
+
+
+def read_validation_loss(folder: Path, step: int) -> float | None:
+    """The validation loss after a step, if metrics.jsonl has it."""
+    losses: dict[int, float | None] = {line["step"]: line.get("validation_loss") for line in read_metrics(folder)}
+    return losses.get(step)
 
 
 def rewind_metrics(folder: Path, step: int) -> None:

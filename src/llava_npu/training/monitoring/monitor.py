@@ -7,14 +7,16 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
+from accelerate.utils import broadcast_object_list
 from rich.console import Console
 
 from llava_npu.data.dataset import ConversationDataset
 from llava_npu.training.batches import MicroBatch
 from llava_npu.training.engines import Engine
+from llava_npu.training.monitoring.metrics import read_validation_loss
 from llava_npu.training.monitoring.observing import Observer
 from llava_npu.training.monitoring.progress import training_progress
-from llava_npu.training.monitoring.reporting import open_report
+from llava_npu.training.monitoring.reporting import RunReport, open_report
 from llava_npu.training.monitoring.throughput import ThroughputMeter
 from llava_npu.training.nonfinite.guard import NonFiniteGuard
 from llava_npu.training.resolve import ResolvedRun
@@ -59,6 +61,7 @@ class Monitor:
         self._guard = guard
         self._held_out = held_out
         self._observer: Observer
+        self._report: RunReport | None = None
 
     @contextmanager
     def open(self) -> Iterator[None]:
@@ -70,7 +73,8 @@ class Monitor:
             if is_main
             else nullcontext() as report,
         ):
-            self._observer = Observer(run.run.device, self._guard, report)
+            self._report = report
+            self._observer = Observer(run.run.device, self._guard, report.step if report else None)
             yield
 
     def ready(self) -> bool:
@@ -89,15 +93,23 @@ class Monitor:
         """Takes note of a step; where it is to be reported, sends its numbers on their way to the host."""
         config, num_steps = self._config, self._run.num_steps
         self._meter.add(step.micro_batches, tokens=step.statistics.tokens, samples=config.batch_size)
-        validation = config.data.validation
-        validates = validation is not None and is_due(step.number, num_steps, validation.every)
-        if not (validates or step.number % config.log_every == 0 or step.number == num_steps):
+        if not (self.validates(step.number) or step.number % config.log_every == 0 or step.number == num_steps):
             return
         speed = self._meter.report(num_steps - step.number)
-        known = {**self._known(step), "validation_loss": self._validate() if validates else None}
-        self._observer.observe(self._accelerator.reduce(step.loss), known, speed)
-        if validates:
-            self._meter.resume()
+        self._observer.observe(self._accelerator.reduce(step.loss), self._known(step), speed)
+
+    def validates(self, step: int) -> bool:
+        """Whether the validation loss is computed after this step."""
+        validation = self._config.data.validation
+        return validation is not None and is_due(step, self._run.num_steps, validation.every)
+
+    def misses_validation(self, step: int) -> bool:
+        """Whether an earlier start of the run ended between this step's checkpoint and its validation."""
+        if step == 0 or not self.validates(step):
+            return False
+        known = self._accelerator.is_main_process and read_validation_loss(self._config.output_path, step) is not None
+        missing: bool = broadcast_object_list([not known])[0]
+        return missing
 
     def _known(self, step: TrainedStep) -> dict[str, object]:
         """What the host knows of a step without the device, as `StepMetrics` has it."""
@@ -116,12 +128,17 @@ class Monitor:
             "samples": config.batch_size,
         }
 
-    def _validate(self) -> float:
+    def validate(self, step: int) -> float:
+        """Computes the validation loss after a step, and reports it; every process calls it."""
         config = self._config
-        return validation_loss(
+        loss = validation_loss(
             self._run.engine,
             self._held_out,
             self._run.run.device,
             micro_batch_size=config.micro_batch_size,
             workers=config.data.workers,
         )
+        if self._report is not None:
+            self._report.validation(step, loss)
+        self._meter.resume()
+        return loss

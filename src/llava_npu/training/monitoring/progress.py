@@ -24,7 +24,7 @@ class TrainingProgress:
 
     def show(self, metrics: StepMetrics) -> None:
         report = (
-            f"{_losses(metrics)} · lr {metrics.learning_rate:.2e} · "
+            f"{_loss(metrics)} · lr {metrics.learning_rate:.2e} · "
             f"{metrics.tokens_per_second:,.0f} tokens/s · {metrics.samples_per_second:.1f} samples/s"
             f"{'' if metrics.mfu is None else f' · MFU {metrics.mfu:.0%}'} · {metrics.peak_memory_gib:.1f} GiB"
         )
@@ -35,10 +35,12 @@ class TrainingProgress:
             left = timedelta(seconds=round(metrics.seconds_left))
             self._console.print(f"step {metrics.step}/{self._num_steps} · {report} · {left} left")
 
+    def show_validation(self, step: int, loss: float) -> None:
+        self._console.print(f"step {step}/{self._num_steps} · validation {loss:.4f}")
 
-def _losses(metrics: StepMetrics) -> str:
-    loss = "skipped" if metrics.loss is None or metrics.grad_norm is None else f"loss {metrics.loss:.4f}"
-    return loss if metrics.validation_loss is None else f"{loss} · validation {metrics.validation_loss:.4f}"
+
+def _loss(metrics: StepMetrics) -> str:
+    return "skipped" if metrics.loss is None or metrics.grad_norm is None else f"loss {metrics.loss:.4f}"
 
 
 @contextmanager

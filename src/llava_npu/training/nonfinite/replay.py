@@ -14,7 +14,7 @@ from llava_npu.config import RunConfig, validate
 from llava_npu.devices import Device
 from llava_npu.errors import UserError
 from llava_npu.ops.install import install_kernels
-from llava_npu.training.checkpointing.checkpoints import newest
+from llava_npu.training.checkpointing.checkpoints import checkpoints, newest
 from llava_npu.training.checkpointing.export import build_model
 from llava_npu.training.checkpointing.saving import load_weights
 from llava_npu.training.loss import SupervisedLoss
@@ -44,7 +44,7 @@ def replay(folder: Path, device: Device, precision: Precision | None, say: Calla
         raise UserError(
             f"{folder} holds no batch to replay: one is saved when a run stops over gradients that are not finite."
         )
-    checkpoint = newest(folder, say)
+    checkpoint = newest(checkpoints(folder), say)
     if checkpoint is None:
         raise UserError(f"{folder} holds no complete checkpoint; the weights that the batch belongs to are gone.")
     description = read_run_file(folder)
