@@ -22,12 +22,17 @@ VISION, TEXT, GRID = 16, 32, (6, 6)
 OPTIONS: dict[str, dict[str, Any]] = {
     "adaptive_pool": {"num_queries": 4},
     "c_abstractor": {"hidden_size": 24, "num_queries": 4, "num_input_tokens": 36, "depth": 2},
+    "dense_dci": {"groups": [2, 3]},
+    "dense_sci": {"layers": [1]},
+    "dense_sti": {"layers": [1, 2]},
     "identity": {},
     "ldp": {},
     "ldpv2": {"num_queries": 9},
     "linear": {},
     "mlp2x_gelu": {},
+    "patch_merger": {},
     "pixel_shuffle": {},
+    "qformer": {"num_queries": 5, "hidden_size": 16, "num_layers": 3, "num_heads": 2},
     "resampler": {"num_queries": 9, "num_heads": 4},
     "tokenpacker": {"num_heads": 4},
 }

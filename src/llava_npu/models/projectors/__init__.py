@@ -1,17 +1,20 @@
 """Projectors: from the vision tower's patch features to the language model's tokens.
 
-One file and one registration each. This package needs torch only.
+One file and one registration each. Importing this package needs torch only.
 """
 
 from llava_npu.models.projectors import (  # noqa: F401  (each registers itself)
     adaptive_pool,
     c_abstractor,
+    dense_connector,
     identity,
     ldp,
     ldpv2,
     linear,
     mlp,
+    patch_merger,
     pixel_shuffle,
+    qformer,
     resampler,
     tokenpacker,
 )

@@ -57,3 +57,8 @@ class CrossAttention(nn.Module):
 
     def _split_heads(self, hidden: torch.Tensor) -> torch.Tensor:
         return hidden.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+
+
+def default_heads(channels: int, head_size: int) -> int:
+    """Heads of `head_size` channels, or fewer and wider ones where that does not divide the width."""
+    return next(heads for heads in range(max(1, channels // head_size), 0, -1) if channels % heads == 0)

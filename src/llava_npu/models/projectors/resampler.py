@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from llava_npu.errors import UserError
-from llava_npu.models.projectors.attention import CrossAttention
+from llava_npu.models.projectors.attention import CrossAttention, default_heads
 from llava_npu.models.projectors.base import Projector, ProjectorOptions
 from llava_npu.models.projectors.grid import Grid
 from llava_npu.models.projectors.layers import TruncNormalLinear
@@ -62,7 +62,7 @@ class ResamplerProjector(Projector):
                 f"Projector 'resampler' splits its width in four for the position table; text_hidden_size"
                 f" {text_hidden_size} is not a multiple of 4."
             )
-        num_heads = options.num_heads or default_heads(text_hidden_size)
+        num_heads = options.num_heads or default_heads(text_hidden_size, 128)
         if text_hidden_size % num_heads:
             raise options.error("num_heads", f"must divide text_hidden_size {text_hidden_size}")
         self.side = options.square_side("num_queries")
@@ -100,8 +100,3 @@ class ResamplerProjector(Projector):
         key_positions = resize_table(self.pos_embed, self.side, grid).to(values.dtype)  # (patches, text)
         attended = self.attn((queries + query_positions).unsqueeze(0), values + key_positions, values)
         return self.ln_post(attended) @ self.proj  # (batch, num_queries, text)
-
-
-def default_heads(channels: int) -> int:
-    """Heads of 128 channels, or fewer and wider ones where 128 does not divide the width."""
-    return next(heads for heads in range(max(1, channels // 128), 0, -1) if channels % heads == 0)
