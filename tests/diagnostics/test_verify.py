@@ -15,24 +15,42 @@ from typer.testing import CliRunner
 
 from llava_npu import devices
 from llava_npu.cli import app
+from llava_npu.devices.npu import NpuDevice
 from llava_npu.diagnostics import models, operations, tiny_models
 from llava_npu.diagnostics import verification_report as report
+from llava_npu.diagnostics import verify as verification
 from llava_npu.diagnostics.comparison import Comparison, relative_error
-from llava_npu.diagnostics.operations import compare_operations
+from llava_npu.diagnostics.operations import Operation, compare, expected
+from llava_npu.diagnostics.optimizer_steps import compare_optimizer
+from llava_npu.diagnostics.real_sizes import real_sizes
 from llava_npu.diagnostics.verify import Verification, verify
 from llava_npu.ops.attention.implementation import AttentionInputs
 from llava_npu.ops.attention.sdpa import SdpaAttention
 from llava_npu.ops.kernels.npu.attention import NpuAttention
 
+SIZES = list(real_sizes())
+
+
+@pytest.fixture
+def few_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leaves out the operations at real sizes but two: they are tested one by one."""
+    few = [SIZES[0], next(size for size in SIZES if size.name == "rms_norm")]
+    monkeypatch.setattr(verification, "real_sizes", lambda: few)
+
 
 def _verify(device: torch.device) -> Verification:
-    return verify(devices.select(device.type), progress=lambda line: None)
+    return verify(devices.select(device.type), progress=lambda line: None, quick=True)
+
+
+def _compare_all(device: torch.device, dtype: torch.dtype) -> list[Comparison]:
+    return list(operations.compare_operations(operations.operations(), device, dtype))
 
 
 def _failed(comparisons: Any) -> set[tuple[str, str, str]]:
     return {(each.subject, each.part, each.quantity) for each in comparisons if not each.passed}
 
 
+@pytest.mark.usefixtures("few_sizes")
 def test_a_right_device_passes(device: torch.device) -> None:
     result = _verify(device)
     assert result.passed, report.as_markdown(result)
@@ -50,7 +68,7 @@ def test_a_right_device_passes(device: torch.device) -> None:
 
 
 def test_every_gradient_of_every_operation_is_compared() -> None:
-    found = list(compare_operations(torch.device("cpu"), torch.float32))
+    found = _compare_all(torch.device("cpu"), torch.float32)
     for operation in operations.operations():
         quantities = {each.quantity for each in found if (each.subject, each.part) == (operation.name, operation.case)}
         gradients = {f"gradient of {name}" for name in operation.inputs} if operation.differentiable else set()
@@ -67,7 +85,7 @@ def test_attention_that_sees_the_future_is_found_and_named(
         return right(self, inputs, False)
 
     monkeypatch.setattr(implementation, "batched", sees_all)
-    failed = _failed(compare_operations(device, torch.float32))
+    failed = _failed(_compare_all(device, torch.float32))
     assert ("batched_attention", "causal", "output") in failed
     assert ("batched_attention", "causal", "gradient of key") in failed
     assert {(subject, part) for subject, part, _ in failed} <= {
@@ -78,6 +96,7 @@ def test_attention_that_sees_the_future_is_found_and_named(
     }
 
 
+@pytest.mark.usefixtures("few_sizes")
 def test_a_wrong_kernel_of_the_npu_is_named_and_shows_in_the_models(
     device: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -94,6 +113,105 @@ def test_a_wrong_kernel_of_the_npu_is_named_and_shows_in_the_models(
     assert not {"vision layer 1", "projector"} & broken
 
 
+class _LosesRows(torch.autograd.Function):
+    """A wrong backward pass: nothing comes back to the last quarter of the rows."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.view_as(tensor)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
+        wrong = gradient.clone()
+        rows = wrong.view(-1, wrong.shape[-1])
+        rows[-(len(rows) // 4) :] = 0
+        return wrong
+
+
+def _plant_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every fused operator gives a wrong last row, and no gradient to some rows; it is right otherwise."""
+    import torch_npu
+
+    def wrong(right: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **options: Any) -> Any:
+            learns = torch.is_grad_enabled()
+            inputs = [
+                _LosesRows.apply(each) if learns and isinstance(each, torch.Tensor) and each.dim() > 1 else each
+                for each in arguments
+            ]
+            outputs = right(*inputs, **options)
+            first = outputs[0] if isinstance(outputs, tuple) else outputs
+            factors = torch.ones_like(first)
+            factors.view(-1, first.shape[-1])[-1] = 1.5
+            return (first * factors, *outputs[1:]) if isinstance(outputs, tuple) else first * factors
+
+        return call
+
+    for name in ("npu_fusion_attention", "npu_fused_infer_attention_score", "npu_rms_norm", "npu_swiglu"):
+        monkeypatch.setattr(torch_npu, name, wrong(getattr(torch_npu, name)))
+
+
+@pytest.mark.parametrize("size", SIZES, ids=[f"{size.name}, {size.case}" for size in SIZES])
+def test_a_right_device_passes_at_each_real_size_and_a_planted_fault_is_found(
+    device: torch.device, size: Operation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dtype = torch.bfloat16
+    wanted = expected(size, dtype)
+    found = list(compare(size, device, dtype, wanted))
+    assert not _failed(found), [(each.quantity, each.error, each.problem) for each in found if not each.passed]
+    if device.type != "npu":
+        return
+    _plant_fault(monkeypatch)
+    failed = {each.quantity for each in compare(size, device, dtype, wanted) if not each.passed}
+    assert "output" in failed
+    if size.differentiable:
+        assert failed >= {f"gradient of {name}" for name in size.inputs if name in ("query", "key", "value", "hidden")}
+
+
+def test_a_slightly_wrong_optimizer_is_found(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not _failed(compare_optimizer(device))
+    right = torch._fused_adamw_
+
+    def too_fast(*arguments: Any, lr: Any, **options: Any) -> Any:
+        return right(*arguments, lr=1.001 * lr, **options)
+
+    monkeypatch.setattr(torch, "_fused_adamw_", too_fast)
+    assert {each.part for each in compare_optimizer(device) if not each.passed} == {
+        "five steps",
+        "one step skipped",
+    }
+
+
+def test_a_step_that_should_be_skipped_and_is_not_is_found(
+    device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An NPU's optimizer ignores `found_inf`: without the decision on the host the weights would be NaN."""
+    if device.type != "npu":
+        pytest.skip("other devices' optimizers read found_inf")
+    monkeypatch.setattr(NpuDevice, "optimizer_heeds_found_inf", True)
+    (failure,) = [each for each in compare_optimizer(device) if not each.passed]
+    assert failure.part == "one step skipped"
+    assert failure.error == math.inf
+
+
+def test_the_command_compares_at_all_real_sizes_and_quick_does_so_in_16_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    compared: list[tuple[int, torch.dtype]] = []
+
+    def compare_operations(cases: Any, on: torch.device, dtype: torch.dtype) -> list[Comparison]:
+        compared.append((len(list(cases)), dtype))
+        return []
+
+    monkeypatch.setattr(verification, "compare_operations", compare_operations)
+    monkeypatch.setattr(verification, "compare_model", lambda *arguments: [])
+    device = devices.select("cpu")
+    verify(device, progress=lambda line: None)
+    verify(device, progress=lambda line: None, quick=True)
+    half = device.autocast_dtype or torch.bfloat16
+    small, real = len(list(operations.operations())), len(SIZES)
+    both = [(small, torch.float32), (small, half)]
+    assert compared == [*both, (real, torch.float32), (real, half), *both, (real, half)]
+
+
 def test_a_wrong_gradient_alone_is_found(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
     right = operations.rms_norm
 
@@ -101,7 +219,7 @@ def test_a_wrong_gradient_alone_is_found(device: torch.device, monkeypatch: pyte
         return right(hidden, 0.5 * weight + 0.5 * weight.detach(), epsilon)
 
     monkeypatch.setattr(operations, "rms_norm", forgets_half)
-    failed = _failed(compare_operations(device, torch.float32))
+    failed = _failed(_compare_all(device, torch.float32))
     assert failed == {("rms_norm", "", "gradient of weight")}
 
 
@@ -115,7 +233,7 @@ def test_float32_products_rounded_to_tf32_are_found(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(
         operations, "batched_attention", lambda q, k, v, causal: right(to_tf32(q), to_tf32(k), to_tf32(v), causal)
     )
-    failures = [each for each in compare_operations(torch.device("cpu"), torch.float32) if not each.passed]
+    failures = [each for each in _compare_all(torch.device("cpu"), torch.float32) if not each.passed]
     assert {each.subject for each in failures} == {"batched_attention"}
     assert min(each.error for each in failures if each.stage == "forward") > 1e-4
 
@@ -127,7 +245,7 @@ def test_an_operation_that_raises_is_one_finding_among_the_others(
         raise RuntimeError("EZ9999: no kernel for this shape")
 
     monkeypatch.setattr(operations, "swiglu", no_kernel)
-    found = list(compare_operations(device, torch.float32))
+    found = _compare_all(device, torch.float32)
     failures = [each for each in found if not each.passed]
     assert {each.subject for each in failures} == {"swiglu"}
     assert {each.problem for each in failures} == {"RuntimeError: EZ9999: no kernel for this shape"}
@@ -136,7 +254,7 @@ def test_an_operation_that_raises_is_one_finding_among_the_others(
 
 def test_a_result_that_is_not_finite_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(operations, "swiglu", lambda gate, value: gate * math.nan)
-    assert ("swiglu", "", "output") in _failed(compare_operations(torch.device("cpu"), torch.float32))
+    assert ("swiglu", "", "output") in _failed(_compare_all(torch.device("cpu"), torch.float32))
 
 
 def test_a_wrong_layer_of_the_model_is_where_the_table_turns_red(
@@ -192,6 +310,13 @@ def test_relative_error_sees_shape_nan_and_one_wrong_row() -> None:
     one_row[500] = 0
     assert relative_error(one_row, right) > 0.1
     assert relative_error(torch.tensor([0.5]), torch.zeros(1)) == 0.5  # nothing to relate it to
+    # As attention's: the first rows are means over few values, the last over many.
+    sizes = torch.arange(1, 1001)[:, None] ** -0.5
+    shrinking = right * sizes
+    last = shrinking.clone()
+    last[-1] *= 1.5
+    assert (last - shrinking).norm() / shrinking.norm() < 0.01
+    assert relative_error(last, shrinking) > 0.1
 
 
 @given(st.floats(1e-6, 1e6), st.integers(0, 100))
@@ -246,8 +371,9 @@ def _invoke(*options: str) -> Any:
     return CliRunner().invoke(app, ["verify", *options])
 
 
+@pytest.mark.usefixtures("few_sizes")
 def test_command(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
-    right = _invoke("--device", device.type)
+    right = _invoke("--device", device.type, "--quick")
     assert right.exit_code == 0, right.output
     assert "passed" in right.output
     assert ("simulated" in right.output) == (device.type == "npu")
@@ -255,7 +381,7 @@ def test_command(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
 
     exact: Callable[..., torch.Tensor] = operations.swiglu
     monkeypatch.setattr(operations, "swiglu", lambda gate, value: 1.01 * exact(gate, value))
-    wrong = _invoke("--device", device.type, "--json")
+    wrong = _invoke("--device", device.type, "--quick", "--json")
     assert wrong.exit_code == 1
     failed = [each for each in json.loads(wrong.stdout)["comparisons"] if not each["passed"]]
     assert {each["subject"] for each in failed} == {"swiglu"}

@@ -10,11 +10,12 @@ import pytest
 import torch
 from PIL import Image
 
+import tiny
 from llava_npu import LlavaNpuProcessor, UserError
 from llava_npu.inference.engine import Engine
 from llava_npu.inference.prompts import prepare_prompt, with_images_first
 from llava_npu.inference.request import Delta, Prompt, Request, Sampling
-from llava_npu.models import load
+from llava_npu.models import compose, load
 from llava_npu.models.loaded import LoadedModel
 from llava_npu.models.stopping import stopping_arguments
 
@@ -186,3 +187,24 @@ def test_a_prompt_without_room_for_its_answer_is_refused(loaded: LoadedModel) ->
         list(engine.generate(_prompt(loaded[1], "What?", []), Sampling(max_new_tokens=64)))
     with pytest.raises(UserError, match="max_length 100000: this model's language model reads 512"):
         Engine(loaded, max_length=100_000)
+
+
+def test_a_decoded_token_copies_no_cache_on_an_npu(device: torch.device, tmp_path: Path) -> None:
+    if device.type != "npu":
+        pytest.skip("its operator takes contiguous tensors only")
+    from torch_npu.simulation import count_copied_bytes
+
+    words = tiny.write_language_model(tmp_path / "lm", hidden_size=128, max_position_embeddings=1024)
+    model, processor = compose(str(tiny.write_clip(tmp_path / "clip")), str(words))
+    model.save_pretrained(tmp_path / "model")
+    processor.save_pretrained(tmp_path / "model")
+    engine = Engine(load(tmp_path / "model", device, torch.bfloat16), max_batch=2, max_length=1024)
+    prompts = [_prompt(processor, "What is it? " * repeated, []) for repeated in (10, 20)]
+    for prompt in prompts:
+        engine.submit(Request(prompt, Sampling(max_new_tokens=20)))
+    for _ in range(3):
+        engine.step()
+    with count_copied_bytes() as copied:
+        engine.step()
+    keys = min(len(prompt.input_ids) for prompt in prompts)
+    assert copied[0] < keys * 2 * 32 * 2  # of one layer's keys, 2 heads of 32 in bfloat16: not even those are copied

@@ -9,10 +9,13 @@ import typer
 
 def verify(
     device: Annotated[str, typer.Option(help="auto, npu, cuda, cpu, or as npu:1.")] = "auto",
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Operations at real sizes in 16 bits alone: under a minute.")
+    ] = False,
     json: Annotated[bool, typer.Option("--json", help="Every comparison as JSON, for programs.")] = False,
     markdown: Annotated[bool, typer.Option("--markdown", help="A report for a bug report.")] = False,
 ) -> None:
-    """Compare this device with the CPU: each operation and a small model, forward, gradients and training steps.
+    """Compare this device with the CPU: operations at toy and real sizes, the optimizer, and small models in training.
 
     Exit status 1 if anything differs by more than rounding explains.
     """
@@ -24,7 +27,7 @@ def verify(
     from llava_npu.diagnostics import verification_report as report
     from llava_npu.diagnostics.verify import verify as run
 
-    result = run(devices.select(device), progress=lambda line: typer.echo(line, err=True))
+    result = run(devices.select(device), progress=lambda line: typer.echo(line, err=True), quick=quick)
     if json:
         typer.echo(report.as_json(result))
     elif markdown:

@@ -1,12 +1,13 @@
 """Every operation of `llava_npu.ops` compared with its textbook formula, on small inputs that take all of its paths.
 
-The formulas are written out here, in float64 and without any of the code they check.
+The formulas are written out here, in float64 and without any of the code they check. `real_sizes` has the shapes that
+models really compute.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -47,26 +48,28 @@ class Operation:
     differentiable: bool = True
 
 
-def compare_operations(device: torch.device, dtype: torch.dtype) -> Iterator[Comparison]:
-    """Outputs and gradients of every operation on `device` in `dtype`, compared with float64 on the CPU."""
-    for operation in operations():
-        yield from _compare(operation, device, dtype)
+def compare_operations(cases: Iterable[Operation], device: torch.device, dtype: torch.dtype) -> Iterator[Comparison]:
+    """Outputs and gradients of operations on `device` in `dtype`, compared with float64 on the CPU."""
+    for operation in cases:
+        yield from compare(operation, device, dtype, expected(operation, dtype))
 
 
-def _compare(operation: Operation, device: torch.device, dtype: torch.dtype) -> Iterator[Comparison]:
+def expected(operation: Operation, dtype: torch.dtype) -> Tensors:
+    """Output and gradients by the formula, of inputs that are rounded to `dtype`."""
     # Both start from the same rounded numbers, so that only the device's arithmetic is compared.
-    rounded = {name: tensor.to(dtype) for name, tensor in operation.inputs.items()}
-    expected = _run(
-        operation.reference, {name: tensor.double() for name, tensor in rounded.items()}, operation.differentiable
-    )
+    inputs = {name: tensor.to(dtype).double() for name, tensor in operation.inputs.items()}
+    return _run(operation.reference, inputs, operation.differentiable)
+
+
+def compare(operation: Operation, device: torch.device, dtype: torch.dtype, wanted: Tensors) -> Iterator[Comparison]:
+    """The output and gradients of one operation on `device`, compared with those `expected`."""
     limits, problem = LIMITS["operation", dtype], ""
+    inputs = {name: tensor.to(dtype).to(device) for name, tensor in operation.inputs.items()}
     try:
-        actual = _run(
-            operation.compute, {name: tensor.to(device) for name, tensor in rounded.items()}, operation.differentiable
-        )
+        actual = _run(operation.compute, inputs, operation.differentiable)
     except Exception as error:  # noqa: BLE001  a device fails in whatever way it likes; that is the finding
         actual, problem = {}, f"{type(error).__name__}: {error}"
-    for name, tensor in expected.items():
+    for name, tensor in wanted.items():
         stage: Stage = "forward" if name == "output" else "gradient"
         yield Comparison(
             kind="operation",
@@ -88,29 +91,30 @@ def _run(function: Callable[[Tensors], torch.Tensor], inputs: Tensors, different
             return {"output": function(inputs)}
     leaves = {name: tensor.clone().requires_grad_() for name, tensor in inputs.items()}
     output = function(leaves)
-    # Any fixed numbers will do for the gradient from above, but not ones: softmax's gradient of those is zero.
-    above = torch.linspace(-1, 1, output.numel(), dtype=torch.float64).reshape(output.shape).to(output)
+    # Any numbers will do for the gradient from above, if they are the same in every type and do not cancel.
+    above = random_tensor(output.numel()).reshape(output.shape).bfloat16().to(output)
     (output * above).sum().backward()
     gradients = {f"gradient of {name}": leaf.grad for name, leaf in leaves.items() if leaf.grad is not None}
-    return {"output": output, **gradients}
+    return {"output": output.detach(), **gradients}
 
 
 def operations() -> Iterator[Operation]:
-    """All cases."""
-    yield _packed("causal", causal=True)
-    yield _packed("bidirectional", causal=False)
-    yield _packed("sliding window", causal=True, window=3)
-    yield _batched("causal", length=7, key_length=7, causal=True)
-    yield _batched("bidirectional", length=7, key_length=7, causal=False)
-    yield _batched("prompt, no gradients", length=7, key_length=7, causal=True, training=False)
-    yield _batched("chunk behind a cache", length=3, key_length=9, causal=True, training=False)
-    yield _batched("one token behind a cache", length=1, key_length=9, causal=True, training=False)
+    """All operations, each on all of its paths."""
+    heads = (_HEADS, _KEY_VALUE_HEADS, _HEAD_DIM)
+    yield packed("causal", _LENGTHS, heads, causal=True)
+    yield packed("bidirectional", _LENGTHS, heads, causal=False)
+    yield packed("sliding window", _LENGTHS, heads, causal=True, window=3)
+    yield batched("causal", length=7, key_length=7, causal=True)
+    yield batched("bidirectional", length=7, key_length=7, causal=False)
+    yield batched("prompt, no gradients", length=7, key_length=7, causal=True, training=False)
+    yield batched("chunk behind a cache", length=3, key_length=9, causal=True, training=False)
+    yield batched("one token behind a cache", length=1, key_length=9, causal=True, training=False)
     yield _masked()
     yield _multihead_attention()
     yield Operation(
         "rms_norm",
         "",
-        {"hidden": _random(3, 5, 64), "weight": 1 + 0.1 * _random(64)},
+        {"hidden": random_tensor(3, 5, 64), "weight": 1 + 0.1 * random_tensor(64)},
         lambda x: rms_norm(x["hidden"], x["weight"], 1e-5),
         lambda x: x["weight"] * x["hidden"] / (x["hidden"].square().mean(-1, keepdim=True) + 1e-5).sqrt(),
     )
@@ -118,45 +122,62 @@ def operations() -> Iterator[Operation]:
     yield Operation(
         "swiglu",
         "",
-        {"gate": _random(3, 5, 64), "value": _random(3, 5, 64)},
+        {"gate": random_tensor(3, 5, 64), "value": random_tensor(3, 5, 64, seed=1)},
         lambda x: swiglu(x["gate"], x["value"]),
         lambda x: x["gate"] / (1 + (-x["gate"]).exp()) * x["value"],
     )
     yield _linear_cross_entropy()
 
 
-def _packed(case: str, causal: bool, window: int | None = None) -> Operation:
-    starts = [sum(_LENGTHS[:number]) for number in range(len(_LENGTHS))]
+def packed(
+    case: str, lengths: Sequence[int], heads: tuple[int, int, int], causal: bool, window: int | None = None
+) -> Operation:
+    """`packed_attention`; `heads` are those of queries, those of keys, and their dimension."""
+    num_heads, key_value_heads, head_dim = heads
+    tokens = sum(lengths)
 
     def reference(x: Tensors) -> torch.Tensor:
         outputs = []
-        for start, length in zip(starts, _LENGTHS, strict=True):
-            rows = slice(start, start + length)
-            q, k, v = (x[part][rows].transpose(0, 1)[None] for part in ("query", "key", "value"))
-            outputs.append(_attention(q, k, v, _may_attend(length, length, causal, window))[0].transpose(0, 1))
+        for rows in zip(*(x[part].split(tuple(lengths)) for part in ("query", "key", "value")), strict=True):
+            q, k, v = (each.transpose(0, 1)[None] for each in rows)
+            allowed = may_attend(q.shape[2], q.shape[2], causal, window)
+            outputs.append(attention(q, k, v, allowed)[0].transpose(0, 1))
         return torch.cat(outputs)
 
-    tokens = sum(_LENGTHS)
     return Operation(
         "packed_attention",
         case,
         {
-            "query": _random(tokens, _HEADS, _HEAD_DIM),
-            "key": _random(tokens, _KEY_VALUE_HEADS, _HEAD_DIM),
-            "value": _random(tokens, _KEY_VALUE_HEADS, _HEAD_DIM),
+            "query": random_tensor(tokens, num_heads, head_dim),
+            "key": random_tensor(tokens, key_value_heads, head_dim, seed=1),
+            "value": random_tensor(tokens, key_value_heads, head_dim, seed=2),
         },
-        lambda x: packed_attention(x["query"], x["key"], x["value"], _LENGTHS, causal, window=window),
+        lambda x: packed_attention(x["query"], x["key"], x["value"], lengths, causal, window=window),
         reference,
     )
 
 
-def _batched(case: str, length: int, key_length: int, causal: bool, training: bool = True) -> Operation:
+def batched(
+    case: str,
+    length: int,
+    key_length: int,
+    causal: bool,
+    training: bool = True,
+) -> Operation:
+    """`batched_attention`, small."""
+    inputs = attention_inputs(length, key_length, (_HEADS, _KEY_VALUE_HEADS, _HEAD_DIM))
+    return batched_on(case, inputs, causal, training)
+
+
+def batched_on(case: str, inputs: Tensors, causal: bool, training: bool) -> Operation:
+    """`batched_attention` of these inputs."""
+    allowed = may_attend(inputs["query"].shape[2], inputs["key"].shape[2], causal, None)
     return Operation(
         "batched_attention",
         case,
-        _attention_inputs(length, key_length),
+        inputs,
         lambda x: batched_attention(x["query"], x["key"], x["value"], causal),
-        lambda x: _attention(x["query"], x["key"], x["value"], _may_attend(length, key_length, causal, None)),
+        lambda x: attention(x["query"], x["key"], x["value"], allowed),
         training,
     )
 
@@ -166,12 +187,20 @@ def _masked() -> Operation:
     mask = torch.rand(2, 1, length, key_length, generator=_generator(length)) < 0.5
     mask[0, 0, 1] = False  # a query that sees nothing gives zeros
     mask[1, 0, :, 0] = True
+    return masked(
+        "with a blind query", attention_inputs(length, key_length, (_HEADS, _KEY_VALUE_HEADS, _HEAD_DIM)), mask
+    )
+
+
+def masked(case: str, inputs: Tensors, mask: torch.Tensor, training: bool = True) -> Operation:
+    """`masked_attention` of these inputs."""
     return Operation(
         "masked_attention",
-        "with a blind query",
-        _attention_inputs(length, key_length),
+        case,
+        inputs,
         lambda x: masked_attention(x["query"], x["key"], x["value"], mask.to(x["query"].device)),
-        lambda x: _attention(x["query"], x["key"], x["value"], mask),
+        lambda x: attention(x["query"], x["key"], x["value"], mask),
+        training,
     )
 
 
@@ -195,7 +224,7 @@ def _multihead_attention() -> Operation:
     return Operation(
         "FusedMultiheadAttention",
         "padded keys",
-        {"input": _random(2, 6, width), **weights},
+        {"input": random_tensor(2, 6, width), **weights},
         lambda x: run(FusedMultiheadAttention(width, heads, batch_first=True), x),
         lambda x: run(nn.MultiheadAttention(width, heads, batch_first=True), x),
     )
@@ -220,8 +249,8 @@ def _rotary() -> Operation:
         "apply_rotary",
         "",
         {
-            "query": _random(2, _HEADS, length, _HEAD_DIM),
-            "key": _random(2, _KEY_VALUE_HEADS, length, _HEAD_DIM),
+            "query": random_tensor(2, _HEADS, length, _HEAD_DIM),
+            "key": random_tensor(2, _KEY_VALUE_HEADS, length, _HEAD_DIM),
         },
         compute,
         lambda x: torch.cat((rotate(x["query"]), rotate(x["key"])), 1),
@@ -233,21 +262,23 @@ def _linear_cross_entropy() -> Operation:
     return Operation(
         "linear_cross_entropy",
         "",
-        {"hidden": _random(len(labels), 32), "weight": 0.3 * _random(37, 32)},
+        {"hidden": random_tensor(len(labels), 32), "weight": 0.3 * random_tensor(37, 32)},
         lambda x: linear_cross_entropy(x["hidden"], x["weight"], labels.to(x["hidden"].device), chunk_size=4),
         lambda x: F.cross_entropy(x["hidden"] @ x["weight"].T, labels, reduction="sum"),
     )
 
 
-def _attention_inputs(length: int, key_length: int) -> Tensors:
+def attention_inputs(length: int, key_length: int, heads: tuple[int, int, int], batch: int = 2) -> Tensors:
+    """Queries (batch, heads, length, head_dim), keys and values; `heads` as for `packed`."""
+    num_heads, key_value_heads, head_dim = heads
     return {
-        "query": _random(2, _HEADS, length, _HEAD_DIM),
-        "key": _random(2, _KEY_VALUE_HEADS, key_length, _HEAD_DIM),
-        "value": _random(2, _KEY_VALUE_HEADS, key_length, _HEAD_DIM),
+        "query": random_tensor(batch, num_heads, length, head_dim),
+        "key": random_tensor(batch, key_value_heads, key_length, head_dim, seed=1),
+        "value": random_tensor(batch, key_value_heads, key_length, head_dim, seed=2),
     }
 
 
-def _may_attend(length: int, key_length: int, causal: bool, window: int | None) -> torch.Tensor:
+def may_attend(length: int, key_length: int, causal: bool, window: int | None) -> torch.Tensor:
     """(length, key_length), aligned at the end."""
     queries = torch.arange(length)[:, None] + key_length - length
     keys = torch.arange(key_length)
@@ -259,7 +290,7 @@ def _may_attend(length: int, key_length: int, causal: bool, window: int | None) 
     return allowed
 
 
-def _attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, allowed: torch.Tensor) -> torch.Tensor:
+def attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, allowed: torch.Tensor) -> torch.Tensor:
     """Softmax attention written out; (batch, heads, length, head_dim)."""
     group = q.shape[1] // k.shape[1]
     k, v = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)
@@ -268,8 +299,9 @@ def _attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, allowed: torch
     return weights @ v / weights.sum(-1, keepdim=True).clamp(min=1e-300)
 
 
-def _random(*shape: int) -> torch.Tensor:
-    return torch.randn(*shape, generator=_generator(sum(shape)), dtype=torch.float64)
+def random_tensor(*shape: int, seed: int = 0) -> torch.Tensor:
+    """Numbers from N(0, 1) in float64, the same on every machine."""
+    return torch.randn(*shape, generator=_generator(1000 * seed + sum(shape)), dtype=torch.float64)
 
 
 def _generator(seed: int) -> torch.Generator:

@@ -13,7 +13,9 @@ from llava_npu.devices import Device
 from llava_npu.diagnostics.comparison import Comparison, short
 from llava_npu.diagnostics.machine import installed
 from llava_npu.diagnostics.models import compare_model
-from llava_npu.diagnostics.operations import compare_operations
+from llava_npu.diagnostics.operations import compare_operations, operations
+from llava_npu.diagnostics.optimizer_steps import compare_optimizer
+from llava_npu.diagnostics.real_sizes import real_sizes
 from llava_npu.diagnostics.tiny_models import tiny_models
 from llava_npu.version import __version__
 
@@ -49,22 +51,28 @@ class Verification:
         return bool(self.comparisons) and not self.failures
 
 
-def verify(device: Device, progress: Callable[[str], None]) -> Verification:
-    """Compares `device` with the CPU: operations against float64, small models against float32.
+def verify(device: Device, progress: Callable[[str], None], quick: bool = False) -> Verification:
+    """Compares `device` with the CPU: operations and the optimizer against float64, small models against float32.
 
     Args:
         progress: called with a line before each part.
+        quick: whether the operations at real sizes are compared in 16 bits alone.
     """
     start = time.perf_counter()
     settings = device.use_exact_float32()
-    dtypes = [torch.float32, device.autocast_dtype or torch.bfloat16]
+    half = device.autocast_dtype or torch.bfloat16
     comparisons: list[Comparison] = []
-    for dtype in dtypes:
+    for dtype in (torch.float32, half):
         progress(f"operations in {short(dtype)} on {device.name}")
-        comparisons += compare_operations(device.torch_device, dtype)
+        comparisons += compare_operations(operations(), device.torch_device, dtype)
+    for dtype in (half,) if quick else (torch.float32, half):
+        progress(f"operations at real sizes in {short(dtype)}")
+        comparisons += compare_operations(real_sizes(), device.torch_device, dtype)
+    progress("optimizer")
+    comparisons += compare_optimizer(device.torch_device)
     for tiny in tiny_models():
         progress(f"{tiny.name}: forward, gradients, training steps")
-        comparisons += compare_model(tiny, device.torch_device, dtypes)
+        comparisons += compare_model(tiny, device.torch_device, [torch.float32, half])
     device.synchronize()
     return Verification(
         device=str(device.torch_device),

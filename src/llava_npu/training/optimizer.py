@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 
+from llava_npu import devices
 from llava_npu.config import OptimizerConfig
 from llava_npu.config.parts import Part, PartName
 from llava_npu.errors import UserError
@@ -28,21 +31,44 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig, parts: Mapping[Pa
         groups.setdefault((part_of(name), parameter.ndim >= 2), []).append(parameter)
     if not groups:
         raise UserError("nothing would be trained: none of the parts that this run trains has weights (see `parts`).")
-    return torch.optim.AdamW(
-        [
-            {
-                "params": parameters,
-                "peak": parts[part].learning_rate,
-                "weight_decay": parts[part].weight_decay if decayed else 0.0,
-                "name": part + ("" if decayed else ", not decayed"),
-            }
-            for (part, decayed), parameters in sorted(groups.items())
-        ],
-        lr=config.learning_rate,
-        betas=config.betas,
-        eps=config.epsilon,
-        fused=True,  # quicker, and able to skip a step without the host
-    )
+    described = [
+        {
+            "params": parameters,
+            "peak": parts[part].learning_rate,
+            "weight_decay": parts[part].weight_decay if decayed else 0.0,
+            "name": part + ("" if decayed else ", not decayed"),
+        }
+        for (part, decayed), parameters in sorted(groups.items())
+    ]
+    return fused_adamw(described, config.learning_rate, config.betas, config.epsilon)
+
+
+def fused_adamw(
+    groups: list[dict[str, Any]], learning_rate: float, betas: tuple[float, float], epsilon: float
+) -> torch.optim.AdamW:
+    """AdamW in one kernel: quicker, and on most devices able to skip a step without the host."""
+    return torch.optim.AdamW(groups, lr=learning_rate, betas=betas, eps=epsilon, fused=True)
+
+
+def clip_and_step(optimizer: torch.optim.Optimizer, max_grad_norm: float) -> torch.Tensor:
+    """Scales the gradient down to a norm of `max_grad_norm` (0: leaves it alone) and moves the weights by it.
+
+    Where the gradient is not finite, nothing moves. Where the fused optimizer heeds `found_inf`, the device decides
+    that and the host does not wait to know.
+
+    Returns:
+        The norm of the whole gradient, before scaling.
+    """
+    trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    norm = nn.utils.clip_grad_norm_(trained, max_grad_norm or float("inf"))
+    norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+    if devices.of_kind(norm.device.type).optimizer_heeds_found_inf:
+        # Fused AdamW reads this, as torch's GradScaler has it: weights, moments and the count of steps stay.
+        optimizer.found_inf = (~norm.isfinite()).float()  # type: ignore[attr-defined]
+        optimizer.step()
+    elif bool(norm.isfinite()):  # the host waits: nothing on the device would stop the step
+        optimizer.step()
+    return norm
 
 
 def schedule(step: int, num_steps: int, warmup_ratio: float) -> float:

@@ -406,3 +406,18 @@ class TestBadInput:
             "file.safetensors", "linear_2.bias is missing", "linear_3.bias", "(32, 1024)", "(32, 16)",
         )  # fmt: skip
         assert torch.equal(projector.linear_2.weight, before)
+
+
+@pytest.mark.parametrize("type", ["resampler", "tokenpacker"])
+def test_attention_goes_through_the_devices_operator(device: torch.device, type: str) -> None:
+    """What `llava-npu verify` compares is what runs."""
+    if device.type != "npu":
+        pytest.skip("other devices use torch's own attention")
+    from torch_npu.simulation import op_counts
+
+    projector = build(type, OPTIONS[type])
+    features = random_features(projector).to(device)
+    projector = projector.to(device)
+    with op_counts() as counts:
+        projector(features)
+    assert counts["npu::npu_fusion_attention"] == 1

@@ -7,6 +7,7 @@ from torch import nn
 from torch.nn import functional
 
 from llava_npu.models.projectors.layers import TruncNormalLinear
+from llava_npu.ops.attention import batched_attention
 
 
 class CrossAttention(nn.Module):
@@ -51,7 +52,7 @@ class CrossAttention(nn.Module):
             self._split_heads(functional.linear(tensor, weight, bias))  # (batch, heads, tokens, channels per head)
             for tensor, weight, bias in zip((query, key, value), weights, biases, strict=True)
         )
-        attended = functional.scaled_dot_product_attention(q.expand(k.shape[0], -1, -1, -1), k, v)
+        attended = batched_attention(q.expand(k.shape[0], -1, -1, -1), k, v, causal=False)
         merged = attended.transpose(1, 2).flatten(2)  # (batch, queries, channels)
         return merged if self.out_proj is None else self.out_proj(merged)
 

@@ -10,13 +10,12 @@ from typing import Any, ClassVar
 import torch
 from accelerate import Accelerator
 from torch import nn
-from torch.distributed.tensor import DTensor
 
-from llava_npu import devices
 from llava_npu.config.section import Section
 from llava_npu.training.checkpointing.state import SavedState, moment_key, scale_key, weight_key
 from llava_npu.training.engines.memory import EngineMemory, ModelSizes
 from llava_npu.training.loss import SupervisedLoss
+from llava_npu.training.optimizer import clip_and_step
 from llava_npu.training.parts import trained_parameters
 
 
@@ -118,20 +117,9 @@ class Engine(ABC):
         return self._model
 
     def _clip_and_step(self, max_grad_norm: float) -> torch.Tensor:
-        """`step` of torch's optimizer, which moves nothing where the gradient is not finite.
-
-        Where the fused optimizer heeds `found_inf`, the device decides; the host does not wait to know.
-        """
+        """`step` of torch's optimizer, which moves nothing where the gradient is not finite."""
         self.scaler.unscale_(self.optimizer)
-        trained = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
-        norm = nn.utils.clip_grad_norm_(trained, max_grad_norm or float("inf"))
-        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
-        if devices.of_kind(self.accelerator.device.type).optimizer_heeds_found_inf:
-            # Fused AdamW reads this, as torch's GradScaler has it: weights, moments and the count of steps stay.
-            self.optimizer.found_inf = (~norm.isfinite()).float()  # type: ignore[attr-defined]
-            self.optimizer.step()
-        elif bool(norm.isfinite()):  # the host waits: nothing on the device would stop the step
-            self.optimizer.step()
+        norm = clip_and_step(self.optimizer, max_grad_norm)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         return norm

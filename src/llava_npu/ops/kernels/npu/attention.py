@@ -20,8 +20,8 @@ other, has to know:
 - With one query, the inference operator is reported to attend to masked keys past the 512th
   (vllm-project/vllm-ascend issue 15503). So it gets the number of valid keys there, never a mask; a mask and one query
   go to the training operator.
-- In layout BNSD the training operator pads a head dimension that is not a multiple of 16 (SigLIP's 72) on every call,
-  in BSND it does not where heads are equal in number. transformers' tensors are BSND in memory, too.
+- The training operator pads a head dimension that is not a multiple of 16 on every call, but not SigLIP's 72 in layout
+  BSND where heads are equal in number. transformers' tensors are BSND in memory, too.
 """
 
 from __future__ import annotations
