@@ -1,8 +1,12 @@
-"""The stand-in against the real torch-npu wheel, which is downloaded and read, never installed."""
+"""The stand-in and the product's calls against the real torch-npu wheels, as `wheels.json` has them."""
 
 from __future__ import annotations
 
+import importlib.util
+import json
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -13,28 +17,51 @@ from torch_npu.simulation.recording import FusedCall
 
 
 @pytest.fixture(scope="module")
-def schemas() -> dict[str, str]:
-    try:
-        return contract.real_schemas()
-    except contract.WheelUnavailableError as error:
-        pytest.skip(str(error))
+def extraction() -> ModuleType:
+    path = Path(torch_npu.__file__).parents[1] / "extract_schemas.py"
+    specification = importlib.util.spec_from_file_location("extract_schemas", path)
+    assert specification is not None
+    assert specification.loader is not None
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    return module
 
 
-@pytest.mark.network
 @pytest.mark.parametrize("name", sorted(SCHEMAS))
-def test_schema_is_the_real_one(name: str, schemas: dict[str, str]) -> None:
+def test_schema_is_the_real_one(name: str) -> None:
     registered = getattr(torch.ops.npu, name).default._schema
-    assert str(registered) == str(torch._C.parse_schema(f"npu::{schemas[name]}"))
+    assert str(registered) == str(torch._C.parse_schema(f"npu::{contract.schemas(contract.VERSION)[name]}"))
+
+
+def test_releases_from_2_7_1_to_2_14_have_all_operators_that_the_stand_in_has() -> None:
+    releases = contract.releases()
+    assert (releases[0], releases[-1]) == ("2.7.1", "2.14.0")
+    for release in releases:
+        assert contract.schemas(release).keys() == SCHEMAS.keys(), release
+
+
+@pytest.mark.parametrize("release", contract.releases())
+def test_device_module_has_only_real_names(release: str) -> None:
+    assert set(torch_npu.npu.__all__) <= contract.device_names(release)
 
 
 @pytest.mark.network
-def test_device_module_has_only_real_names(schemas: dict[str, str]) -> None:
-    assert set(torch_npu.npu.__all__) <= contract.real_device_names()
+def test_the_data_is_what_the_wheel_has(extraction: ModuleType) -> None:
+    data = json.loads(contract.DATA.read_text())
+    try:
+        found = extraction.extract(contract.VERSION, data["wheels"][contract.VERSION]["sha256"])
+    except OSError as error:
+        pytest.skip(str(error))
+    assert found["schemas"] == contract.schemas(contract.VERSION)
+    assert set(found["names"]) == contract.device_names(contract.VERSION)
 
 
-@pytest.mark.network
-def test_wheel_has_several_hundred_operators(schemas: dict[str, str]) -> None:
-    assert len(schemas) > 300
+def test_what_releases_share_is_written_once(extraction: ModuleType) -> None:
+    releases: dict[str, Any] = {"1": {"schemas": {"a": "a()"}}, "2": {"schemas": {}}, "3": {"schemas": {"a": "a()"}}}
+    assert extraction.by_content(releases, "schemas", "a") == [
+        {"is": "a()", "in": ["1", "3"]},
+        {"is": None, "in": ["2"]},
+    ]
 
 
 TOY = {"npu_toy": "npu_toy(Tensor self, int n, *, float scale=1., int[]? lengths=None, Tensor? mask=None) -> Tensor"}
@@ -91,14 +118,24 @@ def test_calls_are_recorded_once_and_read_back(tmp_path: Path, monkeypatch: pyte
     ]
 
 
-@pytest.mark.network
-def test_recorded_calls_bind_to_the_real_schemas(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, schemas: dict[str, str]
+def test_recorded_calls_bind_to_the_real_schemas_of_every_release(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(recording, "_folder", None)
     recording.start(tmp_path)
     torch_npu.npu_swiglu(torch.ones(2, 8, device="npu"), 1)
-    assert contract.check_recorded_calls(tmp_path, schemas) == []
+    assert contract.check_recorded_calls(tmp_path) == []
     recording.record("npu_swiglu", (torch.ones(2),), {"axis": 1})
-    (problem,) = contract.check_recorded_calls(tmp_path, schemas)
+    (problem,) = contract.check_recorded_calls(tmp_path)
     assert "no argument 'axis'" in problem
+    assert problem.count(",") >= len(contract.releases()) - 1
+
+
+def test_an_argument_that_only_newer_releases_have_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """npu_fusion_attention has `sink` from TorchNPU 7.3 on."""
+    monkeypatch.setattr(recording, "_folder", None)
+    recording.start(tmp_path)
+    tensor = torch.ones(1)
+    recording.record("npu_fusion_attention", (tensor, tensor, tensor, 1, "BNSD"), {"sink": tensor})
+    (problem,) = contract.check_recorded_calls(tmp_path)
+    assert problem.endswith("it has no argument 'sink' (torch-npu 2.7.1, 2.8.0)")
