@@ -9,7 +9,7 @@ import psutil
 import pytest
 import torch
 
-from llava_npu import UserError, devices
+from llava_npu import UserError, ascend_chips, devices
 from llava_npu.devices import npu
 from llava_npu.devices.peaks import PEAKS, published_tflops
 
@@ -93,3 +93,46 @@ def test_a_cpu_gives_freed_memory_back() -> None:
     device.empty_cache()
     assert psutil.Process().memory_info().rss < held - 200e6
     assert keep.sum() == 1000
+
+
+@pytest.mark.parametrize(
+    ("name", "refused"),
+    [
+        ("Ascend910A", True),
+        ("Ascend910PremiumA", True),
+        ("Ascend910B", True),
+        ("Ascend310P3", True),
+        ("310B4", True),
+        ("Ascend910B3", False),
+        ("910B2C", False),
+        ("Ascend910_9391", False),
+        ("Ascend950PR", False),
+        ("Ascend910", False),  # what npu-smi calls an A3
+        ("Ascend999", False),  # nothing is known against it
+    ],
+)
+def test_chips_without_the_operators_are_refused_by_name(name: str, refused: bool) -> None:
+    assert bool(ascend_chips.refusal(name)) == refused
+
+
+def test_a_chip_without_the_operators_is_refused_before_anything_runs(
+    device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if device.type != "npu":
+        pytest.skip("it is about NPUs")
+    monkeypatch.setattr("torch_npu.npu.get_device_name", lambda index=None: "Ascend310P3")
+    with pytest.raises(UserError, match=r"Ascend310P3.* \(Ascend 310\) has no operators .* Use an Atlas A2"):
+        devices.select("npu")
+
+
+def test_4_bits_on_an_npu_need_the_library_that_others_compile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = tmp_path / "bitsandbytes"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "bitsandbytes", raising=False)
+    device = npu.NpuDevice()
+    assert device.quantized_bits == ()
+    assert "COMPUTE_BACKEND=npu" in device.quantization_hint
+    (package / "libbitsandbytes_npu.so").touch()
+    assert device.quantized_bits == (4,)

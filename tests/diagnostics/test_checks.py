@@ -12,6 +12,7 @@ from llava_npu.diagnostics.doctor import findings
 from llava_npu.diagnostics.findings import Finding, Level
 from llava_npu.diagnostics.machine import Ascend, Chip, Disk, Machine
 from llava_npu.diagnostics.trial import DeviceFacts
+from llava_npu.distributed.cores import Cores
 
 MakeMachine = Callable[..., Machine]
 NO_ASCEND = {
@@ -63,7 +64,7 @@ TRAPS: list[tuple[str, dict[str, Any], Level, str, str, str]] = [
         Level.ERROR,
         "torch-npu",
         "torch-npu 2.9.0.post6 with torch 2.8.0",
-        "pip install torch==2.9.0 torch-npu==2.9.0.post6",
+        "pip install torch==2.9.0+cpu torch-npu==2.9.0.post6 --extra-index-url",
     ),
     (
         "devices without torch-npu",
@@ -71,19 +72,19 @@ TRAPS: list[tuple[str, dict[str, Any], Level, str, str, str]] = [
         Level.ERROR,
         "torch-npu",
         "not installed",
-        "pip install torch==2.12.0 torch-npu==2.12.0",
+        "pip install torch==2.12.0+cpu torch-npu==2.12.0.post2 --extra-index-url",
     ),
     (
-        "CANN older than torch-npu's",
-        {"ascend": {"cann": "9.0.0"}},
+        "CANN too old for torch-npu",
+        {"ascend": {"cann": "8.3.RC1"}},
         Level.WARNING,
         "CANN",
-        "9.0.0 with torch-npu 2.9.0.post6, which was made with CANN 9.1.0",
-        "torch-npu==2.10.0 ",
+        "8.3.RC1 with torch-npu 2.9.0.post6, which was made with CANN 9.1.0",
+        "torch-npu==2.8.0 ",
     ),
     (
         "a torch-npu that nobody listed",
-        {"versions": {"torch": "2.13.0", "torch-npu": "2.13.0"}},
+        {"versions": {"torch": "2.9.1", "torch-npu": "2.9.1"}},
         Level.WARNING,
         "CANN",
         "knows no CANN release",
@@ -112,6 +113,33 @@ TRAPS: list[tuple[str, dict[str, Any], Level, str, str, str]] = [
         "driver",
         "25.0.1 with CANN 9.1.0",
         "25.2 or newer",
+    ),
+    (
+        "a driver too old for CANN 9.2",
+        {
+            "versions": {"torch": "2.14.0+cpu", "torch-npu": "2.14.0"},
+            "ascend": {"cann": "9.2.0", "driver": "25.2.1"},
+        },
+        Level.ERROR,
+        "driver",
+        "25.2.1 with CANN 9.2.0",
+        "25.3 or newer",
+    ),
+    (
+        "an Ascend 910A",
+        {"ascend": {"chips": (Chip(0, "910A", "OK"),)}, "trial": {"devices": ()}},
+        Level.ERROR,
+        "chip",
+        "910A (the first Ascend 910) has no operators for what llava-npu does",
+        "Atlas A2 or A3",
+    ),
+    (
+        "an Ascend 310P",
+        {"ascend": {"chips": (Chip(0, "310P3", "OK"),)}, "trial": {"devices": ()}},
+        Level.ERROR,
+        "chip",
+        "npu_fused_infer_attention_score",
+        "Atlas A2 or A3",
     ),
     (
         "no driver",
@@ -268,6 +296,22 @@ TRAPS: list[tuple[str, dict[str, Any], Level, str, str, str]] = [
         "0.49",
         "LoRA in bfloat16",
     ),
+    (
+        "cores busy with other work",
+        {"cores": Cores(machine=2, usable=2, busy=0.97)},
+        Level.WARNING,
+        "cores",
+        "2 of 2 may be used, and other work keeps them 97% busy",
+        "top",
+    ),
+    (
+        "more threads than a container's cores",
+        {"cores": Cores(machine=64, usable=4, busy=0.0), "environment": {"OMP_NUM_THREADS": "64"}},
+        Level.WARNING,
+        "cores",
+        "4 of 64 may be used, but OMP_NUM_THREADS=64",
+        "unset OMP_NUM_THREADS",
+    ),
     ("full disk", {"disks": (Disk("cache", Path("/c"), 1000),)}, Level.ERROR, "disk", "0.0 GiB", "Free some space"),
     (
         "docker's shared memory",
@@ -300,13 +344,23 @@ def test_trap_is_found_explained_and_mended(
         {"versions": {"numpy": "2.1.0"}},  # CANN 9 runs with it
         {"python": "3.13.1", "versions": {"numpy": "2.1.0"}, "ascend": {"cann": "8.5.0"}},
         {"environment": {"PYTORCH_NPU_ALLOC_CONF": "expandable_segments:False,max_split_size_mb:250"}},
+        {"ascend": {"cann": "8.5.0"}},  # TorchNPU 26.1 runs with it
+        {"versions": {"torch-npu": "2.9.0"}, "ascend": {"cann": "9.2.0"}},
         {"environment": {"HCCL_EXEC_TIMEOUT": "0"}},  # no limit
         {"environment": {"MASTER_PORT": "29500", "HCCL_IF_BASE_PORT": "50000"}},
     ],
 )
 def test_what_looks_like_a_trap_and_is_none(machine: MakeMachine, changes: dict[str, Any]) -> None:
-    problems = [finding for finding in _problems(machine(**changes)) if finding.check != "CANN"]
-    assert problems == []
+    assert _problems(machine(**changes)) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [("Ascend910B4-1", "Atlas A2, 8 devices in a node"), ("Ascend910_9391", "Atlas A3, 16 devices in a node")],
+)
+def test_the_family_of_a_chip_is_named(machine: MakeMachine, name: str, found: str) -> None:
+    changes = {"ascend": {"chips": ()}, "trial": {"devices": (DeviceFacts("npu:0", name, 1, 1, True, True),)}}
+    assert [finding.what for finding in findings(machine(**changes)) if finding.check == "chip"] == [f"{name}: {found}"]
 
 
 def test_the_simulated_npu_needs_neither_cann_nor_driver(machine: MakeMachine) -> None:

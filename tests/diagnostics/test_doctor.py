@@ -36,7 +36,7 @@ def test_errors_are_explained_and_make_it_fail(machine: MakeMachine, monkeypatch
     result = _run(machine(versions={"torch": "2.8.0"}), monkeypatch)
     assert result.exit_code == 1
     assert "1 error, 0 warnings" in result.output
-    assert "fix: pip install torch==2.9.0 torch-npu==2.9.0.post6" in result.output
+    assert "fix: pip install torch==2.9.0+cpu torch-npu==2.9.0.post6" in result.output
 
 
 def test_warnings_alone_do_not(machine: MakeMachine, monkeypatch: pytest.MonkeyPatch) -> None:

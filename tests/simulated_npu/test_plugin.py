@@ -59,7 +59,7 @@ def test_machine_without_npu(folder: Path) -> None:
 def test_simulated_machine(folder: Path) -> None:
     """With parallel workers, whose records must all be found at the end."""
     run = pytest_run(folder, *own_configuration(folder), "--simulated-npu", "-n", "2")
-    assert "device: Ascend910B (simulated), 2 of them" in run.stdout
+    assert "device: Ascend910B3 (simulated), 2 of them" in run.stdout
     assert re.search(r"PASSED .*test_on_the_device\[npu\]", run.stdout)
     assert "[cpu]" not in run.stdout
     assert "test_without_a_device" not in run.stdout

@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 def test_everything_says_simulated() -> None:
     assert torch_npu.__version__ == "2.13.0+simulated"
-    assert torch.npu.get_device_name() == "Ascend910B (simulated)"
+    assert torch.npu.get_device_name() == "Ascend910B3 (simulated)"
     assert "(simulated)" in torch.npu.get_device_properties(0).name
     with torch_npu.simulation.memory_limit(1 << 20), pytest.raises(torch.OutOfMemoryError, match="simulated NPU"):
         torch.empty(1 << 20, device="npu")

@@ -11,7 +11,7 @@ import torch
 from torch_npu import _C
 from torch_npu.npu import allocator
 
-NAME = "Ascend910B (simulated)"
+NAME = "Ascend910B3 (simulated)"
 
 DeviceLike = torch.device | str | int | None
 

@@ -16,6 +16,7 @@ from typing import IO
 from llava_npu import devices
 from llava_npu.comparison.folder import FAILURE, LOG, Failure, read_failure, write_failure
 from llava_npu.comparison.grid import Trial
+from llava_npu.distributed.cores import thread_variables
 from llava_npu.distributed.launched import die_with_parent
 from llava_npu.errors import UserError
 
@@ -174,10 +175,7 @@ def _start(trial: Trial, slot: Slot, environment: dict[str, str]) -> _Worker:
 
 def _environment(processes: int) -> dict[str, str]:
     """The workers' environment: where several share the host's cores, each takes its part of them."""
-    environment = dict(os.environ)
-    if processes > 1 and "OMP_NUM_THREADS" not in environment:
-        environment["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // processes))
-    return environment
+    return {**os.environ, **thread_variables(processes)}
 
 
 def _finish(worker: _Worker) -> Event:

@@ -75,7 +75,7 @@ class LoraConfig(Section):
     base_bits: Literal[4, 8] | None = Field(
         None,
         description="QLoRA: keep the weights of the adapted layers in 4 bits (NF4) or 8 bits, with bitsandbytes: on "
-        "CUDA, and 4 bits on CPUs, slowly; not on NPUs.",
+        "CUDA, and 4 bits on CPUs, slowly; on NPUs 4 bits with a bitsandbytes compiled for them.",
     )
 
     @model_validator(mode="after")

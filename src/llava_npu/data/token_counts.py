@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import multiprocessing
-import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -21,6 +20,7 @@ from numpy.typing import NDArray
 from llava_npu.data.conversation.labels import ExpandedConversation
 from llava_npu.data.dataset import ConversationDataset, substitutes
 from llava_npu.data.packing import TokenCounts
+from llava_npu.distributed.cores import usable_cores
 from llava_npu.distributed.launched import worker_dies_with_parent
 from llava_npu.errors import UserError
 from llava_npu.files.cache import build_once, cache_root
@@ -68,7 +68,7 @@ def load_token_counts(
 
 def default_workers(num_records: int) -> int:
     """One process per core, or none for a set that is counted before they have started."""
-    return 0 if num_records < ALONE_BELOW else len(os.sched_getaffinity(0))
+    return 0 if num_records < ALONE_BELOW else usable_cores()
 
 
 def _key(dataset: ConversationDataset, data: Sequence[Any]) -> str:

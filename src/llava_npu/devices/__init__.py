@@ -13,12 +13,22 @@ import os
 from collections.abc import Callable
 
 from llava_npu.devices.base import Device, Variable
-from llava_npu.devices.cpu import CpuDevice
+from llava_npu.devices.cpu import CpuDevice, share_host_threads
 from llava_npu.devices.cuda import CudaDevice
 from llava_npu.devices.npu import NpuDevice
 from llava_npu.errors import UserError, nearest
 
-__all__ = ["Device", "Variable", "apply_environment", "current", "find", "kinds", "of_kind", "select"]
+__all__ = [
+    "Device",
+    "Variable",
+    "apply_environment",
+    "current",
+    "find",
+    "kinds",
+    "of_kind",
+    "select",
+    "share_host_threads",
+]
 
 _KINDS: dict[str, Callable[[], Device]] = {"npu": NpuDevice, "cuda": CudaDevice, "cpu": CpuDevice}  # by preference
 _current: Device | None = None
@@ -39,7 +49,8 @@ def select(name: str = "auto") -> Device:
     """Chooses the device of this process, and makes it the one that `current()` gives.
 
     Sets the environment variables that the device works better with, where the user has set nothing, before anything
-    touches the device: allocators and communication libraries read theirs once, at the first use.
+    touches the device: allocators and communication libraries read theirs once, at the first use. torch's threads on
+    the host become this process's share of the cores that it may use.
 
     Args:
         name: "auto" (NPU, then CUDA, then CPU), a kind, or a kind with an index, as in "npu:1".
@@ -51,6 +62,7 @@ def select(name: str = "auto") -> Device:
     device = find(name)
     index = name.partition(":")[2]
     _set_variables(device)
+    share_host_threads()
     device.use(int(index or device.default_index()))
     _current = device
     return device

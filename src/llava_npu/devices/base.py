@@ -40,7 +40,6 @@ class Device(ABC):
         distributed_backend: torch.distributed's backend between such devices.
         visibility_variable: the environment variable that says which of them a process sees; None: it sees all.
         index: which one of several; 0 where there is one.
-        quantized_bits: bits per weight that models can be held in here, by bitsandbytes.
         optimizer_heeds_found_inf: whether torch's fused AdamW leaves everything as it is on this device where the
             optimizer's `found_inf` is not zero; if not, the host must not call it after a gradient that is not finite.
     """
@@ -48,7 +47,6 @@ class Device(ABC):
     kind: ClassVar[str]
     distributed_backend: ClassVar[str]
     visibility_variable: ClassVar[str | None] = None
-    quantized_bits: ClassVar[tuple[int, ...]] = ()
     optimizer_heeds_found_inf: ClassVar[bool] = True
 
     def __init__(self) -> None:
@@ -120,6 +118,16 @@ class Device(ABC):
     @abstractmethod
     def peak_tflops(self, dtype: torch.dtype) -> float:
         """Dense matrix TFLOP/s of one device for `dtype`: a published figure where known, else measured."""
+
+    @property
+    def quantized_bits(self) -> tuple[int, ...]:
+        """Bits per weight that models can be held in here, by bitsandbytes."""
+        return ()
+
+    @property
+    def quantization_hint(self) -> str:
+        """How to get what `quantized_bits` lacks, or ""."""
+        return ""
 
     @property
     def simulated(self) -> bool:

@@ -14,12 +14,12 @@ import torch
 
 from llava_npu.devices.base import Device, Memory
 from llava_npu.devices.peaks import measured_tflops
+from llava_npu.distributed import cores
 
 
 class CpuDevice(Device):
     kind = "cpu"
     distributed_backend = "gloo"
-    quantized_bits = (4,)  # 8-bit products of bitsandbytes would round to float16 here
 
     def is_available(self) -> bool:
         return True
@@ -43,6 +43,10 @@ class CpuDevice(Device):
     def autocast_dtype(self) -> torch.dtype | None:
         # bfloat16 without matrix instructions for it is emulated, and many times slower than fp32.
         return torch.bfloat16 if torch.cpu._is_avx512_bf16_supported() or _has_amx() else None
+
+    @property
+    def quantized_bits(self) -> tuple[int, ...]:
+        return (4,)  # 8-bit products of bitsandbytes would round to float16 here
 
     def memory(self) -> Memory:
         system = psutil.virtual_memory()
@@ -96,3 +100,26 @@ def _peak_resident() -> int:
             if line.startswith("VmHWM:"):
                 return int(line.split()[1]) * 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+_threads_set: int | None = None  # by `share_host_threads`
+
+
+def share_host_threads(workers: int = 0) -> None:
+    """Has torch's operators on the host start as many threads as this process's share of the usable cores.
+
+    Nothing changes where the user has set OMP_NUM_THREADS, or torch.set_num_threads to a number that torch does not
+    start with by itself.
+
+    Args:
+        workers: processes of one thread that work for this one, such as a data loader's.
+    """
+    global _threads_set
+    if cores.user_has_chosen():
+        return
+    given = os.environ.get("OMP_NUM_THREADS")  # by a launcher of ours
+    share = int(given) if given else cores.usable_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    standard = {share, len(cores.affinity()), os.cpu_count(), psutil.cpu_count(logical=False), _threads_set}
+    if torch.get_num_threads() in standard:
+        _threads_set = max(1, share - workers)
+        torch.set_num_threads(_threads_set)

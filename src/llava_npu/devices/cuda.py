@@ -16,7 +16,6 @@ class CudaDevice(Device):
     kind = "cuda"
     distributed_backend = "nccl"
     visibility_variable = "CUDA_VISIBLE_DEVICES"
-    quantized_bits = (4, 8)
 
     def is_available(self) -> bool:
         return torch.cuda.is_available()
@@ -41,6 +40,10 @@ class CudaDevice(Device):
     @property
     def autocast_dtype(self) -> torch.dtype | None:
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+
+    @property
+    def quantized_bits(self) -> tuple[int, ...]:
+        return (4, 8)
 
     def memory(self) -> Memory:
         free, total = torch.cuda.mem_get_info(self.index)

@@ -12,13 +12,16 @@ import importlib.util
 import os
 import sys
 from contextlib import AbstractContextManager
+from pathlib import Path
 from types import ModuleType
 
 import torch
 
+from llava_npu import ascend_chips
 from llava_npu.devices.base import Device, Memory, Variable
 from llava_npu.devices.marks import Mark, QueueMark
 from llava_npu.devices.peaks import measured_tflops, published_tflops
+from llava_npu.errors import UserError
 
 _GLOBAL_HOOK = "torch_npu.contrib.transfer_to_npu"
 _HCCL_PORTS = 32  # HCCL takes 16 or 32 ports from its base port on, by release
@@ -50,6 +53,10 @@ class NpuDevice(Device):
     def use(self, index: int) -> None:
         super().use(index)
         self._npu.set_device(index)
+        if problem := ascend_chips.refusal(self.name):
+            raise UserError(
+                f"device 'npu:{index}': {problem} Use an Atlas A2 (Ascend 910B1 to 910B4) or A3, or --device cpu."
+            )
         # Compiling every operator for every new shape takes minutes at the start; the binary kernels need no compiler.
         self._npu.set_compile_mode(jit_compile=False)
 
@@ -65,6 +72,20 @@ class NpuDevice(Device):
     @property
     def autocast_dtype(self) -> torch.dtype | None:
         return torch.bfloat16 if self._npu.is_bf16_supported() else torch.float16
+
+    @property
+    def quantized_bits(self) -> tuple[int, ...]:
+        # PyPI's bitsandbytes has no library for Ascends; what its Ascend branch builds lies where it is installed.
+        package = importlib.util.find_spec("bitsandbytes")
+        folders = [Path(each) for each in package.submodule_search_locations or ()] if package else []
+        return (4,) if any(file for folder in folders for file in folder.glob("libbitsandbytes_npu*")) else ()
+
+    @property
+    def quantization_hint(self) -> str:
+        return (
+            "PyPI's bitsandbytes has no operators for Ascends. Others compile its Ascend branch (cmake "
+            "-DCOMPUTE_BACKEND=npu; bitsandbytes pull requests 1422 and 1695), which has 4 bits: docs/npu.md."
+        )
 
     def memory(self) -> Memory:
         free, total = self._npu.mem_get_info(self.index)

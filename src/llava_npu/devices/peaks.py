@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 _NVIDIA = "NVIDIA data sheet, dense figures (half of those with sparsity)"
-_ASCEND = "Ascend/msmodeling tensor_cast/device.py; bf16 = AI cores × 8192 FLOP × clock"
+_ASCEND = "Ascend/msmodeling tensor_cast/device.py (commit 84fec853); bf16 = AI cores × 8192 FLOP × clock"
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,9 @@ PEAKS = (
     _ascend("910B2", cores=24, clock_ghz=1.8, fp16=376.0, memory_gib=64),
     _ascend("910B3", cores=20, clock_ghz=1.8, fp16=313.0, memory_gib=64),
     _ascend("910B4", cores=20, clock_ghz=1.5, fp16=280.0, memory_gib=32),
-    _ascend("910_93", cores=24, clock_ghz=1.8, fp16=376.0, memory_gib=64),  # one die of an A3
+    # One die of an A3; a node has sixteen. Of the smaller product (560T) the name is not published.
+    _ascend("910_93", cores=24, clock_ghz=1.8, fp16=376.0, memory_gib=64),
+    Peak("npu", "950PR", 378.0, 378.0, 0.0, 112, "Ascend/msmodeling tensor_cast/device.py, class A5 (Atlas 350)"),
 )
 
 

@@ -55,36 +55,59 @@ CANN_PYTHON_PACKAGES = ("attrs", "cffi", "decorator", "protobuf", "psutil", "pyy
 
 @dataclass(frozen=True)
 class AscendRelease:
-    """One torch-npu release, the torch that it needs and the CANN that it was made with."""
+    """One torch-npu package, the torch that it needs, the CANN that it was made with, and the TorchNPU release."""
 
     torch_npu: str
     torch: str
     cann: str
+    torchnpu: str
 
 
-# Source: COMPATIBILITY.md of Ascend/pytorch (github.com/Ascend/pytorch and gitcode.com/Ascend/pytorch), read in 2026,
-# from torch 2.7 on; of several packages for one pair, the newest first.
+# Source: COMPATIBILITY.md of Ascend/pytorch (github.com/Ascend/pytorch at commit 9e73e708 up to TorchNPU 26.1.0, and
+# gitcode.com/Ascend/pytorch in October 2026 for 26.1.1 and 26.2.0), from torch 2.7 on; of several packages for one
+# torch, the newest first.
 ASCEND_RELEASES = (
-    AscendRelease("2.12.0", "2.12.0", "9.1.0"),
-    AscendRelease("2.11.0", "2.11.0", "9.1.0"),
-    AscendRelease("2.10.0.post4", "2.10.0", "9.1.0"),
-    AscendRelease("2.10.0", "2.10.0", "9.0.0"),
-    AscendRelease("2.9.0.post6", "2.9.0", "9.1.0"),
-    AscendRelease("2.9.0.post2", "2.9.0", "9.0.0"),
-    AscendRelease("2.9.0", "2.9.0", "8.5.0"),
-    AscendRelease("2.8.0.post4", "2.8.0", "9.0.0"),
-    AscendRelease("2.8.0.post2", "2.8.0", "8.5.0"),
-    AscendRelease("2.8.0", "2.8.0", "8.3.RC1"),
-    AscendRelease("2.7.1.post8", "2.7.1", "9.1.0"),
-    AscendRelease("2.7.1.post4", "2.7.1", "9.0.0"),
-    AscendRelease("2.7.1.post2", "2.7.1", "8.5.0"),
-    AscendRelease("2.7.1", "2.7.1", "8.3.RC1"),
+    AscendRelease("2.14.0", "2.14.0", "9.2.0", "26.2.0"),
+    AscendRelease("2.13.0", "2.13.0", "9.2.0", "26.2.0"),
+    AscendRelease("2.12.0.post3", "2.12.0", "9.2.0", "26.2.0"),
+    AscendRelease("2.12.0.post2", "2.12.0", "9.1.x", "26.1.1"),
+    AscendRelease("2.12.0", "2.12.0", "9.1.0", "26.1.0"),
+    AscendRelease("2.11.0.post3", "2.11.0", "9.2.0", "26.2.0"),
+    AscendRelease("2.11.0.post2", "2.11.0", "9.1.x", "26.1.1"),
+    AscendRelease("2.11.0", "2.11.0", "9.1.0", "26.1.0"),
+    AscendRelease("2.10.0.post7", "2.10.0", "9.2.0", "26.2.0"),
+    AscendRelease("2.10.0.post6", "2.10.0", "9.1.x", "26.1.1"),
+    AscendRelease("2.10.0.post4", "2.10.0", "9.1.0", "26.1.0"),
+    AscendRelease("2.10.0", "2.10.0", "9.0.0", "26.0.0"),
+    AscendRelease("2.9.0.post9", "2.9.0", "9.2.0", "26.2.0"),
+    AscendRelease("2.9.0.post8", "2.9.0", "9.1.x", "26.1.1"),
+    AscendRelease("2.9.0.post6", "2.9.0", "9.1.0", "26.1.0"),
+    AscendRelease("2.9.0.post2", "2.9.0", "9.0.0", "26.0.0"),
+    AscendRelease("2.9.0", "2.9.0", "8.5.0", "7.3.0"),
+    AscendRelease("2.8.0.post4", "2.8.0", "9.0.0", "26.0.0"),
+    AscendRelease("2.8.0.post2", "2.8.0", "8.5.0", "7.3.0"),
+    AscendRelease("2.8.0", "2.8.0", "8.3.RC1", "7.2.0"),
+    AscendRelease("2.7.1.post11", "2.7.1", "9.2.0", "26.2.0"),
+    AscendRelease("2.7.1.post10", "2.7.1", "9.1.x", "26.1.1"),
+    AscendRelease("2.7.1.post8", "2.7.1", "9.1.0", "26.1.0"),
+    AscendRelease("2.7.1.post4", "2.7.1", "9.0.0", "26.0.0"),
+    AscendRelease("2.7.1.post2", "2.7.1", "8.5.0", "7.3.0"),
+    AscendRelease("2.7.1", "2.7.1", "8.3.RC1", "7.2.0"),
 )
-RECOMMENDED = ASCEND_RELEASES[0]
+RECOMMENDED = next(each for each in ASCEND_RELEASES if each.torch == "2.13.0")  # what this project tests with
 
-# The oldest driver (Ascend HDK) for a CANN. Source: release notes of CANN 8.5.0 and 9.1.0, "CANN and Ascend HDK version
-# compatibility", hiascend.com.
-OLDEST_DRIVER = {"9.1": "25.2", "9.0": "25.0", "8.5": "25.0"}
+# TorchNPU releases of this range run with any CANN of this range, whichever they were made with. Source: the same
+# COMPATIBILITY.md.
+INTERCHANGEABLE_TORCHNPU = ("7.3", "26.2")
+INTERCHANGEABLE_CANN = ("8.5", "9.2")
+
+# The oldest driver (Ascend HDK) for a CANN. Source: release notes of CANN 8.5.0, 9.1.0 and 9.2.0, "CANN and Ascend HDK
+# version compatibility", hiascend.com.
+OLDEST_DRIVER = {"9.2": "25.3", "9.1": "25.2", "9.0": "25.0", "8.5": "25.0"}
+
+# torch's CPU builds. PyPI's torch-npu wheels up to 2.11 require `torch==X+cpu` on x86_64, which PyPI does not have; on
+# aarch64, PyPI's torch is a CUDA build from 2.12 on. Source: the wheels' own metadata.
+CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 
 # Up to this CANN, numpy must be below 2 with Python below 3.13. Source: CANN 8.5.0 installation guide, "Running
 # dependencies"; vllm-project/vllm-ascend issues 1875 and 2210 show what happens otherwise.
@@ -113,6 +136,21 @@ def listed(torch_npu: str) -> AscendRelease | None:
     same_torch = [release for release in ASCEND_RELEASES if parse(release.torch) == parse(torch_npu)[:3]]
     older = [release for release in same_torch if _post(release.torch_npu) <= _post(torch_npu)]
     return older[0] if older else None
+
+
+def runs_with(release: AscendRelease, cann: str) -> bool:
+    """Whether a torch-npu runs with a CANN: the one it was made with, or any where both are interchangeable."""
+
+    def within(version: str, ends: tuple[str, str]) -> bool:
+        return parse(ends[0]) <= parse(version)[:2] <= parse(ends[1])
+
+    interchangeable = within(release.torchnpu, INTERCHANGEABLE_TORCHNPU) and within(cann, INTERCHANGEABLE_CANN)
+    return interchangeable or parse(release.cann)[:2] == parse(cann)[:2]
+
+
+def install_command(release: AscendRelease) -> str:
+    """What installs a torch-npu with the CPU build of its torch, on x86_64 and on aarch64."""
+    return f"pip install torch=={release.torch}+cpu torch-npu=={release.torch_npu} --extra-index-url {CPU_INDEX}"
 
 
 def for_cann(cann: str) -> list[AscendRelease]:

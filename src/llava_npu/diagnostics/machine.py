@@ -17,6 +17,8 @@ from pathlib import Path
 
 from llava_npu.diagnostics.compatibility import CANN_PYTHON_PACKAGES, LIBRARIES
 from llava_npu.diagnostics.trial import Trial, try_torch
+from llava_npu.distributed import cores
+from llava_npu.distributed.cores import Cores
 from llava_npu.files.cache import cache_root
 
 PACKAGES = (*(library.name for library in LIBRARIES), "torch-npu", "bitsandbytes", *CANN_PYTHON_PACKAGES)
@@ -80,6 +82,7 @@ class Machine:
         environment: the variables that matter here, secrets left out.
         taken_ports: those of HCCL and of torch's rendezvous that are in use now.
         trial: what happened when torch and the devices were tried.
+        cores: the host's, and how busy they were before anything was tried.
     """
 
     python: str
@@ -90,6 +93,7 @@ class Machine:
     disks: tuple[Disk, ...]
     taken_ports: tuple[int, ...]
     trial: Trial
+    cores: Cores
 
     @property
     def simulated(self) -> bool:
@@ -106,6 +110,7 @@ class Machine:
 def look(timeout: float) -> Machine:
     """Gathers the facts; `timeout` seconds are given to torch and the devices."""
     environment = {name: value for name, value in sorted(os.environ.items()) if _matters(name)}
+    own_cores = cores.look()
     with ThreadPoolExecutor(1) as pool:  # the slowest fact, while the others are gathered
         trial = pool.submit(try_torch, timeout, bool(installed(["torch-npu"])))
         return Machine(
@@ -117,6 +122,7 @@ def look(timeout: float) -> Machine:
             disks=_disks(),
             taken_ports=tuple(port for port in watched_ports(environment) if is_taken(port)),
             trial=trial.result(),
+            cores=own_cores,
         )
 
 

@@ -22,6 +22,7 @@ from functools import partial
 from pathlib import Path
 from types import FrameType
 
+from llava_npu.distributed.cores import thread_variables
 from llava_npu.distributed.interruption import EXIT_STATUS
 from llava_npu.distributed.launched import REPORTS, Report, die_with_parent
 from llava_npu.errors import UserError
@@ -79,8 +80,8 @@ def _start(command: Sequence[str], devices: int, folder: Path) -> list[subproces
         "WORLD_SIZE": str(devices),
         "LOCAL_WORLD_SIZE": str(devices),
         REPORTS: str(folder),
+        **thread_variables(devices),
     }
-    environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // devices)))
     processes = []
     for rank in range(devices):
         with (folder / f"output-{rank}").open("wb") as output:

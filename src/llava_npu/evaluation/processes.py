@@ -6,7 +6,6 @@ is. They meet before and after answering only, through the host's network: what 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -80,13 +79,10 @@ def joined() -> Iterator[Processes]:
 
 
 def check_devices(count: int, device: str) -> None:
-    """Raises `UserError` where `count` processes cannot have a device each; on a CPU they divide the cores."""
+    """Raises `UserError` where `count` processes cannot have a device each; on a CPU they share the cores."""
     kind, _, index = device.partition(":")
     if index:
         raise UserError(f"--device {device} with --devices {count}: each process takes its own; leave out ':{index}'.")
     chosen = devices.find(kind)
-    if chosen.kind == "cpu":
-        cores = os.cpu_count() or 1
-        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // count)))
-    elif count > chosen.count:
+    if chosen.kind != "cpu" and count > chosen.count:
         raise UserError(f"--devices {count}: this machine has {chosen.count} of kind {chosen.kind}.")

@@ -28,12 +28,8 @@ def quantization_config(bits: int, device: Device, compute_dtype: torch.dtype) -
         return None
     if bits not in device.quantized_bits:
         can = ", ".join(str(each) for each in (*device.quantized_bits, 16))
-        reason = (
-            "bitsandbytes, which holds them, has nothing for such devices"
-            if not device.quantized_bits
-            else "not offered"
-        )
-        raise UserError(f"weights in {bits} bits on {device.kind}: {reason}. This device can: {can}.")
+        hint = f" {device.quantization_hint}" if device.quantization_hint else ""
+        raise UserError(f"weights in {bits} bits on {device.kind}: not offered. This device can: {can}.{hint}")
     if importlib.util.find_spec("bitsandbytes") is None:
         raise UserError(f"weights in {bits} bits need bitsandbytes: pip install 'llava-npu[quantize]'.")
     from transformers import BitsAndBytesConfig

@@ -22,11 +22,12 @@ def check_quantization(config: RunConfig, device: Device) -> None:
     if bits is None or not config.has_adapters:
         return
     if bits not in device.quantized_bits:
+        hint = f" {device.quantization_hint}" if device.quantization_hint else ""
         raise UserError(
             f"lora.base_bits: bitsandbytes, which trains adapters on a base in {bits} bits (QLoRA), has no operators "
             f"for that on {device.kind}. Remove `lora.base_bits`: LoRA on the 16-bit base needs 2 bytes per weight (13 "
             "GiB for 7 B), which one device of 64 GB holds; `gradient_checkpointing`, fewer `lora.targets` and a "
-            "smaller `micro_batch_size` save more."
+            f"smaller `micro_batch_size` save more.{hint}"
         )
     _bitsandbytes()
 

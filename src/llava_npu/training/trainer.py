@@ -146,6 +146,7 @@ class Trainer:
         self._build_data()
         checkpoint = self._resume()
         self._attach_saver_and_guard()
+        devices.share_host_threads(self.config.data.workers)
         batches = self._batches(self.first_step, self.num_steps, self.config.data.workers)
         if checkpoint is not None:  # last, so that nothing above draws from the generators again
             saving.load_random_state(checkpoint, self.accelerator, self.device)

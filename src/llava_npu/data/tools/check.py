@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import multiprocessing
-import os
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -29,6 +28,7 @@ from llava_npu.data.formats.tables import TableImage
 from llava_npu.data.image_roots import ImagePath, exists
 from llava_npu.data.images import load_image
 from llava_npu.data.tools.defects import Kind, RecordError
+from llava_npu.distributed.cores import usable_cores
 from llava_npu.distributed.launched import worker_dies_with_parent
 from llava_npu.errors import UserError
 
@@ -166,7 +166,7 @@ def check_records(
 
 def default_workers(num_records: int) -> int:
     """One process per core, or none for a set that is checked before they have started."""
-    return 0 if num_records < 2048 else len(os.sched_getaffinity(0))
+    return 0 if num_records < 2048 else usable_cores()
 
 
 class _Checker:

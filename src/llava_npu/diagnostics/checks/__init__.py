@@ -20,6 +20,7 @@ CHECKS: tuple[Callable[[Machine], Iterator[Finding]], ...] = (
     ascend.cann,
     ascend.driver,
     ascend.health,
+    ascend.chips,
     resources.devices,
     ascend.numpy,
     ascend.cann_packages,
@@ -31,5 +32,6 @@ CHECKS: tuple[Callable[[Machine], Iterator[Finding]], ...] = (
     environment.launch_blocking,
     environment.communication,
     environment.ports,
+    resources.cores,
     resources.disk,
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from llava_npu import ascend_chips
 from llava_npu.diagnostics import compatibility
 from llava_npu.diagnostics.compatibility import RECOMMENDED, AscendRelease
 from llava_npu.diagnostics.findings import Finding, error, ok, warning
@@ -72,7 +73,7 @@ def cann(machine: Machine) -> Iterator[Finding]:
             "Unlisted pairs may work; nobody has said so.",
             f"Look it up in https://gitcode.com/Ascend/pytorch COMPATIBILITY.md, or: {_install(_release_for(machine))}",
         )
-    elif compatibility.parse(ascend.cann)[:2] != compatibility.parse(release.cann)[:2]:
+    elif not compatibility.runs_with(release, ascend.cann):
         yield warning(
             "CANN",
             f"{ascend.cann} with torch-npu {version}, which was made with CANN {release.cann}",
@@ -169,9 +170,27 @@ def bitsandbytes(machine: Machine) -> Iterator[Finding]:
         yield warning(
             "bitsandbytes",
             f"{machine.versions['bitsandbytes']} on an Ascend",
-            "Its 4-bit and 8-bit kernels are CUDA's: QLoRA fails (hiyouga/LLaMA-Factory issues 6452, 7337).",
-            "Train LoRA in bfloat16 instead",
+            "PyPI's build has no operators for Ascends: QLoRA fails (hiyouga/LLaMA-Factory issues 6452, 7337). A build "
+            "of its Ascend branch has 4 bits (bitsandbytes pull requests 1422, 1695); this project has not tried it.",
+            "Train LoRA in bfloat16, or compile bitsandbytes with -DCOMPUTE_BACKEND=npu (docs/npu.md)",
         )
+
+
+def chips(machine: Machine) -> Iterator[Finding]:
+    names = {chip.name for chip in machine.ascend.chips}
+    names |= {device.name for device in machine.trial.devices if device.device.startswith("npu")}
+    for name in sorted(names):
+        family = ascend_chips.family_of(name)
+        if problem := ascend_chips.refusal(name):
+            yield error(
+                "chip",
+                problem,
+                "Training and chat would end at the first attention.",
+                "Use an Atlas A2 or A3; on this machine: --device cpu",
+            )
+        elif family and not machine.simulated:
+            per_node = f", {family.per_node} devices in a node" if family.per_node else ""
+            yield ok("chip", f"{name}: {family.name}{per_node}")
 
 
 def compilation(machine: Machine) -> Iterator[Finding]:
@@ -213,4 +232,4 @@ def _release_for(machine: Machine) -> AscendRelease:
 
 
 def _install(release: AscendRelease) -> str:
-    return f"pip install torch=={release.torch} torch-npu=={release.torch_npu}  # with CANN {release.cann}"
+    return f"{compatibility.install_command(release)}  # with CANN {release.cann}"

@@ -10,6 +10,7 @@ from llava_npu.diagnostics.findings import Finding, error, ok, warning
 from llava_npu.diagnostics.machine import Machine
 
 GIB = 2**30
+_BUSY = 0.5
 
 
 def devices(machine: Machine) -> Iterator[Finding]:
@@ -37,6 +38,28 @@ def devices(machine: Machine) -> Iterator[Finding]:
     for problem in trial.warnings:
         what, _, fix = problem.partition(": ")
         yield warning("process", what, "It acts in every Python process of this environment.", fix)
+
+
+def cores(machine: Machine) -> Iterator[Finding]:
+    found, threads = machine.cores, machine.environment.get("OMP_NUM_THREADS", "")
+    shown = f"{found.usable} of {found.machine} may be used"
+    if found.busy >= _BUSY:
+        yield warning(
+            "cores",
+            f"{shown}, and other work keeps them {found.busy:.0%} busy",
+            "Threads wait for each other at every operation: with others on their cores, a step on the CPU takes many "
+            "times as long, and workers that prepare images fall behind.",
+            "See who it is with top; wait, or choose free cores with taskset -c",
+        )
+    elif threads.isdigit() and int(threads) > found.usable:
+        yield warning(
+            "cores",
+            f"{shown}, but OMP_NUM_THREADS={threads}",
+            "Threads beyond the cores (of the affinity, within the container's quota) wait for each other.",
+            f"unset OMP_NUM_THREADS (llava-npu chooses {found.usable}, shared among processes and workers)",
+        )
+    else:
+        yield ok("cores", shown)
 
 
 def disk(machine: Machine) -> Iterator[Finding]:
