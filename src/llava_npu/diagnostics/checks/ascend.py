@@ -178,7 +178,7 @@ def bitsandbytes(machine: Machine) -> Iterator[Finding]:
 
 def chips(machine: Machine) -> Iterator[Finding]:
     names = {chip.name for chip in machine.ascend.chips}
-    names |= {device.name for device in machine.trial.devices if device.device.startswith("npu")}
+    names |= {device.name for device in machine.trial.devices if device.accelerator}
     for name in sorted(names):
         family = ascend_chips.family_of(name)
         if problem := ascend_chips.refusal(name):
