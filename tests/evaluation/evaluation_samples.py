@@ -27,6 +27,24 @@ def encoded_image(colour: tuple[int, int, int], size: int = 24) -> str:
     return base64.b64encode(buffer.getvalue()).decode()
 
 
+def image_bytes(shade: int = 0, size: tuple[int, int] = (24, 24)) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", size, (shade % 256, 90, 30)).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def write_parquet(path: Path, rows: Sequence[Mapping[str, object]]) -> Path:
+    """Rows as data sets on Hugging Face have them; bytes become images ({bytes, path})."""
+    from pyarrow import Table, parquet
+
+    def cell(value: object) -> object:
+        return {"bytes": value, "path": "a.png"} if isinstance(value, bytes) else value
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    parquet.write_table(Table.from_pylist([{name: cell(value) for name, value in row.items()} for row in rows]), path)
+    return path
+
+
 def write_tsv(path: Path, rows: Sequence[Mapping[str, object]], columns: Sequence[str] = COLUMNS) -> Path:
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, columns, delimiter="\t", restval="", lineterminator="\n")

@@ -17,9 +17,10 @@ from llava_npu.evaluation.run import evaluate
 DOCS = Path(__file__).parents[2] / "docs"
 
 WANTED = (
-    *("ai2d", "gqa", "hallusionbench", "llavabench", "mmbench", "mmbench_cn", "mmbench_cn_test", "mmbench_test"),
-    *("mme", "mmmu", "mmstar", "mmvet", "multiple_choice", "pope", "qbench", "qbench_cn", "scienceqa"),
-    *("scienceqa_img", "seedbench", "textvqa", "vizwiz", "vqa_jsonl", "vqav2"),
+    *("ai2d", "blink", "chair", "chartqa", "cvbench", "docvqa", "gqa", "hallusionbench", "infovqa", "llavabench"),
+    *("mathvista", "mmbench", "mmbench_cn", "mmbench_cn_test", "mmbench_test", "mme", "mmmu", "mmstar", "mmvet"),
+    *("multiple_choice", "ocrbench", "pope", "qbench", "qbench_cn", "realworldqa", "refcoco", "refcoco_plus"),
+    *("refcocog", "scienceqa", "scienceqa_img", "seedbench", "textvqa", "vizwiz", "vqa_jsonl", "vqav2"),
 )
 
 

@@ -1,76 +1,55 @@
 """Reading options from answers.
 
-Reference of the `vlmevalkit` cases: open-compass/VLMEvalKit, vlmeval/utils/matching_util.py (`can_infer`), run on these
-answers; faults included.
+The examples are those of docs/evaluation.md (src/llava_npu/evaluation/extraction/examples.json). Their `vlmevalkit`
+readings are those of open-compass/VLMEvalKit, vlmeval/utils/matching_util.py (`can_infer`), run on these answers; the
+other published rules are compared with the official code by benchmarks/official_scorers.py.
 """
 
 from __future__ import annotations
 
 import string
+from collections.abc import Callable, Mapping
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llava_npu.evaluation.extraction.rules import EXTRACTORS, extract_strict, extract_vlmevalkit
+from llava_npu.evaluation.extraction import lmms_eval, yes_no
+from llava_npu.evaluation.extraction.rules import EXTRACTORS, extract_strict, extract_vlmevalkit, scienceqa
+from llava_npu.evaluation.reports.reference import Example, extraction_examples
 
-ANIMALS = {"A": "cat", "B": "dog", "C": "hot dog", "D": "a red car"}
+
+def option(letter: str | None, options: Mapping[str, str]) -> str | None:
+    return letter if letter in options else None
 
 
-@pytest.mark.parametrize(
-    ("answer", "strict", "vlmevalkit"),
-    [
-        ("B", "B", "B"),
-        (" B\n", "B", "B"),
-        ("b", "B", None),
-        ("(B)", "B", "B"),
-        ("**B**.", "B", "B"),
-        ("B.", "B", "B"),
-        ("B. dog", "B", "B"),
-        ("B: dog", "B", "B"),
-        ("B\nBecause it barks.", "B", "B"),
-        ("B. cat", None, "B"),  # letter and text disagree
-        ("Answer: B", "B", "B"),
-        ("The answer is B.", "B", "B"),
-        ("The answer is **B**, because it barks loudly at night and wags its tail", "B", "B"),
-        ("The correct option is (B)", "B", "B"),
-        ("The answer is dog", "B", "D"),  # their pattern reads the D of "dog"
-        ("The answer is a dog", "B", "A"),  # and the article
-        ("A dog is here", "B", "A"),
-        ("A hot dog", "C", "A"),  # "dog" in "hot dog" is no mention of a dog
-        ("It is a hot dog", "C", None),  # two texts occur
-        ("I see a cat", "A", "A"),
-        ("a red car", "D", "D"),
-        ("the dog and the cat", None, None),
-        ("B or C", None, None),
-        ("The answer is B. No, the answer is C.", None, "B"),
-        ("catalogue", None, "A"),  # a text inside a word
-        ("E", None, None),
-        ("Z", None, "Z"),
-        ("I can't process this file.", None, "Z"),
-        ("Sorry, I can't help with images of people yet.", None, "Z"),
-        ("Failed to obtain answer via API", None, None),
-        ("", None, None),
-        ("答案是B", "B", None),
-        ("答案：B。", "B", None),
-        ("选B吧", "B", None),
-        ("neither of them", None, None),
-        (
-            "It's B that I would choose, because of the long ears and the tail",
-            "B",
-            None,
-        ),  # not within 4 tokens of the end
-    ],
-)
-def test_answers(answer: str, strict: str | None, vlmevalkit: str | None) -> None:
-    assert extract_strict(answer, ANIMALS) == strict
-    assert extract_vlmevalkit(answer, ANIMALS) == vlmevalkit
+RULES: dict[str, Callable[[str, Mapping[str, str]], str | None]] = {
+    "strict": extract_strict,
+    "vlmevalkit": extract_vlmevalkit,
+    "scienceqa": scienceqa,
+    "ranked": lambda answer, options: lmms_eval.ranked_letter(answer, list(options)),
+    "first": lambda answer, options: option(lmms_eval.first_letter(answer), options),
+    "cambrian": lambda answer, options: option(lmms_eval.cambrian_letter(answer), options),
+}
+CHOICES, YES_OR_NO = extraction_examples()
+
+
+@pytest.mark.parametrize("example", CHOICES.answers, ids=lambda example: example.answer)
+def test_examples_of_choices(example: Example) -> None:
+    """What docs/evaluation.md shows."""
+    found = {rule: RULES[rule](example.answer, CHOICES.options) for rule in CHOICES.rules}
+    assert found == example.readings
+
+
+@pytest.mark.parametrize("example", YES_OR_NO.answers, ids=lambda example: example.answer)
+def test_examples_of_yes_and_no(example: Example) -> None:
+    assert {rule: yes_no.RULES[rule](example.answer) for rule in YES_OR_NO.rules} == example.readings
 
 
 def test_text_counts_only_in_answers_at_most_twice_as_long_as_all_options_for_vlmevalkit() -> None:
-    limit = 2 * sum(map(len, ANIMALS.values()))
-    assert extract_vlmevalkit("dog".ljust(limit, "-"), ANIMALS) == "B"
-    assert extract_vlmevalkit("dog".ljust(limit + 1, "-"), ANIMALS) is None
+    limit = 2 * sum(map(len, CHOICES.options.values()))
+    assert extract_vlmevalkit("dog".ljust(limit, "-"), CHOICES.options) == "B"
+    assert extract_vlmevalkit("dog".ljust(limit + 1, "-"), CHOICES.options) is None
 
 
 def test_more_options_than_four_by_their_patterns_limit() -> None:
@@ -89,10 +68,13 @@ def test_chinese_option_text_needs_no_word_boundary() -> None:
     assert extract_strict("这是一只狗。", {"A": "猫", "B": "狗"}) == "B"
 
 
-@given(st.sampled_from(sorted(ANIMALS)), st.sampled_from(["{}", "({})", "{}.", " {}\n", "{})", "[{}]", "Answer: {}"]))
+@given(
+    st.sampled_from(sorted(CHOICES.options)),
+    st.sampled_from(["{}", "({})", "{}.", " {}\n", "{})", "[{}]", "Answer: {}"]),
+)
 def test_both_rules_read_a_plain_letter(letter: str, form: str) -> None:
     answer = form.format(letter)
-    assert extract_strict(answer, ANIMALS) == extract_vlmevalkit(answer, ANIMALS) == letter
+    assert extract_strict(answer, CHOICES.options) == extract_vlmevalkit(answer, CHOICES.options) == letter
 
 
 @given(st.text(max_size=60), st.lists(st.text(min_size=1, max_size=12), min_size=2, max_size=6))

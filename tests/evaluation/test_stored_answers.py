@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import typer
-from benchmark_samples import gqa, mme, mmvet, seedbench, textvqa, write_jsonl
+from benchmark_samples import gqa, mme, mmvet, seedbench, textvqa, vizwiz, write_jsonl
 from evaluation_samples import circular_rows, write_tsv
 from typer.testing import CliRunner
 
@@ -152,3 +152,28 @@ def test_options_that_do_not_go_with_stored_answers(tmp_path: Path) -> None:
     assert "leave out --model" in refused("--model", "m")
     assert "takes one benchmark, with --images given" in refused("--images", "none")
     assert "x.jsonl is not a file" in refused()
+
+
+def test_a_released_test_file_is_scored_without_the_model(tmp_path: Path) -> None:
+    rows = circular_rows(groups=2)
+    secret = write_tsv(tmp_path / "MMBench_TEST_EN_V11.tsv", [{**row, "answer": ""} for row in rows])
+    answers = [{"question_id": row["index"], "text": row["answer"]} for row in rows]
+    score("mmbench_test", secret, write_jsonl(tmp_path / "a.jsonl", answers), tmp_path / "old")
+    notes = json.loads((tmp_path / "old" / "report.json").read_text())["notes"]
+    assert any("closed since 2026-03-31" in note and "MMBench_TEST_EN_V11.tsv" in note for note in notes)
+    released = write_tsv(tmp_path / "released.tsv", rows)
+    found = score("mmbench_test", released, tmp_path / "old" / "predictions.jsonl", tmp_path / "new")
+    assert found["circular", "vlmevalkit"] == 1
+    notes = json.loads((tmp_path / "new" / "report.json").read_text())["notes"]
+    assert not any("closed" in note for note in notes)
+
+
+def test_vizwiz_says_what_to_do_now(tmp_path: Path) -> None:
+    data = vizwiz(tmp_path)
+    answers = write_jsonl(tmp_path / "a.jsonl", [{"question_id": 0, "text": "a can"}])
+    score("vizwiz", data, answers, tmp_path / "out")
+    notes = json.loads((tmp_path / "out" / "report.json").read_text())["notes"]
+    assert any("challenge 2185 takes no more submissions" in note for note in notes)
+    record = json.loads(data.read_text())
+    write_jsonl(data, [{**record, "answers": ["a can"] * 10}])
+    assert score("vizwiz", data, answers, tmp_path / "scored")["VQA accuracy", "llava"] == 1

@@ -261,6 +261,8 @@ def _finish(run: EvaluationRun, sessions: list[Session], notes: Sequence[str], p
     if run.benchmark.submission and run.images == GIVEN:
         texts = {prediction.id: prediction.answer for prediction in predictions}
         notes += write_submission(run.benchmark.submission, run.dataset, texts, run.output)[1]
+    if run.benchmark.closed and not any(each.references or each.answer is not None for each in run.questions):
+        notes.append(f"No question has an answer here, and {run.benchmark.closed}")
     judged, judging_notes = _judged(run, predictions)
     report = build_report(
         run.benchmark,

@@ -29,7 +29,7 @@ from llava_npu.evaluation.formats.tables import raised_field_limit
 from llava_npu.evaluation.questions import Answer, Question
 from llava_npu.evaluation.reports.submissions import MissingPackageError
 
-_IDS_OF_A_DOC = ("question_id", "index", "questionId", "id", "pid", "qid", "data_id")  # lmms-eval's tasks
+_IDS_OF_A_DOC = ("question_id", "index", "questionId", "id", "pid", "qid", "data_id", "idx")  # lmms-eval's tasks
 _OCCURRENCE = re.compile(r"[#/]\d+$")  # how benchmarks tell questions with one id apart
 _MAX_NAMED = 3
 

@@ -72,7 +72,7 @@ class TableEntries:
     """
 
     def __init__(self, path: Path):
-        _require_pyarrow(path)
+        require_pyarrow(path)
         self.path = path
         self.files = table_files(path)
         self._arrow_files = [_as_arrow(file) for file in self.files]
@@ -235,7 +235,8 @@ def _saved_files(state: Path) -> Sequence[str]:
         raise UserError(f"{state}: not what Dataset.save_to_disk writes ({error}); save the dataset again") from error
 
 
-def _require_pyarrow(path: Path) -> None:
+def require_pyarrow(path: Path) -> None:
+    """Raises `UserError` where pyarrow is not installed."""
     try:
         import pyarrow  # noqa: F401
     except ImportError as error:

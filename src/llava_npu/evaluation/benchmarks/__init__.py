@@ -72,6 +72,7 @@ class Benchmark:
         checksums: published file → its MD5.
         submission: the files that a server or another tool takes.
         judging: what a judge model is asked.
+        closed: what to do now that the benchmark's server takes no more submissions; "" if it does, or has none.
     """
 
     name: str
@@ -88,6 +89,7 @@ class Benchmark:
     submission: Submission | None = None
     judging: JudgeRule | None = None
     credit: Callable[[Question, str, str | None], float | None] = right_or_wrong
+    closed: str = ""
 
 
 _REGISTRY: dict[str, Benchmark] = {}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import partial
 
-from llava_npu.evaluation.benchmarks import LOCALLY, MAY_JUDGE, SERVER, Benchmark, Description, register
+from llava_npu.evaluation.benchmarks import LOCALLY, MAY_JUDGE, Benchmark, Description, register
 from llava_npu.evaluation.extraction.choices import (
     ABOUT,
     CHINESE,
@@ -32,6 +32,12 @@ _MD5 = {
     "MMBench_DEV_CN_V11.tsv": "593f9b5f6bea453d870a798b34ae4f37",
     "MMBench_TEST_CN_V11.tsv": "156e6569f9547afb16603eca16e85373",
 }
+_CLOSED = (
+    "the server (mmbench.opencompass.org.cn) has been closed since 2026-03-31. The answers of the test files were "
+    "released (https://github.com/open-compass/MMBench/issues/61): download MMBench_TEST_EN_V11.tsv or "
+    "MMBench_TEST_CN_V11.tsv again from opencompass.openxlab.space/utils/benchmarks/MMBench, and score what was "
+    "predicted with `--data` that file and `--predictions` this run's predictions.jsonl."
+)
 
 
 def _submitted(row: Row) -> Mapping[str, str]:
@@ -56,7 +62,7 @@ def _cell(column: str, value: str) -> str | int | None:
     return number_or_text(value.strip()) if column == "index" else value
 
 
-def _mmbench(name: str, title: str, instruction: str, files: tuple[str, ...], scored: tuple[str, ...]) -> Benchmark:
+def _mmbench(name: str, title: str, instruction: str, files: tuple[str, ...], closed: str = "") -> Benchmark:
     return Benchmark(
         name=name,
         title=title,
@@ -70,7 +76,7 @@ def _mmbench(name: str, title: str, instruction: str, files: tuple[str, ...], sc
             licence="Apache-2.0",
             prompt=f"hint, question, one option a line (“A. …”), “{instruction}”; greedy, at most 1024 new tokens",
             metric="circular accuracy (every rotation right) by l2-category and category, and vanilla accuracy",
-            scored=scored,
+            scored=(LOCALLY, MAY_JUDGE),
         ),
         files=files,
         read=partial(read_choices, instruction=instruction, circular=True, facts=_submitted),
@@ -82,10 +88,11 @@ def _mmbench(name: str, title: str, instruction: str, files: tuple[str, ...], sc
         checksums=_MD5,
         submission=Submission(
             ".xlsx: the table without hint, category, source, image, comment and l2-category, `prediction` as the "
-            "seventh column (mmbench.opencompass.org.cn)",
+            "seventh column (as the server took it)",
             _spreadsheet,
         ),
         judging=choice_judge.CHOICE_JUDGE,
+        closed=closed,
     )
 
 
@@ -99,7 +106,6 @@ register(
             *(f"{folder}mmbench_dev_{name}2023*.tsv" for name in ("", "en_") for folder in ("mmbench/", "")),
             "MMBench_DEV_EN_V11.tsv",
         ),
-        (LOCALLY, MAY_JUDGE),
     )
 )
 register(
@@ -114,7 +120,6 @@ register(
             "mmbench_dev_cn_*.tsv",
             "MMBench_DEV_CN_V11.tsv",
         ),
-        (LOCALLY, MAY_JUDGE),
     )
 )
 register(
@@ -127,7 +132,7 @@ register(
             *(f"{folder}mmbench_test_{name}2023*.tsv" for name in ("", "en_") for folder in ("mmbench/", "")),
             "MMBench_TEST_EN_V11.tsv",
         ),
-        (SERVER,),
+        _CLOSED,
     )
 )
 register(
@@ -142,6 +147,6 @@ register(
             "mmbench_test_cn_*.tsv",
             "MMBench_TEST_CN_V11.tsv",
         ),
-        (SERVER,),
+        _CLOSED,
     )
 )

@@ -21,12 +21,12 @@ from llava_npu.evaluation.formats.locating import ImageFolder, require_companion
 from llava_npu.evaluation.formats.tables import Row
 from llava_npu.evaluation.questions import Dataset, Question
 from llava_npu.evaluation.statistics.accuracy import (
-    OVERALL,
-    Label,
     Score,
     Unit,
     extraction_rules,
     hit,
+    in_part,
+    overall_only,
     ratio,
     statistic,
     tabulate,
@@ -116,8 +116,9 @@ def _score(questions: Sequence[Question], parsed: Mapping[str, Parsed]) -> list[
         confusion = [Unit(question, _confusion(question, said[question.id])) for question in known]
         scores += tabulate(confusion, "F1", rule, _f1)
         if len(categories) > 1:
-            side_by_side = [_in_place(unit, categories) for unit in confusion]
-            scores += tabulate(side_by_side, "mean F1", rule, _mean_f1, _overall_only)
+            # Images are resampled for all categories at once.
+            places = [in_part(unit, categories.index(unit.question.category), len(categories)) for unit in confusion]
+            scores += tabulate(places, "mean F1", rule, _mean_f1, overall_only)
         right = [hit(question, said[question.id] == question.answer) for question in known]
         scores += tabulate(right, "accuracy", rule)
         scores += tabulate(confusion, "precision", rule, _precision)
@@ -148,21 +149,10 @@ def _recall(sums: Array) -> Array:
     return ratio(np.stack([sums[:, 0], sums[:, 0] + sums[:, 2]], axis=1))
 
 
-def _in_place(unit: Unit, categories: Sequence[str]) -> Unit:
-    """The same amounts in a row that holds those of all categories: images are resampled for all of them at once."""
-    amounts = np.zeros((len(categories), 3))
-    amounts[categories.index(unit.question.category)] = unit.amounts
-    return replace(unit, amounts=tuple(amounts.ravel()))
-
-
 @statistic
 def _mean_f1(sums: Array) -> Array:
     parts = np.split(sums, sums.shape[1] // 3, axis=1)
     return np.mean([_f1(part) for part in parts], axis=0)
-
-
-def _overall_only(question: Question) -> list[Label]:
-    return [(OVERALL, OVERALL)]
 
 
 def _review(questions: Sequence[Question], parsed: Mapping[str, Parsed]) -> list[str]:

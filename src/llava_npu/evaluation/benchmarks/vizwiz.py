@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from llava_npu.evaluation.benchmarks import LOCALLY, SERVER, Benchmark, Description, register
+from llava_npu.evaluation.benchmarks import LOCALLY, Benchmark, Description, register
 from llava_npu.evaluation.extraction.open_answers import (
     ABOUT,
     most_frequent,
@@ -23,6 +23,12 @@ from llava_npu.evaluation.questions import Dataset
 from llava_npu.evaluation.reports.submissions import Submission, as_json
 
 _INSUFFICIENT = "When the provided information is insufficient, respond with 'Unanswerable'."
+_CLOSED = (
+    "EvalAI's challenge 2185 takes no more submissions (https://github.com/haotian-liu/LLaVA/issues/1916). Evaluate "
+    "the validation split and say so (VizWiz.tsv, or lines that have `answers`), or send submission/vizwiz.json to the "
+    "organisers (vizwiz.org). A test file with answers is scored here; `--predictions` then takes this run's "
+    "predictions.jsonl."
+)
 
 
 def _read(path: Path) -> Dataset:
@@ -63,7 +69,7 @@ register(
             prompt=f"question, “{_INSUFFICIENT}”, “{SHORT}” (LLaVA's file has them; added to those of the .tsv); "
             "greedy, at most 128 new tokens",
             metric="VQA accuracy over ten annotators",
-            scored=(SERVER, LOCALLY),
+            scored=(LOCALLY,),
         ),
         files=("vizwiz/llava_test.jsonl", "llava_test.jsonl", "VizWiz.tsv"),
         read=_read,
@@ -75,7 +81,8 @@ register(
         rules=ABOUT,
         checksums={"VizWiz.tsv": "fa4ac4164467563ed2fac6eac6631bd0"},
         submission=Submission(
-            "vizwiz.json: image, answer (normal form of LLaVA's script) (eval.ai challenge 2185)", _answers
+            "vizwiz.json: image, answer (normal form of LLaVA's script), as eval.ai's challenge 2185 took it", _answers
         ),
+        closed=_CLOSED,
     )
 )

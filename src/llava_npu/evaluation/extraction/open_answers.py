@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from llava_npu.data.records import IMAGE_MARK
@@ -12,7 +13,7 @@ from llava_npu.evaluation.formats.llava_files import SHORT, bare, with_instructi
 from llava_npu.evaluation.formats.table_images import TableImages, parse_list
 from llava_npu.evaluation.formats.tables import Row, read_tsv, unique_indices
 from llava_npu.evaluation.questions import Dataset, Question
-from llava_npu.evaluation.statistics.accuracy import Score, extraction_rules, hit, tabulate
+from llava_npu.evaluation.statistics.accuracy import Score, score_credits
 
 ABOUT = {
     "strict": "ours: the normal form of the VQA challenge with its faults fixed",
@@ -80,12 +81,12 @@ def score_soft(questions: Sequence[Question], parsed: Mapping[str, Parsed]) -> l
 
 def soft_credit(question: Question, rule: str, reading: str | None) -> float | None:
     """An answer's agreement with annotators."""
-    return _credit(question, rule, reading, soft_score)
+    return _credit(question, rule, reading, compare=soft_score)
 
 
 def exact_credit(question: Question, rule: str, reading: str | None) -> float | None:
     """Whether an answer equals any reference."""
-    return _credit(question, rule, reading, _equals_any)
+    return _credit(question, rule, reading, compare=_equals_any)
 
 
 def score_exact(questions: Sequence[Question], parsed: Mapping[str, Parsed]) -> list[Score]:
@@ -104,19 +105,11 @@ def score_answers(
     An answer of which nothing is left is right under the original's rule if nothing is left of a reference either.
     """
     known = [question for question in questions if question.references]
-    scores = []
-    for rule in extraction_rules(parsed):
-        readings = [parsed.get(question.id, {}).get(rule) for question in known]
-        units = [
-            hit(question, _credit(question, rule, reading, compare) or 0.0)
-            for question, reading in zip(known, readings, strict=True)
-        ]
-        scores += tabulate(units, metric, rule)
-    return scores
+    return score_credits(known, parsed, metric, partial(_credit, compare=compare))
 
 
 def _credit(
-    question: Question, rule: str, reading: str | None, compare: Callable[[str, Sequence[str]], float]
+    question: Question, rule: str, reading: str | None, *, compare: Callable[[str, Sequence[str]], float]
 ) -> float | None:
     if not question.references:
         return None

@@ -38,7 +38,7 @@ def _without_one_apostrophe(word: str) -> list[str]:
 _RESTORED = {short: word for word in _CONTRACTIONS for short in _without_one_apostrophe(word)}
 _RESTORED_AS_ORIGINAL = _RESTORED | {"somebody'd": "somebodyd"}
 _LOWER_CASE = {"im": "i'm", "ive": "i've", "id've": "i'd've", "i'dve": "i'd've"}
-_RESTORED_MENDED = _RESTORED | _LOWER_CASE | {"somebodyd": "somebody'd"}
+_RESTORED_FIXED = _RESTORED | _LOWER_CASE | {"somebodyd": "somebody'd"}
 
 _PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
 _PERIOD = re.compile(r"\.(?!\d)")  # what the original matches; its look-behind is misspelt and always holds
@@ -57,7 +57,7 @@ def normalise(answer: str) -> str:
     """The answer in normal form, without the original's faults."""
     words = _plain(answer, 0).split()
     kept = [word for word in words if word not in _ARTICLES] or words
-    return " ".join(_RESTORED_MENDED.get(word, word) for word in (_DIGITS.get(word, word) for word in kept))
+    return " ".join(_RESTORED_FIXED.get(word, word) for word in (_DIGITS.get(word, word) for word in kept))
 
 
 NORMALISERS: dict[str, Callable[[str], str]] = {"strict": normalise, "llava": normalise_as_original}

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -106,6 +106,19 @@ def ratio(sums: Array) -> Array:
     return np.divide(sums[:, 0], sums[:, 1], out=np.zeros(len(sums)), where=sums[:, 1] != 0)
 
 
+@statistic
+def mean_ratio(sums: Array) -> Array:
+    """The mean of the ratios of several parts, each with two amounts (see `in_part`)."""
+    return np.mean([ratio(part) for part in np.split(sums, sums.shape[1] // 2, axis=1)], axis=0)
+
+
+def in_part(unit: Unit, part: int, parts: int) -> Unit:
+    """The same amounts in a row that holds those of all parts, the others zero: for statistics of several parts."""
+    amounts = np.zeros((parts, len(unit.amounts)))
+    amounts[part] = unit.amounts
+    return replace(unit, amounts=tuple(amounts.ravel()))
+
+
 def hit(question: Question, right: float, trials: int = 1) -> Unit:
     """`right` of `trials`, for `ratio`."""
     return Unit(question, (right, trials), trials)
@@ -135,6 +148,43 @@ def tabulate(
             cells[unit.question.split, level, name].append(unit)
     order = sorted(cells, key=lambda cell: (cell[0], LEVELS.index(cell[1]), cell[2]))
     return [_score(cells[cell], metric, extraction, cell, of_sums, stratum) for cell in order]
+
+
+def overall_only(question: Question) -> list[Label]:
+    """For scores that are not taken by category."""
+    return [(OVERALL, OVERALL)]
+
+
+def mean_of_parts(
+    units: Sequence[Unit], metric: str, extraction: str, part_of: Callable[[Question], str], of_sums: Statistic
+) -> list[Score]:
+    """One overall score of several parts (tasks, sources), each counting alike however many questions it has.
+
+    Args:
+        units: of `hit`, or others.
+        metric, extraction: as in `tabulate`.
+        part_of: a question → its part; the sums of the parts lie side by side in the order of their names.
+        of_sums: their statistic, such as `mean_ratio`.
+    """
+    parts = sorted({part_of(unit.question) for unit in units})
+    spread = [in_part(unit, parts.index(part_of(unit.question)), len(parts)) for unit in units]
+    return tabulate(spread, metric, extraction, of_sums, overall_only, part_of)
+
+
+def score_credits(
+    questions: Sequence[Question],
+    parsed: Mapping[str, Mapping[str, str | None]],
+    metric: str,
+    credit: Callable[[Question, str, str | None], float | None],
+    labels: Callable[[Question], Iterable[Label]] = own_labels,
+) -> list[Score]:
+    """The mean of what answers are worth, by each rule that read them; questions with secret answers are left out."""
+    scores = []
+    for rule in extraction_rules(parsed):
+        worth = [(each, credit(each, rule, parsed.get(each.id, {}).get(rule))) for each in questions]
+        units = [hit(question, value) for question, value in worth if value is not None]
+        scores += tabulate(units, metric, rule, labels=labels)
+    return scores
 
 
 def extraction_rules(parsed: Mapping[str, Mapping[str, str | None]]) -> list[str]:
