@@ -130,7 +130,7 @@ def test_a_document_split_without_answers_is_predicted(tmp_path: Path) -> None:
     row = {"questionId": "1", "question": "Who?", "answers": None, "image": image_bytes()}
     data = write_parquet(tmp_path / "test-00000-of-00001.parquet", [row])
     report = evaluate("docvqa", data, FakeAnswerer(lambda question: "x"), tmp_path / "out")
-    assert report.scores == []
+    assert not report.scores
     assert (tmp_path / "out" / "submission" / "test_submission.json").is_file()
 
 

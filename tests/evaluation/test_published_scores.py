@@ -1,6 +1,6 @@
-"""Scores on the published files' peculiarities, beside the code that published scores come from.
+"""Scores on the published files' peculiarities, next to the code that published scores come from.
 
-References, run beside ours on made answers: open-compass/VLMEvalKit at e8e78f05 (vlmeval/dataset/utils/
+References, run next to ours on made answers: open-compass/VLMEvalKit at e8e78f05 (vlmeval/dataset/utils/
 multiple_choice.py), tianyi-lab/HallusionBench at 744007c2 (utils.py), MMMU-Benchmark/MMMU at bb0b95a9
 (mmmu/utils/eval_utils.py; also on its published outputs of two models).
 """

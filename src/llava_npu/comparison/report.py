@@ -23,6 +23,7 @@ from llava_npu.comparison.results import Result
 from llava_npu.comparison.table import HELD_OUT_LOSS, Baseline, TrialRow
 from llava_npu.evaluation.statistics.significance import PairedDifference
 from llava_npu.files.atomic import write_bytes, write_text
+from llava_npu.files.pages import render_page
 from llava_npu.version import __version__
 
 PAGE = "index.html"
@@ -158,17 +159,11 @@ def _made_with(comparison: ComparisonReport) -> str:
 
 
 def _render(comparison: ComparisonReport, plots: Sequence[str]) -> str:
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    environment = Environment(
-        loader=PackageLoader("llava_npu.comparison", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     results = comparison.results
-    return environment.get_template("page.html").render(
+    return render_page(
+        __package__,
+        "page.html",
+        title=comparison.title,
         comparison=comparison,
         results=results,
         columns=table.columns(results),
@@ -182,7 +177,7 @@ def _render(comparison: ComparisonReport, plots: Sequence[str]) -> str:
             for axis in pareto.AXES
             for result in pareto.frontier(results, measure, axis.cost)
         },
-        beside=[_beside(result, results) for result in results],
+        labels=[_label_within_projector(result, results) for result in results],
         highlights=highlights(results),
         matrices=_matrices(results),
         plots=plots,
@@ -194,7 +189,7 @@ def _render(comparison: ComparisonReport, plots: Sequence[str]) -> str:
     )
 
 
-def _beside(result: Result, results: Sequence[Result]) -> str:
+def _label_within_projector(result: Result, results: Sequence[Result]) -> str:
     """What tells a model from others with the same projector."""
     encoder = [result.encoder] if len({each.encoder for each in results}) > 1 else []
     return " · ".join([*encoder, *(f"{key}={value}" for key, value in result.varied.items())])

@@ -5,19 +5,17 @@ The page is one file without scripts; images are inside it, scaled down.
 
 from __future__ import annotations
 
-import base64
-import io
 from collections import deque
 from collections.abc import Iterator, Sequence
-from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from llava_npu.data.conversation.labels import IGNORE_INDEX, IMAGE_PLACEHOLDER, EncodedConversation
 from llava_npu.data.images import load_image
 from llava_npu.data.tools.inspected_sample import InspectedSample, headline, printable
 from llava_npu.errors import UserError
 from llava_npu.files.atomic import write_text
+from llava_npu.files.pages import data_url, render_page
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -25,19 +23,6 @@ if TYPE_CHECKING:
 THUMBNAIL = (320, 320)
 _WINDOW = 8  # stretches of context that decide how the next tokens are written
 _UNFINISHED = "\ufffd"
-
-_STYLE = """
-:root { color-scheme: light dark; --learned: #1a7f37; --learned-back: #1a7f3722; --image: #8250df; --bad: #cf222e }
-@media (prefers-color-scheme: dark) { :root { --learned: #3fb950; --learned-back: #3fb95033; --image: #a371f7;
-  --bad: #f85149 } }
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem }
-h2 { font-size: 1rem; margin: 2rem 0 .2rem; overflow-wrap: anywhere } .counts { opacity: .7; overflow-wrap: anywhere }
-pre { font: 13px/1.7 ui-monospace, monospace; white-space: pre-wrap; overflow-wrap: anywhere; margin: .5rem 0 }
-pre span { border-radius: 2px } pre span:hover { outline: 1px solid }
-.learned { color: var(--learned); background: var(--learned-back); font-weight: 600 }
-.image { color: var(--image); font-weight: 600 } .bad { color: var(--bad); overflow-wrap: anywhere }
-img { max-height: 10rem; margin: .3rem .5rem .3rem 0; border-radius: 4px }
-"""
 
 
 def write_page(
@@ -48,51 +33,34 @@ def write_page(
     Raises:
         UserError: it cannot be written.
     """
-    write_text(path, render_page(samples, tokenizer, title=title, summary=summary))
+    sections = [_section(sample, tokenizer) for sample in samples]
+    write_text(path, render_page(__package__, "inspect.html", title=title, summary=summary, sections=sections))
 
 
-def render_page(
-    samples: Sequence[InspectedSample], tokenizer: PreTrainedTokenizerBase, *, title: str, summary: str
-) -> str:
-    """The page as HTML."""
-    body = "\n".join(_section(sample, tokenizer) for sample in samples)
-    legend = (
-        '<span class="learned">learned from</span> · context · <span class="image">⟨image⟩</span> stands for an '
-        "image's tokens · ↵ is a newline"
-    )
-    return (
-        f'<!doctype html>\n<html lang="en"><meta charset="utf-8"><title>{escape(title)}</title>\n'
-        f"<style>{_STYLE}</style>\n<h1>{escape(title)}</h1>\n<p>{escape(summary)}</p>\n<p>{legend}</p>\n{body}\n</html>\n"
-    )
+def _section(sample: InspectedSample, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    images = range(len(sample.record.images)) if sample.record else ()
+    stretches = tokens(sample.encoded, tokenizer) if sample.encoded is not None else ()
+    return {
+        "title": sample.title,
+        "headline": headline(sample),
+        "problems": sample.problems,
+        "images": [_image(sample, number) for number in images],
+        "tokens": [_token(*each) for each in stretches],
+    }
 
 
-def _section(sample: InspectedSample, tokenizer: PreTrainedTokenizerBase) -> str:
-    lines = [f"<section><h2>{escape(sample.title)}</h2>", f'<p class="counts">{escape(headline(sample))}</p>']
-    lines += [f'<p class="bad">{escape(problem)}</p>' for problem in sample.problems]
-    lines += [_image(sample, number) for number in range(len(sample.record.images) if sample.record else 0)]
-    if sample.encoded is not None:
-        lines.append(f"<pre>{''.join(_span(*token) for token in tokens(sample.encoded, tokenizer))}</pre>")
-    return "\n".join([*lines, "</section>"])
-
-
-def _image(sample: InspectedSample, number: int) -> str:
+def _image(sample: InspectedSample, number: int) -> dict[str, str]:
     assert sample.record is not None
-    name = escape(str(sample.record.images[number]), quote=True)
+    name = str(sample.record.images[number])
     try:
-        image = load_image(sample.record.image_paths[number], sample.title)
+        return {"name": name, "url": data_url(load_image(sample.record.image_paths[number], sample.title), THUMBNAIL)}
     except UserError as error:
-        return f'<p class="bad">{escape(str(error))}</p>'
-    image.thumbnail(THUMBNAIL)
-    stored = io.BytesIO()
-    image.save(stored, "JPEG", quality=80)
-    source = f"data:image/jpeg;base64,{base64.b64encode(stored.getvalue()).decode()}"
-    return f'<img src="{source}" alt="{name}" title="{name}">'
+        return {"name": name, "problem": str(error)}
 
 
-def _span(text: str, ids: Sequence[int], kind: str) -> str:
-    shown = escape(printable(text)).replace("\n", "↵\n")
-    title = f"{'image' if kind == 'image' else 'token'} {' '.join(map(str, ids))}"
-    return f'<span class="{kind}" title="{title}">{shown}</span>'
+def _token(text: str, ids: Sequence[int], kind: str) -> dict[str, str]:
+    about = f"{'image' if kind == 'image' else 'token'} {' '.join(map(str, ids))}"
+    return {"text": printable(text).replace("\n", "↵\n"), "about": about, "kind": kind}
 
 
 def tokens(

@@ -25,7 +25,7 @@ from llava_npu.evaluation.formats.json_files import (
     read_text,
 )
 from llava_npu.evaluation.formats.llava_files import checked
-from llava_npu.evaluation.formats.locating import ImageFolder, need_beside
+from llava_npu.evaluation.formats.locating import ImageFolder, require_companion
 from llava_npu.evaluation.questions import Dataset, Question
 from llava_npu.evaluation.statistics.accuracy import Score, Unit, extraction_rules, hit, tabulate
 
@@ -38,7 +38,7 @@ _NOTHING = "(no object)"
 
 def _read(path: Path) -> Dataset:
     records, digest = read_jsonl(path)
-    synonyms_file = need_beside(path, ("synonyms.txt", "data/synonyms.txt"), "CHAIR's list of synonyms")
+    synonyms_file = require_companion(path, ("synonyms.txt", "data/synonyms.txt"), "CHAIR's list of synonyms")
     synonyms = read_text(synonyms_file)[1]
     folder = ImageFolder(path, ("val2014", "images", "."))
     wanted = {_image_number(record) for record in records}
@@ -74,7 +74,7 @@ def _present_objects(path: Path, wanted: set[int], known: CocoObjects) -> tuple[
     present: dict[int, set[str]] = defaultdict(set)
     digests = []
     described: set[int] = set()
-    folder = need_beside(path, ("annotations", "coco/annotations"), "COCO's annotations of 2014")
+    folder = require_companion(path, ("annotations", "coco/annotations"), "COCO's annotations of 2014")
     for split in ("val", "train"):  # the authors' take both, but most images are of val
         names = [folder / f"{kind}_{split}2014.json" for kind in ("instances", "captions")]
         if split == "train" and (wanted <= described or not all(name.is_file() for name in names)):

@@ -16,7 +16,7 @@ from llava_npu.evaluation.extraction.open_answers import most_frequent, read_ope
 from llava_npu.evaluation.extraction.similarity import relaxed_match, relaxed_match_strict
 from llava_npu.evaluation.formats.json_files import JsonRecord, combined_digest, read_json_list
 from llava_npu.evaluation.formats.llava_files import SHORT, checked, with_instruction
-from llava_npu.evaluation.formats.locating import ImageFolder, need_beside
+from llava_npu.evaluation.formats.locating import ImageFolder, require_companion
 from llava_npu.evaluation.formats.parquet import read_parquet, record_image
 from llava_npu.evaluation.questions import Dataset, Question
 from llava_npu.evaluation.statistics.accuracy import Score, score_credits
@@ -59,7 +59,7 @@ def _read_release(path: Path) -> Dataset:
     folder = ImageFolder(path, ("png",))
     for kind in _KINDS:
         name = path.name.replace(_KINDS[0], kind).replace(_KINDS[1], kind)
-        records, digest = read_json_list(need_beside(path, (name,), f"the {kind} questions"))
+        records, digest = read_json_list(require_companion(path, (name,), f"the {kind} questions"))
         digests.append(digest)
         for record in records:
             text = checked(record, "query", record.need("query"))

@@ -8,22 +8,22 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import html
-import io
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import cache
-from importlib import resources
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
+
+from markupsafe import Markup
 
 from llava_npu.data.image_sources import ImageSource, UnreadableImageError
 from llava_npu.evaluation.benchmarks import Benchmark
 from llava_npu.evaluation.predictions import Prediction
 from llava_npu.evaluation.questions import Question
 from llava_npu.files.atomic import write_text
+from llava_npu.files.pages import data_url, render_page
 
 MOST_QUESTIONS = 6000  # a browser holds more, but few people's patience does
 THUMBNAIL, LARGE_THUMBNAIL = (320, 320), (640, 640)  # pixels at most; large ones show what small print says
@@ -158,10 +158,7 @@ class _Thumbnails:
             opened = image.open()
         except UnreadableImageError:  # it is in the predictions and the notes
             return None
-        opened.thumbnail(self._most)
-        stored = io.BytesIO()
-        opened.save(stored, "JPEG", quality=75)
-        text = f"data:image/jpeg;base64,{base64.b64encode(stored.getvalue()).decode()}"
+        text = data_url(opened, self._most, quality=75)
         self._size += len(text)
         self.encoded.append(text)
         return len(self.encoded) - 1
@@ -174,16 +171,9 @@ def _spread(questions: Sequence[Question], most: int) -> Sequence[Question]:
 
 
 def _render(title: str, data: Mapping[str, Any]) -> str:
-    page, script = _resource("page.html"), _resource("page.js")
+    script = files(__package__).joinpath("page.js").read_text(encoding="utf-8")
     # Within a script element only "<" could end it, or begin a comment.
     text = json.dumps(data, ensure_ascii=False).replace("<", "\\u003c")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    values = {"title": html.escape(title), "script_hash": digest, "script": script, "data": text}
-    for name, value in values.items():  # the data last: it may contain what looks like a name
-        page = page.replace("{{" + name + "}}", value)
-    return page
-
-
-@cache
-def _resource(name: str) -> str:
-    return resources.files("llava_npu.evaluation.reports").joinpath(name).read_text(encoding="utf-8")
+    values = {"data": Markup(text), "script": Markup(script), "script_hash": Markup(digest)}
+    return render_page(__package__, "page.html", title=title, **values)

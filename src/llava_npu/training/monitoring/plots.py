@@ -1,8 +1,7 @@
-"""Loss, learning rate and throughput of a run over its steps, as an image and as a page that renews itself."""
+"""Loss, learning rate and throughput of a run over its steps, as an image and as a page that reloads itself."""
 
 from __future__ import annotations
 
-import html
 import io
 import math
 import time
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llava_npu.files.atomic import write_bytes
+from llava_npu.files.pages import render_page
 from llava_npu.training.monitoring.metrics import read_metrics
 
 if TYPE_CHECKING:
@@ -82,18 +82,12 @@ def _draw(figure: Figure, lines: Sequence[dict[str, Any]]) -> None:
 
 
 def _page(name: str, drawing: str, latest: dict[str, Any]) -> str:
-    rows = "".join(
-        f"<tr><td>{html.escape(key.replace('_', ' '))}<td>{html.escape(_shown(value))}"
-        for key, value in latest.items()
-        if not isinstance(value, dict)
-    )
-    return (
-        f"<!doctype html><html lang=en><meta charset=utf-8><meta http-equiv=refresh content={SECONDS_BETWEEN:.0f}>"
-        f"<title>{html.escape(name)}</title>"
-        "<style>body{font:15px system-ui;margin:2em auto;max-width:60em}svg{max-width:100%;height:auto}"
-        "td{padding:.1em 1.5em .1em 0}td+td{text-align:right}</style>"
-        f"<h1>{html.escape(name)}</h1>{drawing[drawing.index('<svg') :]}<h2>Latest step</h2><table>{rows}</table>\n"
-    )
+    from markupsafe import Markup
+
+    rows = [(key.replace("_", " "), _shown(value)) for key, value in latest.items() if not isinstance(value, dict)]
+    svg = Markup(drawing[drawing.index("<svg") :])
+    seconds = f"{SECONDS_BETWEEN:.0f}"
+    return render_page(__package__, "progress.html", title=name, drawing=svg, rows=rows, seconds=seconds)
 
 
 def _shown(value: Any) -> str:
