@@ -33,7 +33,7 @@ def test_picture_and_page(tmp_path: Path) -> None:
     with Image.open(folder / "loss.png") as picture:
         assert picture.width > 500
     page = (folder / "loss.html").read_text()
-    assert "<h1>a &lt;run&gt; &amp; more</h1><svg" in page
+    assert "<h1>a &lt;run&gt; &amp; more</h1>\n<svg" in page
     assert f"<tr><td>step<td>{2 * MOST_POINTS + 7:,}" in page
     assert len(page) < 500_000  # not a point for each step
     assert not list(folder.glob(".*"))
@@ -71,5 +71,5 @@ def test_a_run_draws_itself(make_run: Callable[..., RunConfig], monkeypatch: pyt
     loop.train(run)
     assert drawn[0] == 1  # as it goes
     assert drawn[-1] == 3  # and what it came to
-    assert "<tr><td>step<td>3" in (run.output_path / "loss.html").read_text()
+    assert "<tr><td>step</td><td>3</td></tr>" in (run.output_path / "loss.html").read_text()
     assert (run.output_path / "loss.png").stat().st_size > 10_000
