@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
@@ -23,29 +23,26 @@ if TYPE_CHECKING:
     from llava_npu.evaluation.questions import Answerer
     from llava_npu.evaluation.reports.report import Report
 
+_Given = TypeVar("_Given")
+
+_OUTPUT = typer.Option(help="Folder for predictions and report; an interrupted run is resumed.")
+_PREDICTIONS = typer.Option(
+    help="Score these answers instead of running a model: LLaVA's .jsonl, VLMEvalKit's .xlsx, lmms-eval's sample log, "
+    "or predictions.jsonl."
+)
+_ANSWER = typer.Option(help="generate, or choose the likeliest option: likelihood (its text), likelihood-letter.")
+_IMAGES = typer.Option(help="given; baselines: none (no image), shuffled (another question's image).")
+
 
 def eval_(
     benchmark: Annotated[str | None, typer.Argument(help="Its name; several: NAME,NAME. See --list.")] = None,
     model: Annotated[str | None, typer.Option(help="Model folder, run folder or hub id.")] = None,
     data: Annotated[Path | None, typer.Option(help="The benchmark's file, or a folder of benchmarks.")] = None,
-    output: Annotated[
-        Path | None, typer.Option(help="Folder for predictions and report; an interrupted run is resumed.")
-    ] = None,
-    predictions: Annotated[
-        Path | None,
-        typer.Option(
-            help="Score these answers instead of running a model: LLaVA's .jsonl, VLMEvalKit's .xlsx, lmms-eval's "
-            "sample log, or predictions.jsonl."
-        ),
-    ] = None,
+    output: Annotated[Path | None, _OUTPUT] = None,
+    predictions: Annotated[Path | None, _PREDICTIONS] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Questions answered at once.")] = 8,
-    answer: Annotated[
-        str,
-        typer.Option(help="generate, or choose the likeliest option: likelihood (its text), likelihood-letter."),
-    ] = "generate",
-    images: Annotated[
-        str, typer.Option(help="given; baselines: none (no image), shuffled (another question's image).")
-    ] = "given",
+    answer: Annotated[str, _ANSWER] = "generate",
+    images: Annotated[str, _IMAGES] = "given",
     source: Annotated[str, HUB] = "huggingface",
     template: Annotated[
         str | None, typer.Option(help="Conversation template; by default the one the model was trained with.")
@@ -81,24 +78,25 @@ def eval_(
     if list_:
         _print_benchmarks(console, benchmark)
         return
-    needed = {"BENCHMARK": benchmark, "--model": model or predictions, "--data": data, "--output": output}
-    for name, value in needed.items():
-        if value is None:
-            raise UserError(f"{name} is missing. Try: llava-npu eval mmbench --model DIR --data FILE.tsv --output DIR")
-    assert benchmark is not None
-    assert data is not None
-    assert output is not None
-    request = _Request(_choose(benchmark), data, output, images, batch_size, answer, max_new_tokens, fresh, differences)
+    chosen = _choose(_need("BENCHMARK", benchmark))
+    _need("--model", model or predictions)
+    folders = _need("--data", data), _need("--output", output)
+    request = _Request(chosen, *folders, images, batch_size, answer, max_new_tokens, fresh, differences)
     request.check(predictions, model)
     request.judge = _judge(judge_url, judge_model)
     if predictions is not None:
         _score_stored(console, request, predictions)
         return
-    assert model is not None
-    chosen = _Model(model, source, get_template(template).name if template else None, device)
+    loaded = _Model(_need("--model", model), source, get_template(template).name if template else None, device)
     if devices > 1:
         _launch_processes(devices, device)
-    _run(console, request, chosen)
+    _run(console, request, loaded)
+
+
+def _need(name: str, value: _Given | None) -> _Given:
+    if value is None:
+        raise UserError(f"{name} is missing. Try: llava-npu eval mmbench --model DIR --data FILE.tsv --output DIR")
+    return value
 
 
 @dataclass

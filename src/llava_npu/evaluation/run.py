@@ -29,7 +29,7 @@ from llava_npu.evaluation.judge.judging import judge_notes, judge_predictions, w
 from llava_npu.evaluation.predictions import Prediction, append_predictions, replace_predictions
 from llava_npu.evaluation.processes import ALONE, Processes
 from llava_npu.evaluation.questions import Answer, Answerer, Dataset, Question
-from llava_npu.evaluation.reports.page import PageRun, ScoreTable, write_page
+from llava_npu.evaluation.reports.page import PageRun, QuestionsPage, ScoreTable, write_page
 from llava_npu.evaluation.reports.report import Report, build_report, scores_by_rule, write_report
 from llava_npu.evaluation.reports.submissions import write_submission
 from llava_npu.evaluation.run_folder import (
@@ -266,8 +266,7 @@ def _finish(run: EvaluationRun, sessions: list[Session], notes: Sequence[str], p
     judged, judging_notes = _judged(run, predictions)
     report = build_report(
         run.benchmark,
-        run.dataset,
-        run.questions,
+        replace(run.dataset, questions=run.questions),
         judged,
         notes=[*run.dataset.notes, *checksum_notes(run.benchmark, run.dataset.path), *notes, *judging_notes],
         provenance={
@@ -317,8 +316,7 @@ def _judged(run: EvaluationRun, predictions: Sequence[Prediction]) -> tuple[Sequ
 
 
 def _write_page(run: EvaluationRun, predictions: Sequence[Prediction], report: Report) -> None:
-    write_page(
-        run.output / PAGE_FILE,
+    page = QuestionsPage(
         title=report.title,
         notes=report.notes,
         scores=[
@@ -329,3 +327,4 @@ def _write_page(run: EvaluationRun, predictions: Sequence[Prediction], report: R
         questions=run.questions,
         runs=[PageRun("answer", {prediction.id: prediction for prediction in predictions})],
     )
+    write_page(run.output / PAGE_FILE, page)

@@ -17,6 +17,7 @@ from llava_npu.evaluation.extraction import lmms_eval
 from llava_npu.evaluation.extraction.choices import (
     ABOUT,
     ENGLISH,
+    ChoiceForm,
     parse_choice,
     read_choices,
     review_vanilla,
@@ -35,7 +36,7 @@ _TASKS = 14
 
 def _read(path: Path) -> Dataset:
     if path.suffix == ".tsv":
-        return read_choices(path, instruction=ENGLISH, circular=False, skips_empty_options=True)
+        return read_choices(path, ChoiceForm(skips_empty_options=True))
     # Each task has a folder of its own: BLINK/Counting/val-00000-of-00001.parquet.
     files = sorted(path.parent.parent.glob(f"*/{path.name.split('-')[0]}-00000-of-*.parquet")) or [path]
     questions: list[Question] = []

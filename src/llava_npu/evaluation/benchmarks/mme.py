@@ -148,7 +148,7 @@ def _score(questions: Sequence[Question], parsed: Mapping[str, Parsed]) -> list[
         images = _by_image(known).values()
         both = {group[0].group: len(group) == 2 and all(right[each.id] for each in group) for group in images}
         sums = [_unit(group, sum(right[each.id] for each in group), both[group[0].group]) for group in images]
-        scores += tabulate(sums, "score", rule, _sum_of_tasks, stratum=lambda question: question.category)
+        scores += tabulate(sums, "score", rule, _sum_of_tasks)
         single = [hit(question, right[question.id]) for question in known]
         paired = [hit(group[0], both[group[0].group]) for group in images]
         scores += tabulate(single, "accuracy", rule, labels=_task_only)
@@ -159,7 +159,7 @@ def _score(questions: Sequence[Question], parsed: Mapping[str, Parsed]) -> list[
 def _unit(group: Sequence[Question], right: int, both: bool) -> Unit:
     amounts = np.zeros((len(TASKS), 4))
     amounts[list(TASKS).index(group[0].category)] = right, len(group), both, 1
-    return Unit(group[0], tuple(amounts.ravel()), len(group))
+    return Unit(group[0], tuple(amounts.ravel()), len(group), group[0].category)
 
 
 @statistic

@@ -19,6 +19,7 @@ from llava_npu.evaluation.benchmarks import LOCALLY, Benchmark, Description, Par
 from llava_npu.evaluation.extraction.choices import (
     ABOUT,
     ENGLISH,
+    ChoiceForm,
     parse_choice,
     read_choices,
     review_vanilla,
@@ -46,13 +47,8 @@ _FEW_WORDS = 5  # an answer of no more is not searched for the options' texts
 
 
 def _read(path: Path) -> Dataset:
-    dataset = read_choices(
-        path,
-        instruction=ENGLISH,
-        circular=False,
-        open_instruction=_OPEN,
-        facts=lambda row: {"answer": row.label("answer")},
-    )
+    form = ChoiceForm(open_instruction=_OPEN, facts=lambda row: {"answer": row.label("answer")})
+    dataset = read_choices(path, form)
     return replace(dataset, questions=tuple(map(_with_references, dataset.questions)))
 
 

@@ -8,6 +8,7 @@ from llava_npu.evaluation.benchmarks import LOCALLY, MAY_JUDGE, Benchmark, Descr
 from llava_npu.evaluation.extraction.choices import (
     ABOUT,
     ENGLISH,
+    ChoiceForm,
     parse_choice,
     read_choices,
     review_vanilla,
@@ -28,7 +29,7 @@ register(
             scored=(LOCALLY, MAY_JUDGE),
         ),
         files=("MMStar.tsv",),
-        read=partial(read_choices, instruction=ENGLISH, circular=False, skips_empty_options=True),
+        read=partial(read_choices, form=ChoiceForm(skips_empty_options=True)),
         parse=parse_choice,
         score=score_vanilla,
         review=review_vanilla,

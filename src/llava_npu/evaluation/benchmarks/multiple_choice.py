@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 from llava_npu.evaluation.benchmarks import LOCALLY, MAY_JUDGE, Benchmark, Description, register
 from llava_npu.evaluation.extraction.choices import (
     ABOUT,
@@ -29,7 +27,7 @@ register(
             scored=(LOCALLY, MAY_JUDGE),
         ),
         files=(),
-        read=partial(read_choices, instruction=ENGLISH, circular=False),
+        read=read_choices,
         parse=parse_choice,
         score=score_vanilla,
         review=review_vanilla,

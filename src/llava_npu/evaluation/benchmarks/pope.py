@@ -117,7 +117,7 @@ def _score(questions: Sequence[Question], parsed: Mapping[str, Parsed]) -> list[
         scores += tabulate(confusion, "F1", rule, _f1)
         if len(categories) > 1:
             # Images are resampled for all categories at once.
-            places = [in_part(unit, categories.index(unit.question.category), len(categories)) for unit in confusion]
+            places = [in_part(unit, unit.question.category, categories) for unit in confusion]
             scores += tabulate(places, "mean F1", rule, _mean_f1, overall_only)
         right = [hit(question, said[question.id] == question.answer) for question in known]
         scores += tabulate(right, "accuracy", rule)

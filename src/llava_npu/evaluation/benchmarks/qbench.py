@@ -13,6 +13,7 @@ from llava_npu.evaluation.extraction.choices import (
     ABOUT,
     CHINESE,
     ENGLISH,
+    ChoiceForm,
     parse_choice,
     read_choices,
     review_vanilla,
@@ -39,7 +40,7 @@ _CONCERNS = {"0": "distortion", "1": "other", "2": "in-context distortion", "3":
 
 def _read(path: Path, language: str) -> Dataset:
     if path.suffix == ".tsv":
-        return read_choices(path, instruction=ENGLISH if language == "en" else CHINESE, circular=False)
+        return read_choices(path, ChoiceForm(ENGLISH if language == "en" else CHINESE))
     records, digest = read_json_list(path)
     images = ImageFolder(path, ("images_llvisionqa", "images_llviqionqa", "images", "."))
     questions = tuple(_question(number, record, images, language) for number, record in enumerate(records))

@@ -14,6 +14,7 @@ from llava_npu.evaluation.extraction import lmms_eval
 from llava_npu.evaluation.extraction.choices import (
     ABOUT,
     ENGLISH,
+    ChoiceForm,
     parse_choice,
     read_choices,
     review_vanilla,
@@ -32,7 +33,7 @@ _LETTERS = "ABCD"
 
 def _read(path: Path) -> Dataset:
     if path.suffix == ".tsv":
-        return read_choices(path, instruction=ENGLISH, circular=False, skips_empty_options=True)
+        return read_choices(path, ChoiceForm(skips_empty_options=True))
     records, digest = read_parquet(path)
     return Dataset(path, digest, tuple(_question(record, place) for place, record in enumerate(records)))
 

@@ -39,7 +39,7 @@ def _read(path: Path, with_image: bool) -> Dataset:
 
 
 def _read_table(path: Path) -> Dataset:
-    return read_choices(path, instruction=ENGLISH, circular=False)
+    return read_choices(path)
 
 
 def _read_llava(path: Path) -> Dataset:

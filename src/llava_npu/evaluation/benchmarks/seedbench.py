@@ -29,7 +29,7 @@ _IMAGE, _VIDEO = "image", "video"
 
 def _read(path: Path) -> Dataset:
     if path.suffix == ".tsv":
-        return read_choices(path, instruction=ENGLISH, circular=False)
+        return read_choices(path)
     records, digest = read_jsonl(path)
     whole, whole_digest = read_json_object(require_companion(path, ("SEED-Bench.json",), "SEED-Bench's own file"))
     annotations: dict[str, list[JsonRecord]] = defaultdict(list)

@@ -58,38 +58,44 @@ def no_facts(row: Row) -> Mapping[str, str]:
     return {}
 
 
-def read_choices(
-    path: Path,
-    *,
-    instruction: str,
-    circular: bool,
-    facts: Callable[[Row], Mapping[str, str]] = no_facts,
-    open_instruction: str | None = None,
-    skips_empty_options: bool = False,
-) -> Dataset:
-    """Reads and checks a file of multiple-choice questions.
+@dataclass(frozen=True)
+class ChoiceForm:
+    """How a file of multiple-choice questions is read.
 
-    Args:
-        path: the .tsv file.
+    Attributes:
         instruction: the prompt's last line.
         circular: whether an index beyond 10⁶ means a rotation; if not, every row is a question of its own.
-        facts: row → what its question keeps in addition.
+        facts: row → what else its question keeps.
         open_instruction: the last line where a row has no options; None if every row must have them.
         skips_empty_options: whether an empty option before filled ones is left out, as VLMEvalKit does; else an error.
+    """
+
+    instruction: str = ENGLISH
+    circular: bool = False
+    facts: Callable[[Row], Mapping[str, str]] = no_facts
+    open_instruction: str | None = None
+    skips_empty_options: bool = False
+
+    def last_line(self, options: Mapping[str, str]) -> str:
+        """The instruction for a question with these options."""
+        return self.open_instruction if self.open_instruction is not None and not options else self.instruction
+
+
+def read_choices(path: Path, form: ChoiceForm = ChoiceForm()) -> Dataset:
+    """Reads and checks a .tsv file of multiple-choice questions.
 
     Raises:
         UserError: anything wrong with the file, naming row and column. (An image that is missing, or is valid base64
             but cannot be decoded, is not an error here: such questions count as wrong when they are asked.)
     """
     table = read_tsv(path, required=("index", "question", "A", "B"))
-    form = _Form(instruction, open_instruction, skips_empty_options)
     images = TableImages(table)
-    indices = _indices(table) if circular else unique_indices(table)
+    indices = _indices(table) if form.circular else unique_indices(table)
     questions = tuple(
-        replace(_question(row, index, images.of(row), form, circular), facts=facts(row))
+        replace(_question(row, index, images.of(row), form), facts=form.facts(row))
         for row, index in zip(table.rows, indices, strict=True)
     )
-    return Dataset(path, table.sha256, questions, tuple(_notes(questions, circular)))
+    return Dataset(path, table.sha256, questions, tuple(_notes(questions, form.circular)))
 
 
 def build_prompt(text: str, options: Mapping[str, str], instruction: str) -> str:
@@ -144,20 +150,10 @@ def _parsed(parsed: Mapping[str, Parsed], question: Question, extraction: str) -
     return parsed.get(question.id, {}).get(extraction)
 
 
-@dataclass(frozen=True)
-class _Form:
-    with_options: str
-    without_options: str | None
-    skips_empty_options: bool
-
-    def instruction(self, options: Mapping[str, str]) -> str:
-        return self.without_options if self.without_options is not None and not options else self.with_options
-
-
 # --- rows -------------------------------------------------------------------------------------------------------------
 
 
-def _question(row: Row, index: str, images: tuple[ImageSource, ...], form: _Form, circular: bool) -> Question:
+def _question(row: Row, index: str, images: tuple[ImageSource, ...], form: ChoiceForm) -> Question:
     # Not stripped: the prompt is the file's text to the last space, as in the original scripts.
     text = row.text("question")
     if not text:
@@ -169,11 +165,11 @@ def _question(row: Row, index: str, images: tuple[ImageSource, ...], form: _Form
     if hint and hint.strip().lower() != "none":
         text = f"{hint}\n{text}"
     options = _options(row, form)
-    rotation, group = divmod(int(index), ROTATION_STEP) if circular else (0, index)
+    rotation, group = divmod(int(index), ROTATION_STEP) if form.circular else (0, index)
     return Question(
         id=index,
         text=text,
-        prompt=build_prompt(text, options, form.instruction(options)),
+        prompt=build_prompt(text, options, form.last_line(options)),
         images=images,
         options=options,
         answer=_answer(row, options),
@@ -194,10 +190,10 @@ def _indices(table: Table) -> list[str]:
     return unique_indices(table)
 
 
-def _options(row: Row, form: _Form) -> dict[str, str]:
+def _options(row: Row, form: ChoiceForm) -> dict[str, str]:
     given = {letter: row.text(letter) for letter in string.ascii_uppercase if letter in row.cells}
     options = {letter: text for letter, text in given.items() if text}
-    if not options and form.without_options is not None:
+    if not options and form.open_instruction is not None:
         return {}
     if len(options) < 2:
         raise row.error("B" if "A" in options else "A", "empty; a question needs at least the options A and B.")

@@ -17,7 +17,7 @@ from llava_npu.evaluation.formats.datasets import read_dataset
 from llava_npu.evaluation.judge.judging import with_judgements
 from llava_npu.evaluation.predictions import read_predictions
 from llava_npu.evaluation.reports.comparison import Comparison, FinishedRun, Row
-from llava_npu.evaluation.reports.page import PageRun, ScoreTable, write_page
+from llava_npu.evaluation.reports.page import PageRun, QuestionsPage, ScoreTable, write_page
 from llava_npu.evaluation.reports.report import markdown_table, percent, score_title
 from llava_npu.evaluation.run_folder import PREDICTIONS_FILE
 from llava_npu.evaluation.statistics.accuracy import L2_CATEGORY, OVERALL
@@ -59,8 +59,7 @@ def write_comparison_page(comparison: Comparison, path: Path, data: Path | None 
     if dataset.sha256 != first.dataset:
         return [f"No {path.name}: {dataset.path} is not the file that {first.label} was asked (another checksum)."]
     questions, _ = with_images(dataset.questions, str(first.report["provenance"]["images"]))
-    write_page(
-        path,
+    page = QuestionsPage(
         title=f"{comparison.title}: {' · '.join(run.label for run in comparison.runs)}",
         notes=comparison.notes,
         scores=[
@@ -71,6 +70,7 @@ def write_comparison_page(comparison: Comparison, path: Path, data: Path | None 
         questions=questions,
         runs=[_page_run(run) for run in comparison.runs if run.dataset == first.dataset],
     )
+    write_page(path, page)
     return []
 
 

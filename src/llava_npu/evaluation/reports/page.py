@@ -58,47 +58,49 @@ class PageRun:
     predictions: Mapping[str, Prediction]
 
 
-def write_page(
-    path: Path,
-    *,
-    title: str,
-    notes: Sequence[str],
-    scores: Sequence[ScoreTable],
-    benchmark: Benchmark,
-    questions: Sequence[Question],
-    runs: Sequence[PageRun],
-) -> None:
-    """Writes the page, whole or not at all. What is too much for one page is left out, and the page says so.
+@dataclass(frozen=True)
+class QuestionsPage:
+    """What a page shows.
 
-    Args:
-        path: the file.
-        title: the page's.
+    Attributes:
+        title: of the page.
         notes: what a reader of the scores should know.
         scores: tables of them; empty ones are left out.
         benchmark: says what an answer is worth.
         questions: as the models were asked.
         runs: their answers.
     """
-    shown = _spread(questions, MOST_QUESTIONS)
+
+    title: str
+    notes: Sequence[str]
+    scores: Sequence[ScoreTable]
+    benchmark: Benchmark
+    questions: Sequence[Question]
+    runs: Sequence[PageRun]
+
+
+def write_page(path: Path, page: QuestionsPage) -> None:
+    """Writes the page, whole or not at all. What is too much for one page is left out, and the page says so."""
+    shown = _spread(page.questions, MOST_QUESTIONS)
     distinct = {image.key for question in shown for image in question.images}
     images = _Thumbnails(THUMBNAIL if len(distinct) > MAX_LARGE_THUMBNAILS else LARGE_THUMBNAIL)
-    cases = [_case(benchmark, question, runs, images) for question in shown]
+    cases = [_case(page.benchmark, question, page.runs, images) for question in shown]
     more = []
-    if len(shown) < len(questions):
-        more.append(f"{path.name} shows {len(shown)} of {len(questions)} questions, evenly spread.")
+    if len(shown) < len(page.questions):
+        more.append(f"{path.name} shows {len(shown)} of {len(page.questions)} questions, evenly spread.")
     if images.left_out:
         more.append(f"{path.name} leaves out {images.left_out} images, to stay small.")
-    rules = [rule for rule in benchmark.rules if any(rule in answer["read"] for case in cases for answer in _of(case))]
+    read = {rule for case in cases for answer in case["answers"] if answer is not None for rule in answer["read"]}
     data = {
-        "title": title,
-        "notes": [*notes, *more],
-        "scores": [asdict(table) for table in scores if table.rows],
-        "runs": [run.label for run in runs],
-        "rules": rules,
+        "title": page.title,
+        "notes": [*page.notes, *more],
+        "scores": [asdict(table) for table in page.scores if table.rows],
+        "runs": [run.label for run in page.runs],
+        "rules": [rule for rule in page.benchmark.rules if rule in read],
         "images": images.encoded,
         "cases": cases,
     }
-    write_text(path, _render(title, data))
+    write_text(path, _render(page.title, data))
 
 
 def _case(benchmark: Benchmark, question: Question, runs: Sequence[PageRun], images: _Thumbnails) -> dict[str, Any]:
@@ -128,10 +130,6 @@ def _answer(benchmark: Benchmark, question: Question, prediction: Prediction | N
         "read": prediction.parsed,
         "credit": {rule: benchmark.credit(question, rule, reading) for rule, reading in prediction.parsed.items()},
     }
-
-
-def _of(case: Mapping[str, Any]) -> list[dict[str, Any]]:
-    return [answer for answer in case["answers"] if answer is not None]
 
 
 class _Thumbnails:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from llava_npu.evaluation.benchmarks import Benchmark
 from llava_npu.evaluation.predictions import Prediction
-from llava_npu.evaluation.questions import Dataset, Question
+from llava_npu.evaluation.questions import Dataset
 from llava_npu.evaluation.reports.samples import write_samples
 from llava_npu.evaluation.statistics.accuracy import LEVELS, OVERALL, SCORE_COLUMNS, Score, group_questions
 from llava_npu.files.atomic import write_text
@@ -85,12 +85,12 @@ class Report:
 def build_report(
     benchmark: Benchmark,
     dataset: Dataset,
-    questions: Sequence[Question],
     predictions: Sequence[Prediction],
     notes: Iterable[str],
     provenance: dict[str, Any],
 ) -> Report:
-    """Scores predictions."""
+    """Scores predictions of a dataset, whose questions are as they were asked."""
+    questions = dataset.questions
     parsed = {prediction.id: prediction.parsed for prediction in predictions}
     return Report(
         benchmark=benchmark.name,

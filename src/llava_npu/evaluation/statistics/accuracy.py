@@ -79,11 +79,13 @@ class Unit:
         question: names its group, split and categories.
         amounts: summed over units, then put to the metric's statistic.
         trials: how many answers it counts for.
+        stratum: for the intervals, the number of groups of each stratum is kept.
     """
 
     question: Question
     amounts: tuple[float, ...]
     trials: int = 1
+    stratum: str = ""
 
 
 Statistic = Callable[[Array], Array]  # sums (n, amounts) → values (n,)
@@ -112,10 +114,10 @@ def mean_ratio(sums: Array) -> Array:
     return np.mean([ratio(part) for part in np.split(sums, sums.shape[1] // 2, axis=1)], axis=0)
 
 
-def in_part(unit: Unit, part: int, parts: int) -> Unit:
+def in_part(unit: Unit, part: str, parts: Sequence[str]) -> Unit:
     """The same amounts in a row that holds those of all parts, the others zero: for statistics of several parts."""
-    amounts = np.zeros((parts, len(unit.amounts)))
-    amounts[part] = unit.amounts
+    amounts = np.zeros((len(parts), len(unit.amounts)))
+    amounts[parts.index(part)] = unit.amounts
     return replace(unit, amounts=tuple(amounts.ravel()))
 
 
@@ -136,18 +138,17 @@ def tabulate(
     extraction: str,
     of_sums: Statistic = ratio,
     labels: Callable[[Question], Iterable[Label]] = own_labels,
-    stratum: Callable[[Question], str] = lambda question: "",
 ) -> list[Score]:
     """One score for each split and label: a statistic (one of `STATISTICS`) of summed units.
 
-    For the intervals, units of one group are resampled together, and the number of groups in each stratum is kept.
+    For the intervals, units of one group are resampled together, within their stratum.
     """
     cells: dict[tuple[str, str, str], list[Unit]] = defaultdict(list)
     for unit in units:
         for level, name in labels(unit.question):
             cells[unit.question.split, level, name].append(unit)
     order = sorted(cells, key=lambda cell: (cell[0], LEVELS.index(cell[1]), cell[2]))
-    return [_score(cells[cell], metric, extraction, cell, of_sums, stratum) for cell in order]
+    return [_score(cells[cell], metric, extraction, cell, of_sums) for cell in order]
 
 
 def overall_only(question: Question) -> list[Label]:
@@ -167,8 +168,8 @@ def mean_of_parts(
         of_sums: their statistic, such as `mean_ratio`.
     """
     parts = sorted({part_of(unit.question) for unit in units})
-    spread = [in_part(unit, parts.index(part_of(unit.question)), len(parts)) for unit in units]
-    return tabulate(spread, metric, extraction, of_sums, overall_only, part_of)
+    spread = [replace(in_part(unit, part, parts), stratum=part) for unit in units for part in (part_of(unit.question),)]
+    return tabulate(spread, metric, extraction, of_sums, overall_only)
 
 
 def score_credits(
@@ -262,11 +263,10 @@ def _score(
     extraction: str,
     cell: tuple[str, str, str],
     of_sums: Statistic,
-    stratum: Callable[[Question], str],
 ) -> Score:
     groups: dict[tuple[str, str], Array] = {}
     for unit in units:
-        key = stratum(unit.question), unit.question.group
+        key = unit.stratum, unit.question.group
         groups[key] = groups.get(key, np.zeros(len(unit.amounts))) + np.asarray(unit.amounts, float)
     strata: dict[str, list[Array]] = defaultdict(list)
     for name, group in sorted(groups):  # an order that does not depend on that of the units
