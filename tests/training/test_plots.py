@@ -34,7 +34,7 @@ def test_picture_and_page(tmp_path: Path) -> None:
         assert picture.width > 500
     page = (folder / "loss.html").read_text()
     assert "<h1>a &lt;run&gt; &amp; more</h1>\n<svg" in page
-    assert f"<tr><td>step<td>{2 * MOST_POINTS + 7:,}" in page
+    assert f"<tr><td>step</td><td>{2 * MOST_POINTS + 7:,}</td></tr>" in page
     assert len(page) < 500_000  # not a point for each step
     assert not list(folder.glob(".*"))
 
