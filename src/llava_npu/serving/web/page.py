@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import aclosing, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -41,93 +42,121 @@ def build_page(columns: Sequence[Column], flags: Path, examples: Sequence[Path] 
     tidying = (MAX_AGE_SECONDS // 6, MAX_AGE_SECONDS)
     with gr.Blocks(title=f"LLaVA-NPU: {names}", analytics_enabled=False, delete_cache=tidying) as page:
         gr.Markdown(f"### {names}")
-        talk = gr.State(Talk())
-        with gr.Row():
-            with gr.Column(scale=2):
-                pictures = gr.Gallery(
-                    label="Pictures for the next question",
-                    type="filepath",
-                    file_types=["image"],
-                    sources=["upload", "webcam", "clipboard"],
-                    interactive=True,
-                    columns=2,
-                    elem_id="pictures",
-                )
-                if examples:
-                    _shelf(examples, pictures, upload_folder)
-                with gr.Accordion("Parameters", open=False):
-                    temperature = gr.Slider(0, 2, 0.2, step=0.1, label="Temperature (0: always the likeliest word)")
-                    top_p = gr.Slider(0.05, 1, 0.7, step=0.05, label="Top p")
-                    length = gr.Slider(16, 1024, 512, step=16, label="Longest answer, in tokens")
-            with gr.Column(scale=5):
-                with gr.Row():
-                    chats = [
-                        gr.Chatbot(label=column.name, height=440, elem_id=f"chat-{place}", buttons=["copy"])
-                        for place, column in enumerate(columns)
-                    ]
-                question = gr.Textbox(
-                    show_label=False, placeholder="Ask about the pictures, then press Enter", elem_id="question"
-                )
-                with gr.Row():
-                    send = gr.Button("Send", variant="primary", elem_id="send", min_width=80)
-                    stop = gr.Button("Stop", elem_id="stop", min_width=80)
-                    again = gr.Button("Regenerate", elem_id="again", min_width=80)
-                    clear = gr.Button("Clear", elem_id="clear", min_width=80)
-                    keep = gr.Button("Flag", elem_id="flag", min_width=80)
-                with gr.Accordion("What the models see (a cell is a visual token)", open=False), gr.Row():
-                    sights = [
-                        gr.Gallery(
-                            label=column.name,
-                            format="png",
-                            interactive=False,
-                            columns=2,
-                            fit_columns=False,
-                            object_fit="contain",
-                            elem_id=f"seen-{place}",
-                            buttons=["fullscreen"],
-                        )
-                        for place, column in enumerate(columns)
-                    ]
-        settings = [temperature, top_p, length]
-
-        async def answer(text: str, files: list[Any] | None, now: Talk, *values: float) -> AsyncIterator[list[Any]]:
-            with _errors_shown():
-                paths = [file for file, _ in files or []]
-                check_uploaded(paths, upload_folder)
-                opened = await asyncio.to_thread(open_pictures, paths, now)
-                async with aclosing(ask(columns, now, text, opened, _sampling(values))) as answering:
-                    sights = await asyncio.to_thread(_sights, columns, opened)
-                    box: list[Any] = ["", None, *sights]  # the question is asked: empty for the next
-                    async for later in answering:
-                        yield [later, *_chats(columns, later), *box]
-                        box = [gr.skip()] * len(box)
-
-        async def regenerate(now: Talk, *values: float) -> AsyncIterator[list[Any]]:
-            with _errors_shown():
-                earlier, last = without_last(now)
-                async with aclosing(
-                    ask(columns, earlier, last.question, last.pictures, _sampling(values))
-                ) as answering:
-                    async for later in answering:
-                        yield [later, *_chats(columns, later)]
-
-        def keep_talk(now: Talk, *values: float) -> None:
-            with _errors_shown():
-                path = flag(columns, now, _sampling(values), flags)
-            gr.Info(f"kept in {path}")
-
-        asked = ([question, pictures, talk, *settings], [talk, *chats, question, pictures, *sights])
-        running: list[Any] = [
-            question.submit(answer, *asked),
-            send.click(answer, *asked),
-            again.click(regenerate, [talk, *settings], [talk, *chats]),
-        ]
-        stop.click(None, cancels=running, queue=False)
-        everything = [talk, question, pictures, *chats, *sights]
-        for clicked in (clear.click, *(chat.clear for chat in chats)):  # a column's own button means the whole talk
-            clicked(lambda: [Talk(), "", *[None] * (len(everything) - 2)], None, everything, cancels=running)
-        keep.click(keep_talk, [talk, *settings])
+        _connect(_lay_out(columns, examples, upload_folder), columns, flags, upload_folder)
     return page
+
+
+@dataclass(frozen=True)
+class _Components:
+    """What people see and click on; `talk` is the conversation behind it."""
+
+    talk: gr.State
+    pictures: gr.Gallery
+    settings: list[gr.Slider]  # temperature, top p, length
+    chats: list[gr.Chatbot]
+    question: gr.Textbox
+    send: gr.Button
+    stop: gr.Button
+    again: gr.Button
+    clear: gr.Button
+    keep: gr.Button
+    sights: list[gr.Gallery]
+
+
+def _lay_out(columns: Sequence[Column], examples: Sequence[Path], upload_folder: Path) -> _Components:
+    talk = gr.State(Talk())
+    with gr.Row():
+        with gr.Column(scale=2):
+            pictures = gr.Gallery(
+                label="Pictures for the next question",
+                type="filepath",
+                file_types=["image"],
+                sources=["upload", "webcam", "clipboard"],
+                interactive=True,
+                columns=2,
+                elem_id="pictures",
+            )
+            if examples:
+                _shelf(examples, pictures, upload_folder)
+            with gr.Accordion("Parameters", open=False):
+                temperature = gr.Slider(0, 2, 0.2, step=0.1, label="Temperature (0: always the likeliest word)")
+                top_p = gr.Slider(0.05, 1, 0.7, step=0.05, label="Top p")
+                length = gr.Slider(16, 1024, 512, step=16, label="Longest answer, in tokens")
+        with gr.Column(scale=5):
+            with gr.Row():
+                chats = [
+                    gr.Chatbot(label=column.name, height=440, elem_id=f"chat-{place}", buttons=["copy"])
+                    for place, column in enumerate(columns)
+                ]
+            question = gr.Textbox(
+                show_label=False, placeholder="Ask about the pictures, then press Enter", elem_id="question"
+            )
+            with gr.Row():
+                send = gr.Button("Send", variant="primary", elem_id="send", min_width=80)
+                stop = gr.Button("Stop", elem_id="stop", min_width=80)
+                again = gr.Button("Regenerate", elem_id="again", min_width=80)
+                clear = gr.Button("Clear", elem_id="clear", min_width=80)
+                keep = gr.Button("Flag", elem_id="flag", min_width=80)
+            with gr.Accordion("What the models see (a cell is a visual token)", open=False), gr.Row():
+                sights = [
+                    gr.Gallery(
+                        label=column.name,
+                        format="png",
+                        interactive=False,
+                        columns=2,
+                        fit_columns=False,
+                        object_fit="contain",
+                        elem_id=f"seen-{place}",
+                        buttons=["fullscreen"],
+                    )
+                    for place, column in enumerate(columns)
+                ]
+    settings = [temperature, top_p, length]
+    return _Components(talk, pictures, settings, chats, question, send, stop, again, clear, keep, sights)
+
+
+def _connect(page: _Components, columns: Sequence[Column], flags: Path, upload_folder: Path) -> None:
+    """What happens on clicks."""
+
+    async def answer(text: str, files: list[Any] | None, now: Talk, *values: float) -> AsyncIterator[list[Any]]:
+        with _errors_shown():
+            paths = [file for file, _ in files or []]
+            check_uploaded(paths, upload_folder)
+            opened = await asyncio.to_thread(open_pictures, paths, now)
+            async with aclosing(ask(columns, now, text, opened, _sampling(values))) as answering:
+                sights = await asyncio.to_thread(_sights, columns, opened)
+                box: list[Any] = ["", None, *sights]  # the question is asked: empty for the next
+                async for later in answering:
+                    yield [later, *_chats(columns, later), *box]
+                    box = [gr.skip()] * len(box)
+
+    async def regenerate(now: Talk, *values: float) -> AsyncIterator[list[Any]]:
+        with _errors_shown():
+            earlier, last = without_last(now)
+            async with aclosing(ask(columns, earlier, last.question, last.pictures, _sampling(values))) as answering:
+                async for later in answering:
+                    yield [later, *_chats(columns, later)]
+
+    def keep_talk(now: Talk, *values: float) -> None:
+        with _errors_shown():
+            path = flag(columns, now, _sampling(values), flags)
+        gr.Info(f"kept in {path}")
+
+    box = [page.question, page.pictures, *page.sights]
+    asked = ([page.question, page.pictures, page.talk, *page.settings], [page.talk, *page.chats, *box])
+    running: list[Any] = [
+        page.question.submit(answer, *asked),
+        page.send.click(answer, *asked),
+        page.again.click(regenerate, [page.talk, *page.settings], [page.talk, *page.chats]),
+    ]
+    page.stop.click(None, cancels=running, queue=False)
+    everything = [page.talk, page.question, page.pictures, *page.chats, *page.sights]
+    for clicked in (
+        page.clear.click,
+        *(chat.clear for chat in page.chats),
+    ):  # a column's own button means the whole talk
+        clicked(lambda: [Talk(), "", *[None] * (len(everything) - 2)], None, everything, cancels=running)
+    page.keep.click(keep_talk, [page.talk, *page.settings])
 
 
 def launch(page: gr.Blocks, host: str, port: int, max_bytes: int, block: bool = True) -> str:
