@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 from llava_npu.cli import app
 from llava_npu.errors import UserError
 from llava_npu.evaluation.questions import Question
-from llava_npu.evaluation.reports.comparison import Comparison, compare_runs, read_runs
+from llava_npu.evaluation.reports.comparison import RunComparison, compare_runs, read_runs
 from llava_npu.evaluation.reports.comparison_report import as_terminal, write_comparison
 from llava_npu.evaluation.run import evaluate
 from llava_npu.evaluation.statistics.accuracy import Sample
@@ -122,7 +122,7 @@ def make(bench: Path, tmp_path: Path) -> Make:
     return run
 
 
-def compared(*folders: Path) -> Comparison:
+def compared(*folders: Path) -> RunComparison:
     (comparison,) = compare_runs(read_runs(folders))
     return comparison
 

@@ -25,7 +25,7 @@ from llava_npu.evaluation.formats.json_files import (
     read_text,
 )
 from llava_npu.evaluation.formats.llava_files import checked
-from llava_npu.evaluation.formats.locating import ImageFolder, require_companion
+from llava_npu.evaluation.formats.locating import QuestionImages, require_companion
 from llava_npu.evaluation.questions import Dataset, Question
 from llava_npu.evaluation.statistics.accuracy import Score, Unit, extraction_rules, hit, tabulate
 
@@ -40,7 +40,7 @@ def _read(path: Path) -> Dataset:
     records, digest = read_jsonl(path)
     synonyms_file = require_companion(path, ("synonyms.txt", "data/synonyms.txt"), "CHAIR's list of synonyms")
     synonyms = read_text(synonyms_file)[1]
-    folder = ImageFolder(path, ("val2014", "images", "."))
+    folder = QuestionImages(path, ("val2014", "images", "."))
     wanted = {_image_number(record) for record in records}
     present, digests = _present_objects(path, wanted, coco_objects(synonyms))
     questions = []

@@ -16,7 +16,7 @@ from llava_npu.evaluation.extraction.open_answers import most_frequent, read_ope
 from llava_npu.evaluation.extraction.similarity import relaxed_match, relaxed_match_strict
 from llava_npu.evaluation.formats.json_files import JsonRecord, combined_digest, read_json_list
 from llava_npu.evaluation.formats.llava_files import SHORT, checked, with_instruction
-from llava_npu.evaluation.formats.locating import ImageFolder, require_companion
+from llava_npu.evaluation.formats.locating import QuestionImages, require_companion
 from llava_npu.evaluation.formats.parquet import read_parquet, record_image
 from llava_npu.evaluation.questions import Dataset, Question
 from llava_npu.evaluation.statistics.accuracy import Score, score_credits
@@ -56,7 +56,7 @@ def _read_release(path: Path) -> Dataset:
     """The authors' archive: test_human.json and test_augmented.json, with png/."""
     questions: list[Question] = []
     digests = []
-    folder = ImageFolder(path, ("png",))
+    folder = QuestionImages(path, ("png",))
     for kind in _KINDS:
         name = path.name.replace(_KINDS[0], kind).replace(_KINDS[1], kind)
         records, digest = read_json_list(require_companion(path, (name,), f"the {kind} questions"))

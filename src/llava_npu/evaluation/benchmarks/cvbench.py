@@ -20,7 +20,7 @@ from llava_npu.evaluation.extraction import lmms_eval
 from llava_npu.evaluation.extraction.choices import ABOUT, ENGLISH, parse_choice, review_vanilla
 from llava_npu.evaluation.formats.json_files import JsonRecord, combined_digest, read_jsonl
 from llava_npu.evaluation.formats.llava_files import checked
-from llava_npu.evaluation.formats.locating import ImageFolder
+from llava_npu.evaluation.formats.locating import QuestionImages
 from llava_npu.evaluation.formats.parquet import read_parquet, record_image
 from llava_npu.evaluation.judge import choice_judge
 from llava_npu.evaluation.questions import Dataset, Question
@@ -50,7 +50,7 @@ def _read(path: Path) -> Dataset:
         of_file, digest = read_parquet(file) if file.suffix == ".parquet" else read_jsonl(file)
         records += of_file
         digests.append(digest)
-    images = ImageFolder(path, ("img", ".")) if path.suffix == ".jsonl" else None
+    images = QuestionImages(path, ("img", ".")) if path.suffix == ".jsonl" else None
     questions = tuple(_question(record, images) for record in records)
     missing = sorted(_SOURCES.keys() - {question.l2_category for question in questions})
     notes = (f"No {missing[0]} questions: no score of the whole benchmark.",) if missing else ()
@@ -63,7 +63,7 @@ def _both(path: Path) -> list[Path]:
     return [file for file in dict.fromkeys(files) if file == path or file.is_file()]
 
 
-def _question(record: JsonRecord, folder: ImageFolder | None) -> Question:
+def _question(record: JsonRecord, folder: QuestionImages | None) -> Question:
     image: ImageSource = record_image(record) if folder is None else folder.image(record, "filename")
     choices = record.texts("choices")
     options = dict(zip(string.ascii_uppercase, choices, strict=False))

@@ -15,7 +15,7 @@ from llava_npu.evaluation.extraction.open_answers import most_frequent, read_ope
 from llava_npu.evaluation.extraction.similarity import anls
 from llava_npu.evaluation.formats.json_files import JsonRecord, members, read_json_object
 from llava_npu.evaluation.formats.llava_files import SHORT, checked, with_instruction
-from llava_npu.evaluation.formats.locating import ImageFolder
+from llava_npu.evaluation.formats.locating import QuestionImages
 from llava_npu.evaluation.formats.parquet import read_parquet, record_image
 from llava_npu.evaluation.questions import Dataset, Question
 from llava_npu.evaluation.reports.submissions import Submission, as_json, number_or_text
@@ -33,13 +33,13 @@ def _read(path: Path) -> Dataset:
     if path.suffix == ".json":
         whole, digest = read_json_object(path)
         records = members(whole, "data")
-        folder = ImageFolder(path, ("documents", "images", "infographicsvqa_images", "."))
+        folder = QuestionImages(path, ("documents", "images", "infographicsvqa_images", "."))
         return Dataset(path, digest, tuple(_question(record, _file_image(record, folder)) for record in records))
     records, digest = read_parquet(path)
     return Dataset(path, digest, tuple(_question(record, record_image(record)) for record in records))
 
 
-def _file_image(record: JsonRecord, folder: ImageFolder) -> ImageSource:
+def _file_image(record: JsonRecord, folder: QuestionImages) -> ImageSource:
     field = "image_local_name" if record.get("image_local_name") else "image"
     name = record.need(field).removeprefix("documents/")
     return folder.image(JsonRecord({field: name}, record.file, record.place), field)

@@ -11,7 +11,7 @@ from llava_npu.evaluation.benchmarks import LOCALLY, Benchmark, Description, Par
 from llava_npu.evaluation.extraction.open_answers import read_open_table, review_secret
 from llava_npu.evaluation.formats.json_files import JsonRecord, combined_digest, read_json_table, read_jsonl
 from llava_npu.evaluation.formats.llava_files import SHORT, check_unique, llava_question
-from llava_npu.evaluation.formats.locating import ImageFolder, companion_file
+from llava_npu.evaluation.formats.locating import QuestionImages, companion_file
 from llava_npu.evaluation.questions import Dataset, Question
 from llava_npu.evaluation.reports.submissions import Submission, as_json
 from llava_npu.evaluation.statistics.accuracy import Score, extraction_rules, hit, tabulate
@@ -39,7 +39,7 @@ def _read(path: Path) -> Dataset:
         return read_open_table(path)
     records, digest = read_jsonl(path)
     check_unique(records)
-    images = ImageFolder(path, ("data/images", "images", "."))
+    images = QuestionImages(path, ("data/images", "images", "."))
     file = companion_file(path, _PLACES)
     annotations: dict[str, JsonRecord] = {}
     digests = [digest]
@@ -58,7 +58,7 @@ def _read(path: Path) -> Dataset:
     return Dataset(path, combined_digest(digests), tuple(questions), tuple(notes))
 
 
-def _question(record: JsonRecord, images: ImageFolder, annotations: Mapping[str, JsonRecord]) -> Question:
+def _question(record: JsonRecord, images: QuestionImages, annotations: Mapping[str, JsonRecord]) -> Question:
     if not annotations:
         return llava_question(record, images)
     name = record.need("question_id")

@@ -13,7 +13,7 @@ from llava_npu.evaluation.benchmarks import LOCALLY, Benchmark, Description, Par
 from llava_npu.evaluation.extraction import yes_no
 from llava_npu.evaluation.formats.json_files import JsonRecord, read_json_list
 from llava_npu.evaluation.formats.llava_files import checked
-from llava_npu.evaluation.formats.locating import ImageFolder
+from llava_npu.evaluation.formats.locating import QuestionImages
 from llava_npu.evaluation.formats.tables import Row
 from llava_npu.evaluation.questions import Dataset, Question
 from llava_npu.evaluation.statistics.accuracy import (
@@ -38,7 +38,7 @@ def _read(path: Path) -> Dataset:
     else:
         records, digest = read_json_list(path)
         with_image = any(record.get("filename") for record in records)
-        folder = ImageFolder(path, ("hallusion_bench", ".")) if with_image else None
+        folder = QuestionImages(path, ("hallusion_bench", ".")) if with_image else None
         questions = [_of_record(record, folder) for record in records]
         dataset = Dataset(path, digest, tuple(questions))
     blind = any(not question.images for question in dataset.questions)
@@ -49,7 +49,7 @@ def _read(path: Path) -> Dataset:
     return replace(dataset, notes=(note,)) if blind else dataset
 
 
-def _of_record(record: JsonRecord, folder: ImageFolder | None) -> Question:
+def _of_record(record: JsonRecord, folder: QuestionImages | None) -> Question:
     """A question of the authors' HallusionBench.json, with the id that VLMEvalKit's table gives it."""
     fields = ("category", "subcategory", "visual_input", "set_id", "figure_id", "question_id")
     name = "_".join(record.need(field) for field in fields)

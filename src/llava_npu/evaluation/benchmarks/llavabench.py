@@ -12,7 +12,7 @@ from llava_npu.errors import UserError
 from llava_npu.evaluation.benchmarks import JUDGE, Benchmark, Description, Parsed, register
 from llava_npu.evaluation.formats.json_files import JsonRecord, combined_digest, read_json_table, read_jsonl
 from llava_npu.evaluation.formats.llava_files import check_unique, llava_question
-from llava_npu.evaluation.formats.locating import ImageFolder, companion_file, require_companion
+from llava_npu.evaluation.formats.locating import QuestionImages, companion_file, require_companion
 from llava_npu.evaluation.formats.table_images import TableImages
 from llava_npu.evaluation.formats.tables import read_tsv, unique_indices
 from llava_npu.evaluation.judge.judging import JudgeRule
@@ -41,7 +41,7 @@ def _read(path: Path) -> Dataset:
 def _read_llava(path: Path) -> Dataset:
     records, digest = read_jsonl(path)
     check_unique(records)
-    images = ImageFolder(path, ("images", "."))
+    images = QuestionImages(path, ("images", "."))
     contexts, contexts_digest = read_jsonl(require_companion(path, ("context.jsonl",), "the images' descriptions"))
     references, references_digest = read_jsonl(require_companion(path, ("answers_gpt4.jsonl",), "GPT-4's answers"))
     captions = {record.need("image"): _caption(record) for record in contexts}

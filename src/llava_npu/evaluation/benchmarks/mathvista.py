@@ -21,7 +21,7 @@ from llava_npu.evaluation.extraction.rules import extract_strict, extract_vlmeva
 from llava_npu.evaluation.extraction.similarity import edit_distance
 from llava_npu.evaluation.formats.json_files import JsonRecord, read_json_table
 from llava_npu.evaluation.formats.llava_files import checked
-from llava_npu.evaluation.formats.locating import ImageFolder
+from llava_npu.evaluation.formats.locating import QuestionImages
 from llava_npu.evaluation.formats.parquet import read_parquet, record_image
 from llava_npu.evaluation.judge.judging import JudgeRule
 from llava_npu.evaluation.questions import Dataset, Question
@@ -54,7 +54,7 @@ Final answer:"""
 def _read(path: Path) -> Dataset:
     if path.suffix == ".json":
         records, digest = read_json_table(path)
-        folder = ImageFolder(path, ("..", "."))
+        folder = QuestionImages(path, ("..", "."))
         # The authors' file has pid as key, and "images/1.jpg".
         each = [_question(record, folder.image(record), name) for name, record in records.items()]
         return Dataset(path, digest, tuple(each))

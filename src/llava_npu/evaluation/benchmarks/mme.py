@@ -19,7 +19,7 @@ from llava_npu.evaluation.benchmarks import LOCALLY, Benchmark, Description, Par
 from llava_npu.evaluation.extraction import yes_no
 from llava_npu.evaluation.formats.json_files import JsonRecord, combined_digest, read_jsonl, read_text
 from llava_npu.evaluation.formats.llava_files import SHORT, llava_question
-from llava_npu.evaluation.formats.locating import ImageFolder, require_companion
+from llava_npu.evaluation.formats.locating import QuestionImages, require_companion
 from llava_npu.evaluation.formats.tables import Row
 from llava_npu.evaluation.questions import Dataset, Question
 from llava_npu.evaluation.reports.submissions import Submission
@@ -51,7 +51,7 @@ def _read(path: Path) -> Dataset:
         dataset = yes_no.read_yes_no_table(path, _of_row, SHORT)
     else:
         records, digest = read_jsonl(path)
-        images = ImageFolder(path, (_ROOT, "images", "."))
+        images = QuestionImages(path, (_ROOT, "images", "."))
         root = require_companion(path, (_ROOT, "."), "MME's folder of tasks")
         questions, files, seen = [], set(), defaultdict[str, int](int)
         for record in records:
@@ -64,7 +64,7 @@ def _read(path: Path) -> Dataset:
     return replace(dataset, notes=tuple(_notes(dataset.questions)))
 
 
-def _labelled(record: JsonRecord, images: ImageFolder, root: Path) -> tuple[Question, Path]:
+def _labelled(record: JsonRecord, images: QuestionImages, root: Path) -> tuple[Question, Path]:
     name = PurePosixPath(record.need("question_id"))
     task = _task(record, "question_id", name.parts[0])
     file = f"{name.name.split('.')[0]}.txt"

@@ -12,7 +12,7 @@ from llava_npu.evaluation.benchmarks import JUDGE, SERVER, Benchmark, Descriptio
 from llava_npu.evaluation.extraction.open_answers import read_open_table
 from llava_npu.evaluation.formats.json_files import JsonRecord, combined_digest, read_json_table, read_jsonl, read_text
 from llava_npu.evaluation.formats.llava_files import check_unique, llava_question
-from llava_npu.evaluation.formats.locating import ImageFolder, companion_file, require_companion
+from llava_npu.evaluation.formats.locating import QuestionImages, companion_file, require_companion
 from llava_npu.evaluation.judge.judging import JudgeRule
 from llava_npu.evaluation.questions import Dataset, Question
 from llava_npu.evaluation.reports.submissions import Submission
@@ -40,12 +40,12 @@ def _read(path: Path) -> Dataset:
     records, digest = read_jsonl(path)
     check_unique(records)
     annotations, annotations_digest = read_json_table(require_companion(path, ("mm-vet.json",), "MM-Vet's own file"))
-    images = ImageFolder(path, ("images", "."))
+    images = QuestionImages(path, ("images", "."))
     questions = [_question(record, images, annotations) for record in records]
     return _with_instruction(Dataset(path, combined_digest([digest, annotations_digest]), tuple(questions)))
 
 
-def _question(record: JsonRecord, images: ImageFolder, annotations: Mapping[str, JsonRecord]) -> Question:
+def _question(record: JsonRecord, images: QuestionImages, annotations: Mapping[str, JsonRecord]) -> Question:
     name = f"v1_{record.need('question_id').removeprefix('v1_')}"
     if name not in annotations:
         raise record.error("question_id", f"{name!r} is not in mm-vet.json.")

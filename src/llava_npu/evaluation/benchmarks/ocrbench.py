@@ -15,7 +15,7 @@ from llava_npu.evaluation.benchmarks import LOCALLY, Benchmark, Description, Par
 from llava_npu.evaluation.extraction.open_answers import most_frequent, read_open_table, review_secret
 from llava_npu.evaluation.formats.json_files import JsonRecord, read_json_list
 from llava_npu.evaluation.formats.llava_files import checked
-from llava_npu.evaluation.formats.locating import ImageFolder
+from llava_npu.evaluation.formats.locating import QuestionImages
 from llava_npu.evaluation.formats.parquet import read_parquet, record_image
 from llava_npu.evaluation.questions import Dataset, Question
 from llava_npu.evaluation.statistics.accuracy import Score, score_credits
@@ -34,7 +34,7 @@ def _read(path: Path) -> Dataset:
         return replace(dataset, questions=tuple(questions))
     if path.suffix == ".json":
         records, digest = read_json_list(path)
-        folder = ImageFolder(path, ("OCRBench_Images", "images", "."))
+        folder = QuestionImages(path, ("OCRBench_Images", "images", "."))
         images: list[ImageSource] = [folder.image(record, "image_path") for record in records]
     else:
         records, digest = read_parquet(path)

@@ -17,7 +17,7 @@ from llava_npu.evaluation.benchmarks import LOCALLY, Benchmark, Description, Par
 from llava_npu.evaluation.extraction import yes_no
 from llava_npu.evaluation.formats.json_files import JsonRecord, combined_digest, read_jsonl
 from llava_npu.evaluation.formats.llava_files import SHORT, check_unique, llava_question
-from llava_npu.evaluation.formats.locating import ImageFolder, require_companion
+from llava_npu.evaluation.formats.locating import QuestionImages, require_companion
 from llava_npu.evaluation.formats.tables import Row
 from llava_npu.evaluation.questions import Dataset, Question
 from llava_npu.evaluation.statistics.accuracy import (
@@ -44,7 +44,7 @@ def _read(path: Path) -> Dataset:
         return yes_no.read_yes_no_table(path, _of_row, SHORT)
     records, digest = read_jsonl(path)
     check_unique(records)
-    images = ImageFolder(path, ("val2014", "images", "../coco/val2014", "."))
+    images = QuestionImages(path, ("val2014", "images", "../coco/val2014", "."))
     labels, digests = _read_labels(require_companion(path, ("coco", "annotations", "."), "POPE's label files"))
     questions = [_labelled(record, images, labels) for record in records]
     asked = {(question.category, *_identity(record)) for question, record in zip(questions, records, strict=True)}
@@ -60,7 +60,9 @@ def _of_row(row: Row, question: Question) -> Question:
     return replace(question, group=question.images[0].key if question.images else question.id)
 
 
-def _labelled(record: JsonRecord, images: ImageFolder, labels: Mapping[str, Mapping[tuple[str, str], str]]) -> Question:
+def _labelled(
+    record: JsonRecord, images: QuestionImages, labels: Mapping[str, Mapping[tuple[str, str], str]]
+) -> Question:
     category = record.need("category")
     if category not in labels:
         raise record.error("category", f"{category!r} has no label file. There are labels for: {', '.join(labels)}.")

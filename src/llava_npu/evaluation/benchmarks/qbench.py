@@ -21,7 +21,7 @@ from llava_npu.evaluation.extraction.choices import (
 )
 from llava_npu.evaluation.formats.json_files import JsonRecord, read_json_list
 from llava_npu.evaluation.formats.llava_files import checked
-from llava_npu.evaluation.formats.locating import ImageFolder
+from llava_npu.evaluation.formats.locating import QuestionImages
 from llava_npu.evaluation.judge import choice_judge
 from llava_npu.evaluation.questions import Dataset, Question
 from llava_npu.evaluation.reports.submissions import Submission, as_json_lines
@@ -42,12 +42,12 @@ def _read(path: Path, language: str) -> Dataset:
     if path.suffix == ".tsv":
         return read_choices(path, ChoiceForm(ENGLISH if language == "en" else CHINESE))
     records, digest = read_json_list(path)
-    images = ImageFolder(path, ("images_llvisionqa", "images_llviqionqa", "images", "."))
+    images = QuestionImages(path, ("images_llvisionqa", "images_llviqionqa", "images", "."))
     questions = tuple(_question(number, record, images, language) for number, record in enumerate(records))
     return Dataset(path, digest, questions)
 
 
-def _question(number: int, record: JsonRecord, images: ImageFolder, language: str) -> Question:
+def _question(number: int, record: JsonRecord, images: QuestionImages, language: str) -> Question:
     text = checked(record, "question", record.need("question"))
     candidates = record.texts("candidates")
     if not 2 <= len(candidates) <= len(string.ascii_uppercase):

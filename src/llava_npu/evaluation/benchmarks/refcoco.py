@@ -21,7 +21,7 @@ from llava_npu.evaluation.extraction import boxes
 from llava_npu.evaluation.extraction.open_answers import review_secret
 from llava_npu.evaluation.formats.json_files import JsonRecord, read_jsonl
 from llava_npu.evaluation.formats.llava_files import checked
-from llava_npu.evaluation.formats.locating import ImageFolder
+from llava_npu.evaluation.formats.locating import QuestionImages
 from llava_npu.evaluation.formats.parquet import read_parquet, record_image
 from llava_npu.evaluation.questions import Dataset, Question
 from llava_npu.evaluation.statistics.accuracy import Score, score_credits
@@ -37,7 +37,7 @@ _INSTRUCTION = (
 def _read(path: Path) -> Dataset:
     if path.suffix == ".jsonl":
         records, digest = read_jsonl(path)
-        folder = ImageFolder(path, ("images", "."))
+        folder = QuestionImages(path, ("images", "."))
         questions = [
             _question(str(place), record, "sent", folder.image(record), _size(record))
             for place, record in enumerate(records)

@@ -23,7 +23,7 @@ from llava_npu.evaluation.formats.json_files import (
     read_json_table,
 )
 from llava_npu.evaluation.formats.llava_files import check_unique
-from llava_npu.evaluation.formats.locating import ImageFolder, companion_file, require_companion
+from llava_npu.evaluation.formats.locating import QuestionImages, companion_file, require_companion
 from llava_npu.evaluation.questions import Dataset, Question
 from llava_npu.evaluation.statistics.accuracy import Score, extraction_rules, hit, tabulate
 
@@ -49,7 +49,7 @@ def _read_llava(path: Path) -> Dataset:
         require_companion(path, ("problems.json",), "ScienceQA's problems.json")
     )
     digests = [digest, problems_digest]
-    folder = ImageFolder(path, ("images/test", "images", ".")) if any("image" in r.values for r in records) else None
+    folder = QuestionImages(path, ("images/test", "images", ".")) if any("image" in r.values for r in records) else None
     questions = tuple(_question(record, problems, folder) for record in records)
     notes: list[str] = []
     splits = companion_file(path, ("pid_splits.json",))
@@ -72,7 +72,7 @@ def _missing(expected: set[str], questions: Sequence[Question]) -> list[str]:
     ]
 
 
-def _question(record: JsonRecord, problems: Mapping[str, JsonRecord], folder: ImageFolder | None) -> Question:
+def _question(record: JsonRecord, problems: Mapping[str, JsonRecord], folder: QuestionImages | None) -> Question:
     name = record.need("id")
     if name not in problems:
         raise record.error("id", f"{name!r} is not in problems.json.")

@@ -20,7 +20,7 @@ from llava_npu.evaluation.extraction.choices import (
 )
 from llava_npu.evaluation.formats.json_files import JsonRecord, combined_digest, members, read_json_object, read_jsonl
 from llava_npu.evaluation.formats.llava_files import llava_question
-from llava_npu.evaluation.formats.locating import ImageFolder, require_companion
+from llava_npu.evaluation.formats.locating import QuestionImages, require_companion
 from llava_npu.evaluation.questions import Dataset, Question
 from llava_npu.evaluation.reports.submissions import Submission, as_json_lines
 
@@ -39,10 +39,10 @@ def _read(path: Path) -> Dataset:
     if not isinstance(types, dict):
         raise whole.error("question_type", "an object is expected: the name of each type, and its number.")
     names = {str(number): name for name, number in types.items()}
-    images = ImageFolder(path, ("SEED-Bench-image", "."))
+    images = QuestionImages(path, ("SEED-Bench-image", "."))
     # The file's paths begin with the folder, "SEED-Bench-image/1454426_2591111986".
     if any(record.need("image").startswith("SEED-Bench-") for record in records):
-        images = ImageFolder(path, (".",))
+        images = QuestionImages(path, (".",))
     questions = []
     seen: Counter[str] = Counter()
     for record in records:
@@ -71,7 +71,9 @@ def _read(path: Path) -> Dataset:
     return Dataset(path, combined_digest([digest, whole_digest]), tuple(questions), tuple(notes))
 
 
-def _annotated(record: JsonRecord, annotation: JsonRecord, types: Mapping[str, str], images: ImageFolder) -> Question:
+def _annotated(
+    record: JsonRecord, annotation: JsonRecord, types: Mapping[str, str], images: QuestionImages
+) -> Question:
     options = {letter: annotation.need(f"choice_{letter.lower()}") for letter in "ABCD"}
     answer = annotation.need("answer")
     if answer not in options:

@@ -23,7 +23,7 @@ from llava_npu.evaluation.extraction.open_answers import (
 )
 from llava_npu.evaluation.formats.json_files import JsonRecord, combined_digest, members, read_json_object, read_jsonl
 from llava_npu.evaluation.formats.llava_files import SHORT, llava_question
-from llava_npu.evaluation.formats.locating import ImageFolder, require_companion
+from llava_npu.evaluation.formats.locating import QuestionImages, require_companion
 from llava_npu.evaluation.questions import Dataset, Question
 
 _OCR = "Reference OCR token:"
@@ -34,7 +34,7 @@ def _read(path: Path) -> Dataset:
     if path.suffix == ".tsv":
         return read_open_table(path)
     records, digest = read_jsonl(path)
-    images = ImageFolder(path, ("train_images", "images", "."))
+    images = QuestionImages(path, ("train_images", "images", "."))
     file = require_companion(path, ("TextVQA_0.5.1_val.json",), "TextVQA's annotations")
     whole, annotations_digest = read_json_object(file)
     annotations = {
@@ -51,7 +51,7 @@ def _read(path: Path) -> Dataset:
 
 
 def _annotated(
-    record: JsonRecord, images: ImageFolder, annotations: dict[tuple[str, str], tuple[str, ...]]
+    record: JsonRecord, images: QuestionImages, annotations: dict[tuple[str, str], tuple[str, ...]]
 ) -> Question:
     asked = _asked(record)
     key = (record.need("question_id"), asked.lower())

@@ -18,7 +18,7 @@ from llava_npu.evaluation.extraction.open_answers import (
 from llava_npu.evaluation.extraction.vqa import normalise_as_original
 from llava_npu.evaluation.formats.json_files import read_jsonl
 from llava_npu.evaluation.formats.llava_files import SHORT, check_unique, llava_question
-from llava_npu.evaluation.formats.locating import ImageFolder
+from llava_npu.evaluation.formats.locating import QuestionImages
 from llava_npu.evaluation.questions import Dataset
 from llava_npu.evaluation.reports.submissions import Submission, as_json
 
@@ -36,7 +36,7 @@ def _read(path: Path) -> Dataset:
         return read_open_table(path, column="answers", instruction=f"{_INSUFFICIENT}\n{SHORT}")
     records, digest = read_jsonl(path)
     check_unique(records)
-    images = ImageFolder(path, ("test", "val", "images", "."))
+    images = QuestionImages(path, ("test", "val", "images", "."))
     questions = []
     for record in records:
         answers = record.texts("answers")

@@ -19,7 +19,7 @@ from llava_npu.evaluation.extraction.open_answers import (
 )
 from llava_npu.evaluation.formats.json_files import JsonRecord, read_jsonl
 from llava_npu.evaluation.formats.llava_files import SHORT, check_unique, checked, with_instruction
-from llava_npu.evaluation.formats.locating import ImageFolder
+from llava_npu.evaluation.formats.locating import QuestionImages
 from llava_npu.evaluation.questions import Dataset, Question
 from llava_npu.evaluation.statistics.accuracy import Score
 
@@ -29,11 +29,11 @@ _ANNOTATORS = 10
 def _read(path: Path) -> Dataset:
     records, digest = read_jsonl(path)
     check_unique(records)
-    folder = ImageFolder(path, (".",))
+    folder = QuestionImages(path, (".",))
     return Dataset(path, digest, tuple(_question(record, folder) for record in records))
 
 
-def _question(record: JsonRecord, folder: ImageFolder) -> Question:
+def _question(record: JsonRecord, folder: QuestionImages) -> Question:
     text = checked(record, "question", record.need("question"))
     if "answer" in record.values and "answers" in record.values:
         raise record.error("answer", "both `answer` and `answers` are given; keep one.")

@@ -17,7 +17,7 @@ from llava_npu.evaluation.extraction.open_answers import (
 from llava_npu.evaluation.extraction.vqa import normalise_as_original
 from llava_npu.evaluation.formats.json_files import read_jsonl
 from llava_npu.evaluation.formats.llava_files import SHORT, check_unique, llava_question
-from llava_npu.evaluation.formats.locating import ImageFolder, companion_file
+from llava_npu.evaluation.formats.locating import QuestionImages, companion_file
 from llava_npu.evaluation.questions import Dataset
 from llava_npu.evaluation.reports.submissions import Submission, as_json, number_or_text
 
@@ -27,7 +27,7 @@ _WHOLE_TEST = "llava_vqav2_mscoco_test2015.jsonl"
 def _read(path: Path) -> Dataset:
     records, digest = read_jsonl(path)
     check_unique(records)
-    images = ImageFolder(path, ("test2015", "val2014", "images", "."))
+    images = QuestionImages(path, ("test2015", "val2014", "images", "."))
     questions = []
     for record in records:
         answers = record.texts("answers")

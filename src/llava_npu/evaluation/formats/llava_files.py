@@ -12,13 +12,13 @@ from typing import Any
 
 from llava_npu.data.records import IMAGE_MARK
 from llava_npu.evaluation.formats.json_files import JsonRecord
-from llava_npu.evaluation.formats.locating import ImageFolder
+from llava_npu.evaluation.formats.locating import QuestionImages
 from llava_npu.evaluation.questions import Question
 
 SHORT = "Answer the question using a single word or phrase."
 
 
-def llava_question(record: JsonRecord, images: ImageFolder, **more: Any) -> Question:
+def llava_question(record: JsonRecord, images: QuestionImages, **more: Any) -> Question:
     """The question of a line.
 
     Args:

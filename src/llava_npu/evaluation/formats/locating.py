@@ -58,7 +58,7 @@ def check_images(dataset: Dataset) -> None:
         )
 
 
-class ImageFolder:
+class QuestionImages:
     """The folder of the images that a question file names."""
 
     def __init__(self, file: Path, candidates: Sequence[str]):

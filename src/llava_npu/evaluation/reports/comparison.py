@@ -46,7 +46,7 @@ class FinishedRun:
 
 
 @dataclass(frozen=True)
-class Row:
+class ComparedScore:
     """One score of all runs.
 
     Attributes:
@@ -61,7 +61,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class RunComparison:
     """Runs of one benchmark.
 
     Attributes:
@@ -74,7 +74,7 @@ class Comparison:
     benchmark: str
     title: str
     runs: tuple[FinishedRun, ...]
-    rows: tuple[Row, ...]
+    rows: tuple[ComparedScore, ...]
     notes: tuple[str, ...]
 
 
@@ -89,7 +89,7 @@ def read_runs(folders: Sequence[Path]) -> list[FinishedRun]:
     return [_read_run(run, label) for folder, label in zip(folders, labels, strict=True) for run in _runs_in(folder)]
 
 
-def compare_runs(runs: Sequence[FinishedRun]) -> list[Comparison]:
+def compare_runs(runs: Sequence[FinishedRun]) -> list[RunComparison]:
     """One comparison for each benchmark, in the order in which they appear."""
     return [
         _compare([run for run in runs if run.benchmark == benchmark])
@@ -97,18 +97,18 @@ def compare_runs(runs: Sequence[FinishedRun]) -> list[Comparison]:
     ]
 
 
-def _compare(runs: Sequence[FinishedRun]) -> Comparison:
+def _compare(runs: Sequence[FinishedRun]) -> RunComparison:
     first = runs[0]
     names = _ordered(dict.fromkeys(name for run in runs for name in run.samples))
     rows = tuple(
-        Row(
+        ComparedScore(
             name,
             tuple(run.scores.get(name) for run in runs),
             (None, *(_difference(first, run, name) for run in runs[1:])),
         )
         for name in names
     )
-    return Comparison(first.benchmark, str(first.report["title"]), tuple(runs), rows, tuple(_notes(runs, rows)))
+    return RunComparison(first.benchmark, str(first.report["title"]), tuple(runs), rows, tuple(_notes(runs, rows)))
 
 
 def _ordered(names: Iterable[ScoreName]) -> list[ScoreName]:
@@ -132,7 +132,7 @@ def _difference(first: FinishedRun, other: FinishedRun, name: ScoreName) -> Pair
     return paired_difference(first.samples[name], other.samples[name])
 
 
-def _notes(runs: Sequence[FinishedRun], rows: Sequence[Row]) -> Iterator[str]:
+def _notes(runs: Sequence[FinishedRun], rows: Sequence[ComparedScore]) -> Iterator[str]:
     first = runs[0]
     for run in runs[1:]:
         if run.dataset != first.dataset:

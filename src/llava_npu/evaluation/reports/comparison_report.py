@@ -16,7 +16,7 @@ from llava_npu.evaluation.benchmarks import get
 from llava_npu.evaluation.formats.datasets import read_dataset
 from llava_npu.evaluation.judge.judging import with_judgements
 from llava_npu.evaluation.predictions import read_predictions
-from llava_npu.evaluation.reports.comparison import Comparison, FinishedRun, Row
+from llava_npu.evaluation.reports.comparison import ComparedScore, FinishedRun, RunComparison
 from llava_npu.evaluation.reports.page import PageRun, QuestionsPage, ScoreTable, write_page
 from llava_npu.evaluation.reports.report import markdown_table, percent, score_title
 from llava_npu.evaluation.run_folder import PREDICTIONS_FILE
@@ -31,7 +31,7 @@ _CAPTION = "percent with its 95 % interval"
 _PAIRED = "below it the difference to the first run, its interval, and p of the paired bootstrap [McNemar's exact test]"
 
 
-def write_comparison(comparison: Comparison, folder: Path, data: Path | None = None) -> list[str]:
+def write_comparison(comparison: RunComparison, folder: Path, data: Path | None = None) -> list[str]:
     """Writes comparison.md, comparison.csv, comparison.json and comparison.html, each atomically.
 
     Args:
@@ -49,7 +49,7 @@ def write_comparison(comparison: Comparison, folder: Path, data: Path | None = N
     return notes
 
 
-def write_comparison_page(comparison: Comparison, path: Path, data: Path | None = None) -> list[str]:
+def write_comparison_page(comparison: RunComparison, path: Path, data: Path | None = None) -> list[str]:
     """Writes the page of all questions with every run's answers. It needs the benchmark's data."""
     benchmark, first = get(comparison.benchmark), comparison.runs[0]
     try:
@@ -74,7 +74,7 @@ def write_comparison_page(comparison: Comparison, path: Path, data: Path | None 
     return []
 
 
-def as_terminal(comparison: Comparison) -> RenderableType:
+def as_terminal(comparison: RunComparison) -> RenderableType:
     """The comparison's overall scores for a rich console."""
     from rich.console import Group
     from rich.markup import escape
@@ -95,7 +95,7 @@ def as_terminal(comparison: Comparison) -> RenderableType:
     return Group(table, *notes)
 
 
-def as_markdown(comparison: Comparison) -> str:
+def as_markdown(comparison: RunComparison) -> str:
     """The comparison as a page."""
     columns, rows = _table(comparison.rows, comparison.runs)
     lines = [f"# {comparison.title}", "", *markdown_table(columns, [[_one_line(cell) for cell in row] for row in rows])]
@@ -105,7 +105,7 @@ def as_markdown(comparison: Comparison) -> str:
     return "\n".join(lines)
 
 
-def as_csv(comparison: Comparison) -> str:
+def as_csv(comparison: RunComparison) -> str:
     """One line for each score of each run."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -121,7 +121,7 @@ def as_csv(comparison: Comparison) -> str:
     return text.getvalue()
 
 
-def as_json(comparison: Comparison) -> str:
+def as_json(comparison: RunComparison) -> str:
     """All of it, each run with what its report says of its origin."""
     facts = {
         "benchmark": comparison.benchmark,
@@ -142,7 +142,7 @@ def as_json(comparison: Comparison) -> str:
     return json.dumps(facts, indent=2, ensure_ascii=False) + "\n"
 
 
-def _table(rows: Sequence[Row], runs: Sequence[FinishedRun]) -> tuple[list[str], list[list[str]]]:
+def _table(rows: Sequence[ComparedScore], runs: Sequence[FinishedRun]) -> tuple[list[str], list[list[str]]]:
     """Headers, and a row for each score: its name, and each run's value with the difference to the first below it."""
     cells = [
         [
@@ -154,15 +154,15 @@ def _table(rows: Sequence[Row], runs: Sequence[FinishedRun]) -> tuple[list[str],
     return ["", *(run.label for run in runs)], cells
 
 
-def _caption(comparison: Comparison) -> str:
+def _caption(comparison: RunComparison) -> str:
     return f"{_CAPTION}; {_PAIRED}" if len(comparison.runs) > 1 else _CAPTION
 
 
-def _of_level(comparison: Comparison, level: str) -> list[Row]:
+def _of_level(comparison: RunComparison, level: str) -> list[ComparedScore]:
     return [row for row in comparison.rows if row.name.level == level]
 
 
-def _wide_table(rows: Sequence[Row], runs: Sequence[FinishedRun]) -> tuple[list[str], list[list[str]]]:
+def _wide_table(rows: Sequence[ComparedScore], runs: Sequence[FinishedRun]) -> tuple[list[str], list[list[str]]]:
     """As `_table`, with columns of their own for differences."""
     columns = ["", runs[0].label]
     for run in runs[1:]:
@@ -178,7 +178,7 @@ def _wide_table(rows: Sequence[Row], runs: Sequence[FinishedRun]) -> tuple[list[
     return columns, cells
 
 
-def _cell(row: Row, place: int) -> Iterator[str]:
+def _cell(row: ComparedScore, place: int) -> Iterator[str]:
     yield percent(row.scores[place])
     difference = row.differences[place]
     if difference is not None:
