@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from evaluation_samples import plain_image
+from evaluation_samples import image_bytes, plain_image, write_parquet
 
 SHORT = "Answer the question using a single word or phrase."
 LETTER = "Answer with the option's letter from the given choices directly."
@@ -210,3 +210,57 @@ def llavabench(root: Path) -> Path:
     write_jsonl(folder / "context.jsonl", [{"id": "001", "image": "001.png", "caption": "A red square."}])
     write_jsonl(folder / "answers_gpt4.jsonl", references)
     return write_jsonl(folder / "questions.jsonl", questions)
+
+
+def hub_datasets(root: Path) -> None:
+    """One question of each benchmark that is read from a data set of Hugging Face, and CHAIR's files."""
+    image = image_bytes()
+    ask = {"question": "Which?", "image": image}
+    choice = {**ask, "prompt": "Which?\n(A) x\n(B) y", "choices": ["x", "y"], "answer": "(A)"}
+    document = {**ask, "questionId": "1", "answers": ["x"]}
+    region = {"question_id": "1", "image": image, "answer": ["dog"], "bbox": [1.0, 2.0, 3.0, 4.0]}
+    problem = {"question_type": "free_form", "answer_type": "integer", "answer": "3", "decoded_image": image}
+    shard = "00000-of-00001"
+    rows: dict[str, Mapping[str, Any]] = {
+        f"ChartQA/data/test-{shard}": {**ask, "answer": "5", "type": "human_test"},
+        f"DocVQA/validation-{shard}": document,
+        f"InfographicVQA/validation-{shard}": document,
+        f"OCRBench/data/test-{shard}": {**ask, "answer": ["x"], "question_type": "Doc-oriented VQA"},
+        **{f"{name}/data/val-{shard}": region for name in ("RefCOCO", "RefCOCOplus", "RefCOCOg")},
+        f"RealWorldQA/data/test-{shard}": {"question": "Where?\nA. x\nB. y", "answer": "A", "image": image},
+        "CV-Bench/test_2d": {**choice, "idx": 0, "type": "2D", "task": "Count", "source": "COCO"},
+        f"MathVista/data/testmini-{shard}-0123456789abcdef": {"pid": "1", "question": "How many?", **problem},
+        f"BLINK/Art_Style/val-{shard}": {**choice, "idx": "val_Art_Style_1", "sub_task": "Art_Style", "image_1": image},
+    }
+    for name, row in rows.items():
+        write_parquet(root / f"{name}.parquet", [row])
+    chair(root / "chair")
+
+
+CHAIR_SYNONYMS = """\
+person, girl, man, woman, people, child
+bus, minibus, trolley
+dog, puppy
+wine glass
+skis, ski
+toilet
+chair, seat
+tie
+traffic light, street light
+bear, panda
+teddy bear, teddybear
+"""
+
+
+def chair(folder: Path) -> Path:
+    """Two images: of a dog and a girl, and of a bear and buses."""
+    names = {1: "COCO_val2014_000000000001.jpg", 2: "COCO_val2014_000000000002.jpg"}
+    for number, name in names.items():
+        save_image(folder / "val2014" / name, number)
+    (folder / "synonyms.txt").write_text(CHAIR_SYNONYMS)
+    segments = [{"image_id": 1, "category_id": 18}, {"image_id": 3, "category_id": 18}]
+    captions = [{"image_id": n, "caption": text} for n, text in ((1, "A girl"), (2, "A bear"), (2, "Two buses"))]
+    categories = [{"id": 18, "name": "dog"}]
+    write_json(folder / "annotations" / "instances_val2014.json", {"annotations": segments, "categories": categories})
+    write_json(folder / "annotations" / "captions_val2014.json", {"annotations": captions})
+    return write_jsonl(folder / "questions.jsonl", [{"image": name} for name in names.values()])

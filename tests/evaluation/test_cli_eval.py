@@ -62,7 +62,9 @@ TABLES = (
     "SEEDBench_IMG",
 )
 SUBMITTED = {
+    "docvqa": {"validation_submission.json"},
     "gqa": {"testdev_balanced_predictions.json"},
+    "infovqa": {"validation_submission.json"},
     "mmbench": {"mmbench_dev_20230712.xlsx"},
     "mmbench_cn": {"MMBench_DEV_CN.xlsx"},
     "mmbench_cn_test": {"MMBench_TEST_CN.xlsx"},
@@ -78,7 +80,7 @@ SUBMITTED = {
 
 
 def test_the_whole_suite_from_one_folder(folder: Path, tmp_path: Path) -> None:
-    """Every benchmark but the two for one's own data, in the forms of LLaVA's scripts and of VLMEvalKit's tables."""
+    """Every benchmark but the two for one's own data, in forms of LLaVA's scripts, VLMEvalKit and Hugging Face."""
     data = tmp_path / "data"
     pope(data, [["yes", "no"]])
     mme(data, {"count": 1})
@@ -94,6 +96,7 @@ def test_the_whole_suite_from_one_folder(folder: Path, tmp_path: Path) -> None:
     write_tsv(data / "mmbench_dev_20230712.tsv", rows)
     row = {"index": "VD_a_b_0_0_0", "question": "Is it?", "answer": "Yes", "image": rows[0]["image"]}
     write_tsv(data / "HallusionBench.tsv", [row], tuple(row))
+    samples.hub_datasets(data)
 
     names = sorted(available().keys() - {"multiple_choice", "vqa_jsonl"})
     required = (",".join(names), "--model", folder, "--data", data, "--output", tmp_path / "out")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from benchmark_samples import save_image, write_json, write_jsonl
+from benchmark_samples import CHAIR_SYNONYMS, chair, save_image, write_json, write_jsonl
 from evaluation_samples import FakeAnswerer, encoded_image, image_bytes, write_parquet, write_tsv
 
 from llava_npu.errors import UserError
@@ -246,20 +246,6 @@ def test_mathvista_counts_what_needs_a_model(tmp_path: Path) -> None:
 
 # --- CHAIR ------------------------------------------------------------------------------------------------------------
 
-SYNONYMS = """\
-person, girl, man, woman, people, child
-bus, minibus, trolley
-dog, puppy
-wine glass
-skis, ski
-toilet
-chair, seat
-tie
-traffic light, street light
-bear, panda
-teddy bear, teddybear
-"""
-
 
 @pytest.mark.parametrize(
     ("caption", "objects"),
@@ -275,7 +261,7 @@ teddy bear, teddybear
     ],
 )
 def test_objects_in_captions(caption: str, objects: list[str]) -> None:
-    assert coco_objects(SYNONYMS).of_caption(caption) == objects
+    assert coco_objects(CHAIR_SYNONYMS).of_caption(caption) == objects
 
 
 def test_singular_forms() -> None:
@@ -284,21 +270,8 @@ def test_singular_forms() -> None:
     assert list(map(singular, words)) == found
 
 
-def chair_data(root: Path) -> Path:
-    (root / "synonyms.txt").write_text(SYNONYMS)
-    names = {1: "COCO_val2014_000000000001.jpg", 2: "COCO_val2014_000000000002.jpg"}
-    for number, name in names.items():
-        save_image(root / "val2014" / name, number)
-    segments = [{"image_id": 1, "category_id": 18}, {"image_id": 3, "category_id": 18}]
-    captions = [{"image_id": n, "caption": text} for n, text in ((1, "A girl"), (2, "A bear"), (2, "Two buses"))]
-    categories = [{"id": 18, "name": "dog"}]
-    write_json(root / "annotations" / "instances_val2014.json", {"annotations": segments, "categories": categories})
-    write_json(root / "annotations" / "captions_val2014.json", {"annotations": captions})
-    return write_jsonl(root / "questions.jsonl", [{"image": name} for name in names.values()])
-
-
 def test_chair(tmp_path: Path) -> None:
-    data = chair_data(tmp_path)
+    data = chair(tmp_path)
     first, second = read_dataset(get("chair"), data).questions
     assert first.prompt == "Please describe this image in detail."
     assert (first.references, second.references) == (("dog", "person"), ("bear", "bus"))
@@ -309,7 +282,7 @@ def test_chair(tmp_path: Path) -> None:
 
 
 def test_chair_data_that_lacks_something(tmp_path: Path) -> None:
-    data = chair_data(tmp_path)
+    data = chair(tmp_path)
     (tmp_path / "synonyms.txt").rename(tmp_path / "other.txt")
     with pytest.raises(UserError, match="needs CHAIR's list of synonyms"):
         read_dataset(get("chair"), data)
