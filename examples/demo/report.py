@@ -18,6 +18,7 @@ from demo.profiles import Profile
 from demo.questions import CONCEPTS, SHAPES
 from llava_npu.evaluation.ablations import GIVEN, NONE, SHUFFLED
 from llava_npu.files.atomic import write_text
+from llava_npu.files.pages import render_page
 from llava_npu.training.monitoring.metrics import read_metrics
 from llava_npu.version import __version__
 
@@ -268,30 +269,31 @@ def write_report(findings: Findings, output: Path) -> Path:
 
 
 def _render(findings: Findings, plots: dict[str, bytes], output: Path) -> str:
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-    )
-    environment.filters["png"] = lambda data: f"data:image/png;base64,{base64.b64encode(data).decode()}"
-    environment.filters["picture"] = _as_data_url
-    return environment.get_template("report.html").render(
+    return render_page(
+        Path(__file__).parent,
+        "report.html",
+        title=f"LLaVA-NPU demo: {findings.profile.name}",
         findings=findings,
         states=STATES,
         images=IMAGES,
         tower_note=TOWER_NOTE,
-        plots=plots,
+        plots={name: _data_url("png", data) for name, data in plots.items()},
+        as_jpeg=_as_jpeg,
         chance=_chance,
         commands=findings.next_commands(output),
         version=__version__,
     )
 
 
-def _as_data_url(encoded: bytes) -> str:
+def _data_url(kind: str, data: bytes) -> str:
+    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
+
+
+def _as_jpeg(encoded: bytes) -> str:
     with Image.open(io.BytesIO(encoded)) as image:
         small = io.BytesIO()
         image.convert("RGB").save(small, "JPEG", quality=85)
-    return f"data:image/jpeg;base64,{base64.b64encode(small.getvalue()).decode()}"
+    return _data_url("jpeg", small.getvalue())
 
 
 def _plot_losses(findings: Findings) -> bytes:

@@ -161,7 +161,7 @@ def _made_with(comparison: ComparisonReport) -> str:
 def _render(comparison: ComparisonReport, plots: Sequence[str]) -> str:
     results = comparison.results
     return render_page(
-        __package__,
+        Path(__file__).parent,
         "page.html",
         title=comparison.title,
         comparison=comparison,

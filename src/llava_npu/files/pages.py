@@ -10,23 +10,26 @@ from __future__ import annotations
 import base64
 import io
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from jinja2 import Environment
     from PIL import Image
 
+_FRAME_FOLDER = Path(__file__).parent
 
-def render_page(package: str, template: str, *, title: str, **values: Any) -> str:
+
+def render_page(folder: Path, template: str, *, title: str, **values: Any) -> str:
     """A page as HTML.
 
     Args:
-        package: whose folder holds the template.
+        folder: holds the template.
         template: its file name.
         title: of the page.
         values: what the template names; everything but `Markup` is escaped.
     """
-    return _environment(package).get_template(template).render(title=title, **values)
+    return _environment(folder).get_template(template).render(title=title, **values)
 
 
 def data_url(image: Image.Image, size: tuple[int, int], quality: int = 80) -> str:
@@ -38,11 +41,11 @@ def data_url(image: Image.Image, size: tuple[int, int], quality: int = 80) -> st
 
 
 @cache
-def _environment(package: str) -> Environment:
-    from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
+def _environment(folder: Path) -> Environment:
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     return Environment(
-        loader=ChoiceLoader([PackageLoader(package, "."), PackageLoader(__package__, ".")]),
+        loader=FileSystemLoader([folder, _FRAME_FOLDER]),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

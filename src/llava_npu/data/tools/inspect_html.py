@@ -34,7 +34,9 @@ def write_page(
         UserError: it cannot be written.
     """
     sections = [_section(sample, tokenizer) for sample in samples]
-    write_text(path, render_page(__package__, "inspect.html", title=title, summary=summary, sections=sections))
+    write_text(
+        path, render_page(Path(__file__).parent, "inspect.html", title=title, summary=summary, sections=sections)
+    )
 
 
 def _section(sample: InspectedSample, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:

@@ -12,7 +12,6 @@ import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -169,9 +168,9 @@ def _spread(questions: Sequence[Question], most: int) -> Sequence[Question]:
 
 
 def _render(title: str, data: Mapping[str, Any]) -> str:
-    script = files(__package__).joinpath("page.js").read_text(encoding="utf-8")
+    script = Path(__file__).with_name("page.js").read_text(encoding="utf-8")
     # Within a script element only "<" could end it, or begin a comment.
     text = json.dumps(data, ensure_ascii=False).replace("<", "\\u003c")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     values = {"data": Markup(text), "script": Markup(script), "script_hash": Markup(digest)}
-    return render_page(__package__, "page.html", title=title, **values)
+    return render_page(Path(__file__).parent, "page.html", title=title, **values)

@@ -87,7 +87,7 @@ def _page(name: str, drawing: str, latest: dict[str, Any]) -> str:
     rows = [(key.replace("_", " "), _shown(value)) for key, value in latest.items() if not isinstance(value, dict)]
     svg = Markup(drawing[drawing.index("<svg") :])
     seconds = f"{SECONDS_BETWEEN:.0f}"
-    return render_page(__package__, "progress.html", title=name, drawing=svg, rows=rows, seconds=seconds)
+    return render_page(Path(__file__).parent, "progress.html", title=name, drawing=svg, rows=rows, seconds=seconds)
 
 
 def _shown(value: Any) -> str:
