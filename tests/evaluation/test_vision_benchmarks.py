@@ -183,6 +183,18 @@ def test_vlmevalkit_tables(tmp_path: Path) -> None:
     data = write_tsv(tmp_path / "BLINK.tsv", [{**row, "image": images}])
     report = run("blink", data, tmp_path / "out", {"0": "B"})
     assert value(report, "mean of tasks", "vlmevalkit") == 1
+    flat = {
+        **row,
+        "split": "2D",
+        "source": "COCO",
+        "prompt": "Which? (A) left (B) right",
+        "image": encoded_image((1, 2, 3)),
+    }
+    data = write_tsv(tmp_path / "CV-Bench-2D.tsv", [flat], tuple(flat))
+    report = run("cvbench", data, tmp_path / "cv", {"0": "B"})
+    assert value(report, "CV-Bench 2D", "vlmevalkit") == 1
+    with pytest.raises(UserError, match="index 0: source 'x' of split '2D'"):
+        read_dataset(get("cvbench"), write_tsv(data, [{**flat, "source": "x"}], tuple(flat)))
     data = write_tsv(tmp_path / "RealWorldQA.tsv", [{**row, "image": encoded_image((1, 2, 3))}])
     assert value(run("realworldqa", data, tmp_path / "real", {"0": "right"}), "vanilla", "lmms-eval") == 0
 

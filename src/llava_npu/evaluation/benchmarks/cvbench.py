@@ -10,14 +10,23 @@ from __future__ import annotations
 
 import string
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from llava_npu.data.image_sources import ImageSource
+from llava_npu.errors import UserError
 from llava_npu.evaluation.benchmarks import LOCALLY, MAY_JUDGE, Benchmark, Description, Parsed, register
 from llava_npu.evaluation.extraction import lmms_eval
-from llava_npu.evaluation.extraction.choices import ABOUT, ENGLISH, parse_choice, review_vanilla
+from llava_npu.evaluation.extraction.choices import (
+    ABOUT,
+    ENGLISH,
+    ChoiceForm,
+    parse_choice,
+    read_choices,
+    review_vanilla,
+)
 from llava_npu.evaluation.formats.json_files import JsonRecord, combined_digest, read_jsonl
 from llava_npu.evaluation.formats.llava_files import checked
 from llava_npu.evaluation.formats.locating import QuestionImages
@@ -44,6 +53,29 @@ _SOURCES = {"2D": ("ADE20K", "COCO"), "3D": ("Omni3D",)}
 
 
 def _read(path: Path) -> Dataset:
+    dataset = _read_table(path) if path.suffix == ".tsv" else _read_release(path)
+    missing = sorted(_SOURCES.keys() - {question.l2_category for question in dataset.questions})
+    notes = (f"No {missing[0]} questions: no score of the whole benchmark.",) if missing else ()
+    return replace(dataset, notes=(*dataset.notes, *notes))
+
+
+def _read_table(path: Path) -> Dataset:
+    """VLMEvalKit's: 2D or 3D alone, asked by the column `prompt`."""
+    facts = ("source", "prompt")
+    form = ChoiceForm(skips_empty_options=True, facts=lambda row: {name: row.text(name).strip() for name in facts})
+    dataset = read_choices(path, form)
+    questions = [
+        replace(each, l2_category=each.split, split="", prompt=f"{each.facts['prompt']}\n{ENGLISH}")
+        for each in dataset.questions
+    ]
+    unknown = next((each for each in questions if each.facts["source"] not in _SOURCES.get(each.l2_category, ())), None)
+    if unknown is not None:
+        found = f"source {unknown.facts['source']!r} of split {unknown.l2_category!r}"
+        raise UserError(f"{path}, index {unknown.id}: {found}: {_SOURCES} are known.")
+    return replace(dataset, questions=tuple(questions))
+
+
+def _read_release(path: Path) -> Dataset:
     records: list[JsonRecord] = []
     digests = []
     for file in _both(path):
@@ -51,10 +83,7 @@ def _read(path: Path) -> Dataset:
         records += of_file
         digests.append(digest)
     images = QuestionImages(path, ("img", ".")) if path.suffix == ".jsonl" else None
-    questions = tuple(_question(record, images) for record in records)
-    missing = sorted(_SOURCES.keys() - {question.l2_category for question in questions})
-    notes = (f"No {missing[0]} questions: no score of the whole benchmark.",) if missing else ()
-    return Dataset(path, combined_digest(digests), questions, notes)
+    return Dataset(path, combined_digest(digests), tuple(_question(record, images) for record in records))
 
 
 def _both(path: Path) -> list[Path]:
@@ -130,15 +159,19 @@ register(
         name="cvbench",
         title="CV-Bench",
         description=Description(
-            source="Hugging Face: nyu-visionx/CV-Bench",
+            source="Hugging Face: nyu-visionx/CV-Bench; VLMEvalKit: CV-Bench-2D.tsv, CV-Bench-3D.tsv",
             form="test_2d.parquet and test_3d.parquet (idx, type, task, image, question, choices, answer, prompt, "
-            "source); or test_2d.jsonl and test_3d.jsonl with img/ (filename)",
+            "source); or test_2d.jsonl and test_3d.jsonl with img/ (filename); or CV-Bench-2D.tsv (or 3D) in MMBench's "
+            "form, with source and prompt",
             licence="Apache-2.0; images of ADE20K, COCO and Omni3D under their own terms",
             prompt=f"the file's prompt (question and choices), “{ENGLISH}”; greedy, at most 128 new tokens",
             metric="CV-Bench: mean of 2D (mean of ADE20K and COCO) and 3D (Omni3D); accuracy by type, task and source",
             scored=(LOCALLY, MAY_JUDGE),
         ),
-        files=tuple(f"{folder}test_2d.{kind}" for kind in ("parquet", "jsonl") for folder in ("CV-Bench/", "")),
+        files=(
+            *(f"{folder}test_2d.{kind}" for kind in ("parquet", "jsonl") for folder in ("CV-Bench/", "")),
+            "CV-Bench-2D.tsv",
+        ),
         read=_read,
         parse=_parse,
         score=_score,
@@ -149,6 +182,10 @@ register(
             "cambrian": lmms_eval.CAMBRIAN_ABOUT,
             "lmms-eval": lmms_eval.FIRST_LETTER_ABOUT,
             choice_judge.RULE: choice_judge.ABOUT,
+        },
+        checksums={
+            "CV-Bench-2D.tsv": "a7cff4cc2857cc237ee2b89e62bccb2d",
+            "CV-Bench-3D.tsv": "bb94c0d568d652d15b60e001ac40a170",
         },
         judging=choice_judge.CHOICE_JUDGE,
     )
