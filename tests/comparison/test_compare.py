@@ -114,6 +114,14 @@ def test_a_comparison_runs_goes_on_and_is_reported(material: Path, tmp_path: Pat
     assert "2 trials: 2 finished, 0 to run" in said
     assert written == {path: (path / "result.json").stat().st_mtime_ns for path in written}
 
+    # With a second seed only that one is trained, and the report has a row over both.
+    status, said = command.run(*command.arguments, "projectors=[mlp2x_gelu]", "seeds=2")
+    assert status == 0, said
+    assert "2 trials: 1 finished, 1 to run" in said
+    (over_seeds,) = json.loads((command.output / "comparison.json").read_text())["over_seeds"]
+    assert over_seeds["seeds"] == [0, 1]
+    assert "& 2 &" in (command.output / "comparison.tex").read_text()
+
     # A report of what is there: of a training run and an evaluation, which are told to belong together;
     trial = trials["clip-mlp2x-gelu"]
     report = tmp_path / "runs"

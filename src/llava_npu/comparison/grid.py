@@ -125,10 +125,10 @@ def _projectors(config: ComparisonConfig, where: str) -> list[_Projector]:
 
 def _variants(config: ComparisonConfig, where: str) -> Iterator[tuple[dict[str, Any], ComparisonConfig]]:
     """Every combination of what varies: what tells it from others, and the comparison with these values."""
-    names = _short_names(list(config.vary))
-    for values in itertools.product(*config.vary.values()):
-        chosen = dict(zip(config.vary, values, strict=True))
-        changed = copy.deepcopy(config.model_dump())
+    names = _short_names(list(config.varied))
+    for values in itertools.product(*config.varied.values()):
+        chosen = dict(zip(config.varied, values, strict=True))
+        changed = copy.deepcopy(config.model_dump(exclude={"seeds"}))
         for key, value in chosen.items():
             set_key(changed, key, value, f"{where}: vary")
         label = {names[key]: _plain(value) for key, value in chosen.items()}

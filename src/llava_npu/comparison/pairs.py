@@ -23,7 +23,7 @@ Pair = tuple[int, int]  # places of two lines: of what is compared, and with wha
 
 
 @dataclass(frozen=True)
-class _Measured:
+class MeasuredSample:
     """What a value of a line was computed from, and of which data: only equal `data` can be paired."""
 
     data: tuple[str, ScoreName]
@@ -67,16 +67,16 @@ def differences(lines: Sequence[TrialRow], pairs: Sequence[Pair]) -> dict[Pair, 
     Raises:
         UserError: files of an evaluation are damaged.
     """
-    measured = {place: _measured(lines[place]) for place in sorted({place for pair in pairs for place in pair})}
+    found_of = {place: measured(lines[place]) for place in sorted({place for pair in pairs for place in pair})}
     of_data: dict[tuple[str, tuple[str, ScoreName]], list[int]] = defaultdict(list)
-    for place, by_measure in measured.items():
+    for place, by_measure in found_of.items():
         for measure, each in by_measure.items():
             of_data[measure, each.data].append(place)
     found: dict[Pair, dict[str, PairedDifference]] = {pair: {} for pair in pairs}
     for (measure, _), places in of_data.items():
         rank = {place: number for number, place in enumerate(places)}
         wanted = [(of, to) for of, to in pairs if of in rank and to in rank]
-        samples = [measured[place][measure].sample for place in places]
+        samples = [found_of[place][measure].sample for place in places]
         tested = paired_differences(samples, [(rank[to], rank[of]) for of, to in wanted])
         for pair, difference in zip(wanted, tested, strict=True):
             if difference is not None:
@@ -84,7 +84,8 @@ def differences(lines: Sequence[TrialRow], pairs: Sequence[Pair]) -> dict[Pair, 
     return found
 
 
-def _measured(line: TrialRow) -> dict[str, _Measured]:
+def measured(line: TrialRow) -> dict[str, MeasuredSample]:
+    """What a line's values were computed from, by measure; those whose files are gone are missing."""
     if line.result is None:
         return {}
     found = {}
@@ -95,7 +96,7 @@ def _measured(line: TrialRow) -> dict[str, _Measured]:
     held_out = line.folder / HELD_OUT if line.folder else None
     if held_out is not None and (held_out / SAMPLES_FILE).is_file():
         ((name, sample),) = read_samples(held_out).items()
-        found[HELD_OUT_LOSS] = _Measured((name.split, name), sample)
+        found[HELD_OUT_LOSS] = MeasuredSample((name.split, name), sample)
     return found
 
 
@@ -106,12 +107,12 @@ def _evaluation(line: TrialRow, benchmark: BenchmarkResult) -> Path:
     return Path(benchmark.folder)
 
 
-def _of_benchmark(folder: Path, benchmark: BenchmarkResult) -> _Measured | None:
+def _of_benchmark(folder: Path, benchmark: BenchmarkResult) -> MeasuredSample | None:
     if not benchmark.folder or not (folder / REPORT_FILE).is_file() or not (folder / SAMPLES_FILE).is_file():
         return None
     (run,) = read_runs([folder])
     for name, sample in run.samples.items():
         shown = [name.metric, name.extraction, *([name.name] if name.level != OVERALL else [])]
         if ", ".join(shown) == benchmark.metric:
-            return _Measured((run.dataset, name), sample)
+            return MeasuredSample((run.dataset, name), sample)
     return None

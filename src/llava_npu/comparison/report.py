@@ -1,6 +1,7 @@
 """What a comparison found, on disk: tables for people and programs, the plot, and a page that needs nothing else.
 
 comparison.md, comparison.csv, comparison.json    the table
+comparison.tex                                    with several seeds: mean and deviation as a LaTeX table
 pareto.png, pareto.svg                            the first measure against what the models cost
 index.html                                        all of it, with images and every model's answers
 """
@@ -12,12 +13,13 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from llava_npu.comparison import pairs, pareto, table
+from llava_npu.comparison import pairs, pareto, seeds, table
 from llava_npu.comparison.examples import ExampleQuestion
 from llava_npu.comparison.results import Result
 from llava_npu.comparison.table import HELD_OUT_LOSS, Baseline, TrialRow
@@ -46,6 +48,7 @@ class ComparisonReport:
         examples: images of the first benchmark.
         configuration: of the comparison, as YAML; "" where it is made of single runs.
         command: that made it.
+        correction: of p values over seeds, see `significance.corrected`.
     """
 
     title: str
@@ -54,6 +57,12 @@ class ComparisonReport:
     examples: Sequence[ExampleQuestion]
     configuration: str
     command: str
+    correction: str = "none"
+
+    @cached_property
+    def seeded(self) -> seeds.SeededTable | None:
+        """Models over their seeds; None where each has one."""
+        return seeds.seeded_table(self.lines, self.correction)
 
     @property
     def results(self) -> list[Result]:
@@ -76,6 +85,8 @@ def write_report(comparison: ComparisonReport, output: Path) -> Path:
     write_text(output / "comparison.md", as_markdown(comparison, against))
     described = as_json(comparison, against)
     write_text(output / "comparison.json", json.dumps(described, indent=1, ensure_ascii=False) + "\n")
+    if comparison.seeded is not None:
+        write_text(output / "comparison.tex", seeds.as_latex(comparison.seeded, _caption(comparison)))
     figures = [pareto.draw(comparison.results, measure) for measure in pareto.measures(comparison.results)]
     plots = [pareto.as_svg(figure) for figure in figures]
     if figures:
@@ -90,6 +101,8 @@ def as_markdown(comparison: ComparisonReport, against: Sequence[Baseline | None]
     shown = table.columns(comparison.results)
     notes = [f"- *{column.title}{f', {column.unit}' if column.unit else ''}*: {column.about}." for column in shown]
     parts = [f"# {comparison.title}", comparison.note, table.as_markdown(comparison.lines), "\n".join(notes)]
+    if comparison.seeded is not None:
+        parts += ["## Over seeds", comparison.seeded.about, seeds.as_markdown(comparison.seeded)]
     if differences := table.differences_as_markdown(comparison.lines, against):
         parts += ["## Pair by pair", PAIRED, differences]
     parts += [f"{_made_with(comparison)}\n\n    {comparison.command}" if comparison.command else _made_with(comparison)]
@@ -112,6 +125,7 @@ def as_json(comparison: ComparisonReport, against: Sequence[Baseline | None]) ->
         "command": comparison.command,
         "configuration": yaml.safe_load(comparison.configuration) if comparison.configuration else None,
         "not_beaten": best,
+        "over_seeds": comparison.seeded.as_json() if comparison.seeded else None,
         "trials": [
             {
                 "name": line.name,
@@ -149,6 +163,25 @@ def _number(result: Result, measure: pareto.Measure) -> str:
     return f"{100 * value.value:.1f} %" if measure.unit == "%" else f"{value.value:.2f}"
 
 
+def _caption(comparison: ComparisonReport) -> str:
+    """States models, data, seeds and protocol, as far as the results hold them."""
+    assert comparison.seeded is not None
+    result = comparison.results[0]
+    counts = sorted({len(model.lines) for model in comparison.seeded.models})
+    scores = "; ".join(f"{each.label}: {each.metric}, {each.score.count:,} questions" for each in result.benchmarks)
+    stages = ", ".join(f"{name} ({stage.steps:,} steps)" for name, stage in result.stages.items())
+    return " ".join(
+        part
+        for part in (
+            f"{comparison.title}. Mean and standard deviation over {' to '.join(map(str, counts))} seeds.",
+            f"Trained: {stages}, {result.dtype}.",
+            f"{scores}." if scores else "",
+            comparison.note,
+        )
+        if part
+    )
+
+
 def _who(result: Result) -> str:
     return f"{result.name}, {result.visual_tokens} tokens"
 
@@ -169,6 +202,8 @@ def _render(comparison: ComparisonReport, plots: Sequence[str]) -> str:
         columns=table.columns(results),
         varied=table.varied_keys(comparison.lines),
         several_encoders=len({result.encoder for result in results}) > 1,
+        seeded=comparison.seeded,
+        seeded_rows=seeds.page_rows(comparison.seeded) if comparison.seeded else [],
         others=[(line, table.outcome(line)) for line in comparison.lines if line.result is None],
         colours=pareto.colours(results),
         unbeaten={

@@ -130,6 +130,7 @@ class _Report:
             lines=self.lines(),
             examples=self._examples,
             configuration=render_config(self._config),
+            correction=self._config.correction,
             command=shlex.join(["llava-npu", *sys.argv[1:]]) if sys.argv[1:] else "",
         )
         return write_report(comparison, self._config.output_path)

@@ -133,7 +133,7 @@ def as_markdown(lines: Sequence[TrialRow]) -> str:
         if line.result:
             cells = [column.text(line.result) for column in shown]
             rows.append([line.encoder, line.projector, *(str(line.varied.get(key, "")) for key in keys), *cells])
-    text = _markdown(rows) if results else ""
+    text = markdown(rows) if results else ""
     others = [f"- {line.name}: {outcome(line)}" for line in lines if line.result is None]
     return "\n".join([*([text, ""] if text else []), *([*others, ""] if others else [])])
 
@@ -150,7 +150,7 @@ def differences_as_markdown(lines: Sequence[TrialRow], against: Sequence[Baselin
         if other is not None and other.differences:
             names = [line.encoder, line.projector, *(str(line.varied.get(key, "")) for key in keys), other.reference]
             rows.append([*names, *(difference_text(measure, other.differences.get(measure)) for measure in measures)])
-    return _markdown(rows) + "\n"
+    return markdown(rows) + "\n"
 
 
 def difference_text(measure: str, difference: PairedDifference | None) -> str:
@@ -179,7 +179,8 @@ def _compared_measures(against: Sequence[Baseline | None]) -> list[str]:
     return list(dict.fromkeys(measure for other in against if other for measure in other.differences))
 
 
-def _markdown(rows: Sequence[Sequence[str]]) -> str:
+def markdown(rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table: heads, alignments, then the rows."""
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from llava_npu.config.section import PathText, Section
 
@@ -80,6 +80,16 @@ class ComparisonConfig(Section):
         12, ge=0, description="Number of images of the first benchmark that the page shows with every model's answer."
     )
     seed: int = Field(0, ge=0, description="Random seed of every run.")
+    seeds: int | list[int] | None = Field(
+        None,
+        description="Repeat every trial with this many seeds (`3`: 0, 1 and 2), or with these: the report then has a "
+        "row per model with mean and standard deviation, and tests over seeds and questions together.",
+    )
+    correction: Literal["none", "holm", "benjamini-hochberg"] = Field(
+        "none",
+        description="Correct the p values over seeds for their number: Holm's (any false finding) or Benjamini and "
+        "Hochberg's (share of false findings).",
+    )
     devices: list[str] = Field(
         default_factory=lambda: ["auto"],
         min_length=1,
@@ -100,6 +110,29 @@ class ComparisonConfig(Section):
             if key.split(".")[0] not in _VARIABLE:
                 raise ValueError(f"`{key}` cannot vary; what can is in {', '.join(_VARIABLE)}")
         return vary
+
+    @field_validator("seeds")
+    @classmethod
+    def _seeds_differ(cls, seeds: int | list[int] | None) -> int | list[int] | None:
+        if isinstance(seeds, int) and seeds < 1:
+            raise ValueError("takes a number of seeds, at least 1, or a list of them")
+        if isinstance(seeds, list) and (not seeds or len(set(seeds)) < len(seeds) or min(seeds) < 0):
+            raise ValueError("a list of seeds holds different whole numbers from 0")
+        return seeds
+
+    @model_validator(mode="after")
+    def _one_way_to_vary_the_seed(self) -> ComparisonConfig:
+        if self.seeds is not None and "seed" in self.vary:
+            raise ValueError("`seeds` and `vary.seed` both set the seeds; keep one of them")
+        return self
+
+    @property
+    def varied(self) -> dict[str, list[Any]]:
+        """`vary`, and the seeds."""
+        if self.seeds is None:
+            return self.vary
+        seeds = list(range(self.seeds)) if isinstance(self.seeds, int) else self.seeds
+        return {**self.vary, "seed": seeds}
 
     @property
     def output_path(self) -> Path:

@@ -1,7 +1,8 @@
 """Do two models differ on the same questions? Two paired tests.
 
-Bootstrap: groups are drawn with replacement, the same for both models; the interval of the difference, and how often it
-has the other sign (two-sided; Efron and Tibshirani 1993, An Introduction to the Bootstrap). For every score.
+Bootstrap: groups of questions are drawn with replacement, the same for both models; the interval of the difference, and
+how often it has the other sign (two-sided; Efron and Tibshirani 1993, An Introduction to the Bootstrap). For every
+score.
 
 McNemar's exact test: of the questions (or groups) that just one of the two has right, how likely is a division as
 uneven as this, or more so, if each were as likely to go either way (McNemar 1947, Psychometrika 12)? For scores that
@@ -19,6 +20,8 @@ import numpy as np
 
 from llava_npu.evaluation.statistics.accuracy import STATISTICS, Sample
 from llava_npu.evaluation.statistics.bootstrap import RESAMPLES, SEED, Array, limits, resample
+
+_SEEN = 1.96 + 0.84  # standard errors that a difference must have to be found at p < 0.05 with a power of 80 %
 
 
 @dataclass(frozen=True)
@@ -66,9 +69,118 @@ def paired_differences(samples: Sequence[Sample], pairs: Sequence[tuple[int, int
     Returns:
         for each pair its difference; None if no group is common to all.
     """
-    common = sorted(set.intersection(*(set(sample.groups) for sample in samples))) if samples else []
+    common = _common_groups(samples)
     if not common:
         return [None] * len(pairs)
+    values, drawn = _resampled(samples, common)
+    found: list[PairedDifference | None] = []
+    for first, second in pairs:
+        differences = drawn[second] - drawn[first]
+        low, high = limits(differences)
+        found.append(
+            PairedDifference(
+                value=values[second] - values[first],
+                low=low,
+                high=high,
+                p=_two_sided(differences),
+                mcnemar=_mcnemar(samples[first], samples[second], common),
+                groups=len(common),
+                unmatched=len(samples[first].groups.keys() ^ samples[second].groups.keys()),
+            )
+        )
+    return found
+
+
+@dataclass(frozen=True)
+class SeededDifference:
+    """The second model's mean score over its seeds minus the first's.
+
+    Attributes:
+        value, low, high, p: as in `PairedDifference`, over seeds and questions together.
+        detectable: the difference that this many seeds and questions would show at p < 0.05 in four of five
+            comparisons: 2.8 standard errors.
+    """
+
+    value: float
+    low: float
+    high: float
+    p: float
+    detectable: float
+
+
+def seeded_differences(
+    models: Sequence[Sequence[Sample]], pairs: Sequence[tuple[int, int]]
+) -> list[SeededDifference | None]:
+    """Compares models that were trained with several seeds each, by a two-level bootstrap.
+
+    In each draw the questions are drawn with replacement, the same for all models, and of each model its seeds (Davison
+    and Hinkley 1997, Bootstrap Methods and their Application, §3.8). Few seeds drawn with replacement vary too little,
+    by (n − 1)/n in variance, so their deviations from the model's mean are scaled by √(n/(n − 1)) first. A model with
+    one seed contributes no spread between seeds: its part is unknown, not zero.
+
+    Args:
+        models: of each model, one sample per seed.
+        pairs: places in `models`: (first, second) gives the second's mean minus the first's.
+
+    Returns:
+        for each pair its difference; None if no group of questions is common to all.
+    """
+    samples = [sample for model in models for sample in model]
+    common = _common_groups(samples)
+    if not common:
+        return [None] * len(pairs)
+    values, drawn = _resampled(samples, common)
+    generator = np.random.default_rng(SEED)
+    means, spread, start = [], [], 0
+    for model in models:
+        seeds = slice(start, start + len(model))
+        start += len(model)
+        of_seeds = np.stack(drawn[seeds], axis=1)  # (draws, seeds)
+        middle = of_seeds.mean(axis=1, keepdims=True)
+        scale = np.sqrt(len(model) / (len(model) - 1)) if len(model) > 1 else 1.0
+        chosen = generator.integers(len(model), size=of_seeds.shape)
+        spread.append((middle + scale * np.take_along_axis(of_seeds - middle, chosen, axis=1)).mean(axis=1))
+        means.append(float(np.mean(values[seeds])))
+    found: list[SeededDifference | None] = []
+    for first, second in pairs:
+        differences = spread[second] - spread[first]
+        low, high = limits(differences)
+        detectable = _SEEN * float(differences.std(ddof=1))
+        found.append(SeededDifference(means[second] - means[first], low, high, _two_sided(differences), detectable))
+    return found
+
+
+def corrected(p_values: Sequence[float], method: str) -> list[float]:
+    """p values corrected for their number.
+
+    Args:
+        method: "none"; "holm" (Holm 1979: the chance of any false finding); "benjamini-hochberg" (1995: the expected
+            share of false ones among the findings).
+    """
+    if method == "none":
+        return list(p_values)
+    count = len(p_values)
+    order = sorted(range(count), key=lambda place: p_values[place])
+    found = [0.0] * count
+    if method == "holm":
+        highest = 0.0
+        for rank, place in enumerate(order):
+            highest = max(highest, min(1.0, (count - rank) * p_values[place]))
+            found[place] = highest
+    else:
+        lowest = 1.0
+        for rank, place in reversed(list(enumerate(order, start=1))):
+            lowest = min(lowest, count / rank * p_values[place])
+            found[place] = lowest
+    return found
+
+
+def _common_groups(samples: Sequence[Sample]) -> list[tuple[str, str]]:
+    return sorted(set.intersection(*(set(sample.groups) for sample in samples))) if samples else []
+
+
+def _resampled(samples: Sequence[Sample], common: Sequence[tuple[str, str]]) -> tuple[list[float], list[Array]]:
+    """Each sample's value, and its values in draws of the groups, (draws,); the draws are the same for all."""
     of_sums = STATISTICS[samples[0].statistic]
     strata: dict[str, list[Array]] = defaultdict(list)
     for key in common:
@@ -77,24 +189,12 @@ def paired_differences(samples: Sequence[Sample], pairs: Sequence[tuple[int, int
     sums = sum(resample(np.asarray(rows), SEED + number) for number, rows in enumerate(strata.values()))
     total = np.sum([row for rows in strata.values() for row in rows], axis=0, keepdims=True)
     drawn = [of_sums(part) for part in np.split(np.asarray(sums), len(samples), axis=1)]
-    values = [float(of_sums(part)[0]) for part in np.split(total, len(samples), axis=1)]
-    found: list[PairedDifference | None] = []
-    for first, second in pairs:
-        differences = drawn[second] - drawn[first]
-        low, high = limits(differences)
-        beyond = min(np.count_nonzero(differences <= 0), np.count_nonzero(differences >= 0))
-        found.append(
-            PairedDifference(
-                value=values[second] - values[first],
-                low=low,
-                high=high,
-                p=min(1.0, 2 * (1 + beyond) / (1 + RESAMPLES)),
-                mcnemar=_mcnemar(samples[first], samples[second], common),
-                groups=len(common),
-                unmatched=len(samples[first].groups.keys() ^ samples[second].groups.keys()),
-            )
-        )
-    return found
+    return [float(of_sums(part)[0]) for part in np.split(total, len(samples), axis=1)], drawn
+
+
+def _two_sided(differences: Array) -> float:
+    beyond = min(np.count_nonzero(differences <= 0), np.count_nonzero(differences >= 0))
+    return min(1.0, 2 * (1 + beyond) / (1 + RESAMPLES))
 
 
 def p_text(p: float) -> str:

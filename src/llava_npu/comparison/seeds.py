@@ -1,0 +1,234 @@
+"""Models trained with several seeds: mean ± standard deviation, and tests over seeds and questions together."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from llava_npu.comparison import pareto
+from llava_npu.comparison.pairs import measured
+from llava_npu.comparison.results import Result
+from llava_npu.comparison.table import NO_VALUE, TrialRow, markdown, scale_and_digits, signed
+from llava_npu.evaluation.statistics.significance import SeededDifference, corrected, p_text, seeded_differences
+
+SEED = "seed"
+ABOUT = (
+    "Mean ± standard deviation over seeds. Differences are to the first model of the table, with the 95 % interval and "
+    "two-sided p of a bootstrap over seeds and questions together{correction}. *Detectable* is the difference that "
+    "this many seeds and questions would show at p < 0.05 in four of five comparisons."
+)
+_CORRECTIONS = {
+    "none": "; each p is for one comparison and not corrected for their number",
+    "holm": "; p values of a measure are corrected for their number by Holm's method",
+    "benjamini-hochberg": "; p values of a measure are corrected by Benjamini and Hochberg's method",
+}
+
+
+@dataclass(frozen=True)
+class SeededModel:
+    """One model over its seeds.
+
+    Attributes:
+        encoder, projector, varied: which model; `varied` without the seed.
+        lines: its finished trials, one per seed.
+        missing: seeds without a result.
+    """
+
+    encoder: str
+    projector: str
+    varied: Mapping[str, Any]
+    lines: Sequence[TrialRow]
+    missing: Sequence[Any]
+
+    @property
+    def name(self) -> str:
+        return " · ".join([self.encoder, self.projector, *(f"{key}={value}" for key, value in self.varied.items())])
+
+    @property
+    def results(self) -> list[Result]:
+        return [line.result for line in self.lines if line.result is not None]
+
+
+@dataclass(frozen=True)
+class SeededScore:
+    """A measure of one model: over its seeds, and compared with the first model."""
+
+    mean: float
+    deviation: float | None
+    relative: float | None
+    difference: SeededDifference | None
+
+
+@dataclass(frozen=True)
+class SeededTable:
+    """All models over their seeds.
+
+    Attributes:
+        scores: of each model, by measure.
+        about: what the numbers are.
+    """
+
+    models: Sequence[SeededModel]
+    measures: Sequence[pareto.Measure]
+    scores: Sequence[Mapping[str, SeededScore]]
+    about: str
+
+    def as_json(self) -> list[dict[str, Any]]:
+        """One entry per model."""
+        return [
+            {
+                "name": model.name,
+                "encoder": model.encoder,
+                "projector": model.projector,
+                "varied": dict(model.varied),
+                "seeds": [line.varied[SEED] for line in model.lines],
+                "without_result": list(model.missing),
+                "measures": {title: asdict(score) for title, score in scores.items()},
+            }
+            for model, scores in zip(self.models, self.scores, strict=True)
+        ]
+
+
+def seeded_table(lines: Sequence[TrialRow], correction: str) -> SeededTable | None:
+    """Trials grouped over their seeds; None unless a model has several finished ones."""
+    models = [model for model in _models(lines) if model.lines]
+    if not any(len(model.lines) > 1 for model in models):
+        return None
+    measures = pareto.measures([result for model in models for result in model.results])
+    differences = {measure.title: _differences(models, measure.title, correction) for measure in measures}
+    scores = []
+    for place, model in enumerate(models):
+        of_model = {}
+        for measure in measures:
+            values = [value.value for result in model.results if (value := measure.value(result)) is not None]
+            if values:
+                first = [value.value for result in models[0].results if (value := measure.value(result)) is not None]
+                of_model[measure.title] = SeededScore(
+                    statistics.mean(values),
+                    statistics.stdev(values) if len(values) > 1 else None,
+                    statistics.mean(values) / statistics.mean(first) if first and statistics.mean(first) else None,
+                    differences[measure.title].get(place),
+                )
+        scores.append(of_model)
+    return SeededTable(models, measures, scores, ABOUT.format(correction=_CORRECTIONS[correction]))
+
+
+def _models(lines: Sequence[TrialRow]) -> list[SeededModel]:
+    groups: dict[str, list[TrialRow]] = {}
+    for line in lines:
+        if SEED in line.varied:
+            varied = {key: value for key, value in line.varied.items() if key != SEED}
+            groups.setdefault(repr((line.encoder, line.projector, sorted(varied.items()))), []).append(line)
+    models = []
+    for of_model in groups.values():
+        first = of_model[0]
+        varied = {key: value for key, value in first.varied.items() if key != SEED}
+        done = [line for line in of_model if line.result is not None]
+        missing = [line.varied[SEED] for line in of_model if line.result is None]
+        models.append(SeededModel(first.encoder, first.projector, varied, done, missing))
+    return models
+
+
+def _differences(models: Sequence[SeededModel], measure: str, correction: str) -> dict[int, SeededDifference]:
+    """Each model against the first, by its place; only those put to the same questions."""
+    found = [[each for line in model.lines if (each := measured(line).get(measure))] for model in models]
+    if not found[0]:
+        return {}
+    data = found[0][0].data
+    places = [place for place, of_model in enumerate(found) if of_model and all(each.data == data for each in of_model)]
+    if places[:1] != [0] or len(places) < 2:
+        return {}
+    samples = [[each.sample for each in found[place]] for place in places]
+    tested = seeded_differences(samples, [(0, number) for number in range(1, len(places))])
+    by_place = {place: each for place, each in zip(places[1:], tested, strict=True) if each is not None}
+    p_values = corrected([each.p for each in by_place.values()], correction)
+    return {
+        place: SeededDifference(each.value, each.low, each.high, p, each.detectable)
+        for (place, each), p in zip(by_place.items(), p_values, strict=True)
+    }
+
+
+def as_markdown(table: SeededTable) -> str:
+    """A row per model: means, then differences to the first."""
+    keys = list(dict.fromkeys(key for model in table.models for key in model.varied))
+    heads = [f"{measure.title}, {measure.unit}" for measure in table.measures]
+    rows = [["encoder", "projector", *keys, "seeds", *heads], ["---"] * (2 + len(keys)) + ["---:"] * (1 + len(heads))]
+    tests = [["encoder", "projector", *keys, "measure", "difference", "detectable"]]
+    tests.append(["---"] * (3 + len(keys)) + ["---:"] * 2)
+    for model, scores in zip(table.models, table.scores, strict=True):
+        names = [model.encoder, model.projector, *(str(model.varied.get(key, "")) for key in keys)]
+        seeds = str(len(model.lines)) + (f" of {len(model.lines) + len(model.missing)}" if model.missing else "")
+        rows.append([*names, seeds, *(score_text(scores.get(measure.title), measure) for measure in table.measures)])
+        for measure in table.measures:
+            score = scores.get(measure.title)
+            if score is not None and score.difference is not None:
+                tests.append([*names, measure.title, *_difference_texts(measure.title, score.difference)])
+    return "\n\n".join([markdown(rows), *([markdown(tests)] if len(tests) > 2 else [])]) + "\n"
+
+
+def page_rows(table: SeededTable) -> list[tuple[SeededModel, list[str]]]:
+    """Each model with its cells: of each measure the score, then the difference to the first model."""
+    rows = []
+    for model, scores in zip(table.models, table.scores, strict=True):
+        texts = []
+        for measure in table.measures:
+            score = scores.get(measure.title)
+            difference = score.difference if score else None
+            texts += [score_text(score, measure), _difference_texts(measure.title, difference)[0] if difference else ""]
+        rows.append((model, texts))
+    return rows
+
+
+def score_text(score: SeededScore | None, measure: pareto.Measure) -> str:
+    """Mean ± standard deviation in the measure's unit."""
+    if score is None:
+        return NO_VALUE
+    digits = scale_and_digits(measure.title)[1]
+    mean = f"{measure.scale * score.mean:.{digits}f}"
+    return mean if score.deviation is None else f"{mean} ± {measure.scale * score.deviation:.{digits}f}"
+
+
+def _difference_texts(measure: str, difference: SeededDifference) -> list[str]:
+    scale, digits = scale_and_digits(measure)
+    value, low, high = (signed(scale * each, digits) for each in (difference.value, difference.low, difference.high))
+    p = p_text(difference.p)
+    shown = f"{value} ({low} to {high}), p {p if p.startswith('<') else '= ' + p}"
+    return [shown, f"{scale * difference.detectable:.{digits}f}"]
+
+
+def as_latex(table: SeededTable, caption: str) -> str:
+    """A `table` with booktabs rules; the best mean of each measure is bold."""
+    heads = " & ".join(_escaped(f"{measure.title} ({measure.unit})") for measure in table.measures)
+    best = [_best(table, measure) for measure in table.measures]
+    lines = [
+        "% needs \\usepackage{booktabs}",
+        "\\begin{table}",
+        "\\centering",
+        f"\\caption{{{_escaped(caption)}}}",
+        f"\\begin{{tabular}}{{l{'r' * (1 + len(table.measures))}}}",
+        "\\toprule",
+        f"Model & Seeds & {heads} \\\\",
+        "\\midrule",
+    ]
+    for model, scores in zip(table.models, table.scores, strict=True):
+        cells = []
+        for measure, top in zip(table.measures, best, strict=True):
+            score = scores.get(measure.title)
+            text = score_text(score, measure).replace("±", "$\\pm$").replace(NO_VALUE, "--")
+            cells.append(f"\\textbf{{{text}}}" if score is not None and score.mean == top else text)
+        lines.append(f"{_escaped(model.name)} & {len(model.lines)} & {' & '.join(cells)} \\\\")
+    return "\n".join([*lines, "\\bottomrule", "\\end{tabular}", "\\end{table}"]) + "\n"
+
+
+def _best(table: SeededTable, measure: pareto.Measure) -> float | None:
+    means = [scores[measure.title].mean for scores in table.scores if measure.title in scores]
+    return (max if measure.higher_is_better else min)(means, default=None)
+
+
+_LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "·": r"$\cdot$"}
+
+
+def _escaped(text: str) -> str:
+    return "".join(_LATEX.get(each, f"\\{each}" if each in "&%$#_{}" else each) for each in text)
