@@ -12,6 +12,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import (
     CLIPVisionConfig,
     CLIPVisionModel,
+    Gemma2Config,
+    Gemma2ForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
     LlavaConfig,
@@ -23,11 +25,13 @@ from transformers import (
     Qwen3ForCausalLM,
     SiglipVisionConfig,
     SiglipVisionModel,
+    StableLmConfig,
+    StableLmForCausalLM,
     StaticCache,
 )
 
 from llava_npu.errors import UserError
-from llava_npu.ops.attention.transformers_interface import use_packed_attention
+from llava_npu.ops.attention.transformers_interface import known_lengths, use_packed_attention
 
 SIZES: dict[str, Any] = {
     "hidden_size": 32,
@@ -51,6 +55,10 @@ VISION: dict[str, Any] = {
 LANGUAGE_MODELS = {
     "llama-gqa": lambda: LlamaForCausalLM(LlamaConfig(**SIZES, num_key_value_heads=2)),
     "mistral-window": lambda: MistralForCausalLM(MistralConfig(**SIZES, num_key_value_heads=2, sliding_window=4)),
+    "stablelm": lambda: StableLmForCausalLM(StableLmConfig(**SIZES, num_key_value_heads=2)),  # drops arguments
+    "gemma-2": lambda: Gemma2ForCausalLM(  # caps its scores, and every other layer has a window
+        Gemma2Config(**SIZES, num_key_value_heads=2, head_dim=8, sliding_window=4, attn_logit_softcapping=2.0)
+    ),
     "qwen3": lambda: Qwen3ForCausalLM(Qwen3Config(**SIZES, num_key_value_heads=1, head_dim=16)),
 }
 SAMPLES = [[5, 6, 7], [8, 9, 10, 11, 12, 13, 14], [15], [16, 17, 18, 19, 20]]
@@ -98,6 +106,14 @@ def packed(samples: list[list[int]], device: torch.device) -> dict[str, Any]:
     }
 
 
+def compute_packed(model: PreTrainedModel, batch: dict[str, Any], **options: Any) -> torch.Tensor:
+    """The logits of `packed` samples."""
+    inputs = {name: value for name, value in batch.items() if name != "sequence_lengths"}
+    with known_lengths(batch["sequence_lengths"]):
+        logits: torch.Tensor = model(**inputs, **options, use_cache=False).logits
+    return logits
+
+
 def assert_same_gradients(model: PreTrainedModel, reference: PreTrainedModel) -> None:
     expected = dict(reference.named_parameters())
     # Some gradients are zero in exact arithmetic (a key bias shifts all scores alike): hence one scale for all.
@@ -113,7 +129,7 @@ def assert_same_gradients(model: PreTrainedModel, reference: PreTrainedModel) ->
 
 def test_packed_batch(pair: tuple[PreTrainedModel, PreTrainedModel], device: torch.device) -> None:
     model, reference = pair
-    logits = model(**packed(SAMPLES, device), use_cache=False).logits[0]
+    logits = compute_packed(model, packed(SAMPLES, device))[0]
     expected = torch.cat(one_by_one(reference, SAMPLES))
     torch.testing.assert_close(logits.cpu().double(), expected, rtol=1e-4, atol=1e-4)
     direction = torch.randn(expected.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
@@ -234,7 +250,11 @@ def test_llava(llava: LlavaForConditionalGeneration, with_image: bool, device: t
     samples = [[5, *image, 6, 7], [8, 9, *image, 10]]
     pixels = torch.randn(2, 3, 28, 28, generator=torch.Generator().manual_seed(1)) if with_image else None
     batch = packed(samples, device)
-    ours = model(**batch, pixel_values=None if pixels is None else pixels.to(device), use_cache=False).logits[0]
+    encoded = {}
+    if pixels is not None:
+        features = model.get_image_features(pixel_values=pixels.to(device), return_dict=True)
+        encoded = {"mm_encoder_outputs": {"image": features}}
+    ours = compute_packed(model, batch, **encoded)[0]
     exact = []
     for index, sample in enumerate(samples):
         image_of_sample = None if pixels is None else pixels[index : index + 1].double()
@@ -302,9 +322,9 @@ def test_packed_training_never_waits_for_the_device(
     model, _ = pair
     batch = packed(SAMPLES, device)
     model.train()
-    assert host_waits(device, lambda: model(**batch, use_cache=False).logits.sum().backward()) == {}
-    without_mask = {**batch, "attention_mask": None}
-    assert host_waits(device, lambda: model(**without_mask, use_cache=False)) != {}  # this test would notice
+    assert host_waits(device, lambda: compute_packed(model, batch).sum().backward()) == {}
+    found_by_transformers = {name: batch[name] for name in ("input_ids", "position_ids")}
+    assert host_waits(device, lambda: model(**found_by_transformers, use_cache=False)) != {}  # this test would notice
 
 
 def test_padded_training_asks_the_device_once_for_all_layers(device: torch.device) -> None:
@@ -324,22 +344,31 @@ def test_dropout_is_active_in_training_only(device: torch.device) -> None:
     model, _ = make_pair(LlamaForCausalLM(config), device)
     batch = packed(SAMPLES, device)
     model.eval()
-    torch.testing.assert_close(model(**batch).logits, model(**batch).logits, rtol=0, atol=0)
+    torch.testing.assert_close(compute_packed(model, batch), compute_packed(model, batch), rtol=0, atol=0)
     model.train()
-    assert not torch.equal(model(**batch).logits.cpu(), model(**batch).logits.cpu())
+    assert not torch.equal(compute_packed(model, batch).cpu(), compute_packed(model, batch).cpu())
 
 
 def test_lengths_that_do_not_fit_are_named(device: torch.device) -> None:
     model, _ = make_pair(LANGUAGE_MODELS["llama-gqa"](), device)
     batch = packed(SAMPLES, device) | {"sequence_lengths": (3, 4)}
     with pytest.raises(ValueError, match=r"sequence_lengths \(3, 4\) add up to 7, but there are 16 tokens"):
-        model(**batch)
+        compute_packed(model, batch)
 
 
 def test_weights_cannot_be_had(device: torch.device) -> None:
     model, _ = make_pair(LANGUAGE_MODELS["llama-gqa"](), device)
     with pytest.raises(UserError, match="output_attentions is not supported"):
-        model(**packed(SAMPLES, device), output_attentions=True)
+        compute_packed(model, packed(SAMPLES, device), output_attentions=True)
+
+
+def test_a_pack_under_another_mask_is_refused(device: torch.device) -> None:
+    """Attention that ignores transformers' mask would let the samples of a pack see each other."""
+    model, _ = make_pair(LANGUAGE_MODELS["llama-gqa"](), device)
+    batch = packed(SAMPLES, device)
+    batch["attention_mask"] = torch.ones(1, 1, 16, 16, dtype=torch.bool, device=device)
+    with pytest.raises(UserError, match="LlamaAttention does not attend under transformers' mask"):
+        compute_packed(model, batch)
 
 
 def test_name_is_not_written_into_checkpoints(device: torch.device) -> None:

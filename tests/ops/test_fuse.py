@@ -23,11 +23,13 @@ from transformers import (
     Qwen2Config,
     Qwen3Config,
 )
+from transformers.models.gemma2.modeling_gemma2 import Gemma2RMSNorm
+from transformers.models.glm4.modeling_glm4 import apply_rotary_pos_emb as glm_rotary
 from transformers.models.llama.modeling_llama import LlamaAttention, LlamaMLP, LlamaRMSNorm, apply_rotary_pos_emb
 
 from llava_npu.ops.fuse import FusedModules, Operation, fuse
-from llava_npu.ops.rms_norm import rms_norm
-from llava_npu.ops.rotary import apply_rotary
+from llava_npu.ops.rms_norm import offset_rms_norm, rms_norm
+from llava_npu.ops.rotary import apply_repeated_neighbour_rotary, apply_rotary
 from llava_npu.ops.swiglu import swiglu
 
 ALL: tuple[Operation, ...] = ("rms_norm", "rotary", "swiglu")
@@ -195,14 +197,17 @@ def reasons(fused: FusedModules, operation: Operation) -> set[str]:
 
 
 def test_look_alikes_are_left_with_a_reason(device: torch.device) -> None:
-    """Gemma multiplies by (1 + weight) and gates with GELU."""
+    """Gemma gates with GELU; and here is a norm that normalises nothing."""
     model = build(Gemma2Config(**SIZES, num_key_value_heads=2, head_dim=8), device)
     plain = outputs_and_gradients(model, device)
+    norm = type("ScaledRMSNorm", (type(model.get_submodule("model.norm")),), {"forward": lambda self, x: 2 * x})
+    model.get_submodule("model.norm").__class__ = norm
     fused = fuse(model, device, ALL)
-    assert fused.count("rms_norm") == fused.count("swiglu") == 0
-    assert reasons(fused, "rms_norm") == {"Gemma2RMSNorm computes something else"}
+    assert fused.count("swiglu") == 0
+    assert reasons(fused, "rms_norm") == {"ScaledRMSNorm computes something else"}
     assert len(reasons(fused, "swiglu")) == 1
     assert "not SiLU" in reasons(fused, "swiglu").pop()
+    model.get_submodule("model.norm").__class__ = norm.__base__
     assert_close(outputs_and_gradients(model, device), plain)
 
 
@@ -226,10 +231,10 @@ def test_scaled_angles_are_left_with_a_reason(device: torch.device) -> None:
     ],
     ids=["gpt-neox", "phi-3"],
 )
-def test_partial_rotation_stays_right(config: PreTrainedConfig, device: torch.device) -> None:
+def test_partial_rotation(config: PreTrainedConfig, device: torch.device) -> None:
     model = build(config, device)
     plain = outputs_and_gradients(model, device)
-    assert fuse(model, device, ALL).count("rotary") == 0
+    assert fuse(model, device, ALL).count("rotary") == 2
     assert_close(outputs_and_gradients(model, device), plain)
 
 
@@ -276,6 +281,32 @@ def test_rotary(unsqueeze_dim: int, positions: int, dtype: torch.dtype, toleranc
     cos, sin = angles.cos().to(device, dtype), angles.sin().to(device, dtype)
     ours = apply_rotary(query, key, cos, sin, unsqueeze_dim)
     theirs = apply_rotary_pos_emb(query, key, cos, sin, unsqueeze_dim)
+    for a, b, leaf in zip(ours, theirs, (query, key), strict=True):
+        torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)
+        check_gradients(a, b, [leaf], tolerance)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), DTYPES)
+def test_offset_rms_norm(dtype: torch.dtype, tolerance: float, device: torch.device) -> None:
+    module = Gemma2RMSNorm(24, eps=1e-3)
+    torch.nn.init.normal_(module.weight)
+    module = module.to(device, dtype)
+    hidden = torch.randn(2, 5, 24).to(device, dtype).requires_grad_()
+    ours, theirs = offset_rms_norm(hidden, module.weight, 1e-3), module(hidden)
+    torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=tolerance)
+    check_gradients(ours, theirs, [hidden, module.weight], tolerance)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), DTYPES)
+@pytest.mark.parametrize("rows", [1, 2], ids=["packed", "per-row"])
+def test_neighbour_rotary(rows: int, dtype: torch.dtype, tolerance: float, device: torch.device) -> None:
+    """GLM's: half of each head, of angles in the half-split arrangement."""
+    query = torch.randn(rows, 4, 7, 16).to(device, dtype).requires_grad_()
+    key = torch.randn(rows, 2, 7, 16).to(device, dtype).requires_grad_()
+    angles = torch.rand(rows, 7, 4).repeat(1, 1, 2) * 6
+    cos, sin = angles.cos().to(device, dtype), angles.sin().to(device, dtype)
+    ours = apply_repeated_neighbour_rotary(query, key, cos, sin)
+    theirs = glm_rotary(query, key, cos, sin)
     for a, b, leaf in zip(ours, theirs, (query, key), strict=True):
         torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)
         check_gradients(a, b, [leaf], tolerance)

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llava_npu.ops.linear_cross_entropy import linear_cross_entropy
+from llava_npu.ops.linear_cross_entropy import LogitTransform, linear_cross_entropy
 
 
 def example(
@@ -57,6 +57,19 @@ def test_loss_and_gradients_equal_the_plain_way(
     torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6)
     for a, b in zip(gradients(ours, hidden, weight, offset), gradients(theirs, hidden, weight, offset), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("transform", [LogitTransform(0.25), LogitTransform(1.0, 1.5), LogitTransform(0.5, 2.0)])
+def test_scaled_and_softly_capped_logits(transform: LogitTransform, device: torch.device) -> None:
+    hidden, weight, offset, labels = example(bias=True, device=device)
+    ours = linear_cross_entropy(hidden, weight, labels, offset, chunk_size=4, transform=transform)
+    logits = transform.scale * F.linear(hidden, weight, offset)
+    if transform.softcap is not None:
+        logits = transform.softcap * torch.tanh(logits / transform.softcap)
+    theirs = F.cross_entropy(logits.flatten(0, -2), labels.flatten(), reduction="sum")
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+    for a, b in zip(gradients(ours, hidden, weight, offset), gradients(theirs, hidden, weight, offset), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
 
 
 @settings(max_examples=30)

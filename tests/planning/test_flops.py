@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import CLIPVisionConfig, LlamaConfig, SiglipVisionConfig
+from transformers import CLIPVisionConfig, LlamaConfig, Olmo2Config, Phi3Config, SiglipVisionConfig
 
 import tiny
 from llava_npu.config.parts import PartsConfig, StageName, resolve_parts
@@ -29,6 +31,17 @@ PROJECTORS = {
     "resampler": {"num_queries": 4},
     "tokenpacker": {"region_layers": [1, 2, 3]},
     "c_abstractor": {"num_queries": 4, "num_input_tokens": 16, "hidden_size": 16},
+}
+
+
+TEXT = {
+    "hidden_size": 48,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 303,
+    "pad_token_id": 0,
 }
 
 
@@ -95,6 +108,15 @@ def test_a_step_counts_what_torch_counts(projector: str, stage: StageName) -> No
     # A resampler's queries are projected once for all images, which is no image's.
     tolerance = 0.005 if projector == "resampler" else 0
     assert ours.total == pytest.approx(counted_by_torch(model, images, words, supervised), rel=tolerance, abs=0)
+
+
+@pytest.mark.parametrize("text", [Olmo2Config, Phi3Config], ids=["olmo-2", "phi-3"])
+def test_other_language_models(text: Any) -> None:
+    """OLMo-2 has no norm in front of its layers, Phi-3 one matrix for query, key and value."""
+    model = build(text_config=text(**TEXT))
+    length = 16 + 7
+    ours = flop_model(model).count(2 * length, 2 * length**2, 8, 2)
+    assert ours.total == counted_by_torch(model, images=2, words=7, supervised=4)
 
 
 @pytest.mark.parametrize("trained", ["vision_tower", "vision_tower language_model", "embed_tokens", "norm", "_proj"])

@@ -55,7 +55,7 @@ class ModelConfig(Section):
         "docs/encoders.md.",
     )
     language_model: PathText | None = Field(
-        None, description="Folder or hub id of a Llama-family causal language model; with `vision_tower`."
+        None, description="Folder or hub id of a causal language model of the Llama family; with `vision_tower`."
     )
     source: Literal["huggingface", "modelscope"] = Field(
         "huggingface", description="The hub on which a bare `organisation/name` is looked up."

@@ -29,6 +29,7 @@ from llava_npu.inference.runner import ModelRunner, Prefill
 from llava_npu.inference.sampling import TokenChooser, choose_tokens
 from llava_npu.models.loaded import LoadedModel
 from llava_npu.models.modeling import LlavaNpuForConditionalGeneration
+from llava_npu.models.proof import examine
 from llava_npu.models.stopping import stop_string, stopping_arguments
 
 Event = tuple[Request, Delta]
@@ -305,14 +306,18 @@ def longest(model: LlavaNpuForConditionalGeneration) -> int:
     """How many tokens the language model can read.
 
     Raises:
-        UserError: it keeps another kind of memory than keys and values.
+        UserError: it keeps another kind of memory than keys and values, or does not compute with them what it should.
     """
     text = model.config.text_config
     kinds = set(getattr(text, "layer_types", None) or ())
+    found = examine(text)
+    reason = found.cache or found.packing
     if others := kinds - {"full_attention", "sliding_attention"}:
+        reason = f"layers of kind {', '.join(sorted(others))} keep more than keys and values"
+    if reason:
         raise UserError(
-            f"language model {text.model_type}: layers of kind {', '.join(sorted(others))} keep more than keys and "
-            "values, which this engine cannot do. Use transformers' generate() for this model."
+            f"language model {text.model_type}: {reason}, so that this engine cannot run it. Use transformers' "
+            "generate() for this model."
         )
     limit: int = text.max_position_embeddings
     return limit

@@ -6,7 +6,7 @@ the last row moves into its place.
 
     store: (layers, 2, rows, key_value_heads, length, head_dim), 2 for keys and values
 
-Shapes change only with the number of rows and, in strides, with the longest sequence: on an NPU each new shape costs.
+Shapes change only with the number of rows and, in steps, with the longest sequence: on an NPU each new shape costs.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 
 from llava_npu.errors import UserError
 
-_STRIDE = 64
 _GROWTH = 256  # positions
 
 
@@ -57,18 +56,12 @@ class KVCache(Cache):
         self.ensure_length(max(start + length for start, length in zip(starts, lengths, strict=True)))
         self._pass = _Prefill(tuple(rows), tuple(starts), tuple(lengths))
 
-    def expect_decode(self, lengths: Sequence[int], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-        """Next comes one token for each of the first rows, which hold `lengths` tokens.
-
-        Returns:
-            Their positions, (rows, 1), and the attention mask, (rows, 1, 1, visible), True where a token attends to.
-        """
+    def expect_decode(self, lengths: Sequence[int], device: torch.device) -> torch.Tensor:
+        """Next comes one token for each of the first rows, which hold `lengths` tokens: its positions, (rows, 1)."""
         self.ensure_length(max(lengths) + 1)
         positions = torch.tensor(lengths).to(device)
-        visible = min(self._length, -(-(max(lengths) + 1) // _STRIDE) * _STRIDE)
-        self._pass = _Decode(torch.arange(len(lengths), device=device), positions, visible)
-        mask = torch.arange(visible, device=device) <= positions[:, None]
-        return positions[:, None], mask[:, None, None, :]
+        self._pass = _Decode(torch.arange(len(lengths), device=device), positions, max(lengths) + 1)
+        return positions[:, None]
 
     def ensure_length(self, length: int) -> None:
         """Makes every row at least this long."""

@@ -13,7 +13,6 @@ from llava_npu.inference.kv_cache import KVCache
 from llava_npu.inference.prefix_cache import BLOCK, PrefixCache, block_keys
 from llava_npu.inference.request import ImageInput, Prompt
 from llava_npu.models.loaded import LoadedModel
-from llava_npu.models.modeling import LlavaNpuForConditionalGeneration
 from llava_npu.ops.attention.transformers_interface import ATTENTION_NAME
 from llava_npu.ops.install import install_kernels
 
@@ -78,7 +77,6 @@ class ModelRunner:
         self.cache = cache
         self._prefixes = PrefixCache(cache, prefix_tokens)
         self._features = features or FeatureCache(loaded)
-        self._window = _sliding_window(loaded.model, cache.max_length)
         if loaded.model.config._attn_implementation != ATTENTION_NAME:
             install_kernels(loaded.model, loaded.model.device)
 
@@ -136,11 +134,9 @@ class ModelRunner:
             lengths: how many tokens of each are.
         """
         model = self.loaded.model
-        positions, mask = self.cache.expect_decode(lengths, model.device)
         output = model.model(
             input_ids=torch.tensor(tokens)[:, None].to(model.device),
-            attention_mask=self._decoding_masks(positions, mask),
-            position_ids=positions,
+            position_ids=self.cache.expect_decode(lengths, model.device),
             past_key_values=self.cache,
             key_lengths=[length + 1 for length in lengths],
             use_cache=True,
@@ -208,23 +204,3 @@ class ModelRunner:
                 model.device
             ),
         }
-
-    def _decoding_masks(self, positions: torch.Tensor, mask: torch.Tensor) -> Any:
-        """One mask for all layers, or one for each kind of layer where some see the latest tokens only."""
-        if self._window is None:
-            return mask
-        oldest = positions[:, :, None, None] - self._window  # (rows, 1, 1, 1)
-        sliding = mask & (torch.arange(mask.shape[-1], device=mask.device) > oldest)
-        if not getattr(self.loaded.model.config.text_config, "layer_types", None):
-            return sliding
-        return {"full_attention": mask, "sliding_attention": sliding}
-
-
-def _sliding_window(model: LlavaNpuForConditionalGeneration, max_length: int) -> int | None:
-    """How many of the latest tokens some layers see, if that is not all."""
-    text = model.config.text_config
-    kinds = set(getattr(text, "layer_types", None) or ())
-    if kinds and "sliding_attention" not in kinds:
-        return None
-    window: int | None = getattr(text, "sliding_window", None)
-    return window if window is not None and window < max_length else None

@@ -17,6 +17,7 @@ from llava_npu.models.loaded import LoadedModel
 from llava_npu.models.modeling import LlavaNpuForConditionalGeneration
 from llava_npu.models.processing import IMAGE_TOKEN, LlavaNpuProcessor
 from llava_npu.models.projectors import build_projector, grid_defaults
+from llava_npu.models.proof import check_language_model
 from llava_npu.models.vision.anyres import default_resolutions, resolutions_from_llava
 from llava_npu.models.vision.image_processors import load_image_processor, set_processor_size
 from llava_npu.models.vision.resizing import fit_tower
@@ -48,7 +49,7 @@ def compose(
     Args:
         vision_tower: folder or hub id (`hubs.py`) of a CLIP, SigLIP, DINOv2 or other model (the whole CLIP
             will do); see `towers.py`.
-        language_model: folder or hub id of a Llama-family causal language model.
+        language_model: folder or hub id of a causal language model of the Llama family (table in docs/parts.md).
         projector_type, projector_options: see `llava_npu.models.projectors`.
         vision_feature_layer: which hidden state of the tower the projector sees; −2 is LLaVA's choice for CLIP.
         keep_prefix_tokens: give the projector the tower's special tokens too (`cls_patch`).
@@ -97,7 +98,7 @@ def compose(
         model = LlavaNpuForConditionalGeneration(config)
     model.model.vision_tower = tower
     model.model.language_model = decoder.model
-    model.lm_head = decoder.lm_head
+    model.set_output_embeddings(decoder.lm_head)
     model.model.multi_modal_projector = build_projector(
         projector_type,
         vision_hidden_size=config.projector_input_size,
@@ -199,13 +200,9 @@ def load_tower(source: str, dtype: torch.dtype) -> Any:
 
 
 def _load_language_model(source: str, dtype: torch.dtype) -> Any:
+    check_language_model(AutoConfig.from_pretrained(source), "model.language_model")  # before anything large is loaded
     model, info = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, output_loading_info=True)
     check_loaded(info, "model.language_model", source)
-    if not (hasattr(model, "model") and hasattr(model, "lm_head")):
-        raise UserError(
-            f"model.language_model: {type(model).__name__} is not of the Llama family (no `model` and `lm_head`). "
-            "Llama, Vicuna, Mistral, Qwen and SmolLM are."
-        )
     return model
 
 

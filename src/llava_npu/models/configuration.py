@@ -7,6 +7,7 @@ from huggingface_hub.dataclasses import strict
 from transformers import LlavaConfig
 
 from llava_npu.errors import UserError
+from llava_npu.models.language_models import HeadShape, describe_head
 from llava_npu.models.projectors import feature_layers, num_tokens, token_grid
 from llava_npu.models.vision.anyres import Size, Tiling, check_resolutions, default_resolutions
 from llava_npu.models.vision.multiscale import check_scales
@@ -126,6 +127,7 @@ class LlavaNpuConfig(LlavaConfig):
             and not self.projector_options
             and self.scales == [1]
             and not self.tower.last_layer_only
+            and describe_head(self.text_config) == HeadShape()
             and (self.keep_prefix_tokens or self.tower.num_prefix_tokens == 1)
             and (self.tiling is None or (self.tiling.is_map and isinstance(self.vision_config.image_size, int)))
         )

@@ -128,7 +128,7 @@ def flop_model(model: LlavaNpuForConditionalGeneration) -> FlopModel:
         inner.vision_tower,
         inner.multi_modal_projector,
         model.get_input_embeddings(),
-        decoder.layers[0].input_layernorm,
+        getattr(decoder.layers[0], "input_layernorm", nn.Identity()),  # OLMo-2 has its norms behind attention
     )
     gradient_at_input = any(map(_learns, before))
     passes_back = gradient_at_input or _learns(decoder)
@@ -173,7 +173,7 @@ def _linear_layer_or_adapter(module: nn.Module, gradient_at_input: bool) -> Flop
 def _reads_the_embeddings(name: str) -> bool:
     """Whether this layer of the language model takes its input: its gradient is that of the input."""
     places = name.split(".")
-    if places[:3] != ["layers", "0", "self_attn"] or places[3] not in ("q_proj", "k_proj", "v_proj"):
+    if places[:3] != ["layers", "0", "self_attn"] or places[3] not in ("q_proj", "k_proj", "v_proj", "qkv_proj"):
         return False
     return not any(place.startswith("lora_B") for place in places)
 

@@ -15,8 +15,10 @@ from llava_npu.models.adapters import BASE, is_adapter_folder, load_adapters, me
 from llava_npu.models.agreement import check_agreement
 from llava_npu.models.checkpoints.convert import as_hugging_face
 from llava_npu.models.composing import change_aspect_ratio, compose
+from llava_npu.models.configuration import LlavaNpuConfig
 from llava_npu.models.loaded import LoadedModel, load_processor
 from llava_npu.models.modeling import LlavaNpuForConditionalGeneration
+from llava_npu.models.proof import check_language_model
 from llava_npu.models.sources import MODEL_FOLDER, ModelSource, read_source
 from llava_npu.ops.install import install_kernels
 
@@ -81,6 +83,7 @@ def _load_whole(
     source: str, device: torch.device | str | None, dtype: torch.dtype | None, quantization: Any | None
 ) -> LlavaNpuForConditionalGeneration:
     check_model_folder(Path(source), "model")
+    check_language_model(LlavaNpuConfig.from_pretrained(source).text_config, "model")
     # Quantised weights are made where they stay: they cannot be moved afterwards.
     placed = {} if quantization is None else {"quantization_config": quantization, "device_map": {"": device or "cpu"}}
     model, info = open_part(

@@ -28,10 +28,12 @@ from transformers.models.llava.modeling_llava import LlavaModel, LlavaPreTrained
 from llava_npu.errors import UserError
 from llava_npu.models.checkpoints.weight_names import LM_HEAD, hub_name
 from llava_npu.models.configuration import LlavaNpuConfig
+from llava_npu.models.language_models import LanguageModelHead
 from llava_npu.models.projectors import Projector, build_projector
 from llava_npu.models.vision.anyres import Size, Tiling
 from llava_npu.models.vision.multiscale import multiscale_features
 from llava_npu.models.vision.towers import select_features
+from llava_npu.ops.attention.transformers_interface import known_lengths
 
 # Weights are named in files as those of transformers' LLaVA are, so that either loads the other's.
 register_checkpoint_conversion_mapping(
@@ -222,6 +224,8 @@ class LlavaNpuModel(LlavaNpuPreTrainedModel, LlavaModel):
         vision_features: torch.Tensor | None = None,
         image_sizes: ImageSizes | None = None,
         image_positions: torch.Tensor | None = None,
+        sequence_lengths: Sequence[int] | None = None,
+        key_lengths: Sequence[int] | None = None,
         **kwargs: Any,
     ) -> Any:
         """As `LlavaModel.forward`, and:
@@ -233,21 +237,29 @@ class LlavaNpuModel(LlavaNpuPreTrainedModel, LlavaModel):
             image_positions: (image tokens,), where they stand in the flattened `input_ids`. Whoever built the batch
                 knows it; without it the image tokens are searched for, which on an accelerator makes the host wait.
                 Empty: the images stand nowhere (see `image_nowhere`).
+            sequence_lengths, key_lengths: what the host knows of the batch (`KnownLengths`).
         """
         if vision_features is not None and pixel_values is not None:
             raise ValueError("give pixel_values or vision_features, not both")
-        if vision_features is None and pixel_values is None:
-            return super().forward(input_ids=input_ids, **kwargs)
-        images = self.get_image_features(pixel_values, vision_features, image_sizes)
-        if image_positions is None:
-            kwargs["mm_encoder_outputs"] = {"image": images}
-            return super().forward(input_ids=input_ids, **kwargs)
-        words = self.get_input_embeddings()(input_ids)  # (batch, length, hidden)
-        tokens = torch.cat(images.pooler_output).to(words.dtype)  # (image tokens, hidden)
+        inputs: dict[str, Any] = {"input_ids": input_ids}
+        if vision_features is not None or pixel_values is not None:
+            images = self.get_image_features(pixel_values, vision_features, image_sizes)
+            if image_positions is None:
+                inputs["mm_encoder_outputs"] = {"image": images}
+            else:
+                inputs = {"inputs_embeds": self._splice(input_ids, images.pooler_output, image_positions)}
+        with known_lengths(sequence_lengths, key_lengths):
+            return super().forward(**{**kwargs, **inputs})
+
+    def _splice(
+        self, input_ids: torch.Tensor | None, images: list[torch.Tensor], image_positions: torch.Tensor
+    ) -> torch.Tensor:
+        """(batch, length, hidden): words, and the images' tokens where the host knows them to stand."""
+        words = self.get_input_embeddings()(input_ids)
+        tokens = torch.cat(images).to(words.dtype)  # (image tokens, hidden)
         if not len(image_positions):
             tokens = tokens[:0]
-        spliced = words.flatten(0, 1).index_copy(0, image_positions, tokens).view_as(words)
-        return super().forward(inputs_embeds=spliced, **kwargs)
+        return words.flatten(0, 1).index_copy(0, image_positions, tokens).view_as(words)
 
 
 class LlavaNpuForConditionalGeneration(LlavaNpuPreTrainedModel, LlavaForConditionalGeneration):
@@ -264,8 +276,12 @@ class LlavaNpuForConditionalGeneration(LlavaNpuPreTrainedModel, LlavaForConditio
         # Not LlavaForConditionalGeneration.__init__, which would build transformers' LlavaModel first.
         LlavaPreTrainedModel.__init__(self, config)
         self.model = LlavaNpuModel(config)
-        self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
+        self.lm_head = LanguageModelHead(config.text_config)
         self.post_init()
+
+    def set_output_embeddings(self, new_embeddings: nn.Linear) -> None:
+        """Takes a head's weights; what else this language model's head does, it still does."""
+        self.lm_head = self.lm_head.with_weights(new_embeddings)
 
     def encode_images(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Runs the vision tower: (images, 3, height, width) → (images, tokens, channels), before the projector."""

@@ -12,12 +12,42 @@ Losses in Large-Vocabulary Language Models" (arXiv:2411.09009).
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch.autograd.function import once_differentiable
 
 IGNORE_INDEX = -100
+
+
+@dataclass(frozen=True)
+class LogitTransform:
+    """What a language model does to its head's output z: `scale · z`, or `softcap · tanh(scale · z / softcap)`.
+
+    Sources: Gemma 2 (arXiv:2408.00118) caps softly; Cohere and Granite scale, in transformers' `logit_scale` and
+    `logits_scaling`.
+    """
+
+    scale: float = 1.0
+    softcap: float | None = None
+
+    def __call__(self, logits: torch.Tensor) -> torch.Tensor:
+        """Any shape; the result has the same type."""
+        if self.softcap is not None:
+            return torch.tanh(logits * (self.scale / self.softcap)) * self.softcap
+        return logits if self.scale == 1.0 else logits * self.scale
+
+    def with_slope(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | float]:
+        """The transformed logits, and their derivative by the given ones; may overwrite these."""
+        if self.softcap is None:
+            return logits.mul_(self.scale), self.scale
+        squashed = logits.mul_(self.scale / self.softcap).tanh_()
+        slope = squashed.square().neg_().add_(1).mul_(self.scale)
+        return squashed.mul_(self.softcap), slope
+
+
+IDENTITY = LogitTransform()
 
 
 def linear_cross_entropy(
@@ -29,8 +59,9 @@ def linear_cross_entropy(
     reduction: Literal["sum", "mean"] = "sum",
     chunk_size: int = 1024,
     positions: torch.Tensor | None = None,
+    transform: LogitTransform = IDENTITY,
 ) -> torch.Tensor:
-    """Equals `F.cross_entropy(F.linear(hidden, weight, bias).float(), labels)`, gradients included.
+    """Equals `F.cross_entropy(transform(F.linear(hidden, weight, bias).float()), labels)`, gradients included.
 
     Nothing is shifted here: `hidden[..., i, :]` is scored against `labels[..., i]`, as in `F.cross_entropy`.
 
@@ -50,6 +81,7 @@ def linear_cross_entropy(
             which on an accelerator makes the host wait for the device once; whoever built the batch on the host knows
             them already. Positions whose label is `ignore_index` count nothing, so that indices may be padded with
             such a position to a fixed length.
+        transform: what the language model does to the product before the softmax; computed in float32.
 
     Returns:
         A scalar, in float32 (float64 for float64 inputs).
@@ -76,7 +108,7 @@ def linear_cross_entropy(
 
     if not torch.is_grad_enabled():  # inside `forward` this can no longer be seen
         rows, weight, bias = rows.detach(), weight.detach(), None if bias is None else bias.detach()
-    loss = _ChunkedLoss.apply(rows, weight, bias, labels, ignore_index, chunk_size, _matmul_dtype(rows))
+    loss = _ChunkedLoss.apply(rows, weight, bias, labels, ignore_index, chunk_size, _matmul_dtype(rows), transform)
     if reduction == "mean":
         loss = loss / (labels != ignore_index).sum().clamp(min=1)
     return loss
@@ -100,6 +132,7 @@ class _ChunkedLoss(torch.autograd.Function):
         ignore_index: int,
         chunk_size: int,
         matmul_dtype: torch.dtype,
+        transform: LogitTransform,
     ) -> torch.Tensor:
         rows_need_grad, weight_needs_grad, bias_needs_grad = ctx.needs_input_grad[:3]
         reduce_dtype = torch.promote_types(rows.dtype, torch.float32)
@@ -115,8 +148,10 @@ class _ChunkedLoss(torch.autograd.Function):
                 chunk = rows[start : start + chunk_size].to(matmul_dtype)  # (chunk, hidden_size)
                 target = labels[start : start + chunk_size]
                 logits = torch.nn.functional.linear(chunk, matrix, offset).to(reduce_dtype)  # (chunk, vocab_size)
+                logits, slope = transform.with_slope(logits)
                 losses, grad_logits = _losses_and_gradient(logits, target, ignore_index)
                 loss += losses.sum()
+                grad_logits.mul_(slope)
                 if grad_bias is not None:
                     grad_bias += grad_logits.sum(0)
                 grad_logits = grad_logits.to(matmul_dtype)
@@ -139,7 +174,7 @@ class _ChunkedLoss(torch.autograd.Function):
     def backward(ctx: Any, grad_loss: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         # The scale is rounded to the gradients' type only after the product, hence the product with a 0-d tensor.
         scaled = [None if grad is None else grad * grad_loss for grad in ctx.saved_tensors]
-        return (*scaled, None, None, None, None)
+        return (*scaled, None, None, None, None, None)
 
 
 def _losses_and_gradient(

@@ -22,6 +22,21 @@ def rms_norm(hidden: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torc
     return kernels.find("rms_norm", hidden, formula)(hidden, weight, epsilon)
 
 
+def offset_rms_norm(hidden: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Tensor:
+    """(1 + weight) · hidden / √(mean(hidden²) + epsilon), as Gemma has it; in float32, rounded once.
+
+    Args:
+        hidden: (..., hidden_size).
+        weight: (hidden_size,).
+    """
+    return kernels.find("offset_rms_norm", hidden, offset_formula)(hidden, weight, epsilon)
+
+
+def offset_formula(hidden: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Tensor:
+    """In plain torch."""
+    return formula(hidden.float(), 1 + weight.float(), epsilon).to(hidden.dtype)
+
+
 def formula(hidden: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Tensor:
     """In plain torch."""
     wide = hidden.float()

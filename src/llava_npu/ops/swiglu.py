@@ -1,4 +1,4 @@
-"""The gated activation of Llama's feed-forward layers.
+"""The gated activation of Llama's feed-forward layers, of two tensors or of one that holds both.
 
 Source: Shazeer 2020, "GLU Variants Improve Transformer" (arXiv:2002.05202). On an Ascend, `torch_npu.npu_swiglu`.
 """
@@ -17,6 +17,20 @@ def swiglu(gate: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
         gate, value: (..., intermediate_size).
     """
     return kernels.find("swiglu", gate, formula)(gate, value)
+
+
+def swiglu_of_halves(joined: torch.Tensor) -> torch.Tensor:
+    """silu(gate) · value of a tensor that holds both, as the `gate_up_proj` of Phi-3 and GLM-4 gives them.
+
+    Args:
+        joined: (..., 2 × intermediate_size), the gate first.
+    """
+    return kernels.find("swiglu_of_halves", joined, formula_of_halves)(joined)
+
+
+def formula_of_halves(joined: torch.Tensor) -> torch.Tensor:
+    """In plain torch."""
+    return formula(*joined.chunk(2, dim=-1))
 
 
 def formula(gate: torch.Tensor, value: torch.Tensor) -> torch.Tensor:

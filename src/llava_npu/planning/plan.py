@@ -89,6 +89,7 @@ def plan_run(run: ResolvedRun, target: Target, mfu: float) -> RunPlan:
     Raises:
         UserError: a model's configuration cannot be had, or the batch does not divide over the devices.
     """
+    run.check_model()
     config, remarks = run.config, list(run.remarks)
     samples = expected_samples(run)
     sizing = choose_sizing(config, samples, target.count)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 
 import torch
 from torch import nn
 
 from llava_npu.config import RunConfig
+from llava_npu.ops.fuse import FusedModules
 from llava_npu.training.optimizer import schedule
 from llava_npu.training.parts import trained_parameters
 from llava_npu.training.resolve import ResolvedRun
@@ -24,6 +26,16 @@ def introduction(run: ResolvedRun, model: nn.Module, num_processes: int, num_ste
         f"{trained / 1e6:,.1f} M of {total / 1e6:,.1f} M parameters, {count} of {config.batch_size} samples → "
         f"{config.output}"
     )
+
+
+def fused_operations(fused: FusedModules) -> str | None:
+    """What runs as one operator on this device, and what does not though it looks as if it could; None: neither."""
+    if not fused.fused and not fused.left:
+        return None
+    done = Counter(module.operation for module in fused.fused)
+    left = Counter((module.operation, module.reason) for module in fused.left)
+    line = "fused operators: " + (", ".join(f"{count} × {name}" for name, count in done.items()) or "none")
+    return "; ".join([line, *(f"not fused: {count} × {name} ({reason})" for (name, reason), count in left.items())])
 
 
 def remarks(config: RunConfig, num_steps: int, num_samples: int) -> Iterator[str]:

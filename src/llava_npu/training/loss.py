@@ -52,6 +52,12 @@ class SupervisedLoss(nn.Module):
         hidden = self.model.model(
             **inputs, sequence_lengths=sequence_lengths, use_cache=False
         ).last_hidden_state  # (batch, length, hidden)
+        head = self.model.lm_head
         return linear_cross_entropy(
-            hidden[:, :-1], self.model.lm_head.weight, batch["labels"][:, 1:], positions=batch["supervised_positions"]
+            hidden[:, :-1],
+            head.weight,
+            batch["labels"][:, 1:],
+            bias=head.bias,
+            positions=batch["supervised_positions"],
+            transform=head.transform,
         )

@@ -11,6 +11,7 @@ from llava_npu import devices
 from llava_npu.config import RunConfig
 from llava_npu.devices import Device
 from llava_npu.models.configuration import LlavaNpuConfig
+from llava_npu.models.proof import check_packing
 from llava_npu.models.sources import ModelSource
 from llava_npu.training.architecture import find_tokenizer, model_config
 from llava_npu.training.checkpointing.export import model_source
@@ -63,7 +64,11 @@ class ResolvedRun:
         return self._model_and_remarks[1]
 
     def check_model(self) -> None:
-        """Raises `UserError` where the model cannot be found, or is not what the configuration says of it."""
+        """Raises `UserError` where the model cannot be found, is not what the configuration says of it, or cannot be
+        trained on packs though the run asks for them.
+        """
+        if self.config.pack_tokens is not None:
+            check_packing(self.model.text_config)
         _ = self.model
 
     @property

@@ -34,7 +34,7 @@ from llava_npu.training.checkpointing.export import Export, build_model, with_tr
 from llava_npu.training.compiling import compile_layers
 from llava_npu.training.engines import Engine, find_engine, open_engine
 from llava_npu.training.features import cache_features
-from llava_npu.training.introduction import disk_needed, introduction, remarks
+from llava_npu.training.introduction import disk_needed, fused_operations, introduction, remarks
 from llava_npu.training.loss import SupervisedLoss
 from llava_npu.training.monitoring.jsonl import NONFINITE_STEPS, rewind_lines
 from llava_npu.training.monitoring.metrics import rewind_metrics
@@ -242,13 +242,15 @@ class Trainer:
         self._loaded = with_trained_template(build_model(config), config)
         model = self._loaded.model
         prepare_parts(model, self.parts, self._dtype, config.gradient_checkpointing, config.lora)
-        install_kernels(model, self.accelerator.device)
+        fused = install_kernels(model, self.accelerator.device)
         compile_layers(model, device, config.compile)
         self._flops = flop_model(model)
         if self.accelerator.is_main_process:
             check_disk_space(self.folder, disk_needed(model, config))
             numbers = self._dtype or torch.float32
             self.console.print(introduction(self.run, model, self.accelerator.num_processes, self.num_steps, numbers))
+            if (operators := fused_operations(fused)) is not None:
+                self.console.print(operators)
             for remark in remarks(config, self.num_steps, len(self.run.data.training)):
                 self.console.print(f"[yellow]{remark}[/]")
 

@@ -35,6 +35,7 @@ def packed_attention(
     window: int | None = None,
     scale: float | None = None,
     dropout: float = 0.0,
+    softcap: float | None = None,
 ) -> torch.Tensor:
     """Attention within each of several sequences that lie end to end; none sees another.
 
@@ -47,6 +48,7 @@ def packed_attention(
         key_lengths: keys of each sequence, where they differ from its queries.
         window: with `causal`, the number of latest keys that a query sees, its own included (sliding window).
         scale: of the scores; 1/√head_dim by default.
+        softcap: of the scores, `softcap · tanh(s / softcap)`; computed without a fused operator.
 
     Returns:
         (tokens, heads, head_dim of `value`).
@@ -59,7 +61,7 @@ def packed_attention(
     _check_heads(query.shape[1], key.shape[1])
     if window is not None and (not causal or window < 1):
         raise ValueError(f"packed_attention: window {window} with causal={causal}; a window is causal and at least 1")
-    inputs = _inputs(query, key, value, scale, dropout)
+    inputs = _inputs(query, key, value, scale, dropout, softcap)
     dropped = lengths.fully_masked(causal)
     if not any(dropped):
         return _implementation(inputs).packed(inputs, lengths, causal, window)
@@ -81,6 +83,7 @@ def batched_attention(
     *,
     scale: float | None = None,
     dropout: float = 0.0,
+    softcap: float | None = None,
 ) -> torch.Tensor:
     """Attention over sequences of one length.
 
@@ -93,7 +96,7 @@ def batched_attention(
         (batch, heads, query_length, head_dim of `value`).
     """
     _check_heads(query.shape[1], key.shape[1])
-    inputs = _inputs(query, key, value, scale, dropout)
+    inputs = _inputs(query, key, value, scale, dropout, softcap)
     query_length, key_length = query.shape[2], key.shape[2]
     fully_masked = query_length if key_length == 0 else max(0, query_length - key_length) if causal else 0
     if fully_masked == query_length:
@@ -112,6 +115,7 @@ def masked_attention(
     *,
     scale: float | None = None,
     dropout: float = 0.0,
+    softcap: float | None = None,
 ) -> torch.Tensor:
     """Attention under any boolean mask.
 
@@ -128,7 +132,7 @@ def masked_attention(
     if mask.dtype != torch.bool:
         raise ValueError(f"masked_attention: the mask is {mask.dtype}; a boolean one is needed, True = may attend")
     _check_heads(query.shape[1], key.shape[1])
-    inputs = _inputs(query, key, value, scale, dropout)
+    inputs = _inputs(query, key, value, scale, dropout, softcap)
     # A fully masked query attends to everything and its result is dropped: a softmax over nothing would put NaN in
     # gradients.
     fully_masked = ~mask.any(-1, keepdim=True)  # (batch, heads or 1, query_length, 1)
@@ -143,6 +147,7 @@ def cached_attention(
     key_lengths: Sequence[int],
     *,
     scale: float | None = None,
+    softcap: float | None = None,
 ) -> torch.Tensor:
     """Attention of one new token per sequence over a cache of keys and values, of which the first ones are valid.
 
@@ -168,7 +173,7 @@ def cached_attention(
     if not all(0 <= length <= key.shape[2] for length in key_lengths):
         raise ValueError(f"cached_attention: key_lengths {key_lengths} in a cache of {key.shape[2]} positions")
     _check_heads(query.shape[1], key.shape[1])
-    inputs = _inputs(query, key, value, scale, 0.0)
+    inputs = _inputs(query, key, value, scale, 0.0, softcap)
     if all(key_lengths):
         return _implementation(inputs).cached(inputs, key_lengths)
     if not any(key_lengths):
@@ -191,13 +196,20 @@ def _autocast(*tensors: torch.Tensor) -> list[torch.Tensor]:
 
 
 def _inputs(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float | None, dropout: float
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    scale: float | None,
+    dropout: float,
+    softcap: float | None,
 ) -> AttentionInputs:
     scale = query.shape[-1] ** -0.5 if scale is None else scale
     query, key, value = _autocast(query, key, value)
-    return AttentionInputs(query, key, value, scale, dropout)
+    return AttentionInputs(query, key, value, scale, dropout, softcap)
 
 
 def _implementation(inputs: AttentionInputs) -> AttentionImplementation:
     default: AttentionImplementation = SDPA
+    if inputs.softcap is not None:
+        return default
     return kernels.find("attention", inputs.query, default)

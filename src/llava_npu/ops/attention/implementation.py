@@ -21,6 +21,8 @@ class AttentionInputs:
         value: as `key`; its head_dim may be smaller.
         scale: of the scores.
         dropout: probability of dropping an attention weight.
+        softcap: scores s become `softcap · tanh(s / softcap)` (Gemma 2, arXiv:2408.00118). `functional` has the plain
+            implementation compute it, on every kind of device.
     """
 
     query: torch.Tensor
@@ -28,6 +30,7 @@ class AttentionInputs:
     value: torch.Tensor
     scale: float
     dropout: float = 0.0
+    softcap: float | None = None
 
     @property
     def learns(self) -> bool:

@@ -75,6 +75,8 @@ def lengths_mask(key_lengths: Sequence[int], key_length: int, device: torch.devi
 
 
 def _sdpa(inputs: AttentionInputs, mask: torch.Tensor | None = None, is_causal: bool = False) -> torch.Tensor:
+    if inputs.softcap is not None:
+        return _capped(inputs, inputs.softcap, mask, is_causal)
     return F.scaled_dot_product_attention(
         inputs.query,
         inputs.key,
@@ -85,6 +87,20 @@ def _sdpa(inputs: AttentionInputs, mask: torch.Tensor | None = None, is_causal: 
         scale=inputs.scale,
         enable_gqa=inputs.query.shape[1] != inputs.key.shape[1],
     )
+
+
+def _capped(inputs: AttentionInputs, cap: float, mask: torch.Tensor | None, is_causal: bool) -> torch.Tensor:
+    """Softly capped scores, which torch's operator does not have; holds all of them, (batch, heads, queries, keys)."""
+    query, key, value = inputs.query, inputs.key, inputs.value
+    groups = query.shape[1] // key.shape[1]
+    key, value = (tensor.repeat_interleave(groups, dim=1) for tensor in (key, value))
+    scores = torch.tanh(query @ key.transpose(-1, -2) * (inputs.scale / cap)) * cap
+    if is_causal:
+        mask = band_mask(query.shape[2], key.shape[2], key.shape[2], query.device)
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -torch.inf)
+    weights = scores.softmax(-1, dtype=torch.promote_types(torch.float32, scores.dtype)).to(value.dtype)
+    return F.dropout(weights, inputs.dropout) @ value
 
 
 SDPA = SdpaAttention()

@@ -5,12 +5,13 @@ layer, one that attends. Ours makes no mask tensor. It makes a `BatchMask`, whic
 which all layers share, so that what must be asked of the device (is anything padded, and where?) is asked at most once
 per forward pass, and only if a layer needs it.
 
-A batch whose lengths are known on the host should carry them as the model's keyword argument `sequence_lengths`
-(integers that add up to batch × length, row after row; padding at the end of a row is a sequence of its own). Then
-nothing is asked of the device at all. Such a batch needs its own `position_ids`, restarting at every sequence, and an
-`attention_mask` of ones: without one, transformers itself reads the positions back to find the sequences.
+A batch whose lengths are known on the host is computed under `known_lengths` (integers that add up to batch × length,
+row after row; padding at the end of a row is a sequence of its own). The mask carries them to every layer, so that no
+layer has to pass arguments on (StableLM's does not), and nothing is asked of the device at all. Such a batch needs its
+own `position_ids`, restarting at every sequence, and an `attention_mask` of ones: without one, transformers itself
+reads the positions back to find the sequences. Attention that gets another mask while lengths are known refuses.
 
-A decoding step over a cache of fixed size passes `key_lengths`: how many keys of each row are valid, the new token's
+A decoding step over a cache of fixed size states `key_lengths`: how many keys of each row are valid, the new token's
 included. The cache then returns its rows whole, and no mask is made.
 
 Source: transformers' attention interface, https://huggingface.co/docs/transformers/attention_interface.
@@ -18,7 +19,10 @@ Source: transformers' attention interface, https://huggingface.co/docs/transform
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -37,7 +41,42 @@ from llava_npu.ops.attention.sdpa import band_mask, lengths_mask
 
 ATTENTION_NAME = "llava_npu"
 
-_UNSUPPORTED = ("softcap", "position_bias", "s_aux", "output_attentions")
+_UNSUPPORTED = ("position_bias", "s_aux", "output_attentions")
+
+
+@dataclass(frozen=True)
+class KnownLengths:
+    """What the host knows of a batch.
+
+    Attributes:
+        sequence: lengths of packed sequences, row after row; None: one query for each row.
+        key: with a cache, how many keys each sequence has: packed end to end next to `sequence`, or of each row the
+            first ones. None: as many as queries.
+    """
+
+    sequence: Sequence[int] | None = None
+    key: Sequence[int] | None = None
+
+    @property
+    def longest(self) -> int:
+        """Keys of the longest sequence."""
+        return max(self.key or self.sequence or (0,))
+
+
+_known: ContextVar[KnownLengths | None] = ContextVar("known_lengths", default=None)
+
+
+@contextmanager
+def known_lengths(
+    sequence_lengths: Sequence[int] | None = None, key_lengths: Sequence[int] | None = None
+) -> Iterator[None]:
+    """States the lengths of the batch that a language model computes inside; without any, nothing is stated."""
+    given = sequence_lengths is not None or key_lengths is not None
+    token = _known.set(KnownLengths(sequence_lengths, key_lengths) if given else None)
+    try:
+        yield
+    finally:
+        _known.reset(token)
 
 
 def register_attention() -> str:
@@ -67,11 +106,25 @@ class BatchMask:
     Not a dataclass on purpose: FSDP takes dataclasses in a module's inputs apart.
     """
 
-    def __init__(self, real: torch.Tensor | None, query_length: int, causal: bool) -> None:
-        """`real`: (batch, key_length), True for tokens, False for padding; None where nothing is padded."""
+    def __init__(
+        self,
+        real: torch.Tensor | None,
+        query_length: int,
+        causal: bool,
+        lengths: KnownLengths | None = None,
+        window: int | None = None,
+    ) -> None:
+        """
+        Args:
+            real: (batch, key_length), True for tokens, False for padding; None where nothing is padded.
+            lengths: what the host knows of the batch; then nothing else is needed.
+            window: with `lengths`, the number of latest keys that a query sees.
+        """
         self._real = real
         self.query_length = query_length
         self.causal = causal
+        self.known = lengths
+        self.window = window
 
     @cached_property
     def host(self) -> torch.Tensor | None:
@@ -124,9 +177,18 @@ def make_batch_mask(
     """transformers' mask interface: called once per forward pass (and once per kind of layer).
 
     Returns:
-        A `BatchMask` for causal and bidirectional attention over the whole of each row, or, for every other pattern,
-        transformers' own boolean mask (batch, 1, q_length, kv_length), True = may attend.
+        A `BatchMask` for causal and bidirectional attention over the whole of each row, and wherever lengths are known;
+        for every other pattern, transformers' own boolean mask (batch, 1, q_length, kv_length), True = may attend.
     """
+    if (lengths := _known.get()) is not None:
+        window = local_size if local_size is not None and lengths.longest > local_size else None
+        # A size is that of a sliding window, or of the chunks of Llama 4.
+        slides = local_size is not None and getattr(kwargs.get("config"), "attention_chunk_size", None) is None
+        plain = mask_function in (causal_mask_function, bidirectional_mask_function) or local_size is not None
+        fits = plain and (window is None or slides)
+        # Some models make masks that no layer of theirs uses: what does not fit is refused where it is used.
+        causal = mask_function is not bidirectional_mask_function
+        return BatchMask(None, q_length, causal, lengths if fits else None, window)
     within_window = allow_is_causal_skip and local_size is not None and kv_length <= local_size
     causal = mask_function is causal_mask_function or within_window
     # The keys end where the queries do: not so in a cache of fixed size, whose tail is still empty.
@@ -162,8 +224,7 @@ def attention_forward(
     scaling: float | None = None,
     is_causal: bool | None = None,
     sliding_window: int | None = None,
-    sequence_lengths: Sequence[int] | None = None,
-    key_lengths: Sequence[int] | None = None,
+    softcap: float | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
     """transformers' attention interface: called in every layer.
@@ -173,60 +234,62 @@ def attention_forward(
         key, value: (batch, key_value_heads, key_length, head_dim).
         attention_mask: what `make_batch_mask` returned, a boolean mask of four dimensions, or None (a tower that asks
             for none).
-        sequence_lengths: lengths of packed sequences, row after row, on the host; then `attention_mask` is not used.
-        key_lengths: with a cache, how many keys each sequence has: packed end to end next to `sequence_lengths`; or,
-            without those, of each row the first ones, for one query per row. Then `attention_mask` is not used.
 
     Returns:
         (batch, query_length, heads, head_dim), and None in place of the weights, which are never formed.
 
     Raises:
-        UserError: for what this implementation cannot do (weights as output, soft-capping, biases, sinks).
+        UserError: for what this implementation cannot do (weights as output, biases, sinks), and where lengths are
+            known that the mask does not carry.
     """
     for name in _UNSUPPORTED:
-        if kwargs.get(name) not in (None, False):
+        if kwargs.get(name) is not None and kwargs[name] is not False:
             raise UserError(
                 f"attention implementation {ATTENTION_NAME!r}: {name} is not supported. "
                 "Load the model with attn_implementation='eager' for it."
             )
-    if key_lengths is not None and sequence_lengths is None:
-        out = _cached(query, key, value, key_lengths, sliding_window, scaling)
-        return out.transpose(1, 2).contiguous(), None
+    options: dict[str, Any] = {"scale": scaling, "softcap": softcap, "dropout": dropout}
+    if _known.get() is not None and not (isinstance(attention_mask, BatchMask) and attention_mask.known):
+        raise UserError(
+            f"{type(module).__name__} does not attend under transformers' mask, or under one that is neither causal "
+            "nor a sliding window: the sequences of a pack would see each other"
+        )
+    if isinstance(attention_mask, BatchMask) and attention_mask.known is not None:
+        out = _of_known_lengths(query, key, value, attention_mask, options)
+        return out.contiguous(), None
     if attention_mask is None:
         causal = bool(getattr(module, "is_causal", True) if is_causal is None else is_causal)
         attention_mask = BatchMask(None, query.shape[2], causal)
-        if causal and sliding_window is not None and key.shape[2] > sliding_window and sequence_lengths is None:
+        if causal and sliding_window is not None and key.shape[2] > sliding_window:
             attention_mask = band_mask(query.shape[2], key.shape[2], sliding_window, query.device)
 
-    if sequence_lengths is not None:
-        causal = attention_mask.causal if isinstance(attention_mask, BatchMask) else True
-        window = sliding_window
-        if window is not None and max(key_lengths or sequence_lengths) <= window:
-            window = None
-        q, k, v = (_token_rows(tensor) for tensor in (query, key, value))
-        out = packed_attention(
-            q,
-            k,
-            v,
-            sequence_lengths,
-            causal,
-            key_lengths=key_lengths,
-            window=window,
-            scale=scaling,
-            dropout=dropout,
-        )
-        out = out.unflatten(0, (query.shape[0], query.shape[2]))  # (batch, length, heads, head_dim)
-    elif isinstance(attention_mask, torch.Tensor):
-        out = masked_attention(query, key, value, attention_mask, scale=scaling, dropout=dropout).transpose(1, 2)
+    if isinstance(attention_mask, torch.Tensor):
+        out = masked_attention(query, key, value, attention_mask, **options).transpose(1, 2)
     elif not attention_mask.is_padded:
-        out = batched_attention(query, key, value, attention_mask.causal, scale=scaling, dropout=dropout)
-        out = out.transpose(1, 2)
+        out = batched_attention(query, key, value, attention_mask.causal, **options).transpose(1, 2)
     elif query.shape[2] == key.shape[2]:
-        out = _unpadded(query, key, value, attention_mask, scaling, dropout)
+        out = _unpadded(query, key, value, attention_mask, options)
     else:
         mask = attention_mask.dense.to(query.device)  # a model spread over devices: layers may be elsewhere
-        out = masked_attention(query, key, value, mask, scale=scaling, dropout=dropout).transpose(1, 2)
+        out = masked_attention(query, key, value, mask, **options).transpose(1, 2)
     return out.contiguous(), None
+
+
+def _of_known_lengths(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: BatchMask, options: dict[str, Any]
+) -> torch.Tensor:
+    """(batch, length, heads, head_dim): packed sequences, or one query for each row of a cache."""
+    assert mask.known is not None
+    lengths = mask.known
+    if lengths.sequence is None:
+        assert lengths.key is not None
+        options = {name: options[name] for name in ("scale", "softcap")}  # nothing learns behind a cache
+        return _cached(query, key, value, lengths.key, mask.window, options).transpose(1, 2)
+    q, k, v = (_token_rows(tensor) for tensor in (query, key, value))
+    out = packed_attention(
+        q, k, v, lengths.sequence, mask.causal, key_lengths=lengths.key, window=mask.window, **options
+    )
+    return out.unflatten(0, (query.shape[0], query.shape[2]))
 
 
 def _cached(
@@ -235,28 +298,23 @@ def _cached(
     value: torch.Tensor,
     key_lengths: Sequence[int],
     window: int | None,
-    scale: float | None,
+    options: dict[str, Any],
 ) -> torch.Tensor:
-    if window is None or max(key_lengths) <= window:
-        return cached_attention(query, key, value, key_lengths, scale=scale)
+    if window is None:
+        return cached_attention(query, key, value, key_lengths, **options)
     mask = lengths_mask(key_lengths, key.shape[2], query.device)
     starts = [max(0, length - window) for length in key_lengths]
-    return masked_attention(query, key, value, mask & ~lengths_mask(starts, key.shape[2], query.device), scale=scale)
+    return masked_attention(query, key, value, mask & ~lengths_mask(starts, key.shape[2], query.device), **options)
 
 
 def _unpadded(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    mask: BatchMask,
-    scale: float | None,
-    dropout: float,
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: BatchMask, options: dict[str, Any]
 ) -> torch.Tensor:
     """Packs the real tokens, attends, and puts the results back; padding gives zeros."""
     batch, _, length, _ = query.shape
     positions = mask.positions.to(query.device)
     q, k, v = (_token_rows(tensor).index_select(0, positions) for tensor in (query, key, value))
-    out = packed_attention(q, k, v, mask.lengths, mask.causal, scale=scale, dropout=dropout)
+    out = packed_attention(q, k, v, mask.lengths, mask.causal, **options)
     rows = out.new_zeros(batch * length, *out.shape[1:]).index_copy(0, positions, out)
     return rows.unflatten(0, (batch, length))  # (batch, length, heads, head_dim)
 

@@ -130,8 +130,9 @@ class _ZeroEngine(Engine):
         for name, buffer in objective.named_buffers():
             owner, _, own_name = name.rpartition(".")
             objective.get_submodule(owner)._buffers[own_name] = buffer.to(self.accelerator.device)
-        # The loss multiplies by the head's weight without calling the head.
-        zero.register_external_parameter(objective, objective.model.get_output_embeddings().weight)
+        # The loss uses the head's parameters without calling the head.
+        for parameter in objective.model.get_output_embeddings().parameters():
+            zero.register_external_parameter(objective, parameter)
 
     def _config(self, bucket: int) -> dict[str, Any]:
         pinned = self.accelerator.device.type != "cpu"

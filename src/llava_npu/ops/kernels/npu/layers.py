@@ -26,17 +26,44 @@ def rms_norm(hidden: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torc
     return out.to(torch.promote_types(hidden.dtype, weight.dtype))  # the operator gives the input's type
 
 
+@register("offset_rms_norm", "npu")
+def offset_rms_norm(hidden: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Tensor:
+    if hidden.dtype not in (torch.float32, *_HALF):
+        return norm.offset_formula(hidden, weight, epsilon)
+    out: torch.Tensor = npu_operators().npu_rms_norm(hidden, 1 + weight.float(), epsilon)[0]
+    return out
+
+
 @register("rotary", "npu")
 def apply_rotary(
     query: torch.Tensor, key: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, heads_dim: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     if not all(_rotary_takes(tensor, heads_dim) for tensor in (query, key)):
         return rotary.formula(query, key, cos, sin, heads_dim)
-    # Under autocast the angles come in float32 and the projections in half precision; the operator takes one type.
-    return (
-        npu_operators().npu_rotary_mul(query, cos.to(query.dtype), sin.to(query.dtype)),
-        npu_operators().npu_rotary_mul(key, cos.to(key.dtype), sin.to(key.dtype)),
+    return _rotate(query, cos, sin), _rotate(key, cos, sin)
+
+
+@register("neighbour_rotary", "npu")
+def apply_neighbour_rotary(
+    query: torch.Tensor, key: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, heads_dim: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    # In this mode the operator takes angles that all sequences share, and fewer than 1000 sequences × heads.
+    takes = all(
+        _rotary_takes(tensor, heads_dim) and tensor.shape[0] * tensor.shape[heads_dim] < _MAX_BATCH
+        for tensor in (query, key)
     )
+    if not takes or cos.shape[0] != 1:
+        return rotary.neighbour_formula(query, key, cos, sin, heads_dim)
+    return _rotate(query, cos, sin, "interleave"), _rotate(key, cos, sin, "interleave")
+
+
+def _rotate(tensor: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, mode: str = "half") -> torch.Tensor:
+    # Under autocast the angles come in float32 and the projections in half precision; the operator takes one type.
+    angles = (cos.to(tensor.dtype), sin.to(tensor.dtype))
+    out: torch.Tensor = npu_operators().npu_rotary_mul(
+        tensor, *angles, **({} if mode == "half" else {"rotary_mode": mode})
+    )
+    return out
 
 
 def _rotary_takes(tensor: torch.Tensor, heads_dim: int) -> bool:
@@ -48,11 +75,16 @@ def _rotary_takes(tensor: torch.Tensor, heads_dim: int) -> bool:
     )
 
 
+@register("swiglu_of_halves", "npu")
+def swiglu_of_halves(joined: torch.Tensor) -> torch.Tensor:
+    if joined.dtype.itemsize > 4:  # the operator takes no float64
+        return gate.formula_of_halves(joined)
+    out: torch.Tensor = npu_operators().npu_swiglu(joined, -1)
+    return out
+
+
 @register("swiglu", "npu")
 def swiglu(gated: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-    if gated.dtype.itemsize > 4:  # the operator takes no float64
-        return gate.formula(gated, value)
     # Gate and value in one tensor: concatenated for it, as the projections stay two layers (adapters and checkpoints
     # know them as two).
-    out: torch.Tensor = npu_operators().npu_swiglu(torch.cat((gated, value), dim=-1), -1)
-    return out
+    return swiglu_of_halves(torch.cat((gated, value), dim=-1))
