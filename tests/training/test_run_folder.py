@@ -15,7 +15,7 @@ from llava_npu.training import train
 from llava_npu.training.checkpointing.checkpoints import verify
 from llava_npu.training.monitoring.jsonl import rewind_lines
 from llava_npu.training.monitoring.metrics import read_metrics
-from llava_npu.training.run_folder import is_finished, only_process, open_run, read_run_file
+from llava_npu.training.run_folder import check_disk_space, is_finished, only_process, open_run, read_run_file
 
 MakeRun = Callable[..., RunConfig]
 
@@ -41,6 +41,16 @@ def test_a_damaged_run_file_is_taken_from_a_checkpoint(stopped: RunConfig) -> No
     path.write_bytes(b"")
     train(stopped)
     assert [line["step"] for line in read_metrics(stopped.output_path)] == [1, 2, 3, 4]
+
+
+def test_the_room_that_checkpoints_take_counts_as_free(stopped: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = (stopped.output_path / "checkpoint-000002").rglob("*")
+    taken = sum(file.stat().st_size for file in files if file.is_file())
+    full = shutil.disk_usage("/")._replace(free=0)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: full)
+    check_disk_space(stopped.output_path, taken)
+    with pytest.raises(UserError, match="for its checkpoints and the final model"):
+        check_disk_space(stopped.output_path, taken + 1)
 
 
 def test_without_a_copy_it_is_one_clear_error(stopped: RunConfig) -> None:

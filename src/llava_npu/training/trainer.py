@@ -178,7 +178,7 @@ class Trainer:
         if statistics.stops:
             self._save_and_stop(step)
         if statistics.replaced:
-            problem = self._report_bad_samples(step + 1, micro_batches)
+            problem = self._report_bad_samples(step + 1, micro_batches) or problem
         if statistics.failures or problem:
             self._save_and_fail(step, problem)
         factor = schedule(step, self.num_steps, self.config.optimizer.warmup_ratio)

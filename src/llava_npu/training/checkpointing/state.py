@@ -56,9 +56,14 @@ def write_tensors(folder: Path, tensors: dict[str, torch.Tensor], group: dist.Pr
     Raises:
         dcp.CheckpointException: in every process, whichever failed; see `cause`.
     """
-    # It warns where a process is alone, and of the group that it takes for none.
-    warnings.filterwarnings("ignore", message="torch.distributed is disabled", category=UserWarning)
+    _silence()
     dcp.save(tensors, storage_writer=dcp.FileSystemWriter(folder / TENSORS), process_group=group, no_dist=group is None)
+
+
+def _silence() -> None:
+    """DCP warns where a process is alone and, in torch 2.7, of its own use of storages."""
+    for message in ("torch.distributed is disabled", "TypedStorage is deprecated"):
+        warnings.filterwarnings("ignore", message=message, category=UserWarning)
 
 
 def cause(error: dcp.CheckpointException) -> BaseException:
@@ -120,7 +125,7 @@ class SavedState:
 
     def read(self, targets: dict[str, torch.Tensor]) -> None:
         """Fills these tensors in place, of a `DTensor` this process's part; no other process is asked."""
-        warnings.filterwarnings("ignore", message="torch.distributed is disabled", category=UserWarning)
+        _silence()
         try:
             dcp.load(targets, storage_reader=dcp.FileSystemReader(self._checkpoint / TENSORS), no_dist=True)
         except dcp.CheckpointException as error:
