@@ -198,7 +198,8 @@ class DataConfig(Section):
     )
     template: str | None = Field(
         None,
-        description="Conversation template (`plain`, `v1`, `llama_2`, `mistral`, `chatml`, `tokenizer`); default: "
+        description="Conversation template (`plain`, `v1`, `llama_2`, `mistral`, `chatml`; language models' own: "
+        "`llama_3`, `qwen_2`, `qwen_2_5`, `qwen_3`, `phi_3`, `gemma_2`; `tokenizer`: its chat template); default: "
         "`plain` for `stage: align`, the model's own for `finetune`.",
     )
     max_length: int = Field(

@@ -83,16 +83,16 @@ def _load_whole(
     source: str, device: torch.device | str | None, dtype: torch.dtype | None, quantization: Any | None
 ) -> LlavaNpuForConditionalGeneration:
     check_model_folder(Path(source), "model")
-    check_language_model(LlavaNpuConfig.from_pretrained(source).text_config, "model")
     # Quantised weights are made where they stay: they cannot be moved afterwards.
     placed = {} if quantization is None else {"quantization_config": quantization, "device_map": {"": device or "cpu"}}
-    model, info = open_part(
-        lambda: LlavaNpuForConditionalGeneration.from_pretrained(
+
+    def read() -> Any:
+        check_language_model(LlavaNpuConfig.from_pretrained(source).text_config, "model")
+        return LlavaNpuForConditionalGeneration.from_pretrained(
             source, dtype=dtype or "auto", output_loading_info=True, ignore_mismatched_sizes=True, **placed
-        ),
-        "model",
-        source,
-    )
+        )
+
+    model, info = open_part(read, "model", source)
     check_loaded(info, "model", source)
     return model
 

@@ -10,8 +10,9 @@ from llava_npu.data.conversation.templates import EOS, VALUE, get_template
 def stopping_arguments(model: Any, tokenizer: Any, template_name: str) -> dict[str, Any]:
     """Arguments for `generate`: the end tokens of model and tokenizer, and the template's own end mark, if any."""
     configured = model.generation_config.eos_token_id
-    ends = {tokenizer.eos_token_id, *(configured if isinstance(configured, list) else [configured])} - {None}
     stop = stop_string(template_name)
+    mark = tokenizer.get_added_vocab().get(stop)  # as one token: "<|eot_id|>" need not be the tokenizer's own end
+    ends = {tokenizer.eos_token_id, mark, *(configured if isinstance(configured, list) else [configured])} - {None}
     return {
         "eos_token_id": sorted(ends) or None,
         "pad_token_id": tokenizer.pad_token_id,
@@ -22,6 +23,6 @@ def stopping_arguments(model: Any, tokenizer: Any, template_name: str) -> dict[s
 def stop_string(template_name: str) -> str:
     """What the template writes after an answer and its end token: "\\n" after a caption, "<|im_end|>", or ""."""
     template = get_template(template_name)
-    texts = [segment.text for segment in (*template.answer, *template.closing)]
+    texts = [segment.text for segment in (*template.answer, *template.closing) if segment.supervised]
     after = texts[texts.index(VALUE) + 1 :] if VALUE in texts else []
     return "".join(after).replace(EOS, "").strip(" ")

@@ -20,7 +20,10 @@ def _decoded(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def test_only_the_system_prompt_changes(llama: PreTrainedTokenizerBase) -> None:
-    assert {template.name for template in WITH_SYSTEM} == {"v0", "v1", "llama_2", "chatml", "chatml_direct"}
+    assert {template.name for template in WITH_SYSTEM} == {
+        *("v0", "v1", "llama_2", "chatml", "chatml_direct"),
+        *("qwen_2", "qwen_2_5"),
+    }
     for template in WITH_SYSTEM:
         trained = encode_prompt(QUESTION, llama, template)
         assert encode_prompt(QUESTION, llama, template, system=template.system) == trained
@@ -28,7 +31,17 @@ def test_only_the_system_prompt_changes(llama: PreTrainedTokenizerBase) -> None:
         assert changed == _decoded(trained, llama).replace(template.system, "Be brief.")
 
 
-@pytest.mark.parametrize("name", ["plain", "mistral"])
+def test_a_template_may_take_one_that_it_does_not_have(llama: PreTrainedTokenizerBase) -> None:
+    for name in ("llama_3", "qwen_3", "phi_3"):
+        prompt = _decoded(encode_prompt(QUESTION, llama, name), llama).removeprefix("<s>").strip()
+        changed = _decoded(encode_prompt(QUESTION, llama, name, system="Be brief."), llama).removeprefix("<s>").strip()
+        turn, rest = changed[: -len(prompt)], changed[-len(prompt) :]
+        assert rest == prompt
+        assert "system" in turn
+        assert "Be brief." in turn
+
+
+@pytest.mark.parametrize("name", ["plain", "mistral", "gemma_2"])
 def test_a_template_without_one_takes_none(name: str, llama: PreTrainedTokenizerBase) -> None:
     with pytest.raises(UserError, match=f"template '{name}' has no system prompt"):
         encode_prompt(QUESTION, llama, name, system="Be brief.")

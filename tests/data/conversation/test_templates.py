@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ from transformers import PreTrainedTokenizerBase
 from llava_npu.data import IGNORE_INDEX, TEMPLATES, encode_conversation, encode_prompt, get_template
 from llava_npu.data.conversation.templates import ALIASES
 from llava_npu.errors import UserError
+from llava_npu.models.stopping import stop_string, stopping_arguments
 
 TURNS = [
     {"from": "human", "value": "<image>\nWhat is it?"},
@@ -24,6 +26,48 @@ def test_aliases_lead_to_templates() -> None:
     assert get_template("llava_llama_2").name == "llama_2"
     assert get_template("mpt").name == "chatml"
     assert get_template("mistral_direct").opening == "<|im_start|>system\nAnswer the questions.<|im_end|>"
+
+
+AUTHORS = {
+    # What each family's published chat template makes of TURNS without the image; begin tokens are the tokenizer's.
+    "llama_3": "<|start_header_id|>user<|end_header_id|>\n\nWhat is it?<|eot_id|>"
+    "<|start_header_id|>assistant<|end_header_id|>\n\nA cat.<|eot_id|>"
+    "<|start_header_id|>user<|end_header_id|>\n\nSure?<|eot_id|>"
+    "<|start_header_id|>assistant<|end_header_id|>\n\nYes.<|eot_id|>",
+    "qwen_2": "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
+    "<|im_start|>user\nWhat is it?<|im_end|>\n<|im_start|>assistant\nA cat.<|im_end|>\n"
+    "<|im_start|>user\nSure?<|im_end|>\n<|im_start|>assistant\nYes.<|im_end|>\n",
+    "qwen_2_5": "<|im_start|>system\nYou are Qwen, created by Alibaba Cloud. You are a helpful assistant.<|im_end|>\n"
+    "<|im_start|>user\nWhat is it?<|im_end|>\n<|im_start|>assistant\nA cat.<|im_end|>\n"
+    "<|im_start|>user\nSure?<|im_end|>\n<|im_start|>assistant\nYes.<|im_end|>\n",
+    "phi_3": "<|user|>\nWhat is it?<|end|>\n<|assistant|>\nA cat.<|end|>\n"
+    "<|user|>\nSure?<|end|>\n<|assistant|>\nYes.<|end|>\n",
+    "gemma_2": "<start_of_turn>user\nWhat is it?<end_of_turn>\n<start_of_turn>model\nA cat.<end_of_turn>\n"
+    "<start_of_turn>user\nSure?<end_of_turn>\n<start_of_turn>model\nYes.<end_of_turn>\n",
+    # Its own has the empty thought before the last answer only; ours in every turn.
+    "qwen_3": "<|im_start|>user\nWhat is it?<|im_end|>\n"
+    "<|im_start|>assistant\n<think>\n\n</think>\n\nA cat.<|im_end|>\n"
+    "<|im_start|>user\nSure?<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\nYes.<|im_end|>\n",
+}
+WORDS = [{**TURNS[0], "value": "What is it?"}, *TURNS[1:]]
+
+
+@pytest.mark.parametrize("name", AUTHORS)
+def test_texts_of_language_models_authors(name: str, bytes_bpe: PreTrainedTokenizerBase) -> None:
+    end = "<|im_end|>" if name.startswith("qwen") else AUTHORS[name].strip().split("Yes.")[1]
+    tokenizer = copy.deepcopy(bytes_bpe)
+    tokenizer.add_tokens([end])
+    encoded = encode_conversation(WORDS, tokenizer, name)
+    assert tokenizer.decode(encoded.input_ids) == AUTHORS[name]
+    learned = [label for label in encoded.labels if label != IGNORE_INDEX]
+    assert tokenizer.decode(learned) == f"A cat.{end}Yes.{end}"
+    for turns in (WORDS[:1], WORDS[:3]):  # a prompt is what training has before its answer
+        prompt = encode_prompt(turns, tokenizer, name)
+        assert encoded.input_ids[: len(prompt)] == prompt
+        assert encoded.labels[len(prompt)] != IGNORE_INDEX
+    assert stop_string(name) == end
+    model = SimpleNamespace(generation_config=SimpleNamespace(eos_token_id=None))
+    assert tokenizer.convert_tokens_to_ids(end) in stopping_arguments(model, tokenizer, name)["eos_token_id"]
 
 
 def test_unknown() -> None:

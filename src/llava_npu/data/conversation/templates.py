@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from llava_npu.data.conversation.chat_template import render_chat_template
 from llava_npu.data.conversation.special_tokens import begins_with_bos
@@ -34,6 +34,7 @@ class Template:
         name: as written in configs.
         opening: the text before the first turn.
         system: the system prompt in `opening`; "" if the template has none.
+        system_turn: of a template that has none, the text around one that is given; "" if it takes none.
         separator: the text between one answer and the next question.
         human: segments of a question; the one whose text is `VALUE` becomes the question.
         header: segments between a question and its answer; a prompt ends with them.
@@ -54,6 +55,7 @@ class Template:
     name: str
     opening: str = ""
     system: str = ""
+    system_turn: str = ""
     separator: str = ""
     human: tuple[Segment, ...] = ()
     header: tuple[Segment, ...] = ()
@@ -70,8 +72,10 @@ class Template:
         """The template with another system prompt than it was trained with.
 
         Raises:
-            UserError: it has none to replace.
+            UserError: it has no place for one.
         """
+        if self.system_turn and not self.system:
+            return replace(self, system=system, opening=self.system_turn.replace(VALUE, system) + self.opening)
         if not self.system:
             raise UserError(f"template {self.name!r} has no system prompt, so none can be given; leave it out")
         return replace(self, system=system, opening=self.opening.replace(self.system, system))
@@ -155,10 +159,84 @@ V0 = Template(
     keeps_opening_answer=True,
     reads_special_tokens="all",
 )
+# From here on the formats of language models' own authors, for data and prompts in the form in which those were tuned.
+
+
+def _role_turns(name: str, user: str, assistant: str, end: str, *, between: str = "\n", **more: Any) -> Template:
+    """Turns that begin with a role's header and end with a token; only an answer and its end are trained."""
+    return Template(
+        name,
+        separator=between,
+        human=_masked(user, VALUE, end + between),
+        header=_masked(assistant),
+        answer=_trained(VALUE, end),
+        closing=_masked(between) if between else (),
+        **more,
+    )
+
+
+_CHATML_SYSTEM = f"<|im_start|>system\n{VALUE}<|im_end|>\n"
+_CHATML_MARKUP = ("<|im_start|>", "<|im_end|>")
+
+
+def _qwen(name: str, system: str) -> Template:
+    return _role_turns(
+        name,
+        "<|im_start|>user\n",
+        "<|im_start|>assistant\n",
+        "<|im_end|>",
+        opening=_CHATML_SYSTEM.replace(VALUE, system),
+        system=system,
+        markup=_CHATML_MARKUP,
+    )
+
+
+LLAMA_3 = _role_turns(  # 3.1 and later put dates in front, if the tokenizer's own template is used
+    "llama_3",
+    "<|start_header_id|>user<|end_header_id|>\n\n",
+    "<|start_header_id|>assistant<|end_header_id|>\n\n",
+    "<|eot_id|>",
+    between="",
+    system_turn=f"<|start_header_id|>system<|end_header_id|>\n\n{VALUE}<|eot_id|>",
+    markup=("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
+)
+QWEN_2 = _qwen("qwen_2", "You are a helpful assistant.")
+QWEN_2_5 = _qwen("qwen_2_5", "You are Qwen, created by Alibaba Cloud. You are a helpful assistant.")
+# Qwen3 thinks unless an empty thought stands before its answer. Its own template writes one before the last answer
+# only, so that a conversation would be trained on other texts than are prompted; here every answer has one, as in its
+# prompts with `enable_thinking=False`.
+QWEN_3 = _role_turns(
+    "qwen_3",
+    "<|im_start|>user\n",
+    "<|im_start|>assistant\n<think>\n\n</think>\n\n",
+    "<|im_end|>",
+    system_turn=_CHATML_SYSTEM,
+    markup=(*_CHATML_MARKUP, "<think>", "</think>"),
+)
+PHI_3 = _role_turns(
+    "phi_3",
+    "<|user|>\n",
+    "<|assistant|>\n",
+    "<|end|>",
+    system_turn=f"<|system|>\n{VALUE}<|end|>\n",
+    markup=("<|system|>", "<|user|>", "<|assistant|>", "<|end|>"),
+)
+GEMMA = _role_turns(  # 1, 2 and 3
+    "gemma_2",
+    "<start_of_turn>user\n",
+    "<start_of_turn>model\n",
+    "<end_of_turn>",
+    markup=("<start_of_turn>", "<end_of_turn>"),
+)
 TOKENIZER = Template("tokenizer", writes_bos=True)
 
 TEMPLATES = {
-    template.name: template for template in (PLAIN, V1, LLAMA_2, MISTRAL, CHATML, CHATML_DIRECT, V0, TOKENIZER)
+    template.name: template
+    for template in (
+        *(PLAIN, V1, LLAMA_2, MISTRAL, CHATML, CHATML_DIRECT, V0),
+        *(LLAMA_3, QWEN_2, QWEN_2_5, QWEN_3, PHI_3, GEMMA),
+        TOKENIZER,
+    )
 }
 ALIASES = {
     "v0_plain": "plain",
@@ -172,6 +250,10 @@ ALIASES = {
     "mistral_instruct": "mistral",
     "mpt": "chatml",
     "mistral_direct": "chatml_direct",
+    "qwen_1_5": "qwen_2",
+    "gemma": "gemma_2",
+    "gemma_3": "gemma_2",
+    "llama_3_1": "llama_3",
     "chat_template": "tokenizer",
 }
 
