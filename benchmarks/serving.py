@@ -1,13 +1,19 @@
-"""Load on a server: throughput beside one request at a time and beside `generate`, memory, right answers.
+"""Load on a server: throughput next to one request at a time and next to `generate`, memory, right answers.
 
     python benchmarks/serving.py [--model DIR] [--device auto] [--clients 64] [--seconds 60] [--tokens 32]
+    python benchmarks/serving.py --kind turns|users [--clients 8] [--images 12] [--questions 4]
 
 Starts `llava-npu serve` on a free port of this machine, with `--model` or a small random model. Then, in turn:
 
     generate    transformers' `generate` answers the questions one by one, in this process; these are the right answers
     one         one client asks the server, one question after the other
-    many        `--clients` clients ask at once; a quarter of their requests is malformed, oversized, no picture, or
+    many        `--clients` clients ask at once; a quarter of their requests is malformed, oversized, not an image, or
                 left by its client before the answer's end (`--kind good`: none)
+
+Or requests that share an image, each asked once, with 576 image tokens as LLaVA-1.5 has:
+
+    turns       each conversation is about an image of its own, and later questions bring the earlier turns along
+    users       each image is asked about by several clients at the same time
 
 Every whole answer must be `generate`'s, every bad request must get its status, and the server's memory must not grow
 between a third of the way and the end. Otherwise the script says what was wrong and leaves with status 1.
@@ -21,6 +27,7 @@ import base64
 import io
 import itertools
 import json
+import os
 import random
 import statistics
 import subprocess
@@ -82,6 +89,9 @@ class Load:
 
 def main() -> None:
     options = parse_arguments()
+    if options.kind in ("turns", "users"):
+        share_images(options)
+        return
     with tempfile.TemporaryDirectory() as folder:
         model = options.model or str(write_model(Path(folder) / "model"))
         cases, generate_rate = make_cases(model, options)
@@ -121,8 +131,31 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--cases", type=int, default=24, help="different questions")
     parser.add_argument("--tokens", type=int, default=64, help="longest answer")
     parser.add_argument("--max-batch", type=int, default=32)
-    parser.add_argument("--kind", choices=("mixed", "good"), default="mixed")
+    parser.add_argument("--kind", choices=("mixed", "good", "turns", "users"), default="mixed")
+    parser.add_argument("--source", help="serve with the code of another checkout, whose src folder this is")
+    parser.add_argument("--images", type=int, default=12, help="different images, where requests share them")
+    parser.add_argument("--questions", type=int, default=4, help="questions about each of them")
     return parser.parse_args()
+
+
+def share_images(options: argparse.Namespace) -> None:
+    """Measures requests that share images."""
+    with tempfile.TemporaryDirectory() as folder:
+        model = options.model or str(write_model(Path(folder) / "model", image_size=336))
+        conversations = make_conversations(model, options)
+        if options.kind == "users":  # neighbours ask about the same image, each question for itself
+            conversations = [[case] for conversation in conversations for case in conversation]
+        with serving(model, options) as (address, process):
+            memory = psutil.Process(process.pid)
+            load = asyncio.run(put_conversations(address, conversations, options.clients, memory))
+    report(f"{options.kind}, {options.clients} clients", load)
+    asked = sum(load.outcomes.values())
+    rate, cpu_rate = asked / load.seconds, asked / load.cpu
+    print(
+        f"{asked} questions in {load.seconds:.2f} s: {rate:.2f} per second, {cpu_rate:.2f} per second of processor time"
+    )
+    if load.wrong:
+        sys.exit("\n".join(["PROBLEMS", *load.wrong[:20]]))
 
 
 def report(name: str, load: Load) -> None:
@@ -136,7 +169,7 @@ def report(name: str, load: Load) -> None:
     )
 
 
-def write_model(folder: Path) -> Path:
+def write_model(folder: Path, image_size: int = 56) -> Path:
     """A model of 8 layers with random weights, large enough that different questions get different answers."""
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -178,58 +211,107 @@ def write_model(folder: Path) -> Path:
         intermediate_size=128,
         num_hidden_layers=4,
         num_attention_heads=4,
-        image_size=56,
+        image_size=image_size,
         patch_size=14,
     )
     LlamaForCausalLM(language).save_pretrained(folder / "language")
     words.save_pretrained(folder / "language")
     CLIPVisionModel(vision).save_pretrained(folder / "vision")
-    CLIPImageProcessor(size={"shortest_edge": 56}, crop_size={"height": 56, "width": 56}).save_pretrained(
-        folder / "vision"
-    )
+    CLIPImageProcessor(
+        size={"shortest_edge": image_size}, crop_size={"height": image_size, "width": image_size}
+    ).save_pretrained(folder / "vision")
     model, processor = compose(str(folder / "vision"), str(folder / "language"), template="chatml")
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
     return folder
 
 
+class Reference:
+    """`generate` of transformers, whose answers are the right ones."""
+
+    def __init__(self, model: str, options: argparse.Namespace):
+        from llava_npu.cli.model_options import load_model
+        from llava_npu.models.stopping import stop_string, stopping_arguments
+
+        (self._model, self._processor), _ = load_model(model, options.device, options.dtype, bits=16)
+        template = self._processor.template
+        self._stops = [stop_string(template)]
+        self._stopping = stopping_arguments(self._model, self._processor.tokenizer, template)
+        self.tokens, self.seconds = 0, 0.0
+
+    def answer(self, turns: list[dict[str, str]], images: list[Any], limit: int) -> str:
+        from llava_npu.inference.detokenize import finished_text
+
+        inputs = self._processor.encode_prompts([turns], [images]).to(self._model.device)
+        start = time.perf_counter()
+        output = self._model.generate(**inputs, **self._stopping, max_new_tokens=limit, do_sample=False)
+        new = output[0, inputs["input_ids"].shape[1] :].tolist()
+        self.seconds += time.perf_counter() - start
+        self.tokens += len(new)
+        decoded = self._processor.tokenizer.decode(new, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return finished_text(decoded, self._stops)
+
+
 def make_cases(model: str, options: argparse.Namespace) -> tuple[list[Case], float]:
     """Good requests with the answers of `generate`, and how many tokens per second it gave."""
+    reference = Reference(model, options)
+    chance = random.Random(0)
+    cases = []
+    for number in range(options.cases):
+        text = _question(chance, number)
+        images = [_image(chance) for _ in range(chance.choice([0, 1, 1, 2]))]
+        limit = chance.randint(options.tokens // 2, options.tokens)
+        turns = [{"from": "human", "value": "<image>\n" * len(images) + text}]
+        message = {"role": "user", "content": [*map(_image_part, images), {"type": "text", "text": text}]}
+        body = {"messages": [message], "max_tokens": limit, "temperature": 0}
+        cases.append(Case(body, reference.answer(turns, images, limit)))
+    return cases, reference.tokens / reference.seconds
+
+
+def make_conversations(model: str, options: argparse.Namespace) -> list[list[Case]]:
+    """For each image some questions; as turns, with the earlier ones and their answers."""
+    reference = Reference(model, options)
+    chance = random.Random(0)
+    conversations = []
+    for number in range(options.images):
+        image = _image(chance)
+        turns: list[dict[str, str]] = []
+        messages: list[dict[str, Any]] = []
+        cases = []
+        for _ in range(options.questions):
+            text = _question(chance, number)
+            if options.kind == "users" or not turns:
+                turns = [{"from": "human", "value": f"<image>\n{text}"}]
+                messages = [{"role": "user", "content": [_image_part(image), {"type": "text", "text": text}]}]
+            else:
+                turns = [*turns, {"from": "human", "value": text}]
+                messages = [*messages, {"role": "user", "content": text}]
+            answer = reference.answer(turns, [image], options.tokens)
+            cases.append(Case({"messages": messages, "max_tokens": options.tokens, "temperature": 0}, answer))
+            turns = [*turns, {"from": "gpt", "value": answer}]
+            messages = [*messages, {"role": "assistant", "content": answer}]
+        conversations.append(cases)
+    return conversations
+
+
+def _question(chance: random.Random, number: int) -> str:
+    return " ".join(chance.choices(WORDS, k=chance.randint(2, 20))) + f" {number}?"
+
+
+def _image(chance: random.Random) -> Any:
     from PIL import Image
 
-    from llava_npu.cli.model_options import load_model
-    from llava_npu.inference.detokenize import finished_text
-    from llava_npu.models.stopping import stop_string, stopping_arguments
-
-    (loaded, processor), _ = load_model(model, options.device, options.dtype, bits=16)
-    tokenizer = processor.tokenizer
-    stopping = stopping_arguments(loaded, tokenizer, processor.template)
-    chance = random.Random(0)
-    cases, written, seconds = [], 0, 0.0
-    for number in range(options.cases):
-        text = " ".join(chance.choices(WORDS, k=chance.randint(2, 20))) + f" {number}?"
-        colours = [tuple(chance.choices(range(256), k=3)) for _ in range(chance.choice([0, 1, 1, 2]))]
-        pictures = [Image.new("RGB", (chance.randint(20, 90), 40), colour) for colour in colours]
-        inputs = processor.encode_prompts(
-            [[{"from": "human", "value": "<image>\n" * len(pictures) + text}]], [pictures]
-        ).to(loaded.device)
-        start = time.perf_counter()
-        limit = chance.randint(options.tokens // 2, options.tokens)
-        output = loaded.generate(**inputs, **stopping, max_new_tokens=limit, do_sample=False)
-        new = output[0, inputs["input_ids"].shape[1] :].tolist()
-        seconds += time.perf_counter() - start
-        written += len(new)
-        decoded = tokenizer.decode(new, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        parts = [{"type": "image_url", "image_url": {"url": _data_url(picture)}} for picture in pictures]
-        content = [*parts, {"type": "text", "text": text}]
-        body = {"messages": [{"role": "user", "content": content}], "max_tokens": limit, "temperature": 0}
-        cases.append(Case(body, finished_text(decoded, [stop_string(processor.template)])))
-    return cases, written / seconds
+    colour = tuple(chance.choices(range(256), k=3))
+    return Image.new("RGB", (chance.randint(20, 90), 40), colour)
 
 
-def _data_url(picture: Any) -> str:
+def _image_part(image: Any) -> dict[str, Any]:
+    return {"type": "image_url", "image_url": {"url": _data_url(image)}}
+
+
+def _data_url(image: Any) -> str:
     buffer = io.BytesIO()
-    picture.save(buffer, "PNG")
+    image.save(buffer, "PNG")
     return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
@@ -239,7 +321,8 @@ def serving(model: str, options: argparse.Namespace) -> Iterator[tuple[str, subp
     command = [sys.executable, "-m", "llava_npu", "serve", "--model", model, "--device", options.device, "--port", "0"]
     limits = ["--max-batch", str(options.max_batch), "--max-waiting", str(2 * options.clients)]
     command += [*limits, "--dtype", options.dtype, "--max-request-mib", str(MAX_REQUEST / MIB)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+    environment = {**os.environ, **({"PYTHONPATH": options.source} if options.source else {})}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
         try:
             assert process.stdout is not None
             line = next((line for line in process.stdout if "/v1" in line), "")
@@ -277,6 +360,28 @@ async def put_load(
         if memory and watching:
             watching.cancel()
             load.cpu = _cpu_seconds(memory) - before
+    return load
+
+
+async def put_conversations(
+    address: str, conversations: list[list[Case]], clients: int, memory: psutil.Process
+) -> Load:
+    """Clients that ask each conversation's questions one after the other, until every one was had by one of them."""
+    load = Load()
+    todo = iter(conversations)
+    limits = httpx.Limits(max_connections=clients, max_keepalive_connections=clients)
+
+    async def work(client: httpx.AsyncClient) -> None:
+        for conversation in todo:
+            for case in conversation:
+                if outcome := await _whole(client, case, load):
+                    load.wrong.append(outcome)
+                load.outcomes["whole"] += 1
+
+    async with httpx.AsyncClient(base_url=address, timeout=300, limits=limits) as client:
+        before, start = _cpu_seconds(memory), time.monotonic()
+        await asyncio.gather(*(work(client) for _ in range(clients)))
+        load.seconds, load.cpu = time.monotonic() - start, _cpu_seconds(memory) - before
     return load
 
 
@@ -343,7 +448,8 @@ async def _stream(client: httpx.AsyncClient, case: Case, load: Load) -> str:
 
 
 def _compare(text: str, case: Case) -> str:
-    return "" if text == case.expected else f"{text!r} instead of {case.expected!r}"
+    # The server keeps white space around an answer, as OpenAI's does.
+    return "" if text.strip() == case.expected else f"{text!r} instead of {case.expected!r}"
 
 
 async def _malformed(client: httpx.AsyncClient, case: Case) -> str:
@@ -351,7 +457,7 @@ async def _malformed(client: httpx.AsyncClient, case: Case) -> str:
     return "" if reply.status_code == 400 else f"status {reply.status_code}"
 
 
-async def _no_picture(client: httpx.AsyncClient, case: Case) -> str:
+async def _not_an_image(client: httpx.AsyncClient, case: Case) -> str:
     part = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}
     reply = await client.post("/v1/chat/completions", json={"messages": [{"role": "user", "content": [part]}]})
     return "" if reply.status_code == 400 else f"status {reply.status_code}"
@@ -381,7 +487,7 @@ async def _left(client: httpx.AsyncClient, case: Case) -> str:
 _JSON = {"Content-Type": "application/json"}
 _BAD = {
     "malformed": _malformed,
-    "not a picture": _no_picture,
+    "not an image": _not_an_image,
     "oversized": _oversized,
     "too many tokens": _too_long,
     "left": _left,

@@ -25,7 +25,7 @@ from llava_npu.serving.api.limits import Limits
 from llava_npu.serving.api.messages import Message, read_messages
 from llava_npu.serving.api.service import Service
 from llava_npu.serving.terminal import Conversation
-from llava_npu.serving.web.columns import Column, Picture, Talk, ask
+from llava_npu.serving.web.conversation import ChatHistory, ServedModel, UploadedImage, stream_answers
 from message_forms import FORMS, NOT_SAID, REFUSED, Form, as_url, table
 from models.test_prompt_ids import _saved
 
@@ -115,10 +115,10 @@ def _web(form: Form, processor: LlavaNpuProcessor, monkeypatch: pytest.MonkeyPat
     engine: Any = _Engine(processor)
 
     async def talk() -> None:
-        state = Talk()
+        state = ChatHistory()
         for text, images in _questions(form):
-            async for told in ask(
-                [Column("tiny", engine, engine)], state, text, [Picture("", PICTURE)] * images, Sampling()
+            async for told in stream_answers(
+                [ServedModel("tiny", engine, engine)], state, text, [UploadedImage("", PICTURE)] * images, Sampling()
             ):
                 last = told
             state = last

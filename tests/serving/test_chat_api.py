@@ -16,7 +16,9 @@ from prometheus_client import parser
 from running import http, make_service, running
 
 from llava_npu import Sampling, answer_all
+from llava_npu.inference import engine
 from llava_npu.models.loaded import LoadedModel
+from llava_npu.serving.api.chat import _UNSUPPORTED, _WITHOUT_EFFECT
 from llava_npu.serving.api.limits import Limits
 
 openai = pytest.importorskip("openai")
@@ -120,6 +122,94 @@ def test_stop_texts_and_seeds(client: Any) -> None:
     assert ask(seed=1).choices[0].message.content != ask(seed=2).choices[0].message.content
 
 
+# As their sources write them: vllm/benchmarks 0.32, guidellm 0.8.1 (openai/request_handlers.py), evalscope 1.14.1
+# (perf/plugin/api/openai_api.py).
+LOAD_GENERATORS: dict[str, dict[str, Any]] = {
+    "vllm bench serve": {
+        "max_completion_tokens": 6,
+        "stream": True,
+        "stream_options": {"include_usage": True},
+        "ignore_eos": True,
+        "temperature": 0.0,
+        "top_p": 0.9,
+        "top_k": 10,
+        "min_p": 0.05,
+        "frequency_penalty": 0.0,
+        "presence_penalty": 0.0,
+        "repetition_penalty": 1.0,
+    },
+    "guidellm": {
+        "max_completion_tokens": 6,
+        "stop": None,
+        "ignore_eos": True,
+        "stream": True,
+        "stream_options": {"include_usage": True, "continuous_usage_stats": True},
+    },
+    "evalscope perf": {
+        "max_tokens": 6,
+        "min_tokens": 6,
+        "frequency_penalty": 0.0,
+        "repetition_penalty": 1.0,
+        "logprobs": False,
+        "n": 1,
+        "seed": 0,
+        "stop": [],
+        "stop_token_ids": [],
+        "stream": True,
+        "stream_options": {"include_usage": True},
+        "temperature": 0.0,
+        "top_p": 1.0,
+        "top_k": -1,
+        "ignore_eos": True,
+    },
+}
+
+
+@pytest.mark.parametrize("sent", LOAD_GENERATORS.values(), ids=LOAD_GENERATORS)
+def test_what_load_generators_send(address: str, sent: dict[str, Any]) -> None:
+    reply = http.post(f"{address}/v1/chat/completions", json={**_text("What?"), "max_tokens": None, **sent})
+    assert reply.status_code == 200, reply.text
+    events = [json.loads(line[6:]) for line in reply.text.splitlines() if line.startswith("data: {")]
+    assert events[-1]["usage"]["completion_tokens"] == 6
+    assert events[-2]["choices"][0]["finish_reason"] == "length"
+    if sent["stream_options"].get("continuous_usage_stats"):
+        counts = [event["usage"]["completion_tokens"] for event in events]
+        assert counts == sorted(counts)
+        assert 1 in counts
+
+
+def test_values_that_change_nothing(address: str) -> None:
+    neutral = {name: values[-1] for name, values in _UNSUPPORTED.items()} | dict.fromkeys(_WITHOUT_EFFECT, None)
+    reply = http.post(f"{address}/v1/chat/completions", json=_text("What?", **neutral))
+    assert reply.status_code == 200, reply.text
+
+
+def test_white_space_around_an_answer_stays(client: Any, loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As from OpenAI's server, streamed or not, and before a stop text too. Other doors remove it."""
+    script = _scripted(loaded, "  \n a cat \n STOP and more")
+    monkeypatch.setattr(engine, "choose_tokens", script)
+
+    def ask(**more: Any) -> Any:
+        return client.chat.completions.create(model="tiny", messages=QUESTION, max_tokens=60, **more)
+
+    for stop, text in (("STOP", "  \n a cat \n "), (["cat"], "  \n a "), ("\n a", "  "), ([" STOP"], "  \n a cat \n")):
+        assert ask(stop=stop).choices[0].message.content == text
+        assert "".join(c.choices[0].delta.content or "" for c in ask(stop=stop, stream=True)) == text
+
+
+def _scripted(loaded: LoadedModel, text: str) -> Any:
+    """A choice of tokens that writes this text, whatever the model says."""
+    tokens = loaded.processor.tokenizer(text, add_special_tokens=False).input_ids
+
+    def choose(logits: Any, choosers: Any, so_far: Any) -> list[int]:
+        return [
+            tokens[(len(each) - chooser.prompt_length) % len(tokens)]
+            for chooser, each in zip(choosers, so_far, strict=True)
+        ]
+
+    return choose
+
+
 def test_langchain(address: str, pictures: list[Image.Image]) -> None:
     chat_models = pytest.importorskip("langchain_openai", reason="langchain-openai is not installed")
     model = chat_models.ChatOpenAI(
@@ -175,24 +265,37 @@ def test_what_asks_for_nothing_is_no_error(client: Any, pictures: list[Image.Ima
 @pytest.mark.parametrize(
     ("body", "status", "message"),
     [
-        (_asked(NO_PICTURE), 400, "picture 1: image of 10 bytes: not an image"),
+        (_asked(NO_PICTURE), 400, "image 1: image of 10 bytes: not an image"),
         (_asked(GOOD[:-6]), 400, "damaged"),
-        (_asked(GOOD[:-7]), 400, "picture 1: damaged base64, maybe cut off"),
-        (_asked("data:image/png;base64,"), 400, "picture 1: the image is empty (0 bytes)"),
+        (_asked(GOOD[:-7]), 400, "image 1: damaged base64, maybe cut off"),
+        (_asked("data:image/png;base64,"), 400, "image 1: the image is empty (0 bytes)"),
         (_asked(GOOD.replace("image/png", "text/html")), 400, "a data URL of type 'text/html'"),
         (_asked(GOOD.replace(";base64", "")), 400, "not in base64"),
         (_asked(data_url(Image.new("1", (101, 100)))), 400, "more than 10,000 pixels (101×100 pixels)"),
         (_asked("https://example.org/cat.png"), 400, "it does with --allow-image-urls"),
         (_asked("file:///etc/passwd"), 400, "neither a data URL"),
         (_asked("/etc/passwd"), 400, "neither a data URL"),
-        ({"messages": question("What?", *[PICTURE] * 4)}, 400, "4 pictures; this server takes 3 (--max-images)"),
+        ({"messages": question("What?", *[PICTURE] * 4)}, 400, "4 images; this server takes 3 (--max-images)"),
         (_text("What? " * 600), 400, "prompt and answer together may have 512"),
         (_text("x" * 40_000), 400, "a text of 40,000 characters"),
         (_text("What?", max_tokens=65), 400, "max_tokens is 65; this server writes 1 to 64 (--max-new-tokens)"),
         (_text("What?", max_tokens=0), 400, "max_tokens is 0"),
         (_text("What?", temperature=-1), 400, "temperature is -1.0"),
+        (_text("What?", temperature=2.1), 400, "temperature is 2.1; allowed is 0 to 2"),
+        (_text("What?", min_p=2), 400, "min_p is 2.0; allowed is 0 to 1"),
+        (_text("What?", min_tokens=3), 400, "min_tokens is 3; allowed is 0 to max_new_tokens"),
+        (_text("What?", presence_penalty=3), 400, "presence_penalty is 3.0; allowed is -2 to 2"),
+        (_text("What?", stop_token_ids=[10**6]), 400, "stop_token_ids: 1000000; this model's token ids are 0 to"),
+        (_text("What?", stop=""), 400, "stop: at most 4 texts of 1 to 200 characters"),
+        (_text("What?", stream_options={"include_usage": True}), 400, "stream_options without stream: true"),
+        (_text("What?", stream=True, stream_options={"usage": True}), 400, "stream_options.usage: "),
+        (_text("What?", n=True), 400, "n is true"),
+        (_text("What?", best_of=2), 400, "best_of is 2: this server does not support it"),
+        (_text("What?", echo=True), 400, "echo is true"),
+        (_text("What?", continue_final_message=True), 400, "continue_final_message is true"),
+        (_text("What?", structured_outputs={"json": {}}), 400, "structured_outputs is "),
         (_text("What?", temperature="warm"), 400, "temperature: "),
-        (_text("What?", n=2), 400, "n is 2: this server does not offer it"),
+        (_text("What?", n=2), 400, "n is 2: this server does not support it"),
         (_text("What?", tools=[{"type": "function"}]), 400, "tools is "),
         (_text("What?", model="gpt-4o"), 404, "model 'gpt-4o': this server has 'tiny'"),
         (_text("<image> What?"), 400, "messages[0]: the text has <image>, but the message has no image"),

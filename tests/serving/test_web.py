@@ -15,28 +15,37 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from running import running_app
 
 import tiny
 from llava_npu import Sampling, UserError, answer_all
-from llava_npu.distributed.launching import meeting_port
 from llava_npu.inference.engine import Engine
 from llava_npu.models import compose, load
 from llava_npu.models.loaded import LoadedModel
 from llava_npu.serving.background import BackgroundEngine
-from llava_npu.serving.web.columns import Column, Exchange, Picture, Talk, ask, open_pictures, without_last
-from llava_npu.serving.web.flags import flag
-from llava_npu.serving.web.seeing import seen
+from llava_npu.serving.hosts import AllowedHosts
+from llava_npu.serving.web.conversation import (
+    ChatHistory,
+    Exchange,
+    ServedModel,
+    UploadedImage,
+    open_images,
+    stream_answers,
+    without_last,
+)
+from llava_npu.serving.web.flags import flag_conversation
+from llava_npu.serving.web.model_view import model_view
 
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
-PICTURE = Picture("red.png", Image.new("RGB", (60, 40), (200, 30, 30)))
-OTHER = Picture("green.png", Image.new("RGB", (40, 40), (30, 200, 30)))
+PICTURE = UploadedImage("red.png", Image.new("RGB", (60, 40), (200, 30, 30)))
+OTHER = UploadedImage("green.png", Image.new("RGB", (40, 40), (30, 200, 30)))
 GREEDY = Sampling(32)
 FURTHER = "And this ![cat](http://elsewhere.invalid/cat.png)?"  # shown as Markdown, as answers are
 MINUTES = 300_000  # in milliseconds: what is waited for comes, on a slow machine later
 
 
 @pytest.fixture(scope="module")
-def columns(tmp_path_factory: pytest.TempPathFactory, model_folder: Path) -> Iterator[list[Column]]:
+def columns(tmp_path_factory: pytest.TempPathFactory, model_folder: Path) -> Iterator[list[ServedModel]]:
     """The tiny model, and one with another projector."""
     folder = tmp_path_factory.mktemp("other")
     language = tiny.write_language_model(folder / "lm", tie_word_embeddings=False, initializer_range=0.3)
@@ -48,7 +57,7 @@ def columns(tmp_path_factory: pytest.TempPathFactory, model_folder: Path) -> Ite
         mute = [number for number in range(len(each.lm_head.weight)) if number not in letters]
         each.lm_head.weight.data[mute] = 0
     engines = [(name, Engine(loaded, max_batch=2, max_length=256)) for name, loaded in pairs]
-    columns = [Column(name, engine, BackgroundEngine(engine)) for name, engine in engines]
+    columns = [ServedModel(name, engine, BackgroundEngine(engine)) for name, engine in engines]
     for column in columns:
         column.background.start()
     yield columns
@@ -56,32 +65,32 @@ def columns(tmp_path_factory: pytest.TempPathFactory, model_folder: Path) -> Ite
         column.background.stop()
 
 
-def _last(talks: AsyncIterator[Talk]) -> Talk:
-    async def run() -> Talk:
+def _last(talks: AsyncIterator[ChatHistory]) -> ChatHistory:
+    async def run() -> ChatHistory:
         return [talk async for talk in talks][-1]
 
     return asyncio.run(run())
 
 
-def _offline(column: Column, question: str, *pictures: Picture, sampling: Sampling = GREEDY) -> str:
+def _offline(column: ServedModel, question: str, *pictures: UploadedImage, sampling: Sampling = GREEDY) -> str:
     # The engine's own thread is idle meanwhile: another engine on the same model.
     images = [[picture.image for picture in pictures]]
     return answer_all(column.engine.loaded, [question], images, sampling=sampling)[0]
 
 
-def test_both_answer_the_same_question_each_with_its_own_history(columns: list[Column]) -> None:
-    first = _last(ask(columns, Talk(), "What is it?", [PICTURE], GREEDY))
+def test_both_answer_the_same_question_each_with_its_own_history(columns: list[ServedModel]) -> None:
+    first = _last(stream_answers(columns, ChatHistory(), "What is it?", [PICTURE], GREEDY))
     assert first.exchanges[0].answers == tuple(_offline(column, "What is it?", PICTURE) for column in columns)
     assert first.exchanges[0].answers[0] != first.exchanges[0].answers[1]
-    second = _last(ask(columns, first, "Why?", [], GREEDY))
-    alone = _last(ask(columns[:1], first, "Why?", [], GREEDY))
+    second = _last(stream_answers(columns, first, "Why?", [], GREEDY))
+    alone = _last(stream_answers(columns[:1], first, "Why?", [], GREEDY))
     assert alone.exchanges[1].answers[0] == second.exchanges[1].answers[0]
     assert without_last(second) == (first, second.exchanges[1])
 
 
-def test_several_pictures_in_several_turns(columns: list[Column]) -> None:
+def test_several_pictures_in_several_turns(columns: list[ServedModel]) -> None:
     """Each stands where it was shown, also where a column answered nothing: its next prompt still has the picture."""
-    talk = Talk((Exchange("What is it?", (PICTURE,), ("a square", "")),))
+    talk = ChatHistory((Exchange("What is it?", (PICTURE,), ("a square", "")),))
     turns, images = talk.prompt(0, "Is <image> or <image> red?", [OTHER, PICTURE])
     assert [turn["value"] for turn in turns] == [
         "<image>\nWhat is it?", "a square", "Is <image> or <image> red?"
@@ -90,22 +99,22 @@ def test_several_pictures_in_several_turns(columns: list[Column]) -> None:
     turns, images = talk.prompt(1, "And this?", [OTHER])
     assert [turn["value"] for turn in turns] == ["<image>\n<image>\nAnd this?"]
     assert images == [PICTURE.image, OTHER.image]
-    both = _last(ask(columns, Talk(), "Which?", [PICTURE, OTHER], GREEDY))
+    both = _last(stream_answers(columns, ChatHistory(), "Which?", [PICTURE, OTHER], GREEDY))
     assert both.exchanges[0].answers == tuple(_offline(column, "Which?", PICTURE, OTHER) for column in columns)
 
 
-def test_a_closed_answer_stops(columns: list[Column]) -> None:
+def test_a_closed_answer_stops(columns: list[ServedModel]) -> None:
     async def leave() -> None:
-        answering = ask(columns, Talk(), "What is it?", [PICTURE], Sampling(100))
+        answering = stream_answers(columns, ChatHistory(), "What is it?", [PICTURE], Sampling(100))
         await anext(answering)
         await answering.aclose()
 
     asyncio.run(leave())
-    assert _last(ask(columns, Talk(), "Why?", [], GREEDY)).exchanges
+    assert _last(stream_answers(columns, ChatHistory(), "Why?", [], GREEDY)).exchanges
     assert not any(column.engine.num_running for column in columns)
 
 
-def test_what_a_visitor_gets_wrong(columns: list[Column], tmp_path: Path) -> None:
+def test_what_a_visitor_gets_wrong(columns: list[ServedModel], tmp_path: Path) -> None:
     wrong = {
         "  ": "Write a question",
         "<image>": "Write a question",
@@ -114,21 +123,21 @@ def test_what_a_visitor_gets_wrong(columns: list[Column], tmp_path: Path) -> Non
     }
     for question, message in wrong.items():
         with pytest.raises(UserError, match=message):
-            _last(ask(columns, Talk(), question, [], GREEDY))
+            _last(stream_answers(columns, ChatHistory(), question, [], GREEDY))
     with pytest.raises(UserError, match="Nothing has been asked"):
-        without_last(Talk())
+        without_last(ChatHistory())
     with pytest.raises(UserError, match="nothing to flag"):
-        flag(columns, Talk(), GREEDY, tmp_path)
+        flag_conversation(columns, ChatHistory(), GREEDY, tmp_path)
     (tmp_path / "text.png").write_text("no picture")
-    with pytest.raises(UserError, match=r"picture 1: .*text\.png: not an image"):
-        open_pictures([str(tmp_path / "text.png")], Talk())
-    with pytest.raises(UserError, match="room for 8 pictures"):
-        open_pictures(["a.png"] * 8, Talk((Exchange("What?", (PICTURE,), ("a", "b")),)))
+    with pytest.raises(UserError, match=r"image 1: .*text\.png: not an image"):
+        open_images([str(tmp_path / "text.png")], ChatHistory())
+    with pytest.raises(UserError, match="room for 8 images"):
+        open_images(["a.png"] * 8, ChatHistory((Exchange("What?", (PICTURE,), ("a", "b")),)))
 
 
-def test_what_is_shown_is_what_the_tower_gets(columns: list[Column]) -> None:
+def test_what_is_shown_is_what_the_tower_gets(columns: list[ServedModel]) -> None:
     """Padded to a square with the mean colour, resized, and as many cells as there are tokens."""
-    mlp, ldpv2 = (seen(column.engine.loaded, PICTURE.image) for column in columns)
+    mlp, ldpv2 = (model_view(column.engine.loaded, PICTURE.image) for column in columns)
     ((picture, line),) = mlp
     assert line == "16 tokens, 4×4"
     assert [line for _, line in ldpv2] == ["4 tokens, 2×2"]
@@ -174,7 +183,7 @@ class Turnstile:
 
 
 @pytest.fixture
-def turnstiles(columns: list[Column]) -> Iterator[list[Turnstile]]:
+def turnstiles(columns: list[ServedModel]) -> Iterator[list[Turnstile]]:
     turnstiles = [Turnstile(column.engine) for column in columns]
     yield turnstiles
     for turnstile, column in zip(turnstiles, columns, strict=True):
@@ -183,17 +192,17 @@ def turnstiles(columns: list[Column]) -> Iterator[list[Turnstile]]:
 
 
 @pytest.fixture(scope="module")
-def address(columns: list[Column], tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
+def address(columns: list[ServedModel], tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
     pytest.importorskip("gradio", reason="the extra `web` is not installed")
-    from llava_npu.serving.web.page import build_page, launch
+    from llava_npu.serving.web.page import build_page, page_app
 
     folder = tmp_path_factory.mktemp("page")
     for picture in (PICTURE, OTHER):
         picture.image.save(folder / picture.file)
     (folder / "text.png").write_text("no picture")
     page = build_page(columns, folder / "flags", [folder / "red.png", folder / "green.png"])
-    yield launch(page, "127.0.0.1", meeting_port(), 2**20, block=False), folder
-    page.close(verbose=False)
+    with running_app(page_app(page, AllowedHosts(), 2**20)) as url:
+        yield url, folder
 
 
 @contextmanager
@@ -213,15 +222,15 @@ def _browser() -> Iterator[Any]:
 
 
 @pytest.mark.slow
-def test_in_a_browser(columns: list[Column], address: tuple[str, Path], turnstiles: list[Turnstile]) -> None:
+def test_in_a_browser(columns: list[ServedModel], address: tuple[str, Path], turnstiles: list[Turnstile]) -> None:
     url, folder = address
     begun: list[list[Any]] = []
     whole: list[list[Any]] = []
     for kept, sampling in ((begun, Sampling(3)), (whole, GREEDY)):
         kept.append([_offline(column, "What is it?", PICTURE, sampling=sampling) for column in columns])
-    talk = Talk((Exchange("What is it?", (PICTURE,), tuple(whole[0])),))
+    talk = ChatHistory((Exchange("What is it?", (PICTURE,), tuple(whole[0])),))
     for kept, sampling in ((begun, Sampling(3)), (whole, GREEDY)):
-        kept.append(list(_last(ask(columns, talk, FURTHER, [OTHER], sampling)).exchanges[-1].answers))
+        kept.append(list(_last(stream_answers(columns, talk, FURTHER, [OTHER], sampling)).exchanges[-1].answers))
     with _browser() as browser:
         page = browser.new_page(viewport={"width": 1280, "height": 900})
         page.set_default_timeout(MINUTES)
@@ -244,7 +253,7 @@ def test_in_a_browser(columns: list[Column], address: tuple[str, Path], turnstil
 
 def _talk_on_the_page(
     page: Any,
-    columns: list[Column],
+    columns: list[ServedModel],
     turnstiles: list[Turnstile],
     folder: Path,
     begun: list[list[Any]],
@@ -272,8 +281,8 @@ def _talk_on_the_page(
         return [text(place, number) for place in range(2)]
 
     # A picture is uploaded, a question asked, and the answers are seen while they grow.
-    page.locator("#pictures input[type=file]").set_input_files(str(folder / "red.png"))
-    page.locator("#pictures img").first.wait_for()
+    page.locator("#images input[type=file]").set_input_files(str(folder / "red.png"))
+    page.locator("#images img").first.wait_for()
     for turnstile in turnstiles:
         turnstile.close()
     question.fill("What is it?")
@@ -282,12 +291,12 @@ def _talk_on_the_page(
         turnstile.let(3)
     until(lambda: shown() == begun[0])
     page.locator("#chat-0 .user img").wait_for()  # the picture went from its box into the conversation
-    until(lambda: page.locator("#pictures img").count() == 0)
+    until(lambda: page.locator("#images img").count() == 0)
     for turnstile in turnstiles:
         turnstile.open()
     until(lambda: shown() == whole[0])
     page.get_by_text("What the models see").click()
-    page.locator("#seen-0").get_by_text("16 tokens, 4×4").wait_for()
+    page.locator("#view-0").get_by_text("16 tokens, 4×4").wait_for()
     if picture := os.environ.get("LLAVA_NPU_SCREENSHOT"):
         page.screenshot(path=picture)
 
@@ -304,7 +313,7 @@ def _talk_on_the_page(
 
     # Another picture in a later turn, from the examples. Stopped half-way no more comes, and the engine is free again.
     page.locator("#examples img").nth(1).click()
-    page.locator("#pictures img").first.wait_for()
+    page.locator("#images img").first.wait_for()
     for turnstile in turnstiles:
         turnstile.close()
     question.fill(FURTHER)
@@ -332,8 +341,8 @@ def _talk_on_the_page(
     question.fill(" ")
     question.press("Enter")
     page.get_by_text("Write a question first").wait_for()
-    page.locator("#pictures input[type=file]").set_input_files(str(folder / "text.png"))
-    page.locator("#pictures img").first.wait_for()
+    page.locator("#images input[type=file]").set_input_files(str(folder / "text.png"))
+    page.locator("#images img").first.wait_for()
     question.fill("What is it?")
     question.press("Enter")
     page.get_by_text("not an image").wait_for()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,22 +11,18 @@ from pathlib import Path
 import httpx
 import pytest
 from PIL import Image
+from running import connect, http, running_app
 
 from llava_npu.errors import UserError
 from llava_npu.inference.engine import Engine
 from llava_npu.models.loaded import LoadedModel
 from llava_npu.serving.background import BackgroundEngine
+from llava_npu.serving.hosts import AllowedHosts
 from llava_npu.serving.web import uploads
-from llava_npu.serving.web.columns import Column
-from llava_npu.serving.web.page import build_page, launch
+from llava_npu.serving.web.conversation import ServedModel
+from llava_npu.serving.web.page import build_page, page_app
 
 pytest.importorskip("gradio")
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.fixture(scope="module")
@@ -41,10 +36,9 @@ def page(loaded: LoadedModel, tmp_path_factory: pytest.TempPathFactory) -> Itera
     patch = pytest.MonkeyPatch()
     patch.setenv("GRADIO_TEMP_DIR", "")
     patch.setattr(uploads, "MAX_TOTAL_BYTES", 10**6)
-    blocks = build_page([Column("tiny", engine, background)], folder / "flags", [folder / "example.png"])
-    address = launch(blocks, "127.0.0.1", free_port(), 2**20, block=False)
-    yield address.rstrip("/"), Path(os.environ["GRADIO_TEMP_DIR"])
-    blocks.close()
+    blocks = build_page([ServedModel("tiny", engine, background)], folder / "flags", [folder / "example.png"])
+    with running_app(page_app(blocks, AllowedHosts(), 2**20)) as address:
+        yield address, Path(os.environ["GRADIO_TEMP_DIR"])
     background.stop()
     patch.undo()
 
@@ -141,3 +135,24 @@ def test_uploads_are_private_and_limited(page: tuple[str, Path]) -> None:
 def test_what_is_not_an_uploaded_file(tmp_path: Path, path: str) -> None:
     with pytest.raises(UserError, match="have to be uploaded"):
         uploads.check_uploaded([path], tmp_path)
+
+
+def test_other_names_are_refused(page: tuple[str, Path]) -> None:
+    """As after a name was rebound to this address (DNS rebinding), on every route and before anything is read."""
+    address, _ = page
+    port = address.rpartition(":")[2]
+    for host in (
+        "evil.example",
+        f"evil.example:{port}",
+        "127.0.0.1.evil.example",
+        "192.168.0.7",
+        "localhost@evil.example",
+    ):
+        for path in ("/", "/config", "/gradio_api/upload", "/gradio_api/queue/data?session_hash=x"):
+            reply = http.get(f"{address}{path}", headers={"Host": host})
+            assert (reply.status_code, "--allowed-hosts" in reply.text) == (403, True), (host, path)
+    for host in ("localhost", f"LOCALHOST.:{port}", f"127.0.0.1:{port}", "127.1.2.3", f"[::1]:{port}"):
+        assert http.get(f"{address}/config", headers={"Host": host}).status_code == 200, host
+    with connect(address) as connection:  # without a name at all, as HTTP/1.0 allows
+        connection.sendall(b"GET /config HTTP/1.0\r\n\r\n")
+        assert connection.recv(100).startswith(b"HTTP/1.1 403")

@@ -32,6 +32,7 @@ from llava_npu.cli.web import web
 from llava_npu.distributed import launched
 from llava_npu.distributed.interruption import EXIT_STATUS, RunStopped
 from llava_npu.errors import UserError
+from llava_npu.files.untrusted import printable
 from llava_npu.version import __version__
 
 app = typer.Typer(
@@ -98,7 +99,7 @@ def run(app: typer.Typer) -> None:
     try:
         app()
     except UserError as error:
-        typer.secho(f"error: {error}", fg="red", err=True)
+        typer.secho(f"error: {printable(str(error))}", fg="red", err=True)
         sys.exit(2)
     except RunStopped as stopped:
         typer.secho(str(stopped), fg="yellow", err=True)

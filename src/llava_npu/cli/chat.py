@@ -79,9 +79,9 @@ def _converse(conversation: Conversation, model: str, images: list[str]) -> None
 
 def _write(text: str) -> None:
     """To a terminal; or through a pipe, just as it is."""
-    from llava_npu.serving.terminal import for_a_terminal
+    from llava_npu.files.untrusted import printable
 
-    typer.echo(for_a_terminal(text) if sys.stdout.isatty() else text, nl=False)
+    typer.echo(printable(text) if sys.stdout.isatty() else text, nl=False)
 
 
 def _show_image(path: str) -> None:

@@ -41,7 +41,7 @@ def compare(
 
     Exit status 1 if a trial failed.
     """
-    from rich.console import Console
+    from llava_npu.files.console import SafeConsole
 
     if report:
         if device or retry_failed or dry_run or debug_size:
@@ -50,7 +50,7 @@ def compare(
 
         folders = [Path(folder).expanduser() for folder in config]
         page, lines = report_on(folders, output or folders[0])
-        _show(Console(), lines, page)
+        _show(SafeConsole(), lines, page)
         return
     if output is not None:
         raise UserError("--output is for --report; the folder of a comparison is `output` in its file: output=DIR.")
@@ -76,7 +76,7 @@ def compare(
     from llava_npu.comparison.run import compare as run_comparison
 
     page, lines = run_comparison(comparison, str(file), devices=device or (), retry_failed=retry_failed)
-    _show(Console(), lines, page)
+    _show(SafeConsole(), lines, page)
     if any(line.failure and line.failure.kind == "failed" for line in lines):
         raise typer.Exit(1)
 

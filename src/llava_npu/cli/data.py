@@ -77,12 +77,12 @@ def check_command(
     json_: Annotated[Path | None, typer.Option("--json", help="Write the report to this file, too.")] = None,
 ) -> None:
     """Check a whole data set before training. Exit status 1 if there are records that cannot be trained on."""
-    from rich.console import Console
     from rich.progress import Progress
 
     from llava_npu.data.records import Source, open_records
     from llava_npu.data.tools.check import CheckOptions, check_records, default_workers
     from llava_npu.data.tools.check_report import print_report, write_report
+    from llava_npu.files.console import SafeConsole
 
     if images not in ("decode", "exist", "ignore"):
         raise UserError(f"--images {images!r} is unknown; allowed are decode, exist and ignore.")
@@ -97,9 +97,9 @@ def check_command(
         open_records(source.path, source.image_root, allow_absolute_paths=source.allow_absolute_paths)
         for source in sources
     ]
-    console = Console()
+    console = SafeConsole()
     total = sum(map(len, opened))
-    with Progress(console=Console(stderr=True), transient=True) as progress:
+    with Progress(console=SafeConsole(stderr=True), transient=True) as progress:
         task = progress.add_task("records", total=total)
         report = check_records(
             opened,

@@ -68,12 +68,11 @@ def eval_(
     ] = False,
 ) -> None:
     """Evaluate a model on benchmarks: predictions, scores with intervals, baselines."""
-    from rich.console import Console
-
     from llava_npu.data.conversation.templates import get_template
     from llava_npu.evaluation.benchmarks import load_modules
+    from llava_npu.files.console import SafeConsole
 
-    console = Console()
+    console = SafeConsole()
     load_modules(benchmark_module or ())
     if list_:
         _print_benchmarks(console, benchmark)

@@ -68,9 +68,8 @@ def _planned(run: NewRun, file: Path) -> str:
     """The configuration with what its plan recommends; the plan is shown."""
     from dataclasses import replace
 
-    from rich.console import Console
-
     from llava_npu.config.loading import load_text
+    from llava_npu.files.console import SafeConsole
     from llava_npu.planning.plan import plan_run
     from llava_npu.planning.report import recommended_settings, render_plan
     from llava_npu.planning.target import find_target
@@ -83,5 +82,5 @@ def _planned(run: NewRun, file: Path) -> str:
     settings = tuple(recommended_settings(plan).items())
     text = replace(run, settings=settings).render()
     plan = plan_run(ResolvedRun(load_text(text, file)), target, mfu=0.4)
-    Console(width=None if Console().is_terminal else 160).print(render_plan(plan))
+    SafeConsole(width=None if SafeConsole().is_terminal else 160).print(render_plan(plan))
     return text

@@ -17,10 +17,11 @@ def launch_and_exit(arguments: Sequence[str], devices: int, advice: str = "") ->
         advice: ends the message of a failure.
     """
     from llava_npu.distributed.launching import launch
+    from llava_npu.files.untrusted import printable
 
     outcome = launch(arguments, devices)
     if outcome.message:
         stopped = outcome.status in (0, EXIT_STATUS)
         shown = outcome.message if stopped or not advice else f"{outcome.message}\n{advice}"
-        typer.secho(shown, fg="yellow" if stopped else "red", err=True)
+        typer.secho(printable(shown), fg="yellow" if stopped else "red", err=True)
     raise typer.Exit(outcome.status)

@@ -23,16 +23,16 @@ def report(
     benchmark_module: Annotated[list[str] | None, BENCHMARK_MODULE] = None,
 ) -> None:
     """Compare evaluations: scores side by side, differences with their intervals and paired tests."""
-    from rich.console import Console
     from rich.text import Text
 
     from llava_npu.evaluation.benchmarks import load_modules
     from llava_npu.evaluation.reports.comparison import compare_runs, read_runs
     from llava_npu.evaluation.reports.comparison_report import as_terminal, write_comparison
     from llava_npu.evaluation.statistics.accuracy import OVERALL
+    from llava_npu.files.console import SafeConsole
 
     load_modules(benchmark_module or ())
-    console = Console()
+    console = SafeConsole()
     comparisons = compare_runs(read_runs(runs))
     for comparison in comparisons:
         console.print(as_terminal(comparison))

@@ -26,6 +26,7 @@ from llava_npu.comparison.table import HELD_OUT_LOSS, Baseline, TrialRow
 from llava_npu.evaluation.statistics.significance import PairedDifference
 from llava_npu.files.atomic import write_bytes, write_text
 from llava_npu.files.pages import render_page
+from llava_npu.files.untrusted import markdown_code, markdown_text
 from llava_npu.version import __version__
 
 PAGE = "index.html"
@@ -99,13 +100,21 @@ def write_report(comparison: ComparisonReport, output: Path) -> Path:
 def as_markdown(comparison: ComparisonReport, against: Sequence[Baseline | None]) -> str:
     """The tables with what they mean and how they were made."""
     shown = table.columns(comparison.results)
-    notes = [f"- *{column.title}{f', {column.unit}' if column.unit else ''}*: {column.about}." for column in shown]
-    parts = [f"# {comparison.title}", comparison.note, table.as_markdown(comparison.lines), "\n".join(notes)]
+    titles = [f"{column.title}, {column.unit}" if column.unit else column.title for column in shown]
+    notes = [f"- *{markdown_text(title)}*: {column.about}." for title, column in zip(titles, shown, strict=True)]
+    parts = [
+        f"# {markdown_text(comparison.title)}",
+        markdown_text(comparison.note),
+        table.as_markdown(comparison.lines),
+        "\n".join(notes),
+    ]
     if comparison.seeded is not None:
         parts += ["## Over seeds", comparison.seeded.about, seeds.as_markdown(comparison.seeded)]
     if differences := table.differences_as_markdown(comparison.lines, against):
         parts += ["## Pair by pair", PAIRED, differences]
-    parts += [f"{_made_with(comparison)}\n\n    {comparison.command}" if comparison.command else _made_with(comparison)]
+    parts.append(markdown_text(_made_with(comparison)))
+    if comparison.command:
+        parts.append(f"Command: {markdown_code(comparison.command)}")
     return "\n\n".join(part.strip("\n") for part in parts if part.strip()) + "\n"
 
 

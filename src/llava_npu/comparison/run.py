@@ -34,6 +34,7 @@ from llava_npu.errors import UserError
 from llava_npu.evaluation.benchmarks import get
 from llava_npu.evaluation.run import read_dataset
 from llava_npu.files.atomic import write_text
+from llava_npu.files.console import SafeConsole
 from llava_npu.files.locks import LOCK, locked
 from llava_npu.files.output_folder import claim_folder
 
@@ -64,7 +65,7 @@ def compare(
     Raises:
         UserError: the configuration, its data or the output folder is wrong; nothing has run then.
     """
-    console = console or Console(stderr=True, soft_wrap=True)
+    console = console or SafeConsole(stderr=True, soft_wrap=True)
     trials = expand(config, where)
     measured = what_is_measured(config, where)
     slots = share_out(all_devices(devices or config.devices), config.devices_per_trial)

@@ -10,8 +10,9 @@ from typing import Any
 from llava_npu.comparison import pareto
 from llava_npu.comparison.pairs import measured
 from llava_npu.comparison.results import Result
-from llava_npu.comparison.table import NO_VALUE, TrialRow, markdown, scale_and_digits, signed
+from llava_npu.comparison.table import NO_VALUE, TrialRow, scale_and_digits, signed
 from llava_npu.evaluation.statistics.significance import SeededDifference, corrected, p_text, seeded_differences
+from llava_npu.files.untrusted import markdown_table
 
 SEED = "seed"
 ABOUT = (
@@ -154,9 +155,8 @@ def as_markdown(table: SeededTable) -> str:
     """A row per model: means, then differences to the first."""
     keys = list(dict.fromkeys(key for model in table.models for key in model.varied))
     heads = [f"{measure.title}, {measure.unit}" for measure in table.measures]
-    rows = [["encoder", "projector", *keys, "seeds", *heads], ["---"] * (2 + len(keys)) + ["---:"] * (1 + len(heads))]
-    tests = [["encoder", "projector", *keys, "measure", "difference", "detectable"]]
-    tests.append(["---"] * (3 + len(keys)) + ["---:"] * 2)
+    names_of = ["encoder", "projector", *keys]
+    rows, tests = [], []
     for model, scores in zip(table.models, table.scores, strict=True):
         names = [model.encoder, model.projector, *(str(model.varied.get(key, "")) for key in keys)]
         seeds = str(len(model.lines)) + (f" of {len(model.lines) + len(model.missing)}" if model.missing else "")
@@ -165,7 +165,11 @@ def as_markdown(table: SeededTable) -> str:
             score = scores.get(measure.title)
             if score is not None and score.difference is not None:
                 tests.append([*names, measure.title, *_difference_texts(measure.title, score.difference)])
-    return "\n\n".join([markdown(rows), *([markdown(tests)] if len(tests) > 2 else [])]) + "\n"
+    lines = markdown_table([*names_of, "seeds", *heads], rows, num_names=len(names_of))
+    if tests:
+        columns = [*names_of, "measure", "difference", "detectable"]
+        lines += ["", *markdown_table(columns, tests, num_names=len(names_of) + 1)]
+    return "\n".join(lines) + "\n"
 
 
 def page_rows(table: SeededTable) -> list[tuple[SeededModel, list[str]]]:

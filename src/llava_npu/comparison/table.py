@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from llava_npu.comparison.folder import Failure
 from llava_npu.comparison.results import Estimate, Result
 from llava_npu.evaluation.statistics.significance import PairedDifference, p_text
+from llava_npu.files.untrusted import csv_text, markdown_table, markdown_text
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -128,13 +127,14 @@ def as_markdown(lines: Sequence[TrialRow]) -> str:
     results = [line.result for line in lines if line.result]
     shown, keys = columns(results), varied_keys(lines)
     heads = [f"{column.title}, {column.unit}" if column.unit else column.title for column in shown]
-    rows = [["encoder", "projector", *keys, *heads], ["---"] * (2 + len(keys)) + ["---:"] * len(shown)]
+    rows = []
     for line in lines:
         if line.result:
             cells = [column.text(line.result) for column in shown]
             rows.append([line.encoder, line.projector, *(str(line.varied.get(key, "")) for key in keys), *cells])
-    text = markdown(rows) if results else ""
-    others = [f"- {line.name}: {outcome(line)}" for line in lines if line.result is None]
+    header = ["encoder", "projector", *keys, *heads]
+    text = "\n".join(markdown_table(header, rows, num_names=2 + len(keys))) if results else ""
+    others = [f"- {markdown_text(f'{line.name}: {outcome(line)}')}" for line in lines if line.result is None]
     return "\n".join([*([text, ""] if text else []), *([*others, ""] if others else [])])
 
 
@@ -144,13 +144,13 @@ def differences_as_markdown(lines: Sequence[TrialRow], against: Sequence[Baselin
     if not measures:
         return ""
     keys = varied_keys(lines)
-    rows = [["encoder", "projector", *keys, "compared with", *measures]]
-    rows.append(["---"] * (3 + len(keys)) + ["---:"] * len(measures))
+    rows = []
     for line, other in zip(lines, against, strict=True):
         if other is not None and other.differences:
             names = [line.encoder, line.projector, *(str(line.varied.get(key, "")) for key in keys), other.reference]
             rows.append([*names, *(difference_text(measure, other.differences.get(measure)) for measure in measures)])
-    return markdown(rows) + "\n"
+    header = ["encoder", "projector", *keys, "compared with", *measures]
+    return "\n".join(markdown_table(header, rows, num_names=3 + len(keys))) + "\n"
 
 
 def difference_text(measure: str, difference: PairedDifference | None) -> str:
@@ -177,11 +177,6 @@ def signed(number: float, digits: int) -> str:
 
 def _compared_measures(against: Sequence[Baseline | None]) -> list[str]:
     return list(dict.fromkeys(measure for other in against if other for measure in other.differences))
-
-
-def markdown(rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table: heads, alignments, then the rows."""
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows)
 
 
 def as_terminal(lines: Sequence[TrialRow]) -> RenderableType:
@@ -219,11 +214,7 @@ def as_csv(lines: Sequence[TrialRow], against: Sequence[Baseline | None]) -> str
     keys = varied_keys(lines)
     records = [_record(line, keys) | _compared(other) for line, other in zip(lines, against, strict=True)]
     heads = list(dict.fromkeys(key for record in records for key in record))
-    text = io.StringIO()
-    writer = csv.DictWriter(text, heads, restval="", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(records)
-    return text.getvalue()
+    return csv_text(heads, ([record.get(head, "") for head in heads] for record in records))
 
 
 def _record(line: TrialRow, keys: Sequence[str]) -> dict[str, Any]:

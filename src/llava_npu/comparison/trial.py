@@ -53,6 +53,7 @@ from llava_npu.evaluation.reports.samples import write_samples
 from llava_npu.evaluation.run_folder import PREDICTIONS_FILE, versions
 from llava_npu.evaluation.statistics.accuracy import EVERY_ROTATION, OVERALL, VANILLA, Score
 from llava_npu.files.atomic import write_text
+from llava_npu.files.console import SafeConsole
 from llava_npu.files.json_objects import read_json
 from llava_npu.inference.features import FeatureCache
 from llava_npu.models import load
@@ -99,7 +100,7 @@ def run_trial(folder: Path, device_name: str) -> Result | None:
     """
     trial, measured = read_trial(folder)
     device = devices.select(device_name)
-    console = Console(file=sys.stderr, width=160)
+    console = SafeConsole(file=sys.stderr, width=160)
     peaks = {run.stage: _train(run, device_name, device, trial.folder, console) for run in _runs(trial)}
 
     if launched.rank() != 0:

@@ -47,10 +47,11 @@ def as_json(machine: Machine, found: Sequence[Finding]) -> str:
 
 def show(found: Sequence[Finding]) -> None:
     """Prints one line for each thing that is well, and what, why and fix for each that is not."""
-    from rich.console import Console
     from rich.text import Text
 
-    console = Console()
+    from llava_npu.files.console import SafeConsole
+
+    console = SafeConsole()
     width = max(len(finding.check) for finding in found)
     indent = " " * (width + 4)
     for finding in found:

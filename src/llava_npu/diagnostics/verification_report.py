@@ -8,12 +8,12 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from llava_npu.diagnostics.comparison import Comparison, Stage
 from llava_npu.diagnostics.verify import Verification
+from llava_npu.files.console import SafeConsole
 
 FORMAT = 1  # of the JSON; raised when a field changes its meaning
 _STAGES: tuple[Stage, ...] = ("forward", "gradient", "steps")
@@ -24,7 +24,7 @@ Row = tuple[Comparison, list[Comparison | None]]  # any comparison of the row, a
 
 def show(result: Verification) -> None:
     """Prints everything to the terminal."""
-    console = Console()
+    console = SafeConsole()
     columns = _columns(result)
     table = Table(title=_title(result), title_justify="left", title_style="bold", box=None, padding=(0, 1, 0, 0))
     table.add_column("relative error", no_wrap=True)

@@ -1,14 +1,16 @@
 """Token ids to text while they come: what is shown piece by piece adds up to the answer as decoded at once.
 
-An answer is its decoded text without special tokens, cut before the first stop text, without white space around it. So
-white space is held back until something follows it, and the beginning of a possible stop text until it turns out to be
-one or not.
+An answer is its decoded text without special tokens, cut before the first stop text, and without white space around it
+unless that is asked for. So white space is held back until something follows it, and the beginning of a possible stop
+text until it turns out to be one or not.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
+
+Markup = tuple[str, str]  # before and after an answer
 
 _INCOMPLETE = "\ufffd"  # what decoders give for a character of which not all bytes are there yet
 
@@ -26,45 +28,68 @@ class AnswerText:
         stopped: whether a stop text has come; nothing after it counts.
     """
 
-    def __init__(self, tokenizer: Any, stops: Sequence[str] = ()):
-        """`stops`: texts that end the answer; empty ones are ignored."""
+    def __init__(self, tokenizer: Any, stops: Sequence[str] = (), *, min_tokens: int = 0, markup: Markup | None = None):
+        """
+        Args:
+            stops: texts that end the answer; empty ones are ignored.
+            min_tokens: how many tokens come before stop texts count; what they say is not searched.
+            markup: white space that the template writes around an answer; only that is removed then. None removes all
+                white space around it.
+        """
         self._decoder = _Decoder(tokenizer)
         self._stops = [stop for stop in stops if stop]
+        self._min_tokens = min_tokens
+        self._markup = markup
         self._text = ""
+        self._searched = 0  # characters that hold no stop text
         self._shown = 0  # characters of the answer, which starts behind the text's leading white space
         self.stopped = False
 
     def add(self, token: int) -> str:
         """Takes the next token; returns what may be shown of the answer now and was not before."""
-        return self._take(self._decoder.add(token))
+        piece = self._decoder.add(token)
+        self._min_tokens -= 1
+        if not piece or self.stopped:
+            return ""
+        self._text += piece
+        if self._min_tokens >= 0:
+            self._searched = len(self._text)
+            return self._show(self._text)
+        if self._cut():
+            return self._show(self._text)
+        return self._show(self._text[: max(self._searched, len(self._text) - self._held_back())])
 
     def finish(self) -> str:
         """No token follows: the rest of the answer."""
         if self.stopped:
             return ""
         self._text += self._decoder.rest()
-        return self._show(finished_text(self._text, self._stops))
+        if not self._cut() and self._markup is not None:
+            self._text = self._text.removesuffix(self._markup[1])
+        return self._show(self._text)
 
-    def _take(self, piece: str) -> str:
-        if not piece or self.stopped:
-            return ""
-        searched = len(self._text) - max(map(len, self._stops), default=0)
-        self._text += piece
-        ends = [at for stop in self._stops if (at := self._text.find(stop, max(0, searched))) >= 0]
+    def _cut(self) -> bool:
+        """Cuts the text before the first stop text in it, if there is one."""
+        ends = [at for stop in self._stops if (at := self._text.find(stop, self._searched)) >= 0]
         if ends:
             self.stopped = True
             self._text = self._text[: min(ends)]
-            return self._show(self._text.strip())
-        return self._show(self._text[: len(self._text) - self._held_back()].strip())
+        else:
+            longest = max(map(len, self._stops), default=1)
+            self._searched = max(self._searched, len(self._text) - longest + 1)
+        return self.stopped
 
     def _held_back(self) -> int:
-        """Characters at the end that may be the beginning of a stop text."""
+        """Characters at the end that may be markup, or the beginning of a stop text."""
+        if self._markup is not None and self._markup[1] and self._text.endswith(self._markup[1]):
+            return len(self._markup[1])
         return max(
             (n for stop in self._stops for n in range(1, len(stop)) if self._text.endswith(stop[:n])),
             default=0,
         )
 
-    def _show(self, answer: str) -> str:
+    def _show(self, text: str) -> str:
+        answer = text.strip() if self._markup is None else text.removeprefix(self._markup[0])
         new = answer[self._shown :]
         self._shown = max(self._shown, len(answer))
         return new

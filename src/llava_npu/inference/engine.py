@@ -30,7 +30,7 @@ from llava_npu.inference.sampling import TokenChooser, choose_tokens
 from llava_npu.models.loaded import LoadedModel
 from llava_npu.models.modeling import LlavaNpuForConditionalGeneration
 from llava_npu.models.proof import examine
-from llava_npu.models.stopping import stop_string, stopping_arguments
+from llava_npu.models.stopping import stop_string, stopping_arguments, surrounding_space
 
 Event = tuple[Request, Delta]
 
@@ -47,6 +47,7 @@ class _Running:
     request: Request
     text: AnswerText
     chooser: TokenChooser
+    end_tokens: frozenset[int]
     tokens: list[int]  # prompt and answer
     num_new: int = 0
     finish_reason: FinishReason | None = field(default=None)
@@ -102,6 +103,7 @@ class Engine:
         ends = stopping_arguments(loaded.model, loaded.processor.tokenizer, loaded.processor.template)["eos_token_id"]
         self._end_tokens = frozenset(ends or ())
         self._template_stop = stop_string(loaded.processor.template)
+        self._markup = surrounding_space(loaded.processor.tokenizer, loaded.processor.template)
 
     @property
     def num_waiting(self) -> int:
@@ -221,12 +223,23 @@ class Engine:
             full = self._max_prefill_tokens is not None and tokens > self._max_prefill_tokens
             if admitted and (full or tiles > _PREFILL_TILES):
                 break
-            request = self._waiting.popleft()
-            text = AnswerText(self.processor.tokenizer, [*request.sampling.stop, self._template_stop])
-            running = _Running(request, text, TokenChooser(request.sampling), list(prompt.input_ids))
+            running = self._begin(self._waiting.popleft())
             admitted.append(running)
             self._running.append(running)
         return admitted
+
+    def _begin(self, request: Request) -> _Running:
+        sampling, ids = request.sampling, request.prompt.input_ids
+        ends, stops = sampling.stop_token_ids, sampling.stop
+        if not sampling.ignore_eos:
+            ends, stops = ends | self._end_tokens, (*stops, self._template_stop)
+        text = AnswerText(
+            self.processor.tokenizer,
+            stops,
+            min_tokens=sampling.min_tokens,
+            markup=None if sampling.strip else self._markup,
+        )
+        return _Running(request, text, TokenChooser(sampling, len(ids), ends), ends, list(ids))
 
     def _prefill(self, admitted: list[_Running]) -> torch.Tensor:
         """(answers, vocabulary): scores of each answer's first token."""
@@ -248,8 +261,8 @@ class Engine:
     def _take(self, answer: _Running, token: int) -> Delta:
         answer.tokens.append(token)
         answer.num_new += 1
-        text = "" if token in self._end_tokens else answer.text.add(token)
-        if token in self._end_tokens or answer.text.stopped:
+        text = "" if token in answer.end_tokens else answer.text.add(token)
+        if token in answer.end_tokens or answer.text.stopped:
             answer.finish_reason = "stop"
         elif answer.num_new >= answer.request.sampling.max_new_tokens:
             answer.finish_reason = "length"

@@ -67,6 +67,13 @@ class Sampling:
         repetition_penalty: above 1, tokens of the prompt and the answer become less likely (Keskar et al. 2019).
         seed: makes draws repeatable; None draws differently each time.
         stop: the answer ends before the first of these texts.
+        min_p: draw from the tokens at least this fraction as likely as the most likely one (Nguyen et al. 2024).
+        presence_penalty: subtracted from the score of each token that the answer has already, as OpenAI defines it.
+        frequency_penalty: the same for each time that it has it.
+        min_tokens: no end token and no stop text counts before the answer has this many tokens.
+        ignore_eos: neither the model's end tokens nor the template's end mark end the answer.
+        stop_token_ids: further end tokens.
+        strip: remove white space around the answer, as LLaVA's evaluation does.
 
     Raises:
         UserError: a value outside its range.
@@ -79,6 +86,13 @@ class Sampling:
     repetition_penalty: float = 1.0
     seed: int | None = None
     stop: tuple[str, ...] = ()
+    min_p: float = 0.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    min_tokens: int = 0
+    ignore_eos: bool = False
+    stop_token_ids: frozenset[int] = frozenset()
+    strip: bool = True
 
     def __post_init__(self) -> None:
         for name, value, fine, allowed in (
@@ -87,6 +101,10 @@ class Sampling:
             ("top_p", self.top_p, 0 < self.top_p <= 1, "above 0, up to 1"),
             ("top_k", self.top_k, self.top_k >= 0, "0 or more"),
             ("repetition_penalty", self.repetition_penalty, 0 < self.repetition_penalty <= 100, "above 0, up to 100"),
+            ("min_p", self.min_p, 0 <= self.min_p <= 1, "0 to 1"),
+            ("presence_penalty", self.presence_penalty, -2 <= self.presence_penalty <= 2, "-2 to 2"),
+            ("frequency_penalty", self.frequency_penalty, -2 <= self.frequency_penalty <= 2, "-2 to 2"),
+            ("min_tokens", self.min_tokens, 0 <= self.min_tokens <= self.max_new_tokens, "0 to max_new_tokens"),
         ):
             if not fine:
                 raise UserError(f"{name} is {value}; allowed is {allowed}.")

@@ -1,4 +1,4 @@
-"""Where a generated answer ends."""
+"""Where a generated answer begins and ends."""
 
 from __future__ import annotations
 
@@ -26,3 +26,17 @@ def stop_string(template_name: str) -> str:
     texts = [segment.text for segment in (*template.answer, *template.closing) if segment.supervised]
     after = texts[texts.index(VALUE) + 1 :] if VALUE in texts else []
     return "".join(after).replace(EOS, "").strip(" ")
+
+
+def surrounding_space(tokenizer: Any, template_name: str) -> tuple[str, str]:
+    """White space that the template writes before and after an answer, as far as decoding shows it."""
+    texts = [segment.text.replace(EOS, "") for segment in get_template(template_name).answer]
+    if VALUE not in texts:
+        return "", ""
+    place = texts.index(VALUE)
+    before, after = "".join(texts[:place]), "".join(texts[place + 1 :])
+    if before:  # Llama's tokenizer drops the first space when it decodes
+        begun = tokenizer("a", add_special_tokens=False).input_ids
+        rest = tokenizer(f"a{before}b", add_special_tokens=False).input_ids[len(begun) :]
+        before = before if tokenizer.decode(rest).startswith(before) else ""
+    return before if before.isspace() else "", after if after == " " else ""

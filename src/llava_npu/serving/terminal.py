@@ -1,11 +1,10 @@
-"""The terminal chat: a conversation about pictures, answered as the words come."""
+"""The terminal chat: a conversation about images, answered as the words come."""
 
 from __future__ import annotations
 
-import re
 import shlex
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +18,25 @@ from llava_npu.inference.request import Sampling
 from llava_npu.models.loaded import LoadedModel
 
 HELP = """\
-/image FILE…     pictures for the next question; write <image> in it to say where each stands
-/clear           forget the conversation and its pictures
+/image FILE…     images for the next question; write <image> in it to say where each stands
+/clear           forget the conversation and its images
 /system TEXT     another system prompt than the model was trained with; without TEXT, the trained one again
-/set NAME VALUE  max_new_tokens, temperature (0: always the likeliest word), top_p, top_k, repetition_penalty, seed
+/set NAME VALUE  max_new_tokens, temperature (0: always the likeliest word), top_p, top_k,
+                 min_p, repetition_penalty, seed
 /again           answer the last question once more
 /history         the conversation so far
 /help            this list
 /quit            leave (also Ctrl-D); Ctrl-C stops an answer"""
 
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # but for tabs and line ends
+_SETTINGS: dict[str, Callable[[str], float]] = {
+    "max_new_tokens": int,
+    "temperature": float,
+    "top_p": float,
+    "top_k": int,
+    "min_p": float,
+    "repetition_penalty": float,
+    "seed": int,
+}
 
 
 class Conversation:
@@ -48,15 +56,15 @@ class Conversation:
         self._images: list[Image.Image] = []  # of all turns, in order
         self._attached: list[Image.Image] = []  # for the next question
 
-    def attach(self, picture: Image.Image) -> None:
-        """A picture for the next question."""
-        self._attached.append(picture)
+    def attach(self, image: Image.Image) -> None:
+        """An image for the next question."""
+        self._attached.append(image)
 
     def ask(self, question: str) -> Iterator[str]:
         """Yields the answer as it grows. Closing the iterator stops it; what was said so far stays said.
 
         Raises:
-            UserError: `<image>` and pictures differ in number, or the conversation has become too long; it is then
+            UserError: `<image>` and images differ in number, or the conversation has become too long; it is then
                 as it was before the question.
         """
         turns = [*self.turns, {"from": "human", "value": with_images_first(question, len(self._attached))}]
@@ -89,7 +97,7 @@ class Conversation:
         return self.ask(question)
 
     def clear(self) -> None:
-        """Forgets all turns and pictures."""
+        """Forgets all turns and images."""
         self.turns, self._images, self._attached = [], [], []
 
     def use_system(self, text: str | None) -> None:
@@ -105,7 +113,7 @@ def chat_loop(
     Args:
         read: the next line; raises EOFError at the end.
         write: shows text as it is, without a line's end.
-        show_image: told of each picture that was attached.
+        show_image: told of each image that was attached.
     """
     while True:
         try:
@@ -134,20 +142,15 @@ def answer_once(
 ) -> Iterator[str]:
     """One question without a conversation; yields the answer as it grows.
 
-    `<image>` in the prompt says where each picture stands; without any, they all come first.
+    `<image>` in the prompt says where each image stands; without any, they all come first.
 
     Raises:
-        UserError: `<image>` and pictures differ in number; an error while generating is raised here too.
+        UserError: `<image>` and images differ in number; an error while generating is raised here too.
     """
     conversation = Conversation(Engine(loaded, max_batch=1), sampling or Sampling(), system)
     for image in images:
         conversation.attach(image)
     return conversation.ask(prompt)
-
-
-def for_a_terminal(text: str) -> str:
-    """Without control characters, with which an answer could do more to a terminal than write on it."""
-    return _CONTROL.sub("\ufffd", text)
 
 
 def _show(deltas: Iterator[str], write: Callable[[str], None]) -> None:
@@ -202,12 +205,11 @@ def _paths(text: str) -> list[str]:
 
 
 def _changed(sampling: Sampling, text: str) -> Sampling:
-    kinds = {each.name: float if each.type == "float" else int for each in fields(Sampling) if each.name != "stop"}
     name, _, value = text.partition(" ")
-    if name not in kinds:
-        raise UserError(f"/set {name}: allowed are {', '.join(kinds)}.{nearest(name, kinds)}")
+    if name not in _SETTINGS:
+        raise UserError(f"/set {name}: allowed are {', '.join(_SETTINGS)}.{nearest(name, _SETTINGS)}")
     try:
-        changed: dict[str, Any] = {name: kinds[name](value)}
+        changed: dict[str, Any] = {name: _SETTINGS[name](value)}
         return replace(sampling, **changed)
     except UserError:
         raise

@@ -22,6 +22,7 @@ from llava_npu.data.plan import Plan
 from llava_npu.distributed import processes
 from llava_npu.distributed.interruption import RunStopped, StopRequest, stop_on_signal
 from llava_npu.errors import UserError
+from llava_npu.files.console import SafeConsole
 from llava_npu.models.flops import flop_model
 from llava_npu.models.sources import MODEL_FOLDER
 from llava_npu.ops.install import install_kernels
@@ -76,7 +77,7 @@ def train(
         UserError: something in the configuration, the data or the machine is wrong; nothing half-written is left.
         RunStopped: SIGTERM or SIGINT came; everything is saved.
     """
-    console = console or Console(stderr=True, soft_wrap=True)
+    console = console or SafeConsole(stderr=True, soft_wrap=True)
     run = run if isinstance(run, ResolvedRun) else ResolvedRun(run)
     config, device = run.config, run.device
     check_quantization(config, device)
@@ -84,7 +85,7 @@ def train(
     check_trackers(config.trackers)
     with processes.join(device, needs_group=not find_engine(config.engine).keeps_whole_layers) as accelerator:
         if not accelerator.is_main_process:
-            console = Console(quiet=True)
+            console = SafeConsole(quiet=True)
         if run.data.left_out:
             console.print(f"{run.data.left_out:,} samples are not trained on: they are in data.validation.path too.")
         if fresh or not is_finished(config.output_path):

@@ -10,8 +10,8 @@ from rich.table import Table
 from rich.text import Text
 
 from llava_npu.data.tools.check import WARNINGS, CheckOptions, Report
-from llava_npu.data.tools.inspect import printable
 from llava_npu.files.atomic import write_text
+from llava_npu.files.untrusted import printable
 
 
 def print_report(report: Report, options: CheckOptions, console: Console) -> None:

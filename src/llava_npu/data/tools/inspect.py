@@ -15,8 +15,10 @@ from llava_npu.data.conversation.templates import get_template
 from llava_npu.data.conversation.turns import IMAGE_MARK
 from llava_npu.data.records import open_records
 from llava_npu.data.tools.inspect_html import write_page
-from llava_npu.data.tools.inspected_sample import InspectedSample, headline, inspect_sample, printable
+from llava_npu.data.tools.inspected_sample import InspectedSample, headline, inspect_sample
 from llava_npu.errors import UserError
+from llava_npu.files.console import SafeConsole
+from llava_npu.files.untrusted import printable
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -51,7 +53,7 @@ def inspect_records(
     Raises:
         UserError: the file cannot be read, the template is unknown, or the page cannot be written.
     """
-    console = console or Console(highlight=False)
+    console = console or SafeConsole(highlight=False)
     form = get_template(template)
     records = open_records(path, image_root, allow_absolute_paths=allow_absolute_paths)
     if start >= len(records):

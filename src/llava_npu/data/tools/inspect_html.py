@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 from llava_npu.data.conversation.labels import IGNORE_INDEX, IMAGE_PLACEHOLDER, EncodedConversation
 from llava_npu.data.images import load_image
-from llava_npu.data.tools.inspected_sample import InspectedSample, headline, printable
+from llava_npu.data.tools.inspected_sample import InspectedSample, headline
 from llava_npu.errors import UserError
 from llava_npu.files.atomic import write_text
 from llava_npu.files.pages import data_url, render_page
+from llava_npu.files.untrusted import printable
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -72,8 +72,3 @@ def headline(sample: InspectedSample) -> str:
     names = ", ".join(map(str, sample.record.images))
     images = f", images: {names}" if names else ", text only"
     return f"{len(sample.encoded.input_ids)} tokens, {num_supervised} supervised{images}"
-
-
-def printable(text: str) -> str:
-    """The text with control characters spelled out: data must not steer the terminal."""
-    return "".join(char if char.isprintable() or char == "\n" else ascii(char)[1:-1] for char in text)

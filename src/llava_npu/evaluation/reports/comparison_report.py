@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
@@ -18,11 +16,12 @@ from llava_npu.evaluation.judge.judging import with_judgements
 from llava_npu.evaluation.predictions import read_predictions
 from llava_npu.evaluation.reports.comparison import ComparedScore, FinishedRun, RunComparison
 from llava_npu.evaluation.reports.page import PageRun, QuestionsPage, ScoreTable, write_page
-from llava_npu.evaluation.reports.report import markdown_table, percent, score_title
+from llava_npu.evaluation.reports.report import percent, score_title
 from llava_npu.evaluation.run_folder import PREDICTIONS_FILE
 from llava_npu.evaluation.statistics.accuracy import L2_CATEGORY, OVERALL
 from llava_npu.evaluation.statistics.significance import PairedDifference, p_text
 from llava_npu.files.atomic import write_text
+from llava_npu.files.untrusted import csv_text, markdown_code, markdown_table, markdown_text
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -98,27 +97,27 @@ def as_terminal(comparison: RunComparison) -> RenderableType:
 def as_markdown(comparison: RunComparison) -> str:
     """The comparison as a page."""
     columns, rows = _table(comparison.rows, comparison.runs)
-    lines = [f"# {comparison.title}", "", *markdown_table(columns, [[_one_line(cell) for cell in row] for row in rows])]
+    lines = [f"# {markdown_text(comparison.title)}", "", *markdown_table(columns, rows)]
     lines += ["", f"In {_caption(comparison)}.", "", "## Runs", ""]
-    lines += [f"- {run.label}: `{run.folder}`, model `{run.report['provenance']['model']}`" for run in comparison.runs]
-    lines += ["", "## Notes", "", *(f"- {note}" for note in comparison.notes), ""]
+    for run in comparison.runs:
+        folder, model = markdown_code(str(run.folder)), markdown_code(str(run.report["provenance"]["model"]))
+        lines.append(f"- {markdown_text(run.label)}: {folder}, model {model}")
+    lines += ["", "## Notes", "", *(f"- {markdown_text(note)}" for note in comparison.notes), ""]
     return "\n".join(lines)
 
 
 def as_csv(comparison: RunComparison) -> str:
     """One line for each score of each run."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
     names = ("split", "level", "name", "metric", "extraction")
     differences = ("difference", "difference_low", "difference_high", "p", "mcnemar_p", "only_first", "only_this")
-    writer.writerow(["run", *names, "value", "low", "high", "count", *differences])
+    rows = []
     for row in comparison.rows:
         for run, score, difference in zip(comparison.runs, row.scores, row.differences, strict=True):
             if score is not None:
                 facts = [getattr(row.name, name) for name in names]
                 values = [score.value, score.low, score.high, score.count]
-                writer.writerow([run.label, *facts, *values, *_difference_facts(difference)])
-    return text.getvalue()
+                rows.append([run.label, *facts, *values, *_difference_facts(difference)])
+    return csv_text(["run", *names, "value", "low", "high", "count", *differences], rows)
 
 
 def as_json(comparison: RunComparison) -> str:
@@ -193,10 +192,6 @@ def _difference(difference: PairedDifference) -> str:
 
 def _p_values(difference: PairedDifference) -> str:
     return p_text(difference.p) + (f" [{p_text(difference.mcnemar.p)}]" if difference.mcnemar else "")
-
-
-def _one_line(cell: str) -> str:
-    return cell.replace("\n", "<br>")
 
 
 def _difference_facts(difference: PairedDifference | None) -> list[float | int | None]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -16,6 +14,7 @@ from llava_npu.evaluation.questions import Dataset
 from llava_npu.evaluation.reports.samples import write_samples
 from llava_npu.evaluation.statistics.accuracy import LEVELS, OVERALL, SCORE_COLUMNS, Score, group_questions
 from llava_npu.files.atomic import write_text
+from llava_npu.files.untrusted import csv_text, markdown_code, markdown_table, markdown_text
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -128,19 +127,19 @@ def write_report(report: Report, folder: Path) -> None:
     write_text(folder / "report.json", json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
     write_samples(report.scores, folder)
     write_text(folder / "report.md", as_markdown(report))
-    write_text(folder / "scores.csv", scores_as_csv(report))
-    write_text(folder / "differences.csv", differences_as_csv(report))
+    write_text(folder / "scores.csv", scores_ascsv_text(report))
+    write_text(folder / "differences.csv", differences_ascsv_text(report))
 
 
-def scores_as_csv(report: Report) -> str:
+def scores_ascsv_text(report: Report) -> str:
     """One line a score."""
-    return _csv(SCORE_COLUMNS, (score.facts().values() for score in report.scores))
+    return csv_text(SCORE_COLUMNS, (score.facts().values() for score in report.scores))
 
 
-def differences_as_csv(report: Report) -> str:
+def differences_ascsv_text(report: Report) -> str:
     """One line for each question that the extraction rules read differently."""
     rules = _extractions(report)
-    return _csv(
+    return csv_text(
         ("id", "truth", *rules, "answer"),
         ((row.id, row.truth, *(row.parsed.get(rule) for rule in rules), row.answer) for row in report.differences),
     )
@@ -148,10 +147,10 @@ def differences_as_csv(report: Report) -> str:
 
 def as_markdown(report: Report) -> str:
     """The report as a page."""
-    lines = [f"# {report.title}", ""]
+    lines = [f"# {markdown_text(report.title)}", ""]
     for split in _splits(report):
         if split:
-            lines += [f"## Split {split}", ""]
+            lines += [f"## Split {markdown_text(split)}", ""]
         measures = _measures(_of_split(report, split))
         while measures:
             fitting = _fitting(measures, _MOST_COLUMNS)
@@ -161,8 +160,13 @@ def as_markdown(report: Report) -> str:
             measures = measures[fitting:]
     lines += [*_explanation(report), ""]
     if report.notes:
-        lines += ["## Notes", "", *(f"- {note}" for note in report.notes), ""]
-    lines += ["## Origin", "", *(f"- {name}: `{value}`" for name, value in _origin(report)), ""]
+        lines += ["## Notes", "", *(f"- {markdown_text(note)}" for note in report.notes), ""]
+    lines += [
+        "## Origin",
+        "",
+        *(f"- {markdown_text(name)}: {markdown_code(str(value))}" for name, value in _origin(report)),
+        "",
+    ]
     return "\n".join(lines)
 
 
@@ -324,20 +328,3 @@ def _origin(report: Report) -> list[tuple[str, Any]]:
         facts += [("command", session["command"]), ("device", session["device"])]
         facts.append(("versions", ", ".join(f"{name} {version}" for name, version in session["versions"].items())))
     return facts
-
-
-def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    """A table's lines; all columns but the first are numbers."""
-
-    def line(cells: Iterable[str]) -> str:
-        return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
-
-    return [line(columns), line(["---", *["---:"] * (len(columns) - 1)]), *map(line, rows)]
-
-
-def _csv(header: Iterable[str], rows: Iterable[Iterable[Any]]) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows(rows)
-    return text.getvalue()

@@ -1,4 +1,7 @@
-"""OpenAI's chat completions: https://platform.openai.com/docs/api-reference/chat."""
+"""OpenAI's chat completions: https://platform.openai.com/docs/api-reference/chat.
+
+Also read are the parameters that vLLM adds to it, which `vllm bench serve`, GuideLLM and EvalScope's perf send.
+"""
 
 from __future__ import annotations
 
@@ -15,30 +18,81 @@ from starlette.responses import JSONResponse, Response
 from llava_npu.errors import UserError, nearest
 from llava_npu.inference.request import Prompt, Sampling
 from llava_npu.serving.api.errors import ApiError
-from llava_npu.serving.api.event_stream import ByteStreamResponse, ClientLeftError, unless_client_leaves
+from llava_npu.serving.api.event_stream import ByteStreamResponse, ClientDisconnectedError, cancel_on_disconnect
 from llava_npu.serving.api.messages import Message, read_messages
-from llava_npu.serving.api.service import Service
+from llava_npu.serving.api.service import Service, read_stops
 
 _DEFAULT_NEW_TOKENS = 512  # if the client names no limit, and there is room
-_MAX_STOPS = 4
-# What would change the answer, and this server does not do: refused rather than ignored, but for what asks for nothing.
-_NOT_OFFERED: dict[str, tuple[Any, ...]] = {
+_MAX_TEMPERATURE = 2.0  # OpenAI's
+_MAX_STOP_TOKEN_IDS = 128
+_SAMPLING_FIELDS = (
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "presence_penalty",
+    "frequency_penalty",
+    "repetition_penalty",
+    "min_tokens",
+    "ignore_eos",
+    "seed",
+)
+# What would change the answer and is not supported: refused by name, but for the values that change nothing.
+_UNSUPPORTED: dict[str, tuple[Any, ...]] = {
+    # OpenAI's
     "n": (None, 1),
     "logprobs": (None, False),
     "top_logprobs": (None, 0),
-    "presence_penalty": (None, 0),
-    "frequency_penalty": (None, 0),
     "logit_bias": (None, {}),
     "tools": (None, []),
     "functions": (None, []),
     "tool_choice": (None, "none", "auto"),
+    "function_call": (None, "none", "auto"),
     "response_format": (None, {"type": "text"}),
     "modalities": (None, ["text"]),
     "audio": (None,),
     "verbosity": (None, "medium"),
     "reasoning_effort": (None, "none"),
     "web_search_options": (None,),
-    "function_call": (None, "none", "auto"),
+    "moderation": (None,),
+    # vLLM's
+    "best_of": (None, 1),
+    "use_beam_search": (None, False),
+    "length_penalty": (None, 1),
+    "prompt_logprobs": (None,),
+    "logprob_token_ids": (None,),
+    "allowed_token_ids": (None,),
+    "bad_words": (None, []),
+    "include_stop_str_in_output": (None, False),
+    "skip_special_tokens": (None, True),
+    "spaces_between_special_tokens": (None, True),
+    "truncate_prompt_tokens": (None,),
+    "truncation_side": (None,),
+    "thinking_token_budget": (None,),
+    "watermarking": (None, False),
+    "echo": (None, False),
+    "add_generation_prompt": (None, True),
+    "continue_final_message": (None, False),
+    "add_special_tokens": (None, False),
+    "documents": (None, []),
+    "chat_template": (None,),
+    "chat_template_kwargs": (None, {}),
+    "media_io_kwargs": (None, {}),
+    "mm_processor_kwargs": (None, {}),
+    "structured_outputs": (None,),
+    "guided_json": (None,),
+    "guided_regex": (None,),
+    "guided_choice": (None,),
+    "guided_grammar": (None,),
+    "return_tokens_as_token_ids": (None, False),
+    "return_token_ids": (None, False),
+    "return_token_offsets": (None, False),
+    "return_prompt_text": (None, False),
+    "kv_transfer_params": (None, {}),
+    "ec_transfer_params": (None, {}),
+    "vllm_xargs": (None, {}),
+    "repetition_detection": (None,),
+    "stream_interval": (None, 1),
 }
 # What says nothing about the answer.
 _WITHOUT_EFFECT = frozenset(
@@ -53,12 +107,26 @@ _WITHOUT_EFFECT = frozenset(
         "prompt_cache_options",
         "prompt_cache_retention",
         "safety_identifier",
+        "include_reasoning",
+        "priority",
+        "request_id",
+        "session_id",
+        "cache_salt",
     }
 )
 
 
-class StreamOptions(BaseModel):
-    include_usage: bool = False
+class StreamOptions(BaseModel, extra="forbid"):
+    """
+    Attributes:
+        include_usage: a last chunk with the counts of tokens.
+        continuous_usage_stats: the counts in each chunk, with `include_usage` (vLLM's).
+        include_obfuscation: OpenAI's padding against traffic analysis; nothing is padded here.
+    """
+
+    include_usage: bool | None = None
+    continuous_usage_stats: bool | None = None
+    include_obfuscation: bool | None = None
 
 
 class ChatRequest(BaseModel, extra="allow"):
@@ -68,12 +136,18 @@ class ChatRequest(BaseModel, extra="allow"):
     messages: list[Message] = Field(min_length=1)
     max_tokens: int | None = None
     max_completion_tokens: int | None = None
+    min_tokens: int | None = None
     temperature: float | None = None
     top_p: float | None = None
     top_k: int | None = None
+    min_p: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
     repetition_penalty: float | None = None
     seed: int | None = None
     stop: str | list[str] | None = None
+    stop_token_ids: list[int] | None = None
+    ignore_eos: bool | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
 
@@ -92,21 +166,20 @@ def chat_routes(service: Service) -> APIRouter:
 
     @router.post("/v1/chat/completions")
     async def complete(body: ChatRequest, request: Request) -> Response:
-        arrival = time.monotonic()
+        arrival = request.state.arrival
         _require_model(service, body.model)
-        _refuse_what_is_not_offered(body)
+        _refuse_unsupported(body)
         try:
             work = service.prepare_conversation(read_messages(body.messages))
-            prompt = await unless_client_leaves(request.receive, work)
+            prompt = await cancel_on_disconnect(request.receive, work)
             sampling = _sampling(body, service, prompt)
             if body.stream:
-                usage = body.stream_options is not None and body.stream_options.include_usage
-                events = _events(service, prompt, sampling, arrival, usage)
+                events = _events(service, prompt, sampling, arrival, body.stream_options or StreamOptions())
                 # What cannot begin is an error status, not a stream.
-                await unless_client_leaves(request.receive, anext(events))
+                await cancel_on_disconnect(request.receive, anext(events))
                 return ByteStreamResponse(events, "text/event-stream", service.limits.read_timeout)
-            answer = await unless_client_leaves(request.receive, service.answer(prompt, sampling, arrival))
-        except ClientLeftError:
+            answer = await cancel_on_disconnect(request.receive, service.answer(prompt, sampling, arrival))
+        except ClientDisconnectedError:
             return Response(status_code=499)  # nobody reads it; nginx's number, for the counters
         choice = {
             "index": 0,
@@ -121,17 +194,18 @@ def chat_routes(service: Service) -> APIRouter:
 
 
 async def _events(
-    service: Service, prompt: Prompt, sampling: Sampling, arrival: float, with_usage: bool
+    service: Service, prompt: Prompt, sampling: Sampling, arrival: float, options: StreamOptions
 ) -> AsyncIterator[bytes]:
     """Server-sent events; the first item is empty and says that generation has begun."""
     head = _head(service, "chat.completion.chunk")
-    usage = {"usage": None} if with_usage else {}
+    tokens, begun = 0, False
 
     def chunk(delta: dict[str, Any], finish_reason: str | None = None) -> bytes:
         choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
+        counted = _usage(prompt, tokens) if options.continuous_usage_stats else None
+        usage = {"usage": counted} if options.include_usage else {}
         return _event({**head, "choices": [choice], **usage})
 
-    tokens, begun = 0, False
     try:
         async for delta in service.stream(prompt, sampling, arrival):
             tokens = delta.num_tokens
@@ -148,7 +222,7 @@ async def _events(
             raise
         yield _event(error.body)
         return
-    if with_usage:
+    if options.include_usage:
         yield _event({**head, "choices": [], "usage": _usage(prompt, tokens)})
     yield b"data: [DONE]\n\n"
 
@@ -181,35 +255,54 @@ def _require_model(service: Service, name: str | None) -> None:
         raise ApiError(404, f"model {name!r}: this server has {service.name!r}", "model_not_found", "model")
 
 
-def _refuse_what_is_not_offered(body: ChatRequest) -> None:
+def _refuse_unsupported(body: ChatRequest) -> None:
+    if body.stream_options is not None and not body.stream:
+        raise ApiError(
+            400, "stream_options without stream: true; leave it out", "unsupported_parameter", "stream_options"
+        )
     for name, value in (body.model_extra or {}).items():
-        if name in _NOT_OFFERED:
-            if value not in _NOT_OFFERED[name]:
+        if name in _UNSUPPORTED:
+            if not any(_same(value, neutral) for neutral in _UNSUPPORTED[name]):
                 shown = json.dumps(value)
                 shown = shown if len(shown) <= 60 else f"{shown[:60]}…"
-                reason = f"{name} is {shown}: this server does not offer it; leave it out"
-                raise ApiError(400, reason, "not_offered", name)
+                reason = f"{name} is {shown}: this server does not support it; leave it out"
+                raise ApiError(400, reason, "unsupported_parameter", name)
         elif name not in _WITHOUT_EFFECT:
-            hint = nearest(name, [*ChatRequest.model_fields, *_NOT_OFFERED])
+            hint = nearest(name, [*ChatRequest.model_fields, *_UNSUPPORTED])
             raise ApiError(400, f"unknown field {name[:60]!r}: leave it out.{hint}", "unknown_parameter", name[:60])
 
 
+def _same(value: Any, neutral: Any) -> bool:
+    """Equal as JSON: true is not 1, but 1.0 is."""
+    return value == neutral and isinstance(value, bool) == isinstance(neutral, bool)
+
+
 def _sampling(body: ChatRequest, service: Service, prompt: Prompt) -> Sampling:
-    stops = [body.stop] if isinstance(body.stop, str) else body.stop or []
-    if len(stops) > _MAX_STOPS or any(len(stop) > 200 for stop in stops):
-        raise UserError(f"stop: at most {_MAX_STOPS} texts of up to 200 characters")
+    if body.temperature is not None and not 0 <= body.temperature <= _MAX_TEMPERATURE:
+        raise UserError(f"temperature is {body.temperature}; allowed is 0 to {_MAX_TEMPERATURE:g}.")
     limit = service.limits.max_new_tokens
     wanted = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
     if wanted is not None and not 1 <= wanted <= limit:
         raise UserError(f"max_tokens is {wanted}; this server writes 1 to {limit} (--max-new-tokens)")
     if wanted is None:
         wanted = max(1, min(_DEFAULT_NEW_TOKENS, limit, service.room(prompt)))
+    given = {name: value for name in _SAMPLING_FIELDS if (value := getattr(body, name)) is not None}
+    if given.get("top_k") == -1:  # all, as in vLLM
+        given["top_k"] = 0
     return Sampling(
         max_new_tokens=wanted,
-        temperature=1.0 if body.temperature is None else body.temperature,
-        top_p=1.0 if body.top_p is None else body.top_p,
-        top_k=0 if body.top_k in (None, -1) else body.top_k,  # −1: all, as in vLLM
-        repetition_penalty=1.0 if body.repetition_penalty is None else body.repetition_penalty,
-        seed=body.seed,
-        stop=tuple(stops),
+        stop=read_stops(body.stop),
+        stop_token_ids=_stop_token_ids(body, service),
+        strip=False,
+        **{"temperature": 1.0, **given},
     )
+
+
+def _stop_token_ids(body: ChatRequest, service: Service) -> frozenset[int]:
+    ids = body.stop_token_ids or []
+    if len(ids) > _MAX_STOP_TOKEN_IDS:
+        raise UserError(f"stop_token_ids: {len(ids)} of them; at most {_MAX_STOP_TOKEN_IDS}")
+    for token in ids:
+        if not 0 <= token < service.vocabulary_size:
+            raise UserError(f"stop_token_ids: {token}; this model's token ids are 0 to {service.vocabulary_size - 1}")
+    return frozenset(ids)

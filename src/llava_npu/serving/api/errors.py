@@ -34,8 +34,18 @@ class ApiError(HTTPException):
     def body(self) -> dict[str, Any]:
         general = "invalid_request_error" if self.status_code < 500 else "server_error"
         kind = _TYPES.get(self.status_code, general)
-        message = self.detail.encode("utf-8", "replace").decode()  # it may quote half a character
-        return {"error": {"message": message, "type": kind, "param": self.param, "code": self.code}}
+        param = None if self.param is None else _encodable(self.param)
+        return {"error": {"message": _encodable(self.detail), "type": kind, "param": param, "code": self.code}}
+
+
+def _encodable(text: str) -> str:
+    """What is quoted of a request may have half a character."""
+    return text.encode("utf-8", "replace").decode()
+
+
+def out_of_time(seconds: float) -> ApiError:
+    """A request that was not answered in its time."""
+    return ApiError(504, f"not done within {seconds:g} s (--request-timeout); ask for fewer tokens", "timeout")
 
 
 def install_error_handlers(app: FastAPI) -> None:

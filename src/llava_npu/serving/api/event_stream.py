@@ -13,22 +13,22 @@ from starlette.types import Receive, Scope, Send
 _T = TypeVar("_T")
 
 
-class ClientLeftError(Exception):
+class ClientDisconnectedError(Exception):
     """The client closed its connection."""
 
 
-async def unless_client_leaves(receive: Receive, work: Awaitable[_T]) -> _T:
+async def cancel_on_disconnect(receive: Receive, work: Awaitable[_T]) -> _T:
     """Awaits `work`, and cancels it when the client leaves. The request's body must have been read.
 
     Raises:
-        ClientLeftError: it did.
+        ClientDisconnectedError: the client closed its connection.
     """
     working = asyncio.ensure_future(work)
     leaving = asyncio.ensure_future(_wait_for_leave(receive))
     try:
         await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
         if not working.done():
-            raise ClientLeftError
+            raise ClientDisconnectedError
         return await working
     finally:
         for task in (working, leaving):
@@ -52,8 +52,8 @@ class ByteStreamResponse(Response):
         del self.headers["content-length"]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        with contextlib.suppress(ClientLeftError, TimeoutError, OSError):
-            await unless_client_leaves(receive, self._send_all(send))
+        with contextlib.suppress(ClientDisconnectedError, TimeoutError, OSError):
+            await cancel_on_disconnect(receive, self._send_all(send))
 
     async def _send_all(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})

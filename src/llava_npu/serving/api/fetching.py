@@ -1,4 +1,4 @@
-"""Fetching a picture from the web for somebody else, without becoming their way into this network.
+"""Fetching an image from the web for somebody else, without becoming their way into this network.
 
 Whatever a URL looks like (a name, a decimal number, IPv6, an IPv4 address inside IPv6), what counts is the address that
 would be connected to. So the check sits where connections are opened: the name is looked up once, all its addresses
@@ -53,7 +53,7 @@ async def resolve_name(host: str, port: int) -> list[str]:
 
 
 class ImageFetcher:
-    """Fetches pictures by http and https."""
+    """Fetches images by http and https."""
 
     def __init__(
         self,
@@ -65,8 +65,8 @@ class ImageFetcher:
     ):
         """
         Args:
-            max_bytes: of one picture's file.
-            timeout: seconds for one picture, redirections included.
+            max_bytes: of one image's file.
+            timeout: seconds for one image, redirections included.
             allowed: which addresses may be connected to.
             resolve: from a name to its addresses.
         """

@@ -1,4 +1,4 @@
-"""From the pictures of a request to their bytes."""
+"""From the images of a request to their bytes."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from llava_npu.serving.api.fetching import ImageFetcher
 
 
 async def read_image(url: str, name: str, fetcher: ImageFetcher | None) -> bytes:
-    """The bytes of the picture that a data URL holds, or that an http(s) URL leads to.
+    """The bytes of the image that a data URL holds, or that an http(s) URL leads to.
 
     Args:
         name: of the field, for error messages.
         fetcher: None where this server fetches nothing.
 
     Raises:
-        UserError: not a picture's data URL, damaged base64, or a URL that is not fetched.
+        UserError: not an image's data URL, damaged base64, or a URL that is not fetched.
     """
     scheme = url[:16].partition(":")[0].lower()
     if scheme == "data":
@@ -25,7 +25,7 @@ async def read_image(url: str, name: str, fetcher: ImageFetcher | None) -> bytes
     if scheme in ("http", "https"):
         if fetcher is None:
             raise UserError(
-                f"{name}: this server fetches no pictures from the web (it does with --allow-image-urls); "
+                f"{name}: this server fetches no images from the web (it does with --allow-image-urls); "
                 "send a data URL: data:image/png;base64,…"
             )
         return await fetcher.fetch(url)
@@ -52,7 +52,7 @@ def decode_base64(content: str, name: str) -> bytes:
     try:
         data = base64.b64decode(content.encode("ascii").translate(None, b"\r\n"), validate=True)
     except (binascii.Error, ValueError) as error:
-        raise UserError(f"{name}: damaged base64, maybe cut off ({error}); encode the picture's file again") from error
+        raise UserError(f"{name}: damaged base64, maybe cut off ({error}); encode the image's file again") from error
     if not data:
-        raise UserError(f"{name}: the picture is empty (0 bytes)")
+        raise UserError(f"{name}: the image is empty (0 bytes)")
     return data

@@ -36,7 +36,7 @@ class Message(BaseModel):
 
 
 @dataclass(frozen=True)
-class Asked:
+class ParsedMessages:
     """What a list of messages says.
 
     Attributes:
@@ -50,7 +50,7 @@ class Asked:
     system: str | None = None
 
 
-def read_messages(messages: Sequence[Message]) -> Asked:
+def read_messages(messages: Sequence[Message]) -> ParsedMessages:
     """Reads messages by the rule of docs/serving.md ("Messages"), as the exported chat template does.
 
     Neighbouring messages of one role become one turn; system messages, wherever they stand, the system prompt. The text
@@ -82,7 +82,7 @@ def read_messages(messages: Sequence[Message]) -> Asked:
         raise UserError("messages: the last one must be of role 'user'; it has no question to answer")
     if turns[0]["from"] == "gpt":
         raise UserError("messages: the first one after the system prompt must be of role 'user'")
-    return Asked(turns, urls, "\n".join(system) if system else None)
+    return ParsedMessages(turns, urls, "\n".join(system) if system else None)
 
 
 def _flatten(message: Message, where: str) -> tuple[str, list[str]]:

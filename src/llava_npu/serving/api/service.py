@@ -1,4 +1,4 @@
-"""One model that answers requests: limits checked, prompts prepared next to the engine, answers timed."""
+"""One model that answers requests: limits checked, prompts prepared while the engine works, answers timed."""
 
 from __future__ import annotations
 
@@ -14,20 +14,21 @@ from llava_npu.inference.engine import Engine
 from llava_npu.inference.prompts import prepare_prompt, prepare_rendered_prompt
 from llava_npu.inference.request import Delta, Prompt, Request, Sampling
 from llava_npu.models.processing import LlavaNpuProcessor
-from llava_npu.serving.api.errors import ApiError
+from llava_npu.serving.api.errors import ApiError, out_of_time
 from llava_npu.serving.api.fetching import ImageFetcher
 from llava_npu.serving.api.images import read_image
 from llava_npu.serving.api.limits import Limits
-from llava_npu.serving.api.messages import Asked
+from llava_npu.serving.api.messages import ParsedMessages
 from llava_npu.serving.api.metrics import Metrics
 from llava_npu.serving.background import BackgroundEngine, EngineStoppedError
 
-_UNPACKED_AT_ONCE = 2  # requests whose pictures are in memory as pixels
-_LONGEST_TOKEN = 64  # characters; a text with more characters than this for each token of room is not even encoded
+_MAX_PREPARING = 2  # requests whose images are in memory as pixels
+_MAX_STOPS, _MAX_STOP_CHARACTERS = 4, 200
+_MAX_TOKEN_CHARACTERS = 64  # a text longer than this for each token of room is not even encoded
 
 
 @dataclass(frozen=True)
-class Answer:
+class Completion:
     """A whole answer."""
 
     text: str
@@ -43,21 +44,25 @@ class Service:
     """
 
     def __init__(self, engine: Engine, name: str, limits: Limits, fetcher: ImageFetcher | None = None):
-        """`fetcher`: None where pictures are taken from requests only."""
+        """`fetcher`: None where images are taken from requests only."""
         self.name = name
         self.limits = limits
         self.created = int(time.time())
         self.metrics = Metrics()
         self.max_length = engine.max_length
-        self.max_admitted = engine.max_batch + limits.max_waiting
+        self.max_active = engine.max_batch + limits.max_waiting
         self._engine = engine
         self._background = BackgroundEngine(engine, self.metrics.observe_step)
         self._fetcher = fetcher
-        self._preparing = CapacityLimiter(_UNPACKED_AT_ONCE)
+        self._preparing = CapacityLimiter(_MAX_PREPARING)
 
     @property
     def processor(self) -> LlavaNpuProcessor:
         return self._engine.processor
+
+    @property
+    def vocabulary_size(self) -> int:
+        return int(self._engine.model.get_output_embeddings().weight.shape[0])
 
     @property
     def num_unfinished(self) -> int:
@@ -73,28 +78,37 @@ class Service:
     def stop(self) -> None:
         self._background.stop()
 
-    async def prepare_conversation(self, asked: Asked) -> Prompt:
+    def __enter__(self) -> Service:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    async def prepare_conversation(self, messages: ParsedMessages) -> Prompt:
         """Fetches, unpacks and encodes.
 
         Raises:
-            UserError: pictures or turns that the model cannot read.
+            UserError: images or turns that the model cannot read.
         """
-        if len(asked.image_urls) > self.limits.max_images:
+        if len(messages.image_urls) > self.limits.max_images:
             raise UserError(
-                f"{len(asked.image_urls)} pictures; this server takes {self.limits.max_images} (--max-images)"
+                f"{len(messages.image_urls)} images; this server takes {self.limits.max_images} (--max-images)"
             )
-        self._check_length("".join(turn["value"] for turn in asked.turns) + (asked.system or ""))
+        self._check_length("".join(turn["value"] for turn in messages.turns) + (messages.system or ""))
         data = [
-            await read_image(url, f"picture {number}", self._fetcher) for number, url in enumerate(asked.image_urls, 1)
+            await read_image(url, f"image {number}", self._fetcher) for number, url in enumerate(messages.image_urls, 1)
         ]
-        return await self._beside(
-            lambda: prepare_prompt(self.processor, asked.turns, self._open(data), system=asked.system, name="messages")
+        return await self._in_thread(
+            lambda: prepare_prompt(
+                self.processor, messages.turns, self._open(data), system=messages.system, name="messages"
+            )
         )
 
-    async def prepare_text(self, text: str, pictures: list[bytes]) -> Prompt:
+    async def prepare_text(self, text: str, images: list[bytes]) -> Prompt:
         """As `prepare_conversation`, of a prompt with its markup."""
         self._check_length(text)
-        return await self._beside(lambda: prepare_rendered_prompt(self.processor, text, self._open(pictures)))
+        return await self._in_thread(lambda: prepare_rendered_prompt(self.processor, text, self._open(images)))
 
     def room(self, prompt: Prompt) -> int:
         """Tokens that an answer may have behind this prompt; none or fewer if it is too long itself."""
@@ -128,19 +142,18 @@ class Service:
             seconds = time.monotonic() - arrival
             self.metrics.observe_answer(reason, len(prompt.input_ids), tokens, seconds)
 
-    async def answer(self, prompt: Prompt, sampling: Sampling, arrival: float) -> Answer:
+    async def answer(self, prompt: Prompt, sampling: Sampling, arrival: float) -> Completion:
         """As `stream`, at once."""
         texts = []
         async for delta in self.stream(prompt, sampling, arrival):
             texts.append(delta.text)
             if delta.finish_reason:
-                return Answer("".join(texts), delta.num_tokens, delta.finish_reason)
+                return Completion("".join(texts), delta.num_tokens, delta.finish_reason)
         raise AssertionError("an answer ends with its finish reason")
 
     def _raise_failure(self, delta: Delta) -> None:
         if delta.finish_reason == "timeout":
-            seconds = self.limits.request_timeout
-            raise ApiError(504, f"not done within {seconds:g} s (--request-timeout); ask for fewer tokens", "timeout")
+            raise out_of_time(self.limits.request_timeout)
         if delta.finish_reason == "error":
             what = f"{type(delta.error).__name__}: {delta.error}".splitlines()[0][:200]
             raise ApiError(500, f"generating failed: {what}", "generation_failed") from delta.error
@@ -150,16 +163,27 @@ class Service:
     def _check_length(self, text: str) -> None:
         if any("\ud800" <= character <= "\udfff" for character in text):
             raise UserError("the text has a lone surrogate (half a character), which no tokenizer reads; remove it")
-        if len(text) > _LONGEST_TOKEN * self.max_length:
+        if len(text) > _MAX_TOKEN_CHARACTERS * self.max_length:
             raise UserError(
                 f"a text of {len(text):,} characters; prompt and answer together may have {self.max_length} tokens"
             )
 
-    def _open(self, pictures: list[bytes]) -> list:
+    def _open(self, images: list[bytes]) -> list:
         return [
-            load_image(data, f"picture {number}", max_pixels=self.limits.max_image_pixels)
-            for number, data in enumerate(pictures, 1)
+            load_image(data, f"image {number}", max_pixels=self.limits.max_image_pixels)
+            for number, data in enumerate(images, 1)
         ]
 
-    async def _beside(self, work: Callable[[], Prompt]) -> Prompt:
+    async def _in_thread(self, work: Callable[[], Prompt]) -> Prompt:
         return await to_thread.run_sync(work, limiter=self._preparing)
+
+
+def read_stops(stop: str | list[str] | None) -> tuple[str, ...]:
+    """
+    Raises:
+        UserError: too many, an empty or a long one.
+    """
+    stops = [stop] if isinstance(stop, str) else stop or []
+    if len(stops) > _MAX_STOPS or not all(0 < len(each) <= _MAX_STOP_CHARACTERS for each in stops):
+        raise UserError(f"stop: at most {_MAX_STOPS} texts of 1 to {_MAX_STOP_CHARACTERS} characters")
+    return tuple(stops)

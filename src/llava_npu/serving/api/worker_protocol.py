@@ -8,7 +8,6 @@ separated by a zero byte, each with the whole text so far, prompt included. Erro
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -19,12 +18,16 @@ from starlette.responses import Response
 from llava_npu.errors import UserError
 from llava_npu.inference.request import Prompt, Sampling
 from llava_npu.serving.api.errors import ApiError
-from llava_npu.serving.api.event_stream import ByteStreamResponse, ClientLeftError, unless_client_leaves
+from llava_npu.serving.api.event_stream import ByteStreamResponse, ClientDisconnectedError, cancel_on_disconnect
 from llava_npu.serving.api.images import decode_base64
-from llava_npu.serving.api.service import Service
+from llava_npu.serving.api.service import Service, read_stops
 
 _WORKER_FAILED = 1
 _SAMPLED_ABOVE = 0.001  # temperatures up to here mean: the likeliest token
+
+
+class AddressRequest(BaseModel):
+    model: str | None = None
 
 
 class WorkerRequest(BaseModel):
@@ -53,23 +56,17 @@ def worker_routes(service: Service) -> APIRouter:
         return {"models": [service.name]}
 
     @router.post("/get_worker_address")
-    async def address(request: Request) -> dict[str, str]:
-        try:
-            body = await request.json()
-        except ValueError as error:
-            raise UserError('the body is not valid JSON; expected {"model": "NAME"}') from error
-        known = isinstance(body, dict) and body.get("model") == service.name
-        return {"address": str(request.base_url).rstrip("/") if known else ""}
+    async def address(body: AddressRequest, request: Request) -> dict[str, str]:
+        return {"address": str(request.base_url).rstrip("/") if body.model == service.name else ""}
 
     @router.post("/worker_generate_stream")
     async def generate(body: WorkerRequest, request: Request) -> Response:
-        arrival = time.monotonic()
         try:
-            prompt = await unless_client_leaves(request.receive, _prepare(service, body))
-            deltas = _deltas(service, body, prompt, arrival)
+            prompt = await cancel_on_disconnect(request.receive, _prepare(service, body))
+            deltas = _deltas(service, body, prompt, request.state.arrival)
         except UserError as error:
             deltas = _one(_chunk(str(error), _WORKER_FAILED))
-        except ClientLeftError:
+        except ClientDisconnectedError:
             return Response(status_code=499)
         return ByteStreamResponse(deltas, "application/octet-stream", service.limits.read_timeout)
 
@@ -79,8 +76,8 @@ def worker_routes(service: Service) -> APIRouter:
 async def _prepare(service: Service, body: WorkerRequest) -> Prompt:
     images = body.images or []
     if len(images) > service.limits.max_images:
-        raise UserError(f"{len(images)} pictures; this server takes {service.limits.max_images} (--max-images)")
-    data = [decode_base64(image, f"picture {number}") for number, image in enumerate(images, 1)]
+        raise UserError(f"{len(images)} images; this server takes {service.limits.max_images} (--max-images)")
+    data = [decode_base64(image, f"image {number}") for number, image in enumerate(images, 1)]
     return await service.prepare_text(body.prompt, data)
 
 
@@ -106,10 +103,9 @@ def _chunk(text: str, error_code: int) -> bytes:
 def _sampling(body: WorkerRequest, service: Service, prompt: Prompt) -> Sampling:
     # As LLaVA's worker: what is too long is cut, not refused.
     most = max(1, min(body.max_new_tokens, service.limits.max_new_tokens, service.room(prompt)))
-    stops = [body.stop] if isinstance(body.stop, str) else body.stop or []
     return Sampling(
         max_new_tokens=most,
         temperature=body.temperature if body.temperature > _SAMPLED_ABOVE else 0.0,
         top_p=body.top_p,
-        stop=tuple(stops),
+        stop=read_stops(body.stop or None),
     )

@@ -12,10 +12,10 @@ from PIL import Image
 
 from llava_npu.errors import UserError
 from llava_npu.inference.request import Sampling
-from llava_npu.serving.web.columns import Column, Talk
+from llava_npu.serving.web.conversation import ChatHistory, ServedModel
 
 
-def flag(columns: Sequence[Column], talk: Talk, sampling: Sampling, folder: Path) -> Path:
+def flag_conversation(models: Sequence[ServedModel], history: ChatHistory, sampling: Sampling, folder: Path) -> Path:
     """Keeps a conversation in a local file, one JSON value a line, its images next to it; nothing about the visitor.
 
     Returns:
@@ -24,22 +24,22 @@ def flag(columns: Sequence[Column], talk: Talk, sampling: Sampling, folder: Path
     Raises:
         UserError: the conversation is empty, or the file cannot be written.
     """
-    if not talk.exchanges:
+    if not history.exchanges:
         raise UserError("There is nothing to flag yet.")
     path = folder / "flagged.jsonl"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         record = {
             "time": datetime.now(UTC).isoformat(timespec="seconds"),
-            "models": [column.name for column in columns],
+            "models": [model.name for model in models],
             "sampling": {"temperature": sampling.temperature, "top_p": sampling.top_p},
             "exchanges": [
                 {
                     "question": each.question,
-                    "images": [_keep(picture.image, folder) for picture in each.pictures],
+                    "images": [_keep(each_image.image, folder) for each_image in each.images],
                     "answers": list(each.answers),
                 }
-                for each in talk.exchanges
+                for each in history.exchanges
             ],
         }
         with path.open("a", encoding="utf-8") as file:
@@ -49,8 +49,8 @@ def flag(columns: Sequence[Column], talk: Talk, sampling: Sampling, folder: Path
     return path
 
 
-def _keep(picture: Image.Image, folder: Path) -> str:
-    name = f"{hashlib.sha256(picture.tobytes()).hexdigest()[:16]}.png"
+def _keep(image: Image.Image, folder: Path) -> str:
+    name = f"{hashlib.sha256(image.tobytes()).hexdigest()[:16]}.png"
     if not (folder / name).exists():
-        picture.save(folder / name)
+        image.save(folder / name)
     return name

@@ -10,190 +10,209 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from fastapi import FastAPI
 from gradio.utils import get_upload_folder
-from starlette.datastructures import MutableHeaders
-from starlette.middleware import Middleware
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from llava_npu.errors import UserError
 from llava_npu.inference.request import Sampling
+from llava_npu.serving.hosts import AllowedHosts
 from llava_npu.serving.web import uploads
-from llava_npu.serving.web.columns import Column, Picture, Talk, ask, open_pictures, without_last
-from llava_npu.serving.web.flags import flag
-from llava_npu.serving.web.seeing import seen
+from llava_npu.serving.web.conversation import (
+    ChatHistory,
+    ServedModel,
+    UploadedImage,
+    open_images,
+    stream_answers,
+    without_last,
+)
+from llava_npu.serving.web.flags import flag_conversation
+from llava_npu.serving.web.model_view import model_view
 from llava_npu.serving.web.uploads import MAX_AGE_SECONDS, UploadLimit, check_uploaded, make_upload_folder
 
 _FONTS = ["ui-sans-serif", "system-ui", "sans-serif"]  # of this machine: nothing is loaded from elsewhere
 _STYLE = ".message img { max-height: 9rem; width: auto; object-fit: contain }"  # answers stay in sight
-# Answers are shown as Markdown, and what models write may name pictures of other sites.
+# Answers are shown as Markdown, and what models write may name images of other sites.
 _OWN_CONTENT_ONLY = "default-src 'self' data: blob: 'unsafe-inline' 'unsafe-eval'"
 
 
-def build_page(columns: Sequence[Column], flags: Path, examples: Sequence[Path] = ()) -> gr.Blocks:
-    """A page that talks with one model, or with two side by side about the same pictures.
+def build_page(models: Sequence[ServedModel], flags: Path, examples: Sequence[Path] = ()) -> gr.Blocks:
+    """A page that talks with one model, or with two side by side about the same images.
 
     Args:
-        columns: the models; their engines run.
+        models: their engines run.
         flags: folder for flagged conversations.
-        examples: pictures to click on.
+        examples: images to click on.
     """
     upload_folder = make_upload_folder()  # before any component asks where its files are
-    names = " and ".join(column.name for column in columns)
+    names = " and ".join(model.name for model in models)
     tidying = (MAX_AGE_SECONDS // 6, MAX_AGE_SECONDS)
     with gr.Blocks(title=f"LLaVA-NPU: {names}", analytics_enabled=False, delete_cache=tidying) as page:
         gr.Markdown(f"### {names}")
-        _connect(_lay_out(columns, examples, upload_folder), columns, flags, upload_folder)
+        with gr.Row():
+            with gr.Column(scale=2):
+                images, settings = _left_side(examples, upload_folder)
+            with gr.Column(scale=5):
+                parts = _right_side(models, images, settings)
+        _connect(parts, _Actions(models, flags, upload_folder))
     return page
 
 
 @dataclass(frozen=True)
-class _Components:
-    """What people see and click on; `talk` is the conversation behind it."""
+class _Parts:
+    """The page's components that take part in a conversation."""
 
-    talk: gr.State
-    pictures: gr.Gallery
-    settings: list[gr.Slider]  # temperature, top p, length
+    images: gr.Gallery
+    settings: list[gr.Slider]
     chats: list[gr.Chatbot]
     question: gr.Textbox
-    send: gr.Button
-    stop: gr.Button
-    again: gr.Button
-    clear: gr.Button
-    keep: gr.Button
-    sights: list[gr.Gallery]
+    buttons: dict[str, gr.Button]
+    views: list[gr.Gallery]
+    history: gr.State
 
 
-def _lay_out(columns: Sequence[Column], examples: Sequence[Path], upload_folder: Path) -> _Components:
-    talk = gr.State(Talk())
+def _left_side(examples: Sequence[Path], upload_folder: Path) -> tuple[gr.Gallery, list[gr.Slider]]:
+    images = gr.Gallery(
+        label="Images for the next question",
+        type="filepath",
+        file_types=["image"],
+        sources=["upload", "webcam", "clipboard"],
+        interactive=True,
+        columns=2,
+        elem_id="images",
+    )
+    if examples:
+        _shelf(examples, images, upload_folder)
+    with gr.Accordion("Parameters", open=False):
+        temperature = gr.Slider(0, 2, 0.2, step=0.1, label="Temperature (0: always the likeliest word)")
+        top_p = gr.Slider(0.05, 1, 0.7, step=0.05, label="Top p")
+        length = gr.Slider(16, 1024, 512, step=16, label="Longest answer, in tokens")
+    return images, [temperature, top_p, length]
+
+
+def _right_side(models: Sequence[ServedModel], images: gr.Gallery, settings: list[gr.Slider]) -> _Parts:
     with gr.Row():
-        with gr.Column(scale=2):
-            pictures = gr.Gallery(
-                label="Pictures for the next question",
-                type="filepath",
-                file_types=["image"],
-                sources=["upload", "webcam", "clipboard"],
-                interactive=True,
+        chats = [
+            gr.Chatbot(label=model.name, height=440, elem_id=f"chat-{place}", buttons=["copy"])
+            for place, model in enumerate(models)
+        ]
+    question = gr.Textbox(show_label=False, placeholder="Ask about the images, then press Enter", elem_id="question")
+    labels = {"send": "Send", "stop": "Stop", "again": "Regenerate", "clear": "Clear", "flag": "Flag"}
+    with gr.Row():
+        buttons = {
+            name: gr.Button(label, variant="primary" if name == "send" else "secondary", elem_id=name, min_width=80)
+            for name, label in labels.items()
+        }
+    with gr.Accordion("What the models see (a cell is a visual token)", open=False), gr.Row():
+        views = [
+            gr.Gallery(
+                label=model.name,
+                format="png",
+                interactive=False,
                 columns=2,
-                elem_id="pictures",
+                fit_columns=False,
+                object_fit="contain",
+                elem_id=f"view-{place}",
+                buttons=["fullscreen"],
             )
-            if examples:
-                _shelf(examples, pictures, upload_folder)
-            with gr.Accordion("Parameters", open=False):
-                temperature = gr.Slider(0, 2, 0.2, step=0.1, label="Temperature (0: always the likeliest word)")
-                top_p = gr.Slider(0.05, 1, 0.7, step=0.05, label="Top p")
-                length = gr.Slider(16, 1024, 512, step=16, label="Longest answer, in tokens")
-        with gr.Column(scale=5):
-            with gr.Row():
-                chats = [
-                    gr.Chatbot(label=column.name, height=440, elem_id=f"chat-{place}", buttons=["copy"])
-                    for place, column in enumerate(columns)
-                ]
-            question = gr.Textbox(
-                show_label=False, placeholder="Ask about the pictures, then press Enter", elem_id="question"
-            )
-            with gr.Row():
-                send = gr.Button("Send", variant="primary", elem_id="send", min_width=80)
-                stop = gr.Button("Stop", elem_id="stop", min_width=80)
-                again = gr.Button("Regenerate", elem_id="again", min_width=80)
-                clear = gr.Button("Clear", elem_id="clear", min_width=80)
-                keep = gr.Button("Flag", elem_id="flag", min_width=80)
-            with gr.Accordion("What the models see (a cell is a visual token)", open=False), gr.Row():
-                sights = [
-                    gr.Gallery(
-                        label=column.name,
-                        format="png",
-                        interactive=False,
-                        columns=2,
-                        fit_columns=False,
-                        object_fit="contain",
-                        elem_id=f"seen-{place}",
-                        buttons=["fullscreen"],
-                    )
-                    for place, column in enumerate(columns)
-                ]
-    settings = [temperature, top_p, length]
-    return _Components(talk, pictures, settings, chats, question, send, stop, again, clear, keep, sights)
+            for place, model in enumerate(models)
+        ]
+    return _Parts(images, settings, chats, question, buttons, views, gr.State(ChatHistory()))
 
 
-def _connect(page: _Components, columns: Sequence[Column], flags: Path, upload_folder: Path) -> None:
-    """What happens on clicks."""
+def _connect(parts: _Parts, actions: _Actions) -> None:
+    """Which action each button starts, and which components it reads and writes."""
+    history, buttons = parts.history, parts.buttons
+    asked = (
+        [parts.question, parts.images, history, *parts.settings],
+        [history, *parts.chats, parts.question, parts.images, *parts.views],
+    )
+    running: list[Any] = [
+        parts.question.submit(actions.answer, *asked),
+        buttons["send"].click(actions.answer, *asked),
+        buttons["again"].click(actions.regenerate, [history, *parts.settings], [history, *parts.chats]),
+    ]
+    buttons["stop"].click(None, cancels=running, queue=False)
+    everything = [history, parts.question, parts.images, *parts.chats, *parts.views]
+    for clicked in (buttons["clear"].click, *(chat.clear for chat in parts.chats)):  # one model's own clears them all
+        clicked(lambda: [ChatHistory(), "", *[None] * (len(everything) - 2)], None, everything, cancels=running)
+    buttons["flag"].click(actions.flag, [history, *parts.settings])
 
-    async def answer(text: str, files: list[Any] | None, now: Talk, *values: float) -> AsyncIterator[list[Any]]:
+
+class _Actions:
+    """What the page's buttons do."""
+
+    def __init__(self, models: Sequence[ServedModel], flags: Path, upload_folder: Path):
+        self._models = models
+        self._flags = flags
+        self._upload_folder = upload_folder
+
+    async def answer(
+        self, text: str, files: list[Any] | None, now: ChatHistory, *values: float
+    ) -> AsyncIterator[list[Any]]:
+        """The models answer a question about further images."""
         with _errors_shown():
             paths = [file for file, _ in files or []]
-            check_uploaded(paths, upload_folder)
-            opened = await asyncio.to_thread(open_pictures, paths, now)
-            async with aclosing(ask(columns, now, text, opened, _sampling(values))) as answering:
-                sights = await asyncio.to_thread(_sights, columns, opened)
-                box: list[Any] = ["", None, *sights]  # the question is asked: empty for the next
+            check_uploaded(paths, self._upload_folder)
+            opened = await asyncio.to_thread(open_images, paths, now)
+            async with aclosing(stream_answers(self._models, now, text, opened, _sampling(values))) as answering:
+                shown = await asyncio.to_thread(_views, self._models, opened)
+                box: list[Any] = ["", None, *shown]  # the question is asked: empty for the next
                 async for later in answering:
-                    yield [later, *_chats(columns, later), *box]
+                    yield [later, *_chats(self._models, later), *box]
                     box = [gr.skip()] * len(box)
 
-    async def regenerate(now: Talk, *values: float) -> AsyncIterator[list[Any]]:
+    async def regenerate(self, now: ChatHistory, *values: float) -> AsyncIterator[list[Any]]:
+        """The models answer the last question once more."""
         with _errors_shown():
             earlier, last = without_last(now)
-            async with aclosing(ask(columns, earlier, last.question, last.pictures, _sampling(values))) as answering:
+            async with aclosing(
+                stream_answers(self._models, earlier, last.question, last.images, _sampling(values))
+            ) as answering:
                 async for later in answering:
-                    yield [later, *_chats(columns, later)]
+                    yield [later, *_chats(self._models, later)]
 
-    def keep_talk(now: Talk, *values: float) -> None:
+    def flag(self, now: ChatHistory, *values: float) -> None:
+        """Keeps the conversation."""
         with _errors_shown():
-            path = flag(columns, now, _sampling(values), flags)
+            path = flag_conversation(self._models, now, _sampling(values), self._flags)
         gr.Info(f"kept in {path}")
 
-    box = [page.question, page.pictures, *page.sights]
-    asked = ([page.question, page.pictures, page.talk, *page.settings], [page.talk, *page.chats, *box])
-    running: list[Any] = [
-        page.question.submit(answer, *asked),
-        page.send.click(answer, *asked),
-        page.again.click(regenerate, [page.talk, *page.settings], [page.talk, *page.chats]),
-    ]
-    page.stop.click(None, cancels=running, queue=False)
-    everything = [page.talk, page.question, page.pictures, *page.chats, *page.sights]
-    for clicked in (
-        page.clear.click,
-        *(chat.clear for chat in page.chats),
-    ):  # a column's own button means the whole talk
-        clicked(lambda: [Talk(), "", *[None] * (len(everything) - 2)], None, everything, cancels=running)
-    page.keep.click(keep_talk, [page.talk, *page.settings])
 
+def page_app(page: gr.Blocks, hosts: AllowedHosts, max_bytes: int) -> ASGIApp:
+    """The page as an application for `run_server`.
 
-def launch(page: gr.Blocks, host: str, port: int, max_bytes: int, block: bool = True) -> str:
-    """Serves the page; returns its address where `block` is False.
-
-    Raises:
-        UserError: the port is in use.
+    Args:
+        hosts: names by which it may be called.
+        max_bytes: of one uploaded file.
     """
-    try:
-        _, address, _ = page.queue(default_concurrency_limit=16).launch(
-            server_name=host,
-            server_port=port,
-            share=False,
-            quiet=True,
-            max_file_size=max_bytes,
-            prevent_thread_lock=not block,
-            theme=gr.themes.Soft(font=_FONTS, font_mono=["monospace"]),
-            css=_STYLE,
-            footer_links=[],
-            ssr_mode=False,
-            app_kwargs={
-                "middleware": [
-                    Middleware(_ContentPolicy),
-                    Middleware(UploadLimit, folder=Path(get_upload_folder()), max_bytes=uploads.MAX_TOTAL_BYTES),
-                ]
-            },
-        )
-    except OSError as error:
-        raise UserError(f"--port {port}: in use on {host}, or not ours to take ({error}); choose another") from error
-    return str(address)
+    app: ASGIApp = gr.mount_gradio_app(
+        FastAPI(docs_url=None, redoc_url=None, openapi_url=None),
+        page.queue(default_concurrency_limit=16),
+        path="/",
+        show_error=False,
+        max_file_size=max_bytes,
+        theme=gr.themes.Soft(font=_FONTS, font_mono=["monospace"]),
+        css=_STYLE,
+        footer_links=[],
+        ssr_mode=False,
+    )
+    # As `launch` does. Before, Gradio takes every path for one of its own, and would hand out any file of the machine.
+    page.has_launched = True
+    app = UploadLimit(app, Path(get_upload_folder()), uploads.MAX_TOTAL_BYTES)
+    return _Guard(app, hosts)
 
 
-class _ContentPolicy:
-    """ASGI middleware: tells browsers to load nothing from elsewhere, whatever an answer's text asks for."""
+class _Guard:
+    """ASGI middleware: answers to its own names only, and tells browsers to load nothing from elsewhere, whatever an
+    answer's text asks for.
+    """
 
-    def __init__(self, app: ASGIApp):
+    def __init__(self, app: ASGIApp, hosts: AllowedHosts):
         self._app = app
+        self._hosts = hosts
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def send_with_policy(message: Message) -> None:
@@ -201,11 +220,15 @@ class _ContentPolicy:
                 MutableHeaders(scope=message)["Content-Security-Policy"] = _OWN_CONTENT_ONLY
             await send(message)
 
+        if scope["type"] != "lifespan" and Headers(scope=scope).get("host", "") not in self._hosts:
+            refusal = PlainTextResponse("This page answers to loopback names and --allowed-hosts.", 403)
+            await refusal(scope, receive, send)
+            return
         await self._app(scope, receive, send_with_policy)
 
 
-def _shelf(examples: Sequence[Path], pictures: gr.Gallery, upload_folder: Path) -> None:
-    """Pictures that a click puts among those of the next question."""
+def _shelf(examples: Sequence[Path], images: gr.Gallery, upload_folder: Path) -> None:
+    """Images that a click puts among those of the next question."""
     shelf = gr.Dataset(
         components=[gr.Image(render=False, type="filepath")],
         samples=[[str(path)] for path in examples],
@@ -219,29 +242,27 @@ def _shelf(examples: Sequence[Path], pictures: gr.Gallery, upload_folder: Path) 
             check_uploaded([file for file, _ in now or []], upload_folder)
         return [*(now or []), str(examples[place])]
 
-    shelf.click(add, [shelf, pictures], pictures)
+    shelf.click(add, [shelf, images], images)
 
 
-def _chats(columns: Sequence[Column], talk: Talk) -> list[list[dict[str, Any]]]:
-    return [_messages(talk, place) for place in range(len(columns))]
+def _chats(models: Sequence[ServedModel], history: ChatHistory) -> list[list[dict[str, Any]]]:
+    return [_messages(history, place) for place in range(len(models))]
 
 
-def _messages(talk: Talk, column: int) -> list[dict[str, Any]]:
+def _messages(history: ChatHistory, place: int) -> list[dict[str, Any]]:
     messages: list[dict[str, Any]] = []
-    for exchange in talk.exchanges:
-        shown: list[Any] = [*({"path": picture.file} for picture in exchange.pictures), exchange.question]
+    for exchange in history.exchanges:
+        shown: list[Any] = [*({"path": image.file} for image in exchange.images), exchange.question]
         messages.append({"role": "user", "content": shown})
-        messages.append({"role": "assistant", "content": exchange.answers[column] or ""})
+        messages.append({"role": "assistant", "content": exchange.answers[place] or ""})
     return messages
 
 
-def _sights(columns: Sequence[Column], pictures: Sequence[Picture]) -> list[Any]:
-    """What each model sees of the latest pictures; a question without any leaves them."""
-    if not pictures:
-        return [gr.skip()] * len(columns)
-    return [
-        [sight for picture in pictures for sight in seen(column.engine.loaded, picture.image)] for column in columns
-    ]
+def _views(models: Sequence[ServedModel], images: Sequence[UploadedImage]) -> list[Any]:
+    """What each model sees of the latest images; a question without any leaves them."""
+    if not images:
+        return [gr.skip()] * len(models)
+    return [[view for each in images for view in model_view(model.engine.loaded, each.image)] for model in models]
 
 
 def _sampling(values: Sequence[float]) -> Sampling:

@@ -1,4 +1,4 @@
-"""What a model gets of a picture: the pixels as its tower takes them, and the places of its visual tokens.
+"""What a model gets of an image: the pixels as its tower takes them, and the places of its visual tokens.
 
 Both are what the model computes with, made by its own processor and asked of its own projector. No attention is shown
 (docs/decisions.md says why).
@@ -14,43 +14,42 @@ from llava_npu.models.processing import LlavaNpuProcessor
 from llava_npu.models.projectors import token_grid
 from llava_npu.models.projectors.grid import Grid
 
-_SIDE = 336  # smaller pictures are enlarged to about this, pixel by pixel, so that lines leave room between them
-
+_SIDE = 336  # smaller images are enlarged to about this, pixel by pixel, so that lines leave room between them
 _LINE = (255, 0, 128, 170)
 
 
-def seen(loaded: LoadedModel, picture: Image.Image) -> list[tuple[Image.Image, str]]:
-    """The picture, or with anyres its tiles, as the tower sees it, one cell for each token; and a line about it."""
+def model_view(loaded: LoadedModel, image: Image.Image) -> list[tuple[Image.Image, str]]:
+    """The image, or with anyres its tiles, as the tower sees it, one cell for each token; and a line about it."""
     model, processor = loaded
     config = model.config
     grid = token_grid(config.projector_type, config.tower.grid, **config.projector_options)
-    tiles = [_restored(pixels, processor) for pixels in processor.preprocess_images([picture])]
-    tokens = processor.count_image_tokens((picture.height, picture.width))
+    tiles = [_restored(pixels, processor) for pixels in processor.preprocess_images([image])]
+    tokens = processor.count_image_tokens((image.height, image.width))
     line = f"{tokens} tokens" if grid is None else f"{tokens} tokens, {grid[0]}×{grid[1]}"
-    if len(tiles) > 1:  # the first is the whole picture
+    if len(tiles) > 1:  # the first is the whole image
         line = f"{tokens} tokens, {len(tiles)} tiles"
     return [(_with_cells(tile, grid), line) for tile in tiles]
 
 
 def _restored(pixels: torch.Tensor, processor: LlavaNpuProcessor) -> Image.Image:
-    """(3, height, width), as the tower takes them, as a picture again."""
-    images = processor.image_processor
-    if images.do_normalize:
-        mean, std = torch.tensor(images.image_mean), torch.tensor(images.image_std)
+    """(3, height, width), as the tower takes them, as an image again."""
+    preprocessing = processor.image_processor
+    if preprocessing.do_normalize:
+        mean, std = torch.tensor(preprocessing.image_mean), torch.tensor(preprocessing.image_std)
         pixels = pixels * std[:, None, None] + mean[:, None, None]
-    if images.do_rescale:
-        pixels = pixels / images.rescale_factor
+    if preprocessing.do_rescale:
+        pixels = pixels / preprocessing.rescale_factor
     return Image.fromarray(pixels.round().clamp(0, 255).byte().permute(1, 2, 0).numpy())
 
 
-def _with_cells(picture: Image.Image, grid: Grid | None) -> Image.Image:
-    factor = max(1, _SIDE // max(picture.size))
-    width, height = picture.width * factor, picture.height * factor
-    picture = picture.resize((width, height), Image.Resampling.NEAREST)
+def _with_cells(image: Image.Image, grid: Grid | None) -> Image.Image:
+    factor = max(1, _SIDE // max(image.size))
+    width, height = image.width * factor, image.height * factor
+    image = image.resize((width, height), Image.Resampling.NEAREST)
     if grid is not None:
-        draw = ImageDraw.Draw(picture, "RGBA")
+        draw = ImageDraw.Draw(image, "RGBA")
         for row in range(1, grid[0]):
             draw.line([(0, row * height / grid[0]), (width, row * height / grid[0])], fill=_LINE)
         for column in range(1, grid[1]):
             draw.line([(column * width / grid[1], 0), (column * width / grid[1], height)], fill=_LINE)
-    return picture
+    return image

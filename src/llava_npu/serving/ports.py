@@ -30,11 +30,17 @@ def open_port(host: str, port: int, send_timeout: float) -> socket.socket:
         listener.bind(address)
     except OSError as error:
         listener.close()
-        raise not_ours(host, port, error) from error
+        raise port_error(host, port, error) from error
     return listener
 
 
-def not_ours(host: str, port: int, error: OSError) -> UserError:
+def address_of(listener: socket.socket) -> str:
+    """The URL of a server behind a reserved port."""
+    host, port = listener.getsockname()[:2]
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
+
+
+def port_error(host: str, port: int, error: OSError) -> UserError:
     """Says why a port cannot be had."""
     if error.errno == errno.EADDRINUSE:
         return UserError(f"--port {port}: in use on {host} by another program; choose another, or 0 for any")

@@ -1,0 +1,57 @@
+"""Which names a server answers to.
+
+A web page can make its visitor's browser look up a name of the page's own domain at an address of the visitor's network
+(DNS rebinding), and then talks with that machine's servers as if they were the page's own. Such a request carries the
+page's name in its `Host` header, so a server that answers only to names it was given is out of reach.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Sequence
+from urllib.parse import urlsplit
+
+ANY = "*"
+
+
+class AllowedHosts:
+    """The names and addresses by which clients may call a server."""
+
+    def __init__(self, bound: str = "127.0.0.1", names: Sequence[str] = ()):
+        """
+        Args:
+            bound: name or address that the server listens on.
+            names: further ones, without a port; "*" for any.
+        """
+        self._names = {"localhost", _without_dot(bound), *map(_without_dot, names)}
+        # A name that is an address was not looked up, so it cannot have been rebound.
+        self._any_address = not _is_loopback(bound)
+
+    def __contains__(self, header: str) -> bool:
+        """Whether a `Host` header, with or without a port, names this server."""
+        if ANY in self._names:
+            return True
+        try:
+            parts = urlsplit(f"//{header}")
+            name = _without_dot(parts.hostname or "")
+            well_formed = parts.path == parts.query == parts.fragment == "" and parts.username is None
+            _ = parts.port  # raises for one that is not a number
+        except ValueError:
+            return False
+        return well_formed and (name in self._names or _is_loopback(name) or (self._any_address and _is_address(name)))
+
+
+def _without_dot(name: str) -> str:
+    return name.strip().lower().removesuffix(".").strip("[]")
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
+
+
+def _is_loopback(name: str) -> bool:
+    return name == "localhost" or (_is_address(name) and ipaddress.ip_address(name).is_loopback)
