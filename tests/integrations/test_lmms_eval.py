@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import tomllib
+from collections.abc import Iterator
 from importlib.metadata import EntryPoint
 from pathlib import Path
 from types import SimpleNamespace
@@ -70,6 +71,15 @@ def visual(doc):
 def text(doc, lmms_eval_specific_kwargs=None):
     return doc["question"] + "\\n{SUFFIX}"
 """
+
+
+@pytest.fixture(scope="module", autouse=True)
+def own_locks() -> Iterator[None]:
+    """lmms-eval makes all file locks of its process reentrant for good; other tests need them as they are."""
+    filelock_api = pytest.importorskip("filelock._api")
+    call = filelock_api.FileLockMeta.__call__
+    yield
+    filelock_api.FileLockMeta.__call__ = call
 
 
 @pytest.fixture(scope="module")
