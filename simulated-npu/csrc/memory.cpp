@@ -4,6 +4,7 @@
 
 #include <c10/core/CachingDeviceAllocator.h>
 #include <c10/util/Exception.h>
+#include <torch/version.h>
 
 #include <array>
 #include <cstdlib>
@@ -94,8 +95,17 @@ void* aligned_host_memory(size_t bytes) {
   return pointer;
 }
 
-// The interface torch.accelerator.memory_* reads. There is no cache: what is freed is gone at once.
-struct DeviceMemory final : c10::DeviceAllocator {
+// torch.accelerator.memory_* reads a DeviceAllocator. It came after torch 2.7 and changed until 2.13: before, an npu has
+// torch_npu's own figures alone.
+#if TORCH_VERSION_MAJOR > 2 || TORCH_VERSION_MINOR >= 13
+#define SIMULATED_NPU_TELLS_TORCH_ITS_MEMORY
+using AllocatorBase = c10::DeviceAllocator;
+#else
+using AllocatorBase = c10::Allocator;
+#endif
+
+// There is no cache: what is freed is gone at once.
+struct DeviceMemory final : AllocatorBase {
   c10::DataPtr allocate(size_t bytes) override {
     const auto index = current_device();
     charge(index, static_cast<int64_t>(bytes));
@@ -109,6 +119,7 @@ struct DeviceMemory final : c10::DeviceAllocator {
   void copy_data(void* to, const void* from, size_t bytes) const override {
     std::memcpy(to, from, bytes);
   }
+#ifdef SIMULATED_NPU_TELLS_TORCH_ITS_MEMORY
   bool initialized() override {
     return device_was_used();
   }
@@ -133,6 +144,7 @@ struct DeviceMemory final : c10::DeviceAllocator {
     const auto now = memory_statistics(index);
     return {static_cast<size_t>(now.limit - now.allocated), static_cast<size_t>(now.limit)};
   }
+#endif
 };
 
 // Pinned blocks by address, so that a view into one is known to be pinned too.

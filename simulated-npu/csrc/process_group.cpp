@@ -2,6 +2,8 @@
 
 #include "alias.h"
 
+#include <torch/version.h>
+
 namespace simulated_npu {
 namespace {
 
@@ -37,9 +39,11 @@ class Hccl final : public c10d::Backend {
   const std::string getBackendName() const override {
     return "hccl";
   }
+#if TORCH_VERSION_MAJOR > 2 || TORCH_VERSION_MINOR >= 13  // torch 2.7 has no such method
   void setTimeout(std::chrono::milliseconds timeout) override {
     carrier_->setTimeout(timeout);
   }
+#endif
 
   // Collectives over one set of tensors, and over an output and an input set: the carrier runs them on the aliases.
 #define IN_PLACE(name, Options)                                       \
