@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -44,6 +45,23 @@ def test_help_loads_nothing_heavy() -> None:
     result = subprocess.run([sys.executable, "-c", _HELP], capture_output=True, text=True, check=False, timeout=600)
     assert result.returncode == 0, result.stderr
     assert result.stdout.count("Usage") >= 17
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="has no pseudo-terminals")
+def test_a_terminal_hears_at_once_what_runs(tmp_path: Path) -> None:
+    """Before anything heavy is imported: here torch is replaced by a module that says when it is."""
+    import pty
+
+    (tmp_path / "torch.py").write_text("import sys; sys.stderr.write('torch is imported'); raise SystemExit(3)")
+    reader, writer = pty.openpty()
+    command = [sys.executable, "-m", "llava_npu", "chat", "--model", "x"]
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
+    process = subprocess.run(command, stdout=writer, stderr=writer, stdin=writer, env=environment, check=False)
+    os.close(writer)
+    said = os.read(reader, 10_000).decode()
+    os.close(reader)
+    assert process.returncode == 3
+    assert said.index(f"llava-npu {__version__}: chat") < said.index("torch is imported")
 
 
 def _fails(*arguments: str) -> str:

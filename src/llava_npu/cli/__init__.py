@@ -84,6 +84,13 @@ def set_environment() -> None:
     logging.getLogger("DeepSpeed").addFilter(lambda record: "Setting accelerator to CPU" not in record.getMessage())
 
 
+def _say_what_runs() -> None:
+    """A first line at once, in a terminal: importing torch takes seconds, on a busy machine half a minute."""
+    commands = [argument for argument in sys.argv[1:] if not argument.startswith("-")]
+    if commands and sys.stderr.isatty() and not {"-h", "--help"} & set(sys.argv) and os.environ.get("RANK", "0") == "0":
+        typer.secho(f"llava-npu {__version__}: {commands[0]} …", dim=True, err=True)
+
+
 def main() -> None:
     """Runs the command line of this process."""
     if launched.REPORTS in os.environ:
@@ -96,6 +103,7 @@ def main() -> None:
 def run(app: typer.Typer) -> None:
     """Runs a command line; what a user got wrong is one message on stderr and exit status 2."""
     set_environment()
+    _say_what_runs()
     try:
         app()
     except UserError as error:

@@ -13,7 +13,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from huggingface_hub.utils import httpx
+from huggingface_hub.utils import get_session, httpx
 from tqdm.auto import tqdm
 
 from llava_npu.errors import UserError
@@ -30,6 +30,8 @@ def fetch_from_huggingface(model: HubModel, field: str, *, weights: bool, refres
         raise unreachable(model, field, "HF_HUB_OFFLINE is set.", missing)
     page = f"{constants.ENDPOINT}/{model.name}"
     try:
+        # One request that is not repeated: without a network the hub's client retries for 24 seconds.
+        get_session().head(constants.ENDPOINT, timeout=constants.HF_HUB_ETAG_TIMEOUT)
         names = HfApi().list_repo_files(model.name, revision=model.revision)
         folder = snapshot_download(
             model.name,
