@@ -108,6 +108,8 @@ def test_a_body_that_comes_byte_by_byte(address: str) -> None:
     with connect(address) as connection:
         connection.sendall(head(10_000) + b'{"')
         said = drip(connection)
+        connection.settimeout(300)
+        said += reply_to(connection)
     assert said.startswith(b"HTTP/1.1 408")
     assert b"--request-timeout" in said
 
