@@ -111,13 +111,20 @@ def test_projector_and_number_of_tokens_are_the_models(vllm: _Registry, projecto
     [
         ({"feature_layers": [22, 12, 16]}, r"takes 3 layers.*llava-npu serve"),
         ({"scales": [1, 2]}, r"scales \[1, 2\].*llava-npu serve"),
+        ({"vision_config": SimpleNamespace(model_type="dinov2")}, r"a vision tower of type 'dinov2'.*llava-npu serve"),
         ({"tiling": object()}, r"several tiles.*llava-npu serve"),
     ],
 )
 def test_what_vllm_would_not_notice_is_refused(vllm: _Registry, changes: dict[str, Any], message: str) -> None:
     from llava_npu.serving.vllm.model import LlavaNpuForConditionalGeneration
 
-    plain = {"feature_layers": [22], "projector_type": "tokenpacker", "scales": [1], "tiling": None}
+    plain = {
+        "vision_config": tiny.clip_config(),
+        "feature_layers": [22],
+        "projector_type": "tokenpacker",
+        "scales": [1],
+        "tiling": None,
+    }
     config = SimpleNamespace(**{**plain, **changes})
     with pytest.raises(UserError, match=message):
         LlavaNpuForConditionalGeneration(vllm_config=SimpleNamespace(model_config=SimpleNamespace(hf_config=config)))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from llava_npu.cli.model_options import BITS, DEVICE, DTYPE, HUB, MAX_LENGTH, MODEL
+from llava_npu.cli.model_options import BITS, DEVICE, DTYPE, HUB, MAX_LENGTH, MODEL, TEMPLATE
 
 if TYPE_CHECKING:
     from llava_npu.serving.terminal import Conversation
@@ -25,6 +25,7 @@ def chat(
     top_k: Annotated[int, typer.Option(min=0, help="Sample from this many likeliest tokens; 0: all.")] = 0,
     repetition_penalty: Annotated[float, typer.Option(help="Above 1: what was said becomes less likely.")] = 1.0,
     seed: Annotated[int | None, typer.Option(help="Makes draws repeatable.")] = None,
+    template: Annotated[str | None, TEMPLATE] = None,
     source: Annotated[str, HUB] = "huggingface",
     device: Annotated[str, DEVICE] = "auto",
     dtype: Annotated[str, DTYPE] = "auto",
@@ -34,13 +35,14 @@ def chat(
     """Ask a model about images in the terminal."""
     from llava_npu.cli.model_options import load_model
     from llava_npu.data.images import load_image
+    from llava_npu.hub.hubs import on_hub
     from llava_npu.inference.engine import Engine
     from llava_npu.inference.request import Sampling
     from llava_npu.serving.terminal import Conversation
 
     sampling = Sampling(max_new_tokens, temperature, top_p, top_k, repetition_penalty, seed)
     pil_images = [load_image(path, "--image") for path in image or []]
-    loaded, _ = load_model(model, device, dtype, bits, source)
+    loaded, _ = load_model(on_hub(model, source), device, dtype, bits, template)
     engine = Engine(loaded, max_batch=1, max_length=max_length)
     conversation = Conversation(engine, sampling, system)
     for each in pil_images:

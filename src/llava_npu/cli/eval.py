@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 import typer
 
 from llava_npu.cli.launching import launch_and_exit
-from llava_npu.cli.model_options import BENCHMARK_MODULE, HUB
+from llava_npu.cli.model_options import BENCHMARK_MODULE, HUB, TEMPLATE
 from llava_npu.errors import UserError
 
 if TYPE_CHECKING:
@@ -44,9 +44,7 @@ def eval_(
     answer: Annotated[str, _ANSWER] = "generate",
     images: Annotated[str, _IMAGES] = "given",
     source: Annotated[str, HUB] = "huggingface",
-    template: Annotated[
-        str | None, typer.Option(help="Conversation template; by default the one the model was trained with.")
-    ] = None,
+    template: Annotated[str | None, TEMPLATE] = None,
     device: Annotated[str, typer.Option(help="auto, npu, cuda or cpu; with an index as in npu:1.")] = "auto",
     devices: Annotated[
         int, typer.Option(min=1, help="Number of devices of this machine that share the work, one process each.")
@@ -220,9 +218,8 @@ def _load(model: _Model, answer: str) -> Callable[[int], Answerer]:
     devices.apply_environment(device, lambda line: typer.echo(line, err=True))
     # 16 bits where the device computes in them, else fp32: on most CPUs 16-bit products are far slower.
     dtype = device.autocast_dtype or torch.float32
-    loaded = load(on_hub(model.name, model.source), device=device.torch_device, dtype=dtype)
-    prompted = loaded.with_template(model.template)
-    return lambda max_new_tokens: build_answerer(answer, prompted, max_new_tokens=max_new_tokens, device=device.name)
+    loaded = load(on_hub(model.name, model.source), device.torch_device, dtype, template=model.template)
+    return lambda max_new_tokens: build_answerer(answer, loaded, max_new_tokens=max_new_tokens, device=device.name)
 
 
 def _evaluate(

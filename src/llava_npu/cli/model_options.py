@@ -20,22 +20,30 @@ DTYPE = typer.Option(help="float32, bfloat16 or float16; auto: 16 bits where the
 BENCHMARK_MODULE = typer.Option(
     help="A Python file (or module) that registers a benchmark of your own; may be repeated.", metavar="FILE"
 )
+TEMPLATE = typer.Option(help="Conversation template; by default the one the model was trained with.")
 MAX_LENGTH = typer.Option(min=2, help="Most tokens of prompt and answer together; by default the model's, up to 4096.")
 
 
-def load_model(source: str, device: str, dtype: str, bits: int, hub: str = "huggingface") -> tuple[LoadedModel, Device]:
+def load_model(
+    source: str, device: str, dtype: str, bits: int, template: str | None = None
+) -> tuple[LoadedModel, Device]:
     """The model and its device.
 
+    Args:
+        template: None is the one that the model was trained with.
+
     Raises:
-        UserError: no such device, too few bits for it, or a model that cannot be loaded.
+        UserError: no such device or template, too few bits for the device, or a model that cannot be loaded.
     """
     import torch
 
     from llava_npu import devices
-    from llava_npu.hub.hubs import on_hub
+    from llava_npu.data.conversation.templates import get_template
     from llava_npu.models import load
     from llava_npu.models.quantization import quantization_config
 
+    if template is not None:
+        get_template(template)  # raises UserError for an unknown name
     if bits not in (4, 8, 16):
         raise UserError(f"--bits {bits}: allowed are 4, 8 and 16.")
     types = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -44,4 +52,4 @@ def load_model(source: str, device: str, dtype: str, bits: int, hub: str = "hugg
     chosen = devices.select(device)
     compute = types.get(dtype) or chosen.autocast_dtype or torch.float32
     quantization = quantization_config(bits, chosen, compute)
-    return load(on_hub(source, hub), chosen.torch_device, compute, quantization), chosen
+    return load(source, chosen.torch_device, compute, quantization, template), chosen

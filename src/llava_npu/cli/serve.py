@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from llava_npu.cli.model_options import BITS, DEVICE, DTYPE, HUB, MAX_LENGTH, MODEL
+from llava_npu.cli.model_options import BITS, DEVICE, DTYPE, HUB, MAX_LENGTH, MODEL, TEMPLATE
 from llava_npu.errors import UserError
 
 if TYPE_CHECKING:
@@ -40,6 +40,7 @@ def serve(
     port: Annotated[int, typer.Option(min=0, max=65535, help="0: any that is free.")] = 8000,
     allowed_hosts: Annotated[list[str] | None, ALLOWED_HOSTS] = None,
     name: Annotated[str | None, _NAME] = None,
+    template: Annotated[str | None, TEMPLATE] = None,
     source: Annotated[str, HUB] = "huggingface",
     device: Annotated[str, DEVICE] = "auto",
     dtype: Annotated[str, DTYPE] = "auto",
@@ -74,12 +75,13 @@ def serve(
 
     listener = open_port(host, port, read_timeout)  # before a model is loaded, which may take minutes
     from llava_npu.cli.model_options import load_model
+    from llava_npu.hub.hubs import on_hub
     from llava_npu.serving.api.app import build_app
     from llava_npu.serving.api.service import Service
     from llava_npu.serving.hosts import AllowedHosts
     from llava_npu.serving.server import run_server
 
-    loaded, chosen = load_model(model, device, dtype, bits, source)
+    loaded, chosen = load_model(on_hub(model, source), device, dtype, bits, template)
     engine = _engine(loaded, chosen.memory().free, max_batch, max_length)
     service = Service(engine, name or _name_of(model), limits, _fetcher(limits) if allow_image_urls else None)
     if api_key is None and host not in ("127.0.0.1", "localhost", "::1"):

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from llava_npu.cli.model_options import BITS, DEVICE, DTYPE, HUB, MAX_LENGTH, MODEL
+from llava_npu.cli.model_options import BITS, DEVICE, DTYPE, HUB, MAX_LENGTH, MODEL, TEMPLATE
 from llava_npu.cli.serve import ALLOWED_HOSTS
 from llava_npu.errors import UserError
 
@@ -24,6 +24,7 @@ def web(
     allowed_hosts: Annotated[list[str] | None, ALLOWED_HOSTS] = None,
     examples: Annotated[Path | None, typer.Option(help="A folder of images to click on.")] = None,
     flags: Annotated[Path, typer.Option(help="Folder for flagged conversations.")] = Path("flagged"),
+    template: Annotated[str | None, TEMPLATE] = None,
     source: Annotated[str, HUB] = "huggingface",
     device: Annotated[str, DEVICE] = "auto",
     dtype: Annotated[str, DTYPE] = "auto",
@@ -43,6 +44,7 @@ def web(
     images = _images(examples)
 
     from llava_npu.cli.model_options import load_model
+    from llava_npu.hub.hubs import on_hub
     from llava_npu.inference.engine import Engine
     from llava_npu.serving.background import BackgroundEngine
     from llava_npu.serving.hosts import AllowedHosts
@@ -52,7 +54,7 @@ def web(
 
     models = []
     for name in [model, *([compare] if compare else [])]:
-        loaded, _ = load_model(name, device, dtype, bits, source)
+        loaded, _ = load_model(on_hub(name, source), device, dtype, bits, template)
         engine = Engine(loaded, max_batch=max_batch, max_length=max_length)
         engine.warm_up()
         models.append(ServedModel(name, engine, BackgroundEngine(engine)))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from llava_npu.errors import UserError
 from llava_npu.files.json_objects import read_json
@@ -28,12 +28,15 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     return open_tokenizer(folder, "--tokenizer")
 
 
-def open_tokenizer(folder: Path, field: str) -> PreTrainedTokenizerBase:
+def open_tokenizer(folder: Path, field: str, config: Any = None) -> PreTrainedTokenizerBase:
     """The tokenizer in a folder, which the setting `field` names.
 
     A Llama's that is a sentencepiece model alone is opened as such: by itself, or next to a config.json that says
     "llava", transformers 5 reads it as something else, without the space before a piece of text that LLaVA was trained
     with, and without `<s>`.
+
+    Args:
+        config: stands for the folder's config.json where that one is not transformers' own.
 
     Raises:
         UserError: there is none.
@@ -41,13 +44,15 @@ def open_tokenizer(folder: Path, field: str) -> PreTrainedTokenizerBase:
     from llava_npu.hub.folders import check_any_file, open_part
 
     check_any_file(folder, _FILES, field, "tokenizer")
-    return open_part(lambda: _open(folder, field), f"{field} (tokenizer)", str(folder))
+    return open_part(lambda: _open(folder, field, config), f"{field} (tokenizer)", str(folder))
 
 
-def _open(folder: Path, field: str) -> PreTrainedTokenizerBase:
+def _open(folder: Path, field: str, config: Any) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer, LlamaTokenizer
 
-    return (LlamaTokenizer if _is_llama_sentencepiece(folder, field) else AutoTokenizer).from_pretrained(folder)
+    if _is_llama_sentencepiece(folder, field):
+        return LlamaTokenizer.from_pretrained(folder)
+    return AutoTokenizer.from_pretrained(folder, config=config)
 
 
 def _is_llama_sentencepiece(folder: Path, field: str) -> bool:

@@ -51,6 +51,9 @@ def load_processor(source: str, config: LlavaNpuConfig) -> LlavaNpuProcessor:
             "config.json names as image_token_index. Use the tokenizer saved with this model."
         )
     settings = _processor_settings(source)
+    older = Path(source).expanduser() / "chat_template.json"  # processors of transformers before 4.50 wrote this
+    if not tokenizer.chat_template and older.is_file():
+        tokenizer.chat_template = read_json(older).get("chat_template")
     return LlavaNpuProcessor.for_config(
         config,
         image_processor,

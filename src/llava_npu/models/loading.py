@@ -28,6 +28,7 @@ def load(
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
     quantization: Any = None,
+    template: str | None = None,
 ) -> LoadedModel:
     """Loads a model, ready for inference, and its processor.
 
@@ -38,12 +39,13 @@ def load(
         dtype: of the weights; None keeps what the file has.
         quantization: what `llava_npu.models.quantization.quantization_config` gives, to load the language model's
             weights in fewer bits.
+        template: name of the conversation template; None is the one that the model was trained with.
 
     Raises:
         UserError: a file is missing or damaged, weights do not fit the configuration, or the tokenizer has no image
             token.
     """
-    source = resolve(str(source))
+    source = resolve(str(source), template)
     if is_adapter_folder(Path(source)):
         if quantization is not None:
             raise UserError(
@@ -60,7 +62,7 @@ def load(
         if quantization is None:
             model.to(device)
         install_kernels(model, torch.device(device))
-    return LoadedModel(model, processor)
+    return LoadedModel(model, processor).with_template(template)
 
 
 def load_with_adapters(folder: Path, dtype: torch.dtype | None = None) -> LlavaNpuForConditionalGeneration:
@@ -97,14 +99,17 @@ def _load_whole(
     return model
 
 
-def resolve(source: str) -> str:
-    """The model folder that `source` means: a model folder, a run folder, or a model on a hub."""
+def resolve(source: str, template: str | None = None) -> str:
+    """The model folder that `source` means: a model folder, a run folder, or a model on a hub.
+
+    `template` is the conversation template of a folder of official LLaVA's, which does not say.
+    """
     folder = local_folder(source, "model")
     if not folder.exists():
         raise UserError(f"model: {source} does not exist. Give a model folder, a run folder or a hub id.")
     inner = folder / MODEL_FOLDER
     folder = inner if _is_model_folder(inner) and not _is_model_folder(folder) else folder
-    return str(as_hugging_face(folder, lambda message: print(message, file=sys.stderr)))
+    return str(as_hugging_face(folder, lambda message: print(message, file=sys.stderr), template))
 
 
 def _is_model_folder(folder: Path) -> bool:

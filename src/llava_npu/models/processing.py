@@ -12,7 +12,7 @@ from transformers import BatchFeature, LlavaNextProcessor, LlavaProcessor
 from llava_npu.data.conversation.jinja_template import chat_template
 from llava_npu.data.conversation.labels import IMAGE_PLACEHOLDER, encode_prompt, encode_rendered_prompt
 from llava_npu.data.conversation.special_tokens import settle_bos
-from llava_npu.data.conversation.templates import get_template
+from llava_npu.data.conversation.templates import default_template, get_template
 from llava_npu.data.images import centre_of, pad_to_square, padding_color
 from llava_npu.errors import UserError
 from llava_npu.models.configuration import LlavaNpuConfig
@@ -82,10 +82,10 @@ class LlavaNpuProcessor(LlavaProcessor):
     ) -> LlavaNpuProcessor:
         """The processor of a model with this configuration.
 
-        `template` None takes the tokenizer's own chat template if it has one, else Vicuna's. With a configuration of an
+        `template` None is `templates.default_template`'s choice. With a configuration of an
         anyres model, `image_aspect_ratio` is "anyres".
         """
-        template = template or ("tokenizer" if getattr(tokenizer, "chat_template", None) else "v1")
+        template = template or default_template(tokenizer, config.text_config.model_type)
         get_template(template)  # raises UserError for an unknown name
         settle_bos(tokenizer)
         tower, tiling = config.tower, config.tiling

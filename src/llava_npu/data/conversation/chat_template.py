@@ -7,7 +7,7 @@ and including the first special token behind the answer's words, is what the mod
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from llava_npu.data.conversation.special_tokens import special_texts
@@ -58,7 +58,9 @@ def render_chat_template(
             )
         start = _answer_start(turns[:i], whole, tokenizer, where, system)
         segments.append(Segment(whole[end:start]))
-        end = _answer_end(turn.text.strip(), whole, start, tokenizer, where, prompt=prompt)
+        end, problem = _answer_end(turn.text.strip(), whole, start, tokenizer)
+        if problem and (end < 0 or not prompt):  # a prompt only needs to know where answers start
+            raise UserError(f"{where}: the tokenizer's chat template {problem}; {_OTHERWISE}")
         segments.append(Segment(whole[start:end], supervised=turn.supervised, starts_answer=True))
     return [*segments, Segment(whole[end:])]
 
@@ -76,33 +78,25 @@ def _answer_start(
     return len(before)
 
 
-def _answer_end(
-    words: str, whole: str, start: int, tokenizer: PreTrainedTokenizerBase, where: str, *, prompt: bool
-) -> int:
-    """Behind the special token that ends the answer; without one, which only training needs, behind its words."""
+def _answer_end(words: str, whole: str, start: int, tokenizer: PreTrainedTokenizerBase) -> tuple[int, str]:
+    """The place behind the special token that ends the answer, and what is wrong, or "".
+
+    Without such a token it is the place behind the words, and -1 where they are not to be found.
+    """
     found = whole.find(words, start)
     if found < 0:
-        raise UserError(f"{where}: the tokenizer's chat template changes the answer's text; {_OTHERWISE}")
+        return -1, "changes the answer's text"
     behind = found + len(words)
     ends = [(at, at + len(text)) for text in special_texts(tokenizer) if (at := whole.find(text, behind)) >= 0]
-    if not ends and prompt:
-        return behind
     if not ends:
-        raise UserError(
-            f"{where}: the tokenizer's chat template ends an answer without a special token, so the model could not "
-            f"learn to stop; {_OTHERWISE}"
-        )
+        return behind, "ends an answer without a special token, so the model could not learn to stop"
     at = min(ends)[0]
-    # Tokens may begin alike ("<|end|>", "<|end|>\n"): the tokenizer takes the longest.
-    end = max(stop for first, stop in ends if first == at)
     if whole[behind:at].strip():
-        if prompt:
-            return behind
-        raise UserError(
-            f"{where}: the tokenizer's chat template puts {whole[behind:at]!r} between an answer and its end token, "
-            f"so it is unclear what the model should say; {_OTHERWISE}"
+        return behind, (
+            f"puts {whole[behind:at]!r} between an answer and its end token, so it is unclear what the model should say"
         )
-    return end
+    # Tokens may begin alike ("<|end|>", "<|end|>\n"): the tokenizer takes the longest.
+    return max(stop for first, stop in ends if first == at), ""
 
 
 def takes_parts(tokenizer: PreTrainedTokenizerBase) -> bool | None:
@@ -148,7 +142,7 @@ def _apply(
 ) -> str:
     from jinja2 import TemplateError
 
-    form = as_parts if takes_parts(tokenizer) else str
+    form: Callable[[str], Any] = as_parts if takes_parts(tokenizer) else str
     messages = [{"role": _CHAT_ROLES[turn.role], "content": form(turn.text)} for turn in turns]
     if system is not None:
         messages.insert(0, {"role": "system", "content": form(system)})

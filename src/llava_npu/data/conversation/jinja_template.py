@@ -111,7 +111,7 @@ def chat_template(name: str, tokenizer: Any) -> str:
     """The Jinja text of the template called `name` for this tokenizer."""
     template = get_template(name)
     if template is TOKENIZER:
-        inner = tokenizer.chat_template.removesuffix("\n")  # as Jinja does at the end of a template
+        inner = tokenizer.get_chat_template().removesuffix("\n")  # as Jinja does at the end of a template
         if inner.startswith(_READ_MESSAGES):  # it was saved with a model of ours
             return inner
         return _READ_MESSAGES + _in_pieces(_around(inner, tokenizer), "", tokenizer, before_spaces=False)

@@ -9,11 +9,12 @@ serving code uses another system prompt for v1 ("curious human"), here training 
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from llava_npu.data.conversation.chat_template import render_chat_template
+from llava_npu.data.conversation.chat_template import render_chat_template, takes_parts
 from llava_npu.data.conversation.special_tokens import begins_with_bos
 from llava_npu.data.conversation.turns import IMAGE_MARK, Segment, Turn
 from llava_npu.data.tools.defects import RecordError
@@ -258,6 +259,10 @@ ALIASES = {
 }
 
 
+# By the type of the language model; all others are asked as Vicuna is.
+_FAMILIES = {"mistral": "mistral", "qwen2": "chatml", "qwen3": "chatml"}
+
+
 def get_template(name: str) -> Template:
     """Looks a template up by its name or one of the names other projects give it.
 
@@ -269,6 +274,27 @@ def get_template(name: str) -> Template:
         hint = nearest(name, [*TEMPLATES, *ALIASES])
         raise UserError(f"template {name!r} is unknown; the templates are {', '.join(TEMPLATES)}.{hint}")
     return template
+
+
+def default_template(tokenizer: PreTrainedTokenizerBase, language_model: str) -> str:
+    """The template of a model that names none: the tokenizer's own chat template, else its family's.
+
+    A chat template that loses words or images, or does not compile, is left aside with a remark.
+
+    Args:
+        language_model: transformers' `model_type` of the language model.
+    """
+    family = _FAMILIES.get(language_model, "v1")
+    if not tokenizer.chat_template:
+        return family
+    if takes_parts(tokenizer) is None:
+        print(
+            f"remark: the tokenizer's chat template loses words or images; template {family!r} is used instead "
+            "(--template gives another)",
+            file=sys.stderr,
+        )
+        return family
+    return "tokenizer"
 
 
 def render(

@@ -90,8 +90,10 @@ def open_checkpoint(source: str, help: Help) -> Checkpoint:
     )
 
 
-def as_hugging_face(folder: Path, report: Callable[[str], None]) -> Path:
+def as_hugging_face(folder: Path, report: Callable[[str], None], template: str | None = None) -> Path:
     """The folder itself if it is of Hugging Face's layout, else a converted copy in the user's cache.
+
+    `template` is the conversation template of a model of official LLaVA's, as in `Help`.
 
     Raises:
         UserError: as `convert`.
@@ -100,11 +102,12 @@ def as_hugging_face(folder: Path, report: Callable[[str], None]) -> Path:
     if not path.is_file() or is_hugging_face(values := read_json(path)) or not is_official(folder, values):
         return folder
     files = sorted((file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in folder.iterdir())
-    digest = hashlib.sha256(json.dumps([str(folder.resolve()), files]).encode()).hexdigest()[:16]
+    digest = hashlib.sha256(json.dumps([str(folder.resolve()), files, template]).encode()).hexdigest()[:16]
     copy = cache_root() / "converted" / digest
     if not copy.is_dir():
         report(f"{folder} is of official LLaVA's layout; a copy in Hugging Face's is made once, in {copy}")
-        checkpoint = open_checkpoint(str(folder), Help())
+        checkpoint = open_checkpoint(str(folder), Help(template=template))
+        report(f"its conversation template is {checkpoint.processor.template!r}; --template gives another")
         _check_space(copy, checkpoint.num_bytes)
         build_once(copy, lambda target: write_hugging_face(checkpoint, target, SHARD_BYTES))
     return copy

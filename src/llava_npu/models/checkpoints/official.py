@@ -14,13 +14,15 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, PretrainedConfig
+from transformers import AutoConfig, LlavaConfig, PretrainedConfig
 
 from llava_npu.data.tokenizer import open_tokenizer
 from llava_npu.errors import UserError
@@ -52,6 +54,7 @@ TRAINABLES_FILE = "non_lora_trainables.bin"
 COMPANIONS = ("tokenizer.model", "generation_config.json")
 # Official model types, and transformers' of the language model inside. The released v1.5 files say "llava".
 LANGUAGE_MODELS = {"llava": "llama", "llava_llama": "llama", "llava_mistral": "mistral", "llava_qwen": "qwen2"}
+TEMPLATE_KEY = "llava_npu_template"  # what we write, since official LLaVA does not
 _PREDECESSOR_ONLY = ("ldp", "resampler", "tokenpacker", "abs")
 
 
@@ -86,16 +89,17 @@ def read_official(
         base: folder of the language model, where the checkpoint is a projector or LoRA weights; by default the one that
             its config names.
         vision_tower: folder or hub id of the vision tower, in place of the one that the config names.
-        template: conversation template that it was trained with; by default Vicuna's (`v1`), or Mistral's.
+        template: conversation template that it was trained with; by default as official LLaVA's own code chooses.
 
     Raises:
         UserError: a part is missing or damaged, or of a kind that is not known.
     """
-    values = read_json(folder / "config.json")
+    values = _read_config(folder / "config.json")
     parts = _locate(folder, values, base, vision_tower)
     tower_config = _tower_config(parts.tower)
     projector = _projector(parts)
-    tokenizer = open_tokenizer(parts.base, "model")
+    # Else transformers would read config.json, whose "llava" is another.
+    tokenizer = open_tokenizer(parts.base, "model", LlavaConfig() if parts.base == folder else None)
     image_token_id = add_special_tokens(tokenizer)
     text_config = _text_config(parts, values)
     rows = text_config.vocab_size
@@ -103,15 +107,12 @@ def read_official(
     text_config.vocab_size = -(-wanted // EMBEDDING_MULTIPLE) * EMBEDDING_MULTIPLE if wanted > rows else rows
     config = _config(parts, tower_config, text_config, projector, image_token_id)
     image_processor = load_image_processor(parts.tower, "--vision-tower")
-    model_type = str(values.get("model_type", "llava"))
-    template = template or ("mistral" if model_type == "llava_mistral" else "v1")
-    aspect_ratio = str(values.get("image_aspect_ratio") or "square")
     processor = LlavaNpuProcessor.for_config(
         config,
         image_processor,
         tokenizer,
-        template=template,
-        image_aspect_ratio=aspect_ratio,
+        template=template or _conversation_template(parts, tokenizer),
+        image_aspect_ratio=str(values.get("image_aspect_ratio") or "square"),
     )
 
     def weights() -> Weights:
@@ -130,16 +131,72 @@ def read_official(
         if not tower_seen:
             yield from _tower_weights(parts.tower, kind)
 
-    files = _files(parts)
     return Checkpoint(
         source=str(folder),
         layout="official",
         config=config,
         processor=processor,
         weights=weights,
-        num_bytes=sum(each.num_bytes for each in files),
+        num_bytes=sum(each.num_bytes for each in _files(parts)),
         companions=tuple(parts.base / name for name in COMPANIONS if (parts.base / name).is_file()),
     )
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    """config.json, with numbers and truth values that were written as text; what is needed and not there is refused."""
+    values = {key: _from_text(value) for key, value in read_json(path).items()}
+    if values.get("mm_use_im_start_end"):
+        raise UserError(
+            f"{path}: mm_use_im_start_end is true: the model was trained with <im_start> and <im_end> around each "
+            "image, as models before LLaVA-1.5 were, and such prompts are not built here."
+        )
+    if values.get("mm_resampler_type") not in (None, "identity"):
+        raise UserError(f"{path}: mm_resampler_type {values['mm_resampler_type']!r} is not known here.")
+    layer, feature = values.get("mm_vision_select_layer"), values.get("mm_vision_select_feature", "patch")
+    if type(layer) is not int and not isinstance(layer, list):
+        found = "is missing" if layer is None else f"is {layer!r}"
+        raise UserError(f"{path}: mm_vision_select_layer {found}; write the layer's number (-2 in LLaVA-1.5).")
+    if feature not in ("patch", "cls_patch"):
+        raise UserError(f"{path}: mm_vision_select_feature {feature!r}: allowed are patch and cls_patch.")
+    return values
+
+
+def _from_text(value: Any) -> Any:
+    """The number or truth value that a text spells ("-2", "False"); anything else as it is."""
+    if not isinstance(value, str):
+        return value
+    try:
+        read = json.loads({"None": "null", "True": "true", "False": "false"}.get(value, value))
+    except ValueError:
+        return value
+    return value if isinstance(read, dict | str) else read
+
+
+def _conversation_template(parts: Parts, tokenizer: Any) -> str:
+    """The template that a model was trained with, by its type and name, as official LLaVA's own code tells it.
+
+    Raises:
+        UserError: they do not tell.
+    """
+    if written := parts.values.get(TEMPLATE_KEY):
+        return str(written)
+    model_type = str(parts.values.get("model_type", "llava"))
+    name = f"{parts.folder.resolve().name} {parts.values.get('_name_or_path', '')}".lower()
+    if model_type == "llava_mistral":
+        return "mistral"
+    if model_type == "llava_qwen" and tokenizer.chat_template:
+        return "tokenizer"
+    if model_type == "llava_qwen" or "<|start_header_id|>" in tokenizer.get_vocab():
+        family = "Qwen" if model_type == "llava_qwen" else "Llama 3"
+        raise UserError(
+            f"{parts.folder}: was trained from {family}, and not in the conversation form of LLaVA-1.5 (v1). Say in "
+            "which with --template (tokenizer: the tokenizer's own chat template, if it has one)."
+        )
+    if re.search(r"llama-?2", name):
+        return "llama_2"
+    if "34b" in name:
+        return "chatml_direct"
+    return "v0" if re.search(r"(^|[-_/ ])v0", name) else "v1"
 
 
 # ---- parts ----
@@ -314,7 +371,13 @@ def _resolutions(parts: Parts) -> list[list[int]] | None:
     values = parts.values
     if values.get("image_aspect_ratio") != "anyres":
         return None
-    return resolutions_from_llava(values["image_grid_pinpoints"])
+    pinpoints = values.get("image_grid_pinpoints")
+    if not (isinstance(pinpoints, list) and all(isinstance(pair, list) and len(pair) == 2 for pair in pinpoints)):
+        raise UserError(
+            f"{parts.folder}/config.json: image_aspect_ratio is anyres, and image_grid_pinpoints {pinpoints!r}; it "
+            "must be a list of (width, height), as [[336, 672], …]."
+        )
+    return resolutions_from_llava(pinpoints)
 
 
 def _check_merge_type(parts: Parts, config: LlavaNpuConfig) -> None:

@@ -16,7 +16,7 @@ import torch
 from llava_npu.errors import UserError
 from llava_npu.files.json_objects import read_json
 from llava_npu.models.checkpoints.checkpoint import Checkpoint, Weights, checked
-from llava_npu.models.checkpoints.official import LANGUAGE_MODELS
+from llava_npu.models.checkpoints.official import LANGUAGE_MODELS, TEMPLATE_KEY
 from llava_npu.models.checkpoints.projectors import LAYOUTS, to_original
 from llava_npu.models.checkpoints.weight_files import write_weights
 from llava_npu.models.checkpoints.weight_names import EMBEDDING, LM_HEAD, PROJECTOR, VISION_TOWER, to_official
@@ -148,6 +148,7 @@ def _config_values(checkpoint: Checkpoint, rows: int, layout: str, tower: str) -
         **{key: config.projector_options[key] for key in ("scale_factor",) if key in config.projector_options},
         "mm_vision_select_layer": config.vision_feature_layer,
         "mm_vision_select_feature": "cls_patch" if config.keep_prefix_tokens else "patch",
+        TEMPLATE_KEY: checkpoint.processor.template,
         "mm_use_im_start_end": False,
         "mm_use_im_patch_token": False,
         "image_aspect_ratio": checkpoint.processor.image_aspect_ratio,

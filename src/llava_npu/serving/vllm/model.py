@@ -22,12 +22,16 @@ from llava_npu.models.configuration import LlavaNpuConfig
 from llava_npu.models.processing import LlavaNpuProcessor
 from llava_npu.models.projectors import build_projector
 
+_TOWERS = ("clip_vision_model", "siglip_vision_model")
+
 
 class LlavaNpuProcessingInfo(LlavaProcessingInfo):
     """How many tokens an image takes: the projector's answer, whatever its size, since all are brought to one."""
 
     def get_hf_config(self) -> LlavaNpuConfig:
-        return self.ctx.get_hf_config(LlavaNpuConfig)
+        config = self.ctx.get_hf_config(LlavaNpuConfig)
+        _check(config)  # here, before vLLM starts the process that loads the model
+        return config
 
     def get_hf_processor(self, **kwargs: object) -> LlavaNpuProcessor:
         return self.ctx.get_hf_processor(LlavaNpuProcessor, **kwargs)
@@ -51,17 +55,22 @@ class LlavaNpuForConditionalGeneration(LlavaForConditionalGeneration):
 
 def _check(config: LlavaNpuConfig) -> None:
     """Raises `UserError` for what vLLM's LLaVA cannot do, and would not notice."""
+    tower = config.vision_config.model_type
     beyond = [
+        (tower not in _TOWERS, f"it has a vision tower of type {tower!r}"),
         (
             len(config.feature_layers) > 1,
             f"projector {config.projector_type!r} takes {len(config.feature_layers)} layers",
         ),
-        (list(config.scales) != [1], f"pictures are seen at the scales {config.scales}"),
-        (config.tiling is not None, "pictures are seen as several tiles (anyres)"),
+        (list(config.scales) != [1], f"images are seen at the scales {config.scales}"),
+        (config.tiling is not None, "images are seen as several tiles (anyres)"),
     ]
     for is_so, what in beyond:
         if is_so:
-            raise UserError(f"{what}; vLLM's LLaVA knows one layer, one size and one tile. Use `llava-npu serve`.")
+            raise UserError(
+                f"vLLM cannot run this model: {what}; vLLM's LLaVA knows CLIP and SigLIP, and one layer, one size and "
+                "one tile of an image. Use `llava-npu serve`."
+            )
 
 
 def _projector(config: LlavaNpuConfig) -> nn.Module:
