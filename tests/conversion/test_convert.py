@@ -324,7 +324,7 @@ def test_other_mistakes_are_one_clear_error(tmp_path: Path, monkeypatch: pytest.
     convert(str(source), tmp_path / "hf", "hf")
     with pytest.raises(UserError, match="is of Hugging Face's layout"):
         convert(str(tmp_path / "hf"), tmp_path / "out", "hf", Help(base="anything"))
-    with pytest.raises(UserError, match="is no LLaVA model"):
+    with pytest.raises(UserError, match="not a LLaVA model"):
         convert(str(tiny.write_language_model(tmp_path / "lm")), tmp_path / "out", "hf")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 10, 0))
     with pytest.raises(UserError, match="needs about"):

@@ -38,6 +38,7 @@ from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 
 _SOURCES = {{}}  # module: its source
+_PACKAGES = {packages!r}  # those that may have modules of their own, which need not be here
 '''
 
 _TAIL = '''
@@ -46,7 +47,7 @@ class _Sources(MetaPathFinder, Loader):
     """Imports modules from `_SOURCES`; a package whose own file is not among them is an empty one."""
 
     def find_spec(self, name, path=None, target=None):
-        is_package = any(module.startswith(name + ".") for module in _SOURCES)
+        is_package = name in _PACKAGES or any(module.startswith(name + ".") for module in _SOURCES)
         if name not in _SOURCES and not is_package:
             return None
         return ModuleSpec(name, self, origin=__file__, is_package=is_package)
@@ -76,8 +77,10 @@ def write_remote_code(folder: Path) -> None:
 
 def remote_code() -> str:
     """The file's text."""
-    parts = [_HEAD.format(package=PACKAGE, version=__version__)]
-    for name, path in sorted(_reachable(module for module, _ in CLASSES.values()).items()):
+    files = sorted(_reachable(module for module, _ in CLASSES.values()).items())
+    packages = [name for name, path in files if path.name == "__init__.py"]
+    parts = [_HEAD.format(package=PACKAGE, version=__version__, packages=packages)]
+    for name, path in files:
         parts.append(f"_SOURCES[{name!r}] = {_literal(path.read_text(encoding='utf-8'))}\n")
     parts.append(_TAIL.replace("{package}", PACKAGE))
     for module, name in CLASSES.values():

@@ -52,7 +52,11 @@ class CrossAttention(nn.Module):
             self._split_heads(functional.linear(tensor, weight, bias))  # (batch, heads, tokens, channels per head)
             for tensor, weight, bias in zip((query, key, value), weights, biases, strict=True)
         )
-        attended = batched_attention(q.expand(k.shape[0], -1, -1, -1), k, v, causal=False)
+        q = q.expand(k.shape[0], -1, -1, -1)
+        if torch.compiler.is_compiling():  # it cannot trace how an operation finds its device's implementation
+            attended = functional.scaled_dot_product_attention(q, k, v)
+        else:
+            attended = batched_attention(q, k, v, causal=False)
         merged = attended.transpose(1, 2).flatten(2)  # (batch, queries, channels)
         return merged if self.out_proj is None else self.out_proj(merged)
 
