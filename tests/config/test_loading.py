@@ -252,3 +252,11 @@ def test_home_folders_are_expanded_wherever_a_path_is_read(tmp_path: Path, monke
     assert config.data.sources[0].path == str(tmp_path / "a.json")
     assert config.output_path == tmp_path / "runs/x"
     assert config.model.vision_tower == str(tmp_path / "tower")
+
+
+def test_characters_that_yaml_does_not_allow(file: Path, tmp_path: Path) -> None:
+    (tmp_path / "nul.yaml").write_bytes(b"output: a\0b\n")
+    with pytest.raises(UserError, match=r"nul\.yaml: is not valid YAML: unacceptable character #x0000"):
+        load_config(tmp_path / "nul.yaml")
+    with pytest.raises(UserError, match=r"command line: .*is not valid YAML: unacceptable character"):
+        load_config(file, ["output=a\0b"])

@@ -72,7 +72,10 @@ def read_yaml(text: str) -> Any:
     Raises:
         YamlError: it is not valid YAML, or holds what no configuration can.
     """
-    loader = _Loader(text)
+    try:
+        loader = _Loader(text)
+    except yaml.YAMLError as error:  # a character that YAML does not allow, such as NUL
+        raise YamlError(f"is not valid YAML: {error}") from None
     try:
         node = loader.get_single_node()
         if node is None:
