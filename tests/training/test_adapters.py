@@ -155,10 +155,10 @@ def test_a_base_that_is_gone_or_another_is_named(make_run: MakeRun, material: Pa
     content = bytearray(weights.read_bytes())
     content[-1] ^= 1
     weights.write_bytes(content)
-    with pytest.raises(UserError, match=r"base\.json: the weights in .*lm are not those that the adapters"):
+    with pytest.raises(UserError, match=r"base\.json: the weights in .*lm are not those that its adapters"):
         load(folder)
     shutil.move(tmp_path / "lm", tmp_path / "elsewhere")
-    with pytest.raises(UserError, match=r"lm, which is not there. Put it back, or write its new place"):
+    with pytest.raises(UserError, match=r"lm, which does not exist. Put it back, or write its new place"):
         load(folder)
     content[-1] ^= 1
     (tmp_path / "elsewhere/model.safetensors").write_bytes(content)
@@ -214,6 +214,6 @@ def test_a_quantised_base_is_refused_where_it_cannot_be(make_run: MakeRun, devic
     if device.type == "cuda" or (device.type, bits) == ("cpu", 4):
         pytest.skip("bitsandbytes has operators for it there")
     with pytest.raises(
-        UserError, match=rf"in {bits} bits \(QLoRA\), has no operators for that on {device.type}.*Leave"
+        UserError, match=rf"in {bits} bits \(QLoRA\), has no operators for that on {device.type}.*Remove"
     ):
         train(make_run(parts=LORA, lora={**SMALL, "base_bits": bits}))

@@ -13,10 +13,12 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
+from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, CLIPVisionConfig, PreTrainedConfig, PreTrainedModel
-from transformers.utils import logging
+from transformers.utils import SAFE_WEIGHTS_NAME, logging
 
 from llava_npu.errors import UserError
 from llava_npu.models.configuration import LlavaNpuConfig
@@ -198,7 +200,14 @@ def _cached(model: LlavaNpuForConditionalGeneration) -> str | None:
 
 def _saved(model: LlavaNpuForConditionalGeneration) -> str | None:
     with tempfile.TemporaryDirectory() as folder:
-        model.save_pretrained(folder)
+        # Not by `save_pretrained`, which writes in the first process alone.
+        weights = model.hub_weights(model.state_dict())
+        save_file(
+            {name: tensor.contiguous() for name, tensor in weights.items()},
+            Path(folder) / SAFE_WEIGHTS_NAME,
+            metadata={"format": "pt"},
+        )
+        model.config.save_pretrained(folder)
         again, info = LlavaNpuForConditionalGeneration.from_pretrained(folder, output_loading_info=True)
     if wrong := sorted({*info["missing_keys"], *info["unexpected_keys"]}):
         return f"it cannot be loaded again: weights {', '.join(wrong[:6])} are missing or left over"
