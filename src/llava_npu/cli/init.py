@@ -55,7 +55,9 @@ def _given(value: str | None, option: str, question: str) -> str:
     if value is not None:
         return value
     if not sys.stdin.isatty():
-        raise UserError(f"{option} is missing, and there is no terminal to ask in. {question}: {option} VALUE.")
+        raise UserError(
+            f"{option} is missing, and standard input is not a terminal to ask in. {question}: {option} VALUE."
+        )
     return str(typer.prompt(question))
 
 
@@ -69,9 +71,8 @@ def _planned(run: NewRun, file: Path) -> str:
     from dataclasses import replace
 
     from llava_npu.config.loading import load_text
-    from llava_npu.files.console import SafeConsole
     from llava_npu.planning.plan import plan_run
-    from llava_npu.planning.report import recommended_settings, render_plan
+    from llava_npu.planning.report import print_plan, recommended_settings
     from llava_npu.planning.target import find_target
     from llava_npu.training.resolve import ResolvedRun
 
@@ -82,5 +83,5 @@ def _planned(run: NewRun, file: Path) -> str:
     settings = tuple(recommended_settings(plan).items())
     text = replace(run, settings=settings).render()
     plan = plan_run(ResolvedRun(load_text(text, file)), target, mfu=0.4)
-    SafeConsole(width=None if SafeConsole().is_terminal else 160).print(render_plan(plan))
+    print_plan(plan)
     return text

@@ -31,9 +31,8 @@ def plan(
 
     from llava_npu.config import load_config
     from llava_npu.config.recipes import find_recipe
-    from llava_npu.files.console import SafeConsole
     from llava_npu.planning.plan import plan_run
-    from llava_npu.planning.report import render_plan
+    from llava_npu.planning.report import print_plan
     from llava_npu.planning.target import find_target
     from llava_npu.training.resolve import ResolvedRun
 
@@ -44,6 +43,6 @@ def plan(
     if as_json:
         typer.echo(json.dumps(made.to_dict(), indent=1, ensure_ascii=False))
     else:
-        SafeConsole(width=None if SafeConsole().is_terminal else 160).print(render_plan(made))
+        print_plan(made)
     if not made.fits:
         raise typer.Exit(3)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from llava_npu.comparison.results import model_name
 from llava_npu.config import ModelConfig, RunConfig, set_key, validate
 from llava_npu.config.comparison import ComparisonConfig
 from llava_npu.config.schema import FREE_KEYS, OF_A_NEW_MODEL
@@ -45,7 +46,7 @@ class Trial:
 
     @property
     def name(self) -> str:
-        return " · ".join([self.encoder, self.projector, *(f"{key}={value}" for key, value in self.varied.items())])
+        return model_name(self.encoder, self.projector, self.varied)
 
     @property
     def last(self) -> RunConfig:

@@ -7,6 +7,11 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 
+def model_name(encoder: str, projector: str, varied: Mapping[str, Any]) -> str:
+    """What a model is called in tables, plots and messages."""
+    return " · ".join([encoder, projector, *(f"{key}={value}" for key, value in varied.items())])
+
+
 @dataclass(frozen=True)
 class Estimate:
     """A number with its 95 % interval, of `count` questions, records or repetitions."""
@@ -104,7 +109,7 @@ class Result:
 
     @property
     def name(self) -> str:
-        return " · ".join([self.encoder, self.projector, *(f"{key}={value}" for key, value in self.varied.items())])
+        return model_name(self.encoder, self.projector, self.varied)
 
     def benchmark(self, label: str) -> BenchmarkResult | None:
         return next((each for each in self.benchmarks if each.label == label), None)

@@ -9,9 +9,9 @@ from typing import Any
 
 from llava_npu.comparison import pareto
 from llava_npu.comparison.pairs import measured
-from llava_npu.comparison.results import Result
-from llava_npu.comparison.table import NO_VALUE, TrialRow, scale_and_digits, signed
-from llava_npu.evaluation.statistics.significance import SeededDifference, corrected, p_text, seeded_differences
+from llava_npu.comparison.results import Result, model_name
+from llava_npu.comparison.table import NO_VALUE, TrialRow, difference_text, scale_and_digits
+from llava_npu.evaluation.statistics.significance import SeededDifference, corrected, seeded_differences
 from llava_npu.files.untrusted import markdown_table
 
 SEED = "seed"
@@ -45,7 +45,7 @@ class SeededModel:
 
     @property
     def name(self) -> str:
-        return " · ".join([self.encoder, self.projector, *(f"{key}={value}" for key, value in self.varied.items())])
+        return model_name(self.encoder, self.projector, self.varied)
 
     @property
     def results(self) -> list[Result]:
@@ -99,21 +99,28 @@ def seeded_table(lines: Sequence[TrialRow], correction: str) -> SeededTable | No
         return None
     measures = pareto.measures([result for model in models for result in model.results])
     differences = {measure.title: _differences(models, measure.title, correction) for measure in measures}
+    means: list[dict[str, float]] = []
     scores = []
     for place, model in enumerate(models):
-        of_model = {}
-        for measure in measures:
-            values = [value.value for result in model.results if (value := measure.value(result)) is not None]
-            if values:
-                first = [value.value for result in models[0].results if (value := measure.value(result)) is not None]
-                of_model[measure.title] = SeededScore(
-                    statistics.mean(values),
-                    statistics.stdev(values) if len(values) > 1 else None,
-                    statistics.mean(values) / statistics.mean(first) if first and statistics.mean(first) else None,
-                    differences[measure.title].get(place),
+        by_measure = {measure.title: _values(model, measure) for measure in measures}
+        means.append({title: statistics.mean(values) for title, values in by_measure.items() if values})
+        of_first = means[0]
+        scores.append(
+            {
+                title: SeededScore(
+                    mean,
+                    statistics.stdev(by_measure[title]) if len(by_measure[title]) > 1 else None,
+                    mean / of_first[title] if of_first.get(title) else None,
+                    differences[title].get(place),
                 )
-        scores.append(of_model)
+                for title, mean in means[place].items()
+            }
+        )
     return SeededTable(models, measures, scores, ABOUT.format(correction=_CORRECTIONS[correction]))
+
+
+def _values(model: SeededModel, measure: pareto.Measure) -> list[float]:
+    return [value.value for result in model.results if (value := measure.value(result)) is not None]
 
 
 def _models(lines: Sequence[TrialRow]) -> list[SeededModel]:
@@ -164,7 +171,14 @@ def as_markdown(table: SeededTable) -> str:
         for measure in table.measures:
             score = scores.get(measure.title)
             if score is not None and score.difference is not None:
-                tests.append([*names, measure.title, *_difference_texts(measure.title, score.difference)])
+                tests.append(
+                    [
+                        *names,
+                        measure.title,
+                        difference_text(measure.title, score.difference),
+                        _detectable_text(measure.title, score.difference),
+                    ]
+                )
     lines = markdown_table([*names_of, "seeds", *heads], rows, num_names=len(names_of))
     if tests:
         columns = [*names_of, "measure", "difference", "detectable"]
@@ -180,7 +194,7 @@ def page_rows(table: SeededTable) -> list[tuple[SeededModel, list[str]]]:
         for measure in table.measures:
             score = scores.get(measure.title)
             difference = score.difference if score else None
-            texts += [score_text(score, measure), _difference_texts(measure.title, difference)[0] if difference else ""]
+            texts += [score_text(score, measure), difference_text(measure.title, difference) if difference else ""]
         rows.append((model, texts))
     return rows
 
@@ -194,12 +208,9 @@ def score_text(score: SeededScore | None, measure: pareto.Measure) -> str:
     return mean if score.deviation is None else f"{mean} ± {measure.scale * score.deviation:.{digits}f}"
 
 
-def _difference_texts(measure: str, difference: SeededDifference) -> list[str]:
+def _detectable_text(measure: str, difference: SeededDifference) -> str:
     scale, digits = scale_and_digits(measure)
-    value, low, high = (signed(scale * each, digits) for each in (difference.value, difference.low, difference.high))
-    p = p_text(difference.p)
-    shown = f"{value} ({low} to {high}), p {p if p.startswith('<') else '= ' + p}"
-    return [shown, f"{scale * difference.detectable:.{digits}f}"]
+    return f"{scale * difference.detectable:.{digits}f}"
 
 
 def as_latex(table: SeededTable, caption: str) -> str:

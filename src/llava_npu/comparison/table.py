@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llava_npu.comparison.folder import Failure
-from llava_npu.comparison.results import Estimate, Result
-from llava_npu.evaluation.statistics.significance import PairedDifference, p_text
+from llava_npu.comparison.results import Estimate, Result, model_name
+from llava_npu.evaluation.statistics.significance import PairedDifference, SeededDifference, p_text
 from llava_npu.files.untrusted import csv_text, markdown_table, markdown_text
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ class TrialRow:
 
     @property
     def name(self) -> str:
-        return " · ".join([self.encoder, self.projector, *(f"{key}={value}" for key, value in self.varied.items())])
+        return model_name(self.encoder, self.projector, self.varied)
 
 
 @dataclass(frozen=True)
@@ -153,7 +153,7 @@ def differences_as_markdown(lines: Sequence[TrialRow], against: Sequence[Baselin
     return "\n".join(markdown_table(header, rows, num_names=3 + len(keys))) + "\n"
 
 
-def difference_text(measure: str, difference: PairedDifference | None) -> str:
+def difference_text(measure: str, difference: PairedDifference | SeededDifference | None) -> str:
     """A difference with its interval and p, in the unit of the measure's column."""
     if difference is None:
         return NO_VALUE

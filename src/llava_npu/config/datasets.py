@@ -18,7 +18,7 @@ from typing import Any
 from pydantic import Field, ValidationError
 
 from llava_npu.config.section import PathText, Section
-from llava_npu.config.yaml_reader import YamlError, read_yaml
+from llava_npu.config.yaml_reader import read_yaml_file
 from llava_npu.errors import UserError, nearest
 
 DATASETS_FILE = "datasets.yaml"
@@ -75,12 +75,7 @@ def _files(folder: Path) -> list[Path]:
 
 def _read(file: Path) -> dict[str, tuple[dict[str, Any], str | None]]:
     """name → (its source, its template) of every data set in `file`."""
-    try:
-        values = read_yaml(file.read_text(encoding="utf-8"))
-    except YamlError as error:
-        raise UserError(f"{file}: {error}.") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{file}: cannot be read: {error}") from None
+    values = read_yaml_file(file)
     if not isinstance(values, dict):
         raise UserError(f"{file}: should map names to data sets, as in `captions: {{path: captions.json}}`.")
     return {str(name): _source(file, str(name), entry) for name, entry in values.items()}

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ValidationError
 
 from llava_npu.config.datasets import with_named_datasets
 from llava_npu.config.schema import RunConfig
-from llava_npu.config.yaml_reader import YamlError, read_yaml
+from llava_npu.config.yaml_reader import YamlError, read_yaml, read_yaml_file, read_yaml_text
 from llava_npu.errors import UserError, nearest
 
 _Schema = TypeVar("_Schema", bound=BaseModel)
@@ -38,7 +38,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
 
 def load_text(text: str, path: Path) -> RunConfig:
     """As `load_config`, for the text of a file that is not written yet."""
-    return override(RunConfig, _parse(text, path), [], str(path))
+    return override(RunConfig, _as_mapping(read_yaml_text(text, path), path), [], str(path))
 
 
 def load_as(schema: type[_Schema], path: str | Path, overrides: Sequence[str] = ()) -> _Schema:
@@ -140,21 +140,7 @@ def render_config(config: BaseModel) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such configuration file.") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read: {error}") from None
-    return _parse(text, path)
-
-
-def _parse(text: str, path: Path) -> dict[str, Any]:
-    try:
-        values = read_yaml(text)
-    except YamlError as error:
-        raise UserError(f"{path}: {error}.") from None
+def _as_mapping(values: Any, path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         found = "nothing" if values is None else type(values).__name__
         raise UserError(f"{path}: should hold `key: value` lines, found {found}.")
@@ -167,7 +153,7 @@ def _read_with_bases(
     """A file's values over those of the files that its `base` names, and in which file each key is written."""
     if path.resolve() in above:
         raise UserError(f"{above[-1]}: `base` leads back to {path}; remove one of the two.")
-    own = _read_yaml(path)
+    own = _as_mapping(read_yaml_file(path), path)
     bases = own.pop("base", [])
     bases = [bases] if isinstance(bases, str) else bases
     if not (isinstance(bases, list) and all(isinstance(base, str) for base in bases)):

@@ -9,9 +9,12 @@ import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import yaml
+
+from llava_npu.errors import UserError
 
 _MAX_VALUES = 100_000  # of a file, with every alias written out
 _MAX_INT = 2**63 - 1
@@ -64,6 +67,29 @@ def _construct_date(loader: _Loader, node: yaml.ScalarNode) -> _Date:
 
 
 _Loader.add_constructor("tag:yaml.org,2002:timestamp", _construct_date)
+
+
+def read_yaml_file(path: Path) -> Any:
+    """As `read_yaml`, of a file.
+
+    Raises:
+        UserError: there is no such file, it cannot be read, or its text is wrong.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such configuration file.") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read: {error}") from None
+    return read_yaml_text(text, path)
+
+
+def read_yaml_text(text: str, path: Path) -> Any:
+    """As `read_yaml`; errors begin with `path`, the file that the text is of or for."""
+    try:
+        return read_yaml(text)
+    except YamlError as error:
+        raise UserError(f"{path}: {error}.") from None
 
 
 def read_yaml(text: str) -> Any:

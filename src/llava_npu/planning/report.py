@@ -9,6 +9,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from llava_npu.files.console import SafeConsole
 from llava_npu.planning.options import Option
 from llava_npu.planning.plan import RunPlan
 from llava_npu.planning.tracing import KINDS
@@ -19,6 +20,11 @@ GIB = 2**30
 def render_plan(plan: RunPlan) -> Group:
     """The plan as tables and sentences for rich's console."""
     return Group(*_parts(plan))
+
+
+def print_plan(plan: RunPlan) -> None:
+    """Prints the plan, 160 columns wide where the output is not a terminal."""
+    SafeConsole(width=None if SafeConsole().is_terminal else 160).print(render_plan(plan))
 
 
 def _parts(plan: RunPlan) -> Iterator[RenderableType]:

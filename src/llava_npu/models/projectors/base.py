@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from llava_npu.errors import UserError, nearest
-from llava_npu.models.projectors.grid import Grid, as_grid, infer_grid
+from llava_npu.models.projectors.grid import Grid, as_grid, infer_grid, require_divisible
 
 
 @dataclass(frozen=True)
@@ -111,6 +111,40 @@ class ProjectorOptions:
                 " register token(s). Take patch tokens alone: `vision_select_feature: patch`."
             )
         return as_grid(grid)
+
+
+@dataclass(frozen=True)
+class BlockOptions(ProjectorOptions):
+    """Options of a projector that makes one token of each block of patches.
+
+    Attributes:
+        scale_factor: side of the block; divides both sides of the grid.
+    """
+
+    scale_factor: int = 2
+
+    def check(self) -> None:
+        self.require_positive("scale_factor")
+
+    def num_tokens(self, grid: Grid, special_tokens: int = 0) -> int:
+        height, width = self.patches_only(grid, special_tokens)
+        require_divisible((height, width), self.scale_factor, self.projector)
+        return (height // self.scale_factor) * (width // self.scale_factor)
+
+    def token_grid(self, grid: Grid) -> Grid | None:
+        return grid[0] // self.scale_factor, grid[1] // self.scale_factor
+
+
+@dataclass(frozen=True)
+class PatchOptions(ProjectorOptions):
+    """Options of a projector that makes one token of each patch, and takes no other tokens."""
+
+    def num_tokens(self, grid: Grid, special_tokens: int = 0) -> int:
+        height, width = self.patches_only(grid, special_tokens)
+        return height * width
+
+    def token_grid(self, grid: Grid) -> Grid | None:
+        return grid
 
 
 class Projector(nn.Module):

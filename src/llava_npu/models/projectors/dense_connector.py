@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional
 
-from llava_npu.models.projectors.base import Projector, ProjectorOptions
+from llava_npu.models.projectors.base import PatchOptions, Projector
 from llava_npu.models.projectors.grid import Grid
 from llava_npu.models.projectors.layers import Mlp
 from llava_npu.models.projectors.registry import register
@@ -20,7 +20,7 @@ _POOLED = 8  # tokens of a shallow layer that become one, in `dense_sti`
 
 
 @dataclass(frozen=True)
-class DenseLayersOptions(ProjectorOptions):
+class DenseLayersOptions(PatchOptions):
     """Options of `dense_sti` and `dense_sci`.
 
     Attributes:
@@ -32,13 +32,6 @@ class DenseLayersOptions(ProjectorOptions):
     def check(self) -> None:
         if not self.layers:
             raise self.error("layers", "must name at least one layer")
-
-    def num_tokens(self, grid: Grid, special_tokens: int = 0) -> int:
-        height, width = self.patches_only(grid, special_tokens)
-        return height * width
-
-    def token_grid(self, grid: Grid) -> Grid | None:
-        return grid
 
     def feature_layers(self, selected_layer: int) -> list[int]:
         return [selected_layer, *self.layers]
@@ -56,7 +49,7 @@ class DenseTokensOptions(DenseLayersOptions):
 
 
 @dataclass(frozen=True)
-class DenseGroupsOptions(ProjectorOptions):
+class DenseGroupsOptions(PatchOptions):
     """Options of `dense_dci`.
 
     Attributes:
@@ -69,13 +62,6 @@ class DenseGroupsOptions(ProjectorOptions):
     def check(self) -> None:
         if not self.groups or any(end <= start for start, end in zip((0, *self.groups), self.groups, strict=False)):
             raise self.error("groups", "must be rising numbers, each the end of a group")
-
-    def num_tokens(self, grid: Grid, special_tokens: int = 0) -> int:
-        height, width = self.patches_only(grid, special_tokens)
-        return height * width
-
-    def token_grid(self, grid: Grid) -> Grid | None:
-        return grid
 
     def feature_layers(self, selected_layer: int) -> list[int]:
         return [selected_layer, *range(self.groups[-1])]

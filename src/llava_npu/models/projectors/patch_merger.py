@@ -8,32 +8,19 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from llava_npu.models.projectors.base import Projector, ProjectorOptions
-from llava_npu.models.projectors.grid import Grid, require_divisible, to_blocks
+from llava_npu.models.projectors.base import BlockOptions, Projector
+from llava_npu.models.projectors.grid import Grid, to_blocks
 from llava_npu.models.projectors.registry import register
 
 
 @dataclass(frozen=True)
-class PatchMergerOptions(ProjectorOptions):
+class PatchMergerOptions(BlockOptions):
     """Options of `patch_merger`.
 
     Attributes:
         scale_factor: side of the block of patches that becomes one token; divides both sides of the grid. Qwen2-VL's
             `spatial_merge_size`.
     """
-
-    scale_factor: int = 2
-
-    def check(self) -> None:
-        self.require_positive("scale_factor")
-
-    def num_tokens(self, grid: Grid, special_tokens: int = 0) -> int:
-        height, width = self.patches_only(grid, special_tokens)
-        require_divisible((height, width), self.scale_factor, self.projector)
-        return (height // self.scale_factor) * (width // self.scale_factor)
-
-    def token_grid(self, grid: Grid) -> Grid | None:
-        return grid[0] // self.scale_factor, grid[1] // self.scale_factor
 
 
 @register("patch_merger", PatchMergerOptions, aliases=("qwen2_vl", "patchmerger"))

@@ -11,14 +11,14 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from llava_npu.models.projectors.base import Projector, ProjectorOptions
-from llava_npu.models.projectors.grid import Grid, require_divisible, to_blocks
+from llava_npu.models.projectors.base import BlockOptions, Projector
+from llava_npu.models.projectors.grid import Grid, to_blocks
 from llava_npu.models.projectors.layers import Mlp
 from llava_npu.models.projectors.registry import register
 
 
 @dataclass(frozen=True)
-class PixelShuffleOptions(ProjectorOptions):
+class PixelShuffleOptions(BlockOptions):
     """Options of `pixel_shuffle`.
 
     Attributes:
@@ -28,21 +28,12 @@ class PixelShuffleOptions(ProjectorOptions):
         bias: whether the linear layers have biases.
     """
 
-    scale_factor: int = 2
     depth: int = 2
     norm: bool = True
     bias: bool = True
 
     def check(self) -> None:
         self.require_positive("scale_factor", "depth")
-
-    def num_tokens(self, grid: Grid, special_tokens: int = 0) -> int:
-        height, width = self.patches_only(grid, special_tokens)
-        require_divisible((height, width), self.scale_factor, self.projector)
-        return (height // self.scale_factor) * (width // self.scale_factor)
-
-    def token_grid(self, grid: Grid) -> Grid | None:
-        return grid[0] // self.scale_factor, grid[1] // self.scale_factor
 
 
 @register("pixel_shuffle", PixelShuffleOptions, aliases=("pixelshuffle", "pixel_unshuffle", "internvl"))

@@ -11,14 +11,14 @@ import torch
 from torch import nn
 
 from llava_npu.models.projectors.attention import CrossAttention
-from llava_npu.models.projectors.base import Projector, ProjectorOptions
-from llava_npu.models.projectors.grid import Grid, require_divisible, to_blocks
+from llava_npu.models.projectors.base import BlockOptions, Projector
+from llava_npu.models.projectors.grid import Grid, to_blocks
 from llava_npu.models.projectors.layers import Mlp, TruncNormalLinear
 from llava_npu.models.projectors.registry import register
 
 
 @dataclass(frozen=True)
-class TokenPackerOptions(ProjectorOptions):
+class TokenPackerOptions(BlockOptions):
     """Options of `tokenpacker`.
 
     Attributes:
@@ -30,7 +30,6 @@ class TokenPackerOptions(ProjectorOptions):
             for the 24 layers of CLIP-L.
     """
 
-    scale_factor: int = 2
     output_projection: bool = True
     num_heads: int = 8
     region_layers: tuple[int, ...] = (12, 16, 22, 23)
@@ -39,14 +38,6 @@ class TokenPackerOptions(ProjectorOptions):
         self.require_positive("scale_factor", "num_heads")
         if not self.region_layers:
             raise self.error("region_layers", "must name at least one layer")
-
-    def num_tokens(self, grid: Grid, special_tokens: int = 0) -> int:
-        height, width = self.patches_only(grid, special_tokens)
-        require_divisible((height, width), self.scale_factor, self.projector)
-        return (height // self.scale_factor) * (width // self.scale_factor)
-
-    def token_grid(self, grid: Grid) -> Grid | None:
-        return grid[0] // self.scale_factor, grid[1] // self.scale_factor
 
     def feature_layers(self, selected_layer: int) -> list[int]:
         return [selected_layer, *self.region_layers]

@@ -194,7 +194,7 @@ def _client_of(scope: Scope) -> str:
         return host
     if isinstance(address, ipaddress.IPv4Address) or address.ipv4_mapped:
         return host
-    return str(ipaddress.ip_network((address, 64), strict=False))
+    return str(ipaddress.ip_network((address, 64), strict=False))  # the address has bits beyond the network
 
 
 class _Body:
