@@ -72,6 +72,7 @@ def in_two_processes(
         "WORLD_SIZE": "2",
         "LOCAL_WORLD_SIZE": "2",
     }
+    environment["PYTHONFAULTHANDLER"] = "1"
     environment.setdefault("ASCEND_HOME_PATH", str(folder))  # what CANN's set_env.sh sets, and DeepSpeed asks for
     command = [sys.executable, __file__, str(folder)]
     started = [
@@ -89,7 +90,11 @@ def in_two_processes(
     finally:
         for process in started:
             process.kill()
-    assert [process.returncode for process in started] == [0, 0], "\n".join(said)
+    codes = [process.returncode for process in started]
+    # The end of what each printed: it names what went wrong, and a report that is cut keeps it.
+    assert codes == [0, 0], "\n".join(
+        f"process {rank} ended with {codes[rank]}: {said[rank][-4000:]}" for rank in (0, 1)
+    )
     raised = [json.loads((folder / f"raised-{rank}.json").read_text()) for rank in "01"]
     return {name: raised[0].get(name) or raised[1][name] for name in {**raised[0], **raised[1]}}
 

@@ -152,7 +152,7 @@ class Trainer:
         if checkpoint is not None:  # last, so that nothing above draws from the generators again
             saving.load_random_state(checkpoint, self.accelerator, self.device)
         self._attach_monitor()
-        with self.monitor.open():
+        with self.monitor.open(), self.saver:
             if self.monitor.misses_validation(self.first_step):
                 self.saver.note_validation(self.first_step, self.monitor.validate(self.first_step))
             for step in range(self.first_step, self.num_steps):

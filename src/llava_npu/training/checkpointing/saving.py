@@ -81,6 +81,14 @@ class Saver:
         self._validated: tuple[int, float] | None = None
         self.last_step: int | None = None
 
+    def __enter__(self) -> Saver:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Waits for what is being written, so that a run that fails leaves it complete; its own error is what counts."""
+        if self._thread is not None:
+            self._thread.join()
+
     def note_validation(self, step: int, loss: float) -> None:
         """Links the checkpoint of this step as the best one, if it is; every process may call it."""
         if step == self.last_step and self._process == 0:
