@@ -85,7 +85,7 @@ class Saver:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Waits for what is being written, so that a run that fails leaves it complete; its own error is what counts."""
+        """Waits for what is being written, so that a run that fails leaves it complete; the run's error counts."""
         if self._thread is not None:
             self._thread.join()
 
