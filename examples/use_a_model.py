@@ -46,10 +46,10 @@ texts = llava_npu.answer_all(
 print("answer_all:    ", texts)
 
 # %% A conversation, word by word.
-from llava_npu.inference.engine import Engine  # noqa: E402
+from llava_npu.inference.engine import InferenceEngine  # noqa: E402
 from llava_npu.serving.terminal import Conversation  # noqa: E402
 
-conversation = Conversation(Engine(loaded, max_batch=1), greedy)
+conversation = Conversation(InferenceEngine(loaded, max_batch=1), greedy)
 conversation.attach(picture)
 for text in (question, "Are you sure?"):
     print("conversation:  ", repr("".join(conversation.ask(text))))

@@ -17,19 +17,19 @@ from llava_npu.comparison.report import ComparisonReport, write_report
 from llava_npu.comparison.results import Result
 from llava_npu.comparison.table import TrialRow
 from llava_npu.evaluation.reports.samples import write_samples
-from llava_npu.evaluation.statistics.accuracy import OVERALL, Sample, Score
+from llava_npu.evaluation.statistics.accuracy import OVERALL, Score, ScoreSample
 from llava_npu.evaluation.statistics.significance import paired_difference
 
 RIGHT = {"mlp2x_gelu": "110100", "resampler": "111101", "ldpv2": "000111"}  # of six questions
 LOSSES = {"mlp2x_gelu": (2.0, 4.0, 3.0), "resampler": (1.9, 3.8, 2.7), "ldpv2": (2.5, 3.5, 3.0)}  # of three captions
 
 
-def _hits(projector: str) -> Sample:
-    return Sample("ratio", {("", str(place)): (float(hit), 1.0) for place, hit in enumerate(RIGHT[projector])})
+def _hits(projector: str) -> ScoreSample:
+    return ScoreSample("ratio", {("", str(place)): (float(hit), 1.0) for place, hit in enumerate(RIGHT[projector])})
 
 
-def _losses(projector: str) -> Sample:
-    return Sample("ratio", {("", str(place)): (loss, 2.0) for place, loss in enumerate(LOSSES[projector])})
+def _losses(projector: str) -> ScoreSample:
+    return ScoreSample("ratio", {("", str(place)): (loss, 2.0) for place, loss in enumerate(LOSSES[projector])})
 
 
 def _line(

@@ -19,7 +19,7 @@ from llava_npu.config import validate
 from llava_npu.config.comparison import ComparisonConfig
 from llava_npu.errors import UserError
 from llava_npu.evaluation.reports.samples import write_samples
-from llava_npu.evaluation.statistics.accuracy import OVERALL, Sample, Score
+from llava_npu.evaluation.statistics.accuracy import OVERALL, Score, ScoreSample
 from llava_npu.evaluation.statistics.significance import corrected, paired_difference, seeded_differences
 
 
@@ -61,8 +61,8 @@ def test_what_cannot_be(tmp_path: Path, values: dict[str, Any], message: str) ->
         _config(tmp_path, **values)
 
 
-def _sample(right: np.ndarray) -> Sample:
-    return Sample("ratio", {("", f"{place:03}"): (float(hit), 1.0) for place, hit in enumerate(right)})
+def _sample(right: np.ndarray) -> ScoreSample:
+    return ScoreSample("ratio", {("", f"{place:03}"): (float(hit), 1.0) for place, hit in enumerate(right)})
 
 
 def test_with_one_seed_it_is_the_paired_bootstrap() -> None:

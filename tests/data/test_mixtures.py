@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llava_npu.data import Source, fingerprint, open_records, open_sources
-from llava_npu.data.mixtures import Part
+from llava_npu.data.mixtures import MixturePart
 from llava_npu.errors import UserError
 
 
@@ -48,7 +48,7 @@ def test_weights_and_limits(tmp_path: Path) -> None:
     limit=st.none() | st.integers(1, 40),
 )
 def test_every_taken_record_is_seen_equally_often(available: int, weight: float, limit: int | None) -> None:
-    part = Part(range(available), weight, limit)  # type: ignore[arg-type]
+    part = MixturePart(range(available), weight, limit)  # type: ignore[arg-type]
     taken = min(limit or available, available)
     wanted = round(weight * taken)
     if not wanted:

@@ -11,7 +11,7 @@ import pytest
 
 from llava_npu.diagnostics.compatibility import LIBRARIES
 from llava_npu.diagnostics.machine import PACKAGES, Ascend, Chip, Disk, Machine
-from llava_npu.diagnostics.trial import DeviceFacts, Trial
+from llava_npu.diagnostics.trial import DeviceFacts, ProbeResult
 from llava_npu.distributed.cores import Cores
 
 GIB = 2**30
@@ -38,7 +38,9 @@ def _healthy() -> Machine:
         disks=(Disk("run folder", Path("/data"), 500 * GIB),),
         taken_ports=(),
         cores=Cores(machine=192, usable=24, busy=0.02),
-        trial=Trial(torch="2.9.0+cpu", devices=(npu, dataclasses.replace(npu, device="npu:1")), start_method="fork"),
+        trial=ProbeResult(
+            torch="2.9.0+cpu", devices=(npu, dataclasses.replace(npu, device="npu:1")), start_method="fork"
+        ),
     )
 
 

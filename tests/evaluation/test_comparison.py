@@ -22,12 +22,12 @@ from llava_npu.evaluation.questions import Question
 from llava_npu.evaluation.reports.comparison import RunComparison, compare_runs, read_runs
 from llava_npu.evaluation.reports.comparison_report import as_terminal, write_comparison
 from llava_npu.evaluation.run import evaluate
-from llava_npu.evaluation.statistics.accuracy import Sample
+from llava_npu.evaluation.statistics.accuracy import ScoreSample
 from llava_npu.evaluation.statistics.significance import mcnemar_p, paired_difference
 
 
-def sample(*right: float) -> Sample:
-    return Sample("ratio", {("", str(number)): (value, 1.0) for number, value in enumerate(right)})
+def sample(*right: float) -> ScoreSample:
+    return ScoreSample("ratio", {("", str(number)): (value, 1.0) for number, value in enumerate(right)})
 
 
 @pytest.mark.parametrize(
@@ -85,10 +85,10 @@ def test_exchanging_the_models_turns_the_sign(pairs: list[tuple[bool, bool]]) ->
 
 
 def test_only_groups_of_both_are_compared() -> None:
-    found = paired_difference(sample(1, 1, 0), Sample("ratio", {("", "0"): (0, 1), ("", "9"): (1, 1)}))
+    found = paired_difference(sample(1, 1, 0), ScoreSample("ratio", {("", "0"): (0, 1), ("", "9"): (1, 1)}))
     assert found is not None
     assert (found.value, found.groups, found.unmatched) == (-1, 1, 3)
-    assert paired_difference(sample(1), Sample("ratio", {("", "9"): (1, 1)})) is None
+    assert paired_difference(sample(1), ScoreSample("ratio", {("", "9"): (1, 1)})) is None
 
 
 def test_shares_of_more_than_one_have_no_mcnemar() -> None:

@@ -12,7 +12,7 @@ from PIL import Image
 
 import tiny
 from llava_npu import LlavaNpuProcessor, UserError
-from llava_npu.inference.engine import Engine
+from llava_npu.inference.engine import InferenceEngine
 from llava_npu.inference.prompts import prepare_prompt, with_images_first
 from llava_npu.inference.request import Delta, Prompt, Request, Sampling
 from llava_npu.models import compose, load
@@ -47,7 +47,7 @@ def _reference(loaded: LoadedModel, prompt: Prompt, max_new_tokens: int) -> str:
     return processor.tokenizer.decode(new, skip_special_tokens=True, clean_up_tokenization_spaces=False).strip()
 
 
-def _run(engine: Engine, requests: list[Request], arrivals: list[int]) -> dict[Request, list[Delta]]:
+def _run(engine: InferenceEngine, requests: list[Request], arrivals: list[int]) -> dict[Request, list[Delta]]:
     """Submits each request at its step."""
     deltas: dict[Request, list[Delta]] = {request: [] for request in requests}
     for step in range(10_000):
@@ -73,7 +73,7 @@ def test_answers_that_join_and_leave_are_those_of_generate(on_device: LoadedMode
         for _ in range(12)
     ]
     lengths = [chance.randint(1, 24) for _ in prompts]
-    engine = Engine(on_device, max_batch=4)
+    engine = InferenceEngine(on_device, max_batch=4)
     requests = [Request(p, Sampling(max_new_tokens=n)) for p, n in zip(prompts, lengths, strict=True)]
     deltas = _run(engine, requests, [chance.randint(0, 12) for _ in requests])
     for request, prompt, length in zip(requests, prompts, lengths, strict=True):
@@ -92,7 +92,7 @@ def test_answers_share_steps(loaded: LoadedModel, monkeypatch: pytest.MonkeyPatc
         "forward",
         lambda *a, **k: calls.append(k["inputs_embeds"].shape) or forward(*a, **k),
     )
-    engine = Engine(loaded, max_batch=8)
+    engine = InferenceEngine(loaded, max_batch=8)
     requests = [Request(_prompt(processor, f"What {n}?", []), Sampling(max_new_tokens=5)) for n in range(8)]
     _run(engine, requests, [0] * 8)
     assert len(calls) == 5  # the prompts in one packed pass, then four steps of all
@@ -101,7 +101,7 @@ def test_answers_share_steps(loaded: LoadedModel, monkeypatch: pytest.MonkeyPatc
 
 
 def test_more_than_fit_wait(loaded: LoadedModel) -> None:
-    engine = Engine(loaded, max_batch=2)
+    engine = InferenceEngine(loaded, max_batch=2)
     requests = [Request(_prompt(loaded[1], "What?", []), Sampling(max_new_tokens=3)) for _ in range(5)]
     for request in requests:
         engine.submit(request)
@@ -111,7 +111,7 @@ def test_more_than_fit_wait(loaded: LoadedModel) -> None:
 
 def test_cancelled_and_late_answers_leave_and_the_others_are_not_disturbed(loaded: LoadedModel) -> None:
     prompt = _prompt(loaded[1], "What is it?", [])
-    engine = Engine(loaded, max_batch=3)
+    engine = InferenceEngine(loaded, max_batch=3)
     first, second, third, waiting = (Request(prompt, Sampling(max_new_tokens=12)) for _ in range(4))
     for request in (first, second, third, waiting):
         engine.submit(request)
@@ -132,7 +132,7 @@ def test_an_error_reaches_its_answers_and_the_engine_goes_on(
     loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, processor = loaded
-    engine = Engine(loaded, max_batch=2)
+    engine = InferenceEngine(loaded, max_batch=2)
     prompt = _prompt(processor, "What is it?", [])
     expected = _text(list(engine.generate(prompt, Sampling(max_new_tokens=4))))
 
@@ -148,7 +148,7 @@ def test_an_error_reaches_its_answers_and_the_engine_goes_on(
 
 
 def test_a_closed_stream_frees_its_row(loaded: LoadedModel) -> None:
-    engine = Engine(loaded, max_batch=2)
+    engine = InferenceEngine(loaded, max_batch=2)
     stream: Iterator[Delta] = engine.generate(_prompt(loaded[1], "What?", []), Sampling(max_new_tokens=50))
     next(stream)
     assert engine.num_running == 1
@@ -159,7 +159,7 @@ def test_a_closed_stream_frees_its_row(loaded: LoadedModel) -> None:
 def test_draws_repeat_with_their_seed_whatever_runs_beside(loaded: LoadedModel) -> None:
     prompt = _prompt(loaded[1], "What is it?", [])
     drawn = Sampling(max_new_tokens=12, temperature=1.5, top_p=0.95, top_k=50, seed=7)
-    engine = Engine(loaded, max_batch=4)
+    engine = InferenceEngine(loaded, max_batch=4)
     alone = _text(list(engine.generate(prompt, drawn)))
     requests = [Request(prompt, drawn), Request(prompt, Sampling(max_new_tokens=9)), Request(prompt, drawn)]
     deltas = _run(engine, requests, [2, 0, 3])
@@ -182,11 +182,11 @@ def test_values_out_of_range_are_named(values: dict, message: str) -> None:
 
 
 def test_a_prompt_without_room_for_its_answer_is_refused(loaded: LoadedModel) -> None:
-    engine = Engine(loaded, max_batch=1, max_length=40)
+    engine = InferenceEngine(loaded, max_batch=1, max_length=40)
     with pytest.raises(UserError, match="up to 64 are asked for, but prompt and answer together may have 40"):
         list(engine.generate(_prompt(loaded[1], "What?", []), Sampling(max_new_tokens=64)))
     with pytest.raises(UserError, match="max_length 100000: this model's language model reads 512"):
-        Engine(loaded, max_length=100_000)
+        InferenceEngine(loaded, max_length=100_000)
 
 
 def test_a_decoded_token_copies_no_cache_on_an_npu(device: torch.device, tmp_path: Path) -> None:
@@ -198,7 +198,7 @@ def test_a_decoded_token_copies_no_cache_on_an_npu(device: torch.device, tmp_pat
     model, processor = compose(str(tiny.write_clip(tmp_path / "clip")), str(words))
     model.save_pretrained(tmp_path / "model")
     processor.save_pretrained(tmp_path / "model")
-    engine = Engine(load(tmp_path / "model", device, torch.bfloat16), max_batch=2, max_length=1024)
+    engine = InferenceEngine(load(tmp_path / "model", device, torch.bfloat16), max_batch=2, max_length=1024)
     prompts = [_prompt(processor, "What is it? " * repeated, []) for repeated in (10, 20)]
     for prompt in prompts:
         engine.submit(Request(prompt, Sampling(max_new_tokens=20)))

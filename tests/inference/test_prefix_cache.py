@@ -15,7 +15,7 @@ from PIL import Image
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import tiny
-from llava_npu.inference.engine import Engine, offline_engine
+from llava_npu.inference.engine import InferenceEngine, offline_engine
 from llava_npu.inference.prefix_cache import BLOCK, block_keys
 from llava_npu.inference.prompts import prepare_prompt
 from llava_npu.inference.request import ImageInput, Prompt, Request, Sampling
@@ -53,7 +53,7 @@ def counted(model: LlavaNpuForConditionalGeneration) -> Iterator[Work]:
             handle.remove()
 
 
-def ask(engine: Engine, turns: list[str], images: list[Image.Image]) -> Prompt:
+def ask(engine: InferenceEngine, turns: list[str], images: list[Image.Image]) -> Prompt:
     """A prompt of questions and answers in alternation; the images are the first question's."""
     values = ["<image>\n" * len(images) + turns[0], *turns[1:]]
     roles = ("human", "gpt")
@@ -64,16 +64,16 @@ def ask(engine: Engine, turns: list[str], images: list[Image.Image]) -> Prompt:
     )
 
 
-def answer(engine: Engine, prompt: Prompt, tokens: int = 6) -> str:
+def answer(engine: InferenceEngine, prompt: Prompt, tokens: int = 6) -> str:
     return engine.run([Request(prompt, Sampling(tokens))])[0]
 
 
-def without_sharing(loaded: LoadedModel) -> Engine:
-    return Engine(loaded, max_batch=1, prefix_tokens=0)
+def without_sharing(loaded: LoadedModel) -> InferenceEngine:
+    return InferenceEngine(loaded, max_batch=1, prefix_tokens=0)
 
 
 def test_turns_of_a_conversation_compute_their_image_once(loaded: LoadedModel, pictures: list[Image.Image]) -> None:
-    engine = Engine(loaded, max_batch=2)
+    engine = InferenceEngine(loaded, max_batch=2)
     with counted(loaded.model) as work:
         turns = [LONG]
         for question in ("And now?", "Why?"):
@@ -87,7 +87,7 @@ def test_turns_of_a_conversation_compute_their_image_once(loaded: LoadedModel, p
 
 
 def test_users_who_ask_about_one_image_compute_it_once(loaded: LoadedModel, pictures: list[Image.Image]) -> None:
-    engine = Engine(loaded, max_batch=4)
+    engine = InferenceEngine(loaded, max_batch=4)
     prompts = [ask(engine, [f"{LONG} {word}?"], pictures[:1]) for word in ("Red", "Blue", "A cat", "Why", "Where")]
     with counted(loaded.model) as work:
         texts = engine.run([Request(prompt, Sampling(6)) for prompt in prompts])
@@ -99,7 +99,7 @@ def test_users_who_ask_about_one_image_compute_it_once(loaded: LoadedModel, pict
 
 
 def test_another_image_is_not_taken_for_the_same(loaded: LoadedModel, pictures: list[Image.Image]) -> None:
-    engine = Engine(loaded, max_batch=4)
+    engine = InferenceEngine(loaded, max_batch=4)
     prompts = [ask(engine, [LONG], [picture]) for picture in pictures]
     texts = engine.run([Request(prompt, Sampling(6)) for prompt in prompts])
     assert texts == [answer(without_sharing(loaded), prompt) for prompt in prompts]
@@ -108,7 +108,7 @@ def test_another_image_is_not_taken_for_the_same(loaded: LoadedModel, pictures: 
 
 def test_memory_is_bounded_and_what_was_used_longest_ago_goes(loaded: LoadedModel, pictures: list[Image.Image]) -> None:
     room = 20 * BLOCK
-    engine = Engine(loaded, max_batch=2, prefix_tokens=room)
+    engine = InferenceEngine(loaded, max_batch=2, prefix_tokens=room)
     prompts = [ask(engine, [LONG], [picture]) for picture in pictures[:3]]
     assert room / 2 < len(prompts[0].input_ids) < room
     expected = [answer(without_sharing(loaded), prompt) for prompt in prompts]
@@ -126,7 +126,7 @@ def test_rows_that_grow_keep_what_they_hold(loaded: LoadedModel, pictures: list[
     lengths = [60, 30, 20]
     requests = [Request(prompt, Sampling(length)) for prompt, length in zip(prompts, lengths, strict=True)]
     texts = engine.run(requests)
-    whole = Engine(loaded, max_batch=1)
+    whole = InferenceEngine(loaded, max_batch=1)
     assert texts == [answer(whole, prompt, length) for prompt, length in zip(prompts, lengths, strict=True)]
     assert engine.runner.cache.store.shape[4] < engine.max_length
 
@@ -151,7 +151,7 @@ def test_layers_with_a_sliding_window_see_the_latest_tokens(
     words.save_pretrained(tmp_path / "lm")
     loaded = compose(str(tiny.write_clip(tmp_path / "clip")), str(tmp_path / "lm"))
     loaded.model.eval()
-    engine = Engine(loaded, max_batch=3)
+    engine = InferenceEngine(loaded, max_batch=3)
     prompts = [ask(engine, [f"{LONG} {word}?"], pictures[:1]) for word in ("Red", "Blue", "What is it")]
     texts = engine.run([Request(prompt, Sampling(16)) for prompt in prompts])
     for prompt, text in zip(prompts, texts, strict=True):
@@ -171,7 +171,7 @@ def test_states_behind_a_cached_prefix_are_those_of_the_whole_prompt(
     model_folder: object, pictures: list[Image.Image], device: torch.device
 ) -> None:
     loaded = load(str(model_folder), device)
-    engine = Engine(loaded, max_batch=3)
+    engine = InferenceEngine(loaded, max_batch=3)
     prompts = [ask(engine, [f"{LONG} {word}"], pictures[:1]) for word in ("Is it red?", "Is it blue or green?", "Why")]
     with torch.no_grad():
         found = engine.runner.prefill([Prefill(row, prompt, 2) for row, prompt in enumerate(prompts)])

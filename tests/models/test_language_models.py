@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedModel
 
 import tiny
-from llava_npu.inference.engine import Engine
+from llava_npu.inference.engine import InferenceEngine
 from llava_npu.inference.prompts import prepare_prompt
 from llava_npu.inference.request import Prompt, Request, Sampling
 from llava_npu.models import LoadedModel, compose, load
@@ -221,7 +221,7 @@ def prompts(loaded: LoadedModel) -> list[Prompt]:
 def test_cache(case: Case, device: torch.device) -> None:
     """The engine's greedy answers, of two sequences at once, are those of computing the whole text for each token."""
     loaded = case.on(device)
-    engine = Engine(loaded, max_batch=2, max_length=128)
+    engine = InferenceEngine(loaded, max_batch=2, max_length=128)
     sampling = Sampling(max_new_tokens=8)
     for _ in range(2):  # the second time, what is kept of the first is used
         texts = engine.run([Request(prompt, sampling) for prompt in prompts(loaded)])
@@ -252,7 +252,8 @@ def test_save_and_chat(case: Case, device: torch.device, tmp_path: Path) -> None
     turns = [{"from": "human", "value": "<image>\nWhat is it?"}]
     prompt = prepare_prompt(loaded.processor, turns, [image], name="test")
     text = "".join(
-        delta.text for delta in Engine(loaded, max_batch=1, max_length=128).generate(prompt, Sampling(max_new_tokens=8))
+        delta.text
+        for delta in InferenceEngine(loaded, max_batch=1, max_length=128).generate(prompt, Sampling(max_new_tokens=8))
     )
     ids = torch.tensor([list(prompt.input_ids)])
     plain = case.composed.model.generate(

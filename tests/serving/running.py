@@ -11,7 +11,7 @@ from typing import Any
 
 import httpx
 
-from llava_npu.inference.engine import Engine
+from llava_npu.inference.engine import InferenceEngine
 from llava_npu.models import load
 from llava_npu.serving.api.app import build_app
 from llava_npu.serving.api.limits import Limits
@@ -21,7 +21,7 @@ from llava_npu.serving.server import run_server
 
 
 def make_service(model_folder: Path, *, max_batch: int = 8, limits: Limits | None = None, fetcher=None) -> Service:
-    return Service(Engine(load(model_folder, "cpu"), max_batch=max_batch), "tiny", limits or Limits(), fetcher)
+    return Service(InferenceEngine(load(model_folder, "cpu"), max_batch=max_batch), "tiny", limits or Limits(), fetcher)
 
 
 # Patient, since the machine may do much else; a connection each, since a kept one may be closed just then.

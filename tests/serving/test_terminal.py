@@ -12,7 +12,7 @@ from PIL import Image
 
 import tiny
 from llava_npu import UserError
-from llava_npu.inference.engine import Engine
+from llava_npu.inference.engine import InferenceEngine
 from llava_npu.inference.request import Sampling
 from llava_npu.models import compose
 from llava_npu.models.loaded import LoadedModel
@@ -58,7 +58,7 @@ def test_an_error_while_generating_reaches_the_caller(loaded: LoadedModel, monke
 
 
 def _talk(loaded: LoadedModel, *lines: str, sampling: Sampling = EIGHT) -> tuple[str, Conversation]:
-    conversation = Conversation(Engine(loaded, max_batch=1), sampling)
+    conversation = Conversation(InferenceEngine(loaded, max_batch=1), sampling)
     waiting: Iterator[str] = iter(lines)
     shown: list[str] = []
 
@@ -124,7 +124,7 @@ def test_what_is_wrong_is_said_and_the_chat_goes_on(loaded: LoadedModel, line: s
 
 
 def test_a_stopped_answer_stays_as_far_as_it_came(loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    conversation = Conversation(Engine(loaded, max_batch=1), Sampling(max_new_tokens=40))
+    conversation = Conversation(InferenceEngine(loaded, max_batch=1), Sampling(max_new_tokens=40))
     shown: list[str] = []
 
     def write(text: str) -> None:

@@ -1,4 +1,4 @@
-"""The vLLM plug-in against stand-ins of the classes that it touches: vLLM cannot be installed beside these tests."""
+"""The vLLM plug-in against stand-ins of the classes that it touches: vLLM cannot be installed next to these tests."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 import tiny
-from llava_npu import LlavaNpuConfig, UserError
+from llava_npu import LlavaNpuConfig, LlavaNpuForConditionalGeneration, UserError
 from llava_npu.models.projectors import build_projector
 
 IMAGE_TOKEN_ID = 300
@@ -86,18 +86,17 @@ def test_the_installed_entry_point_registers_the_model(vllm: _Registry) -> None:
     register()  # vLLM calls it in every process, and may do so twice
     ((name, where),) = vllm.models.items()
     module, _, attribute = where.partition(":")
-    assert getattr(importlib.import_module(module), attribute).__name__ == name
+    assert name == LlavaNpuForConditionalGeneration.__name__  # what checkpoints call their architecture
+    assert issubclass(getattr(importlib.import_module(module), attribute), _Llava)
 
 
 @pytest.mark.parametrize("projector", ["ldpv2", "resampler", "adaptive_pool"])
 def test_projector_and_number_of_tokens_are_the_models(vllm: _Registry, projector: str) -> None:
-    from llava_npu.serving.vllm.model import LlavaNpuForConditionalGeneration, LlavaNpuProcessingInfo
+    from llava_npu.serving.vllm.model import LlavaNpuProcessingInfo, VllmLlavaNpu
 
     config = _config(projector, num_queries=4)
     assert LlavaNpuProcessingInfo(config).get_num_image_tokens(image_width=640, image_height=480) == 4
-    model = LlavaNpuForConditionalGeneration(
-        vllm_config=SimpleNamespace(model_config=SimpleNamespace(hf_config=config))
-    )
+    model = VllmLlavaNpu(vllm_config=SimpleNamespace(model_config=SimpleNamespace(hf_config=config)))
     reference = build_projector(projector, vision_hidden_size=32, text_hidden_size=48, num_queries=4)
     names = {f"multi_modal_projector.{name}" for name in reference.state_dict()}
     assert {name for name in model.state_dict() if name.startswith("multi_modal_projector.")} == names
@@ -116,7 +115,7 @@ def test_projector_and_number_of_tokens_are_the_models(vllm: _Registry, projecto
     ],
 )
 def test_what_vllm_would_not_notice_is_refused(vllm: _Registry, changes: dict[str, Any], message: str) -> None:
-    from llava_npu.serving.vllm.model import LlavaNpuForConditionalGeneration
+    from llava_npu.serving.vllm.model import VllmLlavaNpu
 
     plain = {
         "vision_config": tiny.clip_config(),
@@ -127,4 +126,4 @@ def test_what_vllm_would_not_notice_is_refused(vllm: _Registry, changes: dict[st
     }
     config = SimpleNamespace(**{**plain, **changes})
     with pytest.raises(UserError, match=message):
-        LlavaNpuForConditionalGeneration(vllm_config=SimpleNamespace(model_config=SimpleNamespace(hf_config=config)))
+        VllmLlavaNpu(vllm_config=SimpleNamespace(model_config=SimpleNamespace(hf_config=config)))

@@ -19,7 +19,7 @@ from running import running_app
 
 import tiny
 from llava_npu import Sampling, UserError, answer_all
-from llava_npu.inference.engine import Engine
+from llava_npu.inference.engine import InferenceEngine
 from llava_npu.models import compose, load
 from llava_npu.models.loaded import LoadedModel
 from llava_npu.serving.background import BackgroundEngine
@@ -56,7 +56,7 @@ def columns(tmp_path_factory: pytest.TempPathFactory, model_folder: Path) -> Ite
     for _, (each, _) in pairs:  # they write letters only, which a page shows as they are
         mute = [number for number in range(len(each.lm_head.weight)) if number not in letters]
         each.lm_head.weight.data[mute] = 0
-    engines = [(name, Engine(loaded, max_batch=2, max_length=256)) for name, loaded in pairs]
+    engines = [(name, InferenceEngine(loaded, max_batch=2, max_length=256)) for name, loaded in pairs]
     columns = [ServedModel(name, engine, BackgroundEngine(engine)) for name, engine in engines]
     for column in columns:
         column.background.start()
@@ -152,7 +152,7 @@ def test_what_is_shown_is_what_the_tower_gets(columns: list[ServedModel]) -> Non
 class Turnstile:
     """Lets an engine make its steps one by one, as the test says."""
 
-    def __init__(self, engine: Engine):
+    def __init__(self, engine: InferenceEngine):
         self._step = engine.step
         self._allowed = threading.Semaphore(0)
         self._engine = engine

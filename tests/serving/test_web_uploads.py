@@ -14,7 +14,7 @@ from PIL import Image
 from running import connect, http, running_app
 
 from llava_npu.errors import UserError
-from llava_npu.inference.engine import Engine
+from llava_npu.inference.engine import InferenceEngine
 from llava_npu.models.loaded import LoadedModel
 from llava_npu.serving.background import BackgroundEngine
 from llava_npu.serving.hosts import AllowedHosts
@@ -30,7 +30,7 @@ def page(loaded: LoadedModel, tmp_path_factory: pytest.TempPathFactory) -> Itera
     """Its address and its folder of uploads."""
     folder = tmp_path_factory.mktemp("page")
     Image.new("RGB", (30, 20), "red").save(folder / "example.png")
-    engine = Engine(loaded, max_batch=1, max_length=256)
+    engine = InferenceEngine(loaded, max_batch=1, max_length=256)
     background = BackgroundEngine(engine)
     background.start()
     patch = pytest.MonkeyPatch()

@@ -15,7 +15,7 @@ from llava_npu.models.flops import FlopModel, Flops
 from llava_npu.training import train
 from llava_npu.training.batches import MicroBatch
 from llava_npu.training.monitoring.metrics import read_metrics
-from llava_npu.training.monitoring.throughput import Peak, ThroughputMeter, find_peak
+from llava_npu.training.monitoring.throughput import DevicePeak, ThroughputMeter, find_peak
 
 COSTS = FlopModel(
     token=Flops(10**9), pair=Flops(10**6), supervised=Flops(10**8), tower=Flops(10**10), projector=Flops(10**9)
@@ -36,7 +36,7 @@ def _micro_batch() -> MicroBatch:
 def test_useful_work_per_second(cached: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     marks = iter([_At(0.0), _At(2.0), _At(4.0)])
     monkeypatch.setattr(CpuDevice, "mark", lambda device: next(marks))
-    peak = Peak(1.0, "published")
+    peak = DevicePeak(1.0, "published")
     meter = ThroughputMeter(COSTS, devices.select("cpu"), peak, cached_features=cached)
     for _ in range(2):
         meter.add([_micro_batch()], tokens=20, samples=4)

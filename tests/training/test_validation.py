@@ -23,7 +23,7 @@ from llava_npu.data.dataset import ConversationDataset, collate
 from llava_npu.data.formats.parsing import Record
 from llava_npu.data.holdout import content_ids, hold_out, leave_out
 from llava_npu.data.image_roots import ImageFolder
-from llava_npu.data.mixtures import Mixture, Part
+from llava_npu.data.mixtures import Mixture, MixturePart
 from llava_npu.data.records import load_records
 from llava_npu.models import load
 from llava_npu.training import train
@@ -178,7 +178,7 @@ def test_a_record_that_a_mixture_repeats_is_held_out_as_a_whole() -> None:
     first, second = (
         records(*(f"{letter}{number}" for number in range(count))) for letter, count in (("a", 6), ("b", 4))
     )
-    mixture = Mixture([Part(first, 2.5), Part(second, 1.0, limit=3)])
+    mixture = Mixture([MixturePart(first, 2.5), MixturePart(second, 1.0, limit=3)])
     left, held = (answers(part) for part in hold_out(mixture, size=4))
     assert len(held) == len(set(held)) == 4
     assert not set(held) & set(left)
@@ -188,7 +188,7 @@ def test_a_record_that_a_mixture_repeats_is_held_out_as_a_whole() -> None:
 def test_what_is_held_out_is_not_trained_on_under_another_source() -> None:
     """The same records in two sources, and one of them twice in a file: fractions are of distinct records."""
     names = [f"a{number}" for number in range(8)]
-    mixture = Mixture([Part(records(*names, names[0])), Part(records(*names), 2.0)])
+    mixture = Mixture([MixturePart(records(*names, names[0])), MixturePart(records(*names), 2.0)])
     for chosen in ({"size": 4}, {"fraction": 0.5}):
         left, held = (answers(part) for part in hold_out(mixture, **chosen))
         assert len(held) == len(set(held)) == 4

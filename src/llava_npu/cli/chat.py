@@ -36,14 +36,14 @@ def chat(
     from llava_npu.cli.model_options import load_model
     from llava_npu.data.images import load_image
     from llava_npu.hub.hubs import on_hub
-    from llava_npu.inference.engine import Engine
+    from llava_npu.inference.engine import InferenceEngine
     from llava_npu.inference.request import Sampling
     from llava_npu.serving.terminal import Conversation
 
     sampling = Sampling(max_new_tokens, temperature, top_p, top_k, repetition_penalty, seed)
     pil_images = [load_image(path, "--image") for path in image or []]
     loaded, _ = load_model(on_hub(model, source), device, dtype, bits, template)
-    engine = Engine(loaded, max_batch=1, max_length=max_length)
+    engine = InferenceEngine(loaded, max_batch=1, max_length=max_length)
     conversation = Conversation(engine, sampling, system)
     for each in pil_images:
         conversation.attach(each)

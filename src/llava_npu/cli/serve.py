@@ -13,7 +13,7 @@ from llava_npu.cli.model_options import BITS, DEVICE, DTYPE, HUB, MAX_LENGTH, MO
 from llava_npu.errors import UserError
 
 if TYPE_CHECKING:
-    from llava_npu.inference.engine import Engine
+    from llava_npu.inference.engine import InferenceEngine
     from llava_npu.models.loaded import LoadedModel
     from llava_npu.serving.api.fetching import ImageFetcher
     from llava_npu.serving.api.limits import Limits
@@ -115,15 +115,15 @@ def _scaled(option: str, value: float, unit: int) -> int:
     return int(value * unit)
 
 
-def _engine(loaded: LoadedModel, free: int, max_batch: int, max_length: int | None) -> Engine:
+def _engine(loaded: LoadedModel, free: int, max_batch: int, max_length: int | None) -> InferenceEngine:
     """An engine that has taken its memory.
 
     Raises:
         UserError: there is not enough.
     """
-    from llava_npu.inference.engine import Engine
+    from llava_npu.inference.engine import InferenceEngine
 
-    engine = Engine(loaded, max_batch=max_batch, max_length=max_length)
+    engine = InferenceEngine(loaded, max_batch=max_batch, max_length=max_length)
     if engine.cache_bytes > free:
         raise UserError(
             f"keys and values of {max_batch} answers of {engine.max_length} tokens take "
@@ -140,7 +140,7 @@ def _fetcher(limits: Limits) -> ImageFetcher:
     return ImageFetcher(max_bytes=limits.max_request_bytes, timeout=limits.read_timeout)
 
 
-def _capacity(engine: Engine) -> str:
+def _capacity(engine: InferenceEngine) -> str:
     return (
         f"{engine.max_batch} answers at once, up to {engine.max_length} tokens each, "
         f"{engine.cache_bytes / 2**20:.0f} MiB for keys and values"

@@ -45,7 +45,7 @@ def web(
 
     from llava_npu.cli.model_options import load_model
     from llava_npu.hub.hubs import on_hub
-    from llava_npu.inference.engine import Engine
+    from llava_npu.inference.engine import InferenceEngine
     from llava_npu.serving.background import BackgroundEngine
     from llava_npu.serving.hosts import AllowedHosts
     from llava_npu.serving.server import run_server
@@ -55,7 +55,7 @@ def web(
     models = []
     for name in [model, *([compare] if compare else [])]:
         loaded, _ = load_model(on_hub(name, source), device, dtype, bits, template)
-        engine = Engine(loaded, max_batch=max_batch, max_length=max_length)
+        engine = InferenceEngine(loaded, max_batch=max_batch, max_length=max_length)
         engine.warm_up()
         models.append(ServedModel(name, engine, BackgroundEngine(engine)))
     for each in models:

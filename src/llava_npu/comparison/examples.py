@@ -47,7 +47,7 @@ def example_questions(benchmark: BenchmarkConfig, count: int) -> list[Question]:
 
 
 def load_examples(benchmark: BenchmarkConfig, count: int) -> list[ExampleQuestion]:
-    """The same with their images; nothing where the benchmark's data is no longer there."""
+    """The same with their images; nothing where the benchmark's data has gone."""
     try:
         questions: Sequence[Question] = example_questions(benchmark, count)
     except UserError:

@@ -10,8 +10,7 @@ from llava_npu.data.image_sources import EmbeddedImage, ImageFile, ImageSource
 from llava_npu.data.images import image_size
 from llava_npu.inference.features import FeatureCache, ImageFeatures
 from llava_npu.models.loaded import LoadedModel
-from llava_npu.models.vision.feature_cache import FeatureCache as Store
-from llava_npu.models.vision.feature_cache import open_feature_cache, space_left
+from llava_npu.models.vision.feature_cache import FeatureStore, open_feature_cache, space_left
 
 
 class StoredFeatures(FeatureCache):
@@ -19,7 +18,7 @@ class StoredFeatures(FeatureCache):
 
     def __init__(self, loaded: LoadedModel):
         super().__init__(loaded)
-        self._store: Store = open_feature_cache(loaded)
+        self._store: FeatureStore = open_feature_cache(loaded)
 
     def load(self, images: Sequence[ImageSource]) -> tuple[dict[str, ImageFeatures], dict[str, str]]:
         """As `FeatureCache.load`."""

@@ -11,7 +11,7 @@ from PIL import Image
 from llava_npu.comparison.results import Estimate, StageResult
 from llava_npu.devices import Device
 from llava_npu.errors import UserError
-from llava_npu.inference.engine import Engine
+from llava_npu.inference.engine import InferenceEngine
 from llava_npu.inference.features import FeatureCache
 from llava_npu.inference.prompts import prepare_prompt
 from llava_npu.inference.request import Request, Sampling
@@ -89,7 +89,7 @@ def first_token(loaded: LoadedModel, device: Device) -> Estimate:
     height, width = TYPICAL
     image = Image.new("RGB", (width, height), "white")
     # Nothing is kept from one time to the next.
-    engine = Engine(loaded, max_batch=1, prefix_tokens=0, features=FeatureCache(loaded, max_images=0))
+    engine = InferenceEngine(loaded, max_batch=1, prefix_tokens=0, features=FeatureCache(loaded, max_images=0))
     prompt = prepare_prompt(loaded.processor, [{"from": "human", "value": PROMPT}], [image])
     seconds = []
     for _ in range(_WARM_UP + _REPEATS):

@@ -16,7 +16,7 @@ from llava_npu.comparison.results import BenchmarkResult
 from llava_npu.comparison.table import HELD_OUT_LOSS, Baseline, TrialRow
 from llava_npu.evaluation.reports.comparison import REPORT_FILE, read_runs
 from llava_npu.evaluation.reports.samples import SAMPLES_FILE, ScoreName, read_samples
-from llava_npu.evaluation.statistics.accuracy import OVERALL, Sample
+from llava_npu.evaluation.statistics.accuracy import OVERALL, ScoreSample
 from llava_npu.evaluation.statistics.significance import PairedDifference, paired_differences
 
 Pair = tuple[int, int]  # places of two lines: of what is compared, and with what
@@ -27,7 +27,7 @@ class MeasuredSample:
     """What a value of a line was computed from, and of which data: only equal `data` can be paired."""
 
     data: tuple[str, ScoreName]
-    sample: Sample
+    sample: ScoreSample
 
 
 def references(lines: Sequence[TrialRow]) -> list[int | None]:
@@ -62,7 +62,7 @@ def differences(lines: Sequence[TrialRow], pairs: Sequence[Pair]) -> dict[Pair, 
 
     Returns:
         pair → measure → the first line's value minus the second's. A measure is missing where the two were not put to
-        the same questions, or what they answered is no longer there.
+        the same questions, or their answers have been deleted.
 
     Raises:
         UserError: files of an evaluation are damaged.

@@ -73,7 +73,7 @@ def read_yaml_file(path: Path) -> Any:
     """As `read_yaml`, of a file.
 
     Raises:
-        UserError: there is no such file, it cannot be read, or its text is wrong.
+        UserError: the file does not exist or cannot be read, or its text is wrong.
     """
     try:
         text = path.read_text(encoding="utf-8")

@@ -23,7 +23,7 @@ _SEED = 0
 
 
 @dataclass(frozen=True)
-class Part:
+class MixturePart:
     """A source in a mixture.
 
     Args:
@@ -54,7 +54,7 @@ class Part:
 class Mixture(Sequence[Record]):
     """The samples of one epoch, part after part (the plan shuffles them)."""
 
-    def __init__(self, parts: Sequence[Part]) -> None:
+    def __init__(self, parts: Sequence[MixturePart]) -> None:
         self._records = [part.records for part in parts]
         self._chosen = [part.choose() for part in parts]
         self._ends = list(accumulate(map(len, self._chosen)))

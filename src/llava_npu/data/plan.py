@@ -3,7 +3,7 @@
 Step *i* is a look-up, so an interrupted run resumes at exactly its next sample without any loader state: the plan is
 computed again from the same four numbers, and the data file's `fingerprint` says whether it is still the same data.
 
-A `Layout` says what each forward pass of a process takes of it: a few samples that are padded to the longest
+A `BatchLayout` says what each forward pass of a process takes of it: a few samples that are padded to the longest
 (`PaddedLayout`), or a pack (`packing.PackedLayout`).
 """
 
@@ -105,7 +105,7 @@ def micro_batches(batch: Indices, rank: int, world_size: int, micro_batch_size: 
     return steps[:, rank]
 
 
-class Layout(Protocol):
+class BatchLayout(Protocol):
     """Which samples each forward pass of a process takes: a pure function of the step, like the plan it lays out."""
 
     @property

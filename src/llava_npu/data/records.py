@@ -25,7 +25,7 @@ from llava_npu.data.formats.parsing import Record, parse_record
 from llava_npu.data.formats.record_files import LINE_SUFFIXES, Entries, JsonEntries
 from llava_npu.data.formats.tables import TableEntries, is_table, table_files
 from llava_npu.data.image_roots import ImageFolder, ImageRoot
-from llava_npu.data.mixtures import Mixture, Part
+from llava_npu.data.mixtures import Mixture, MixturePart
 from llava_npu.errors import UserError
 
 __all__ = [
@@ -51,7 +51,7 @@ class Source:
     Args:
         path: see `open_records`.
         image_root: the folder of the images, or an archive of them; by default the data file's own folder.
-        weight, limit: see `mixtures.Part`.
+        weight, limit: see `mixtures.MixturePart`.
         allow_absolute_paths: image names and links may lead out of the folder.
     """
 
@@ -126,7 +126,7 @@ def load_records(
 def open_sources(sources: Sequence[Source]) -> Sequence[Record]:
     """The samples of one epoch over all sources, by their weights and limits."""
     parts = [
-        Part(
+        MixturePart(
             open_records(source.path, source.image_root, allow_absolute_paths=source.allow_absolute_paths),
             source.weight,
             source.limit,

@@ -117,7 +117,7 @@ def share_host_threads(workers: int = 0) -> None:
     global _threads_set
     if cores.user_has_chosen():
         return
-    given = os.environ.get("OMP_NUM_THREADS")  # by a launcher of ours
+    given = os.environ.get("OMP_NUM_THREADS")  # by llava-npu's launcher
     share = int(given) if given else cores.usable_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     standard = {share, len(cores.affinity()), os.cpu_count(), psutil.cpu_count(logical=False), _threads_set}
     if torch.get_num_threads() in standard:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llava_npu.diagnostics.compatibility import CANN_PYTHON_PACKAGES, LIBRARIES
-from llava_npu.diagnostics.trial import Trial, try_torch
+from llava_npu.diagnostics.trial import ProbeResult, try_torch
 from llava_npu.distributed import cores
 from llava_npu.distributed.cores import Cores
 from llava_npu.files.cache import cache_root
@@ -92,7 +92,7 @@ class Machine:
     ascend: Ascend
     disks: tuple[Disk, ...]
     taken_ports: tuple[int, ...]
-    trial: Trial
+    trial: ProbeResult
     cores: Cores
 
     @property

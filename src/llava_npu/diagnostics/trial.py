@@ -29,7 +29,7 @@ class DeviceFacts:
 
 
 @dataclass(frozen=True)
-class Trial:
+class ProbeResult:
     """What happened.
 
     Attributes:
@@ -55,7 +55,7 @@ class Trial:
     start_method: str = ""
 
 
-def try_torch(timeout: float, has_backend: bool) -> Trial:
+def try_torch(timeout: float, has_backend: bool) -> ProbeResult:
     """Imports torch and uses each device, for at most `timeout` seconds.
 
     Args:
@@ -68,11 +68,11 @@ def try_torch(timeout: float, has_backend: bool) -> Trial:
         if alone.torch is not None:
             reason = trial.torch_error or trial.died
             facts = {**vars(alone), "torch_error": reason, "autoload_breaks_torch": True}
-            return Trial(**facts)
+            return ProbeResult(**facts)
     return trial
 
 
-def _run(timeout: float, environment: Mapping[str, str]) -> Trial:
+def _run(timeout: float, environment: Mapping[str, str]) -> ProbeResult:
     # The other process sees the modules that this one sees, whichever way it was started.
     path = os.pathsep.join(part or str(Path.cwd()) for part in sys.path)
     command = [sys.executable, "-P", "-m", "llava_npu.diagnostics.probe"]
@@ -96,7 +96,7 @@ def _run(timeout: float, environment: Mapping[str, str]) -> Trial:
     return read(output, ending)
 
 
-def read(output: str, ending: str) -> Trial:
+def read(output: str, ending: str) -> ProbeResult:
     """The trial that a probe's output describes; `ending` says how it ended if not by itself."""
     facts: dict[str, Any] = {"devices": [], "absent": {}, "broken": {}, "warnings": []}
     stage = "start Python"
@@ -118,7 +118,7 @@ def read(output: str, ending: str) -> Trial:
     if ending:
         facts["died"] = f"{stage}: {ending}"
     facts["devices"], facts["warnings"] = tuple(facts["devices"]), tuple(facts["warnings"])
-    return Trial(**facts)
+    return ProbeResult(**facts)
 
 
 def _how_it_ended(returncode: int, complaints: str) -> str:

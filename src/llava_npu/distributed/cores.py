@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-_OURS = "LLAVA_NPU_SET_THREADS"  # set next to OMP_NUM_THREADS where a launcher of ours has chosen it
+_OURS = "LLAVA_NPU_SET_THREADS"  # set next to OMP_NUM_THREADS where llava-npu's launcher has chosen it
 _CGROUPS = Path("/sys/fs/cgroup")
 _OWN_CGROUPS = Path("/proc/self/cgroup")
 _STAT = Path("/proc/stat")

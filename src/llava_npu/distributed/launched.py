@@ -38,7 +38,7 @@ def world_size() -> int:
 
 
 @dataclass(frozen=True)
-class Report:
+class ExitReport:
     """Why a process ended: its exit status, what to tell the user, and when."""
 
     status: int
@@ -61,7 +61,7 @@ def reporting(command: Callable[[], None]) -> None:
 
 
 def _leave(status: int, message: str) -> NoReturn:
-    report = Report(status, message, time.time())
+    report = ExitReport(status, message, time.time())
     write_text(Path(os.environ[REPORTS]) / f"report-{os.environ['RANK']}.json", json.dumps(asdict(report)))
     sys.stdout.flush()
     sys.stderr.flush()

@@ -24,7 +24,7 @@ from types import FrameType
 
 from llava_npu.distributed.cores import thread_variables
 from llava_npu.distributed.interruption import EXIT_STATUS
-from llava_npu.distributed.launched import REPORTS, Report, die_with_parent
+from llava_npu.distributed.launched import REPORTS, ExitReport, die_with_parent
 from llava_npu.errors import UserError
 from llava_npu.files.json_objects import read_json
 
@@ -154,9 +154,9 @@ def _unexplained(rank: int, status: int, folder: Path) -> Outcome:
     return Outcome(128 - status if status < 0 else status, f"process {rank} {how}{hint}{shown}")
 
 
-def _read(folder: Path, rank: int) -> Report | None:
+def _read(folder: Path, rank: int) -> ExitReport | None:
     path = folder / f"report-{rank}.json"
-    return Report(**read_json(path)) if path.is_file() else None
+    return ExitReport(**read_json(path)) if path.is_file() else None
 
 
 def meeting_port() -> int:

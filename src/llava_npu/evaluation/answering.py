@@ -24,7 +24,7 @@ from llava_npu.data.records import IMAGE_MARK
 from llava_npu.errors import UserError, nearest
 from llava_npu.evaluation.fingerprints import fingerprint_model, fingerprint_processor
 from llava_npu.evaluation.questions import Answer, Question
-from llava_npu.inference.engine import Engine, longest, offline_engine
+from llava_npu.inference.engine import InferenceEngine, longest, offline_engine
 from llava_npu.inference.features import FeatureCache, ImageFeatures, image_inputs
 from llava_npu.inference.likelihood import AnsweredPrompt, answer_log_probabilities
 from llava_npu.inference.prompts import place_images
@@ -44,7 +44,7 @@ class Method(Protocol):
     @property
     def settings(self) -> Settings: ...
 
-    def answer(self, engine: Engine, questions: Sequence[Question], features: Features) -> list[Answer]: ...
+    def answer(self, engine: InferenceEngine, questions: Sequence[Question], features: Features) -> list[Answer]: ...
 
 
 class ModelAnswerer:
@@ -60,7 +60,7 @@ class ModelAnswerer:
         """
         self._loaded = loaded
         self._method = method
-        self._engine: Engine | None = None
+        self._engine: InferenceEngine | None = None
         self._features = features or FeatureCache(loaded)
         self.device = device or str(loaded.model.device)
 
@@ -93,7 +93,7 @@ class ModelAnswerer:
                 f"{str(error).splitlines()[0]} Give a smaller --batch-size; what was answered is kept."
             ) from error
 
-    def _engine_for(self, max_batch: int) -> Engine:
+    def _engine_for(self, max_batch: int) -> InferenceEngine:
         """Kept from batch to batch, with what it has computed."""
         if self._engine is None or self._engine.max_batch < max_batch:
             self._engine = offline_engine(self._loaded, max_batch, self._features)
@@ -132,7 +132,7 @@ class GenerateText:
     def settings(self) -> Settings:
         return {"answer": "generate", "max_new_tokens": self.max_new_tokens}
 
-    def answer(self, engine: Engine, questions: Sequence[Question], features: Features) -> list[Answer]:
+    def answer(self, engine: InferenceEngine, questions: Sequence[Question], features: Features) -> list[Answer]:
         """Generates an answer to each question."""
         texts = [_full_prompt(question) for question in questions]
         requests = []
@@ -156,7 +156,7 @@ class ChooseLikeliest:
     def settings(self) -> Settings:
         return {"answer": "likelihood", "candidates": self.candidates, "end_token": self.candidates == "text"}
 
-    def answer(self, engine: Engine, questions: Sequence[Question], features: Features) -> list[Answer]:
+    def answer(self, engine: InferenceEngine, questions: Sequence[Question], features: Features) -> list[Answer]:
         """Scores the options of each question."""
         forms = [_CANDIDATES[self.candidates](question) for question in questions]
         # Rotations of a question ask for the same texts under the same prompt and image: each is scored once.

@@ -13,7 +13,7 @@ from llava_npu.data.image_sources import ImageFile, UnreadableImageError
 from llava_npu.data.records import IMAGE_MARK, Record, Turn
 from llava_npu.errors import UserError
 from llava_npu.evaluation.ablations import GIVEN, NONE, SHUFFLED, unknown_mode, wrong_partners
-from llava_npu.evaluation.statistics.accuracy import Sample
+from llava_npu.evaluation.statistics.accuracy import ScoreSample
 from llava_npu.evaluation.statistics.bootstrap import ratio_interval
 from llava_npu.inference.engine import offline_engine
 from llava_npu.inference.features import FeatureCache
@@ -38,7 +38,7 @@ class CaptionLoss:
     high: float
     num_tokens: int
     num_records: int
-    sample: Sample
+    sample: ScoreSample
 
 
 def caption_loss(
@@ -79,7 +79,7 @@ def caption_loss(
     totals, counts = [-loss.total for loss in losses], [loss.num_tokens for loss in losses]
     low, high = ratio_interval(totals, counts)
     of_records = {("", str(place)): each for place, *each in sorted(zip(order, totals, counts, strict=True))}
-    sample = Sample("ratio", {key: (total, float(count)) for key, (total, count) in of_records.items()})
+    sample = ScoreSample("ratio", {key: (total, float(count)) for key, (total, count) in of_records.items()})
     return CaptionLoss(images, sum(totals) / sum(counts), low, high, sum(counts), len(records), sample)
 
 

@@ -8,7 +8,7 @@ from PIL import Image
 
 from llava_npu.data.image_roots import ImagePath
 from llava_npu.data.images import load_image
-from llava_npu.inference.engine import Engine
+from llava_npu.inference.engine import InferenceEngine
 from llava_npu.inference.prompts import prepare_prompt, with_images_first
 from llava_npu.inference.request import Request, Sampling
 from llava_npu.models.loaded import LoadedModel
@@ -44,7 +44,7 @@ def answer_all(
     sampling = sampling or Sampling()
     all_images = images if images is not None else [()] * len(questions)
     todo = list(enumerate(zip(questions, all_images, strict=True)))[::-1]
-    engine = Engine(loaded, max_batch=max_batch)
+    engine = InferenceEngine(loaded, max_batch=max_batch)
     texts = [""] * len(questions)
     numbers: dict[Request, int] = {}
     while todo or numbers:

@@ -53,7 +53,7 @@ class _Running:
     finish_reason: FinishReason | None = field(default=None)
 
 
-class Engine:
+class InferenceEngine:
     """Answers the requests to one model.
 
     Attributes:
@@ -303,9 +303,9 @@ class Engine:
                     self.runner.cache.move_row(len(self._running), row, len(last.tokens) - 1)
 
 
-def offline_engine(loaded: LoadedModel, max_batch: int, features: FeatureCache | None = None) -> Engine:
+def offline_engine(loaded: LoadedModel, max_batch: int, features: FeatureCache | None = None) -> InferenceEngine:
     """An engine for many questions that are all known: for any length, in memory that grows with what is needed."""
-    return Engine(
+    return InferenceEngine(
         loaded,
         max_batch=max_batch,
         max_length=longest(loaded.model),

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from llava_npu.data.conversation.labels import IGNORE_INDEX, encode_conversation, expand_images
 from llava_npu.data.image_sources import ImageSource
 from llava_npu.errors import UserError
-from llava_npu.inference.engine import Engine
+from llava_npu.inference.engine import InferenceEngine
 from llava_npu.inference.features import ImageFeatures, image_inputs
 from llava_npu.inference.prompts import place_images
 from llava_npu.inference.request import ImageInput, Prompt
@@ -51,7 +51,7 @@ class AnsweredPrompt:
 
 @torch.no_grad()
 def answer_log_probabilities(
-    engine: Engine,
+    engine: InferenceEngine,
     items: Sequence[AnsweredPrompt],
     features: Mapping[str, ImageFeatures],
     *,
@@ -94,7 +94,7 @@ def answer_log_probabilities(
     return [LogProbability(total, len(supervised[number]), number not in beaten) for number, total in enumerate(totals)]
 
 
-def _hidden_states(engine: Engine, scored: Sequence[_Scored]) -> list[torch.Tensor]:
+def _hidden_states(engine: InferenceEngine, scored: Sequence[_Scored]) -> list[torch.Tensor]:
     """For each answer the hidden states that predict its tokens, (answer tokens, hidden size)."""
     # The last token predicts nothing; conversations that are equal without it are computed once.
     distinct: dict[tuple[tuple[int, ...], tuple[str, ...]], Prefill] = {}

@@ -8,7 +8,7 @@ import queue
 import threading
 from collections.abc import AsyncIterator, Callable
 
-from llava_npu.inference.engine import Engine
+from llava_npu.inference.engine import InferenceEngine
 from llava_npu.inference.request import Delta, Request
 
 Deliver = Callable[[Delta], None]
@@ -25,7 +25,7 @@ class BackgroundEngine:
         failure: what ended the thread before its time, if anything did.
     """
 
-    def __init__(self, engine: Engine, after_step: Callable[[Engine], None] = lambda engine: None):
+    def __init__(self, engine: InferenceEngine, after_step: Callable[[InferenceEngine], None] = lambda engine: None):
         """`after_step`: told of the engine after each of its steps, in its thread."""
         self._engine = engine
         self._after_step = after_step
@@ -52,7 +52,7 @@ class BackgroundEngine:
     def submit(self, request: Request, deliver: Deliver) -> None:
         """
         Args:
-            request: what is asked; checked by `Engine.check` before.
+            request: what is asked; checked by `InferenceEngine.check` before.
             deliver: gets every delta, in the engine's thread, the last one with its finish reason.
 
         Raises:

@@ -12,7 +12,7 @@ from PIL import Image
 
 from llava_npu.data.images import load_image
 from llava_npu.errors import UserError, nearest
-from llava_npu.inference.engine import Engine
+from llava_npu.inference.engine import InferenceEngine
 from llava_npu.inference.prompts import prepare_prompt, with_images_first
 from llava_npu.inference.request import Sampling
 from llava_npu.models.loaded import LoadedModel
@@ -47,7 +47,7 @@ class Conversation:
         turns: `{"from": "human"|"gpt", "value": …}`, as in training data.
     """
 
-    def __init__(self, engine: Engine, sampling: Sampling, system: str | None = None):
+    def __init__(self, engine: InferenceEngine, sampling: Sampling, system: str | None = None):
         """`system`: in place of the template's system prompt."""
         self.sampling = sampling
         self.turns: list[dict[str, str]] = []
@@ -147,7 +147,7 @@ def answer_once(
     Raises:
         UserError: `<image>` and images differ in number; an error while generating is raised here too.
     """
-    conversation = Conversation(Engine(loaded, max_batch=1), sampling or Sampling(), system)
+    conversation = Conversation(InferenceEngine(loaded, max_batch=1), sampling or Sampling(), system)
     for image in images:
         conversation.attach(image)
     return conversation.ask(prompt)

@@ -8,7 +8,7 @@ from rich.progress import Progress
 from llava_npu.config import RunConfig
 from llava_npu.data.dataset import ConversationDataset
 from llava_npu.data.packing import PackedLayout, plan_packs
-from llava_npu.data.plan import Layout, PaddedLayout, Plan
+from llava_npu.data.plan import BatchLayout, PaddedLayout, Plan
 from llava_npu.data.token_counts import default_workers, load_token_counts
 from llava_npu.training.data import sources
 
@@ -20,7 +20,7 @@ def choose_layout(
     data_fingerprint: str,
     num_processes: int,
     console: Console,
-) -> Layout:
+) -> BatchLayout:
     """The layout that the configuration names.
 
     Raises:
@@ -41,7 +41,7 @@ def choose_layout(
     return plan_packs(plan, counts, config.pack_tokens, num_processes)
 
 
-def describe_layout(layout: Layout) -> str | None:
+def describe_layout(layout: BatchLayout) -> str | None:
     """What packing makes of a step, in a line; None where nothing is packed."""
     if not isinstance(layout, PackedLayout):
         return None

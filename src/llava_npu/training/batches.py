@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from llava_npu.data import IGNORE_INDEX
 from llava_npu.data.dataset import ConversationDataset, Sample, collate, pack
-from llava_npu.data.plan import Indices, Layout
+from llava_npu.data.plan import BatchLayout, Indices
 from llava_npu.distributed.launched import worker_dies_with_parent
 from llava_npu.errors import UserError
 
@@ -64,7 +64,7 @@ class MicroBatch:
 
 def steps(
     dataset: ConversationDataset,
-    layout: Layout,
+    layout: BatchLayout,
     *,
     first_step: int,
     last_step: int,

@@ -11,7 +11,7 @@ from llava_npu.config.schema import DataConfig
 from llava_npu.errors import UserError
 from llava_npu.models.loaded import LoadedModel
 from llava_npu.models.vision.feature_cache import (
-    FeatureCache,
+    FeatureStore,
     fill_feature_cache,
     open_feature_cache,
     space_left,
@@ -22,7 +22,7 @@ from llava_npu.training.data import RunData, images_of
 
 def cache_features(
     loaded: LoadedModel, data: RunData, settings: DataConfig, accelerator: Accelerator, console: Console
-) -> FeatureCache | None:
+) -> FeatureStore | None:
     """The run's feature cache, filled; None where `cache_features: auto` finds too little space on the disk.
 
     Raises:

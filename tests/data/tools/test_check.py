@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from llava_npu.cli.data import app
 from llava_npu.data import CheckOptions, check_records, open_records
-from llava_npu.data.tools.check import Report, _repetitions
+from llava_npu.data.tools.check import CheckReport, _repetitions
 from llava_npu.errors import UserError
 
 
@@ -51,7 +51,7 @@ def path(tmp_path: Path) -> Path:
     return path
 
 
-def counts(report: Report) -> dict[str, int]:
+def counts(report: CheckReport) -> dict[str, int]:
     return {kind: found.count for kind, found in report.findings.items()}
 
 

@@ -112,7 +112,7 @@ def chat_template(name: str, tokenizer: Any) -> str:
     template = get_template(name)
     if template is TOKENIZER:
         inner = tokenizer.get_chat_template().removesuffix("\n")  # as Jinja does at the end of a template
-        if inner.startswith(_READ_MESSAGES):  # it was saved with a model of ours
+        if inner.startswith(_READ_MESSAGES):  # it was saved by llava-npu
             return inner
         return _READ_MESSAGES + _in_pieces(_around(inner, tokenizer), "", tokenizer, before_spaces=False)
     opening = opening_token(tokenizer, image_first=template.captions)

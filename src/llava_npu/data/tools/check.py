@@ -63,7 +63,7 @@ class CheckOptions:
 
 
 @dataclass(frozen=True)
-class Findings:
+class DefectSummary:
     """Defects of one kind: how many, and the first of them in the order of the data."""
 
     count: int
@@ -71,7 +71,7 @@ class Findings:
 
 
 @dataclass(frozen=True)
-class Report:
+class CheckReport:
     """What a check found.
 
     Args:
@@ -83,7 +83,7 @@ class Report:
     num_bad: int
     num_images: int
     longest: int | None
-    findings: dict[Kind, Findings]
+    findings: dict[Kind, DefectSummary]
 
     def as_json(self) -> dict[str, Any]:
         """As plain values, for a file."""
@@ -126,7 +126,7 @@ def check_records(
     *,
     workers: int = 0,
     report: Callable[[int], None] = lambda count: None,
-) -> Report:
+) -> CheckReport:
     """Checks all records of all sources.
 
     Args:
@@ -155,12 +155,14 @@ def check_records(
         digests.append(tally.digests)
         report(stop - start)
     _find_duplicates(np.concatenate(digests), sources, total, options.examples)
-    return Report(
+    return CheckReport(
         num_records=sum(map(len, sources)),
         num_bad=total.num_bad,
         num_images=total.num_images,
         longest=total.longest if options.tokenizer else None,
-        findings={kind: Findings(count, tuple(total.examples[kind])) for kind, count in total.counts.most_common()},
+        findings={
+            kind: DefectSummary(count, tuple(total.examples[kind])) for kind, count in total.counts.most_common()
+        },
     )
 
 

@@ -9,12 +9,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from llava_npu.data.tools.check import WARNINGS, CheckOptions, Report
+from llava_npu.data.tools.check import WARNINGS, CheckOptions, CheckReport
 from llava_npu.files.atomic import write_text
 from llava_npu.files.untrusted import printable
 
 
-def print_report(report: Report, options: CheckOptions, console: Console) -> None:
+def print_report(report: CheckReport, options: CheckOptions, console: Console) -> None:
     """Counts by kind, examples, and what was not looked at."""
     if report.findings:
         table = Table("defect", "records", box=None, pad_edge=False)
@@ -35,7 +35,7 @@ def print_report(report: Report, options: CheckOptions, console: Console) -> Non
         console.print(Text(f"not checked: {missing}", style="yellow"))
 
 
-def write_report(report: Report, options: CheckOptions, path: Path) -> None:
+def write_report(report: CheckReport, options: CheckOptions, path: Path) -> None:
     """Writes the report as JSON, whole or not at all.
 
     Raises:

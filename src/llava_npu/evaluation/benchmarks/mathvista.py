@@ -136,7 +136,7 @@ def _option(extracted: str, options: Mapping[str, str]) -> str:
     letter = bracketed[1].upper() if bracketed else extracted
     if letter in options:
         return letter
-    # "(Z)" is no option: then its letter is what is compared with the texts, as in the original.
+    # "(Z)" is not an option: then its letter is what is compared with the texts, as in the original.
     return min(options, key=lambda each: edit_distance(letter, options[each]))
 
 

@@ -68,7 +68,7 @@ def vlmevalkit(answer: str, width: float, height: float) -> Box | None:
 
 
 def iou(one: Sequence[float], other: Sequence[float]) -> float:
-    """Area of two boxes' intersection over that of their union; 0 where there is no union."""
+    """Area of two boxes' intersection over that of their union; 0 where the union is empty."""
     width = max(0.0, min(one[2], other[2]) - max(one[0], other[0]))
     height = max(0.0, min(one[3], other[3]) - max(one[1], other[1]))
     areas = sum((box[2] - box[0]) * (box[3] - box[1]) for box in (one, other))

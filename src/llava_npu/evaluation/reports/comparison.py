@@ -12,7 +12,7 @@ from llava_npu.errors import UserError
 from llava_npu.evaluation.benchmarks import available
 from llava_npu.evaluation.reports.samples import ScoreName, name_of, read_samples
 from llava_npu.evaluation.run_folder import RUN_FILE
-from llava_npu.evaluation.statistics.accuracy import LEVELS, SCORE_COLUMNS, Sample, Score
+from llava_npu.evaluation.statistics.accuracy import LEVELS, SCORE_COLUMNS, Score, ScoreSample
 from llava_npu.evaluation.statistics.significance import PairedDifference, paired_difference
 
 REPORT_FILE = "report.json"
@@ -34,7 +34,7 @@ class FinishedRun:
     folder: Path
     report: Mapping[str, Any]
     scores: Mapping[ScoreName, Score]
-    samples: Mapping[ScoreName, Sample]
+    samples: Mapping[ScoreName, ScoreSample]
 
     @property
     def benchmark(self) -> str:

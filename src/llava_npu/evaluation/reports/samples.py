@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llava_npu.errors import UserError
-from llava_npu.evaluation.statistics.accuracy import L2_CATEGORY, OVERALL, STATISTICS, Sample, Score
+from llava_npu.evaluation.statistics.accuracy import L2_CATEGORY, OVERALL, STATISTICS, Score, ScoreSample
 from llava_npu.files.atomic import write_text
 
 SAMPLES_FILE = "samples.json"
@@ -44,7 +44,7 @@ def write_samples(scores: Iterable[Score], folder: Path) -> None:
     write_text(folder / SAMPLES_FILE, json.dumps(entries, ensure_ascii=False) + "\n")
 
 
-def read_samples(folder: Path) -> dict[ScoreName, Sample]:
+def read_samples(folder: Path) -> dict[ScoreName, ScoreSample]:
     """Reads what `write_samples` wrote.
 
     Raises:
@@ -59,11 +59,11 @@ def read_samples(folder: Path) -> dict[ScoreName, Sample]:
         raise UserError(f"{path} is damaged ({error}). Run the evaluation again: it only scores again.") from error
 
 
-def _entry(entry: dict[str, object]) -> tuple[ScoreName, Sample]:
+def _entry(entry: dict[str, object]) -> tuple[ScoreName, ScoreSample]:
     name = ScoreName(**{field: str(entry[field]) for field in ScoreName.__dataclass_fields__})
     if entry["statistic"] not in STATISTICS:
         raise ValueError(f"unknown statistic {entry['statistic']!r}")
     groups = entry["groups"]
     assert isinstance(groups, list)
     sums = {(str(stratum), str(group)): tuple(map(float, amounts)) for stratum, group, *amounts in groups}
-    return name, Sample(str(entry["statistic"]), sums)
+    return name, ScoreSample(str(entry["statistic"]), sums)

@@ -26,7 +26,7 @@ OVERALL, L2_CATEGORY, CATEGORY = LEVELS = "overall", "l2-category", "category"
 
 
 @dataclass(frozen=True)
-class Sample:
+class ScoreSample:
     """What a score was computed from, so that it can be set against another model's.
 
     Attributes:
@@ -61,7 +61,7 @@ class Score:
     low: float
     high: float
     count: int
-    sample: Sample | None = field(default=None, compare=False, repr=False)
+    sample: ScoreSample | None = field(default=None, compare=False, repr=False)
 
     def facts(self) -> dict[str, str | float | int]:
         """All but the sample, by name."""
@@ -276,5 +276,5 @@ def _score(
     low, high = limits(of_sums(np.asarray(sums)))
     value = float(of_sums(total)[0])
     name = next(name for name, function in STATISTICS.items() if function is of_sums)
-    sample = Sample(name, {key: tuple(map(float, amounts)) for key, amounts in groups.items()})
+    sample = ScoreSample(name, {key: tuple(map(float, amounts)) for key, amounts in groups.items()})
     return Score(metric, extraction, *cell, value, low, high, sum(unit.trials for unit in units), sample)

@@ -18,7 +18,7 @@ from math import comb
 
 import numpy as np
 
-from llava_npu.evaluation.statistics.accuracy import STATISTICS, Sample
+from llava_npu.evaluation.statistics.accuracy import STATISTICS, ScoreSample
 from llava_npu.evaluation.statistics.bootstrap import RESAMPLES, SEED, Array, limits, resample
 
 _SEEN = 1.96 + 0.84  # standard errors that a difference must have to be found at p < 0.05 with a power of 80 %
@@ -54,12 +54,14 @@ class PairedDifference:
     unmatched: int
 
 
-def paired_difference(first: Sample, second: Sample) -> PairedDifference | None:
+def paired_difference(first: ScoreSample, second: ScoreSample) -> PairedDifference | None:
     """Compares two samples of the same score; None if they have no group in common."""
     return paired_differences([first, second], [(0, 1)])[0]
 
 
-def paired_differences(samples: Sequence[Sample], pairs: Sequence[tuple[int, int]]) -> list[PairedDifference | None]:
+def paired_differences(
+    samples: Sequence[ScoreSample], pairs: Sequence[tuple[int, int]]
+) -> list[PairedDifference | None]:
     """Compares several samples of the same score, all on the groups that every one of them has.
 
     Args:
@@ -109,7 +111,7 @@ class SeededDifference:
 
 
 def seeded_differences(
-    models: Sequence[Sequence[Sample]], pairs: Sequence[tuple[int, int]]
+    models: Sequence[Sequence[ScoreSample]], pairs: Sequence[tuple[int, int]]
 ) -> list[SeededDifference | None]:
     """Compares models that were trained with several seeds each, by a two-level bootstrap.
 
@@ -175,11 +177,11 @@ def corrected(p_values: Sequence[float], method: str) -> list[float]:
     return found
 
 
-def _common_groups(samples: Sequence[Sample]) -> list[tuple[str, str]]:
+def _common_groups(samples: Sequence[ScoreSample]) -> list[tuple[str, str]]:
     return sorted(set.intersection(*(set(sample.groups) for sample in samples))) if samples else []
 
 
-def _resampled(samples: Sequence[Sample], common: Sequence[tuple[str, str]]) -> tuple[list[float], list[Array]]:
+def _resampled(samples: Sequence[ScoreSample], common: Sequence[tuple[str, str]]) -> tuple[list[float], list[Array]]:
     """Each sample's value, and its values in draws of the groups, (draws,); the draws are the same for all."""
     of_sums = STATISTICS[samples[0].statistic]
     strata: dict[str, list[Array]] = defaultdict(list)
@@ -208,7 +210,7 @@ def mcnemar_p(only_first: int, only_second: int) -> float:
     return min(1.0, 2 * sum(comb(count, number) for number in range(fewer + 1)) / 2**count)
 
 
-def _mcnemar(first: Sample, second: Sample, common: list[tuple[str, str]]) -> McNemar | None:
+def _mcnemar(first: ScoreSample, second: ScoreSample, common: list[tuple[str, str]]) -> McNemar | None:
     pairs = [(first.groups[key], second.groups[key]) for key in common]
     if first.statistic != "ratio" or not all(one in ((0, 1), (1, 1)) for pair in pairs for one in pair):
         return None

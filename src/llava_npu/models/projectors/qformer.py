@@ -1,7 +1,7 @@
 """Q-Former of BLIP-2 (Li et al. 2023, arXiv:2301.12597): a BERT whose learned queries attend to the patches.
 
 Its layers are transformers' (`Blip2QFormerEncoder`); here they get queries, the first norm and the projection around
-them, as `Blip2ForConditionalGeneration` has them. There is no dropout, which BLIP-2 trains with.
+them, as `Blip2ForConditionalGeneration` has them. Dropout, which BLIP-2 trains with, is left out.
 """
 
 from __future__ import annotations

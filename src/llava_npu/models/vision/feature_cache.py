@@ -32,7 +32,7 @@ _OF_NO_EFFECT = ("dtype", "transformers_version", "_name_or_path", "_attn_implem
 _LEFT_FREE = 2 * 2**30  # bytes of the disk that a cache leaves to others
 
 
-class FeatureCache:
+class FeatureStore:
     """From an image's path to its features, (tiles, tokens, channels); read from disk when asked for."""
 
     def __init__(self, folder: Path):
@@ -64,7 +64,7 @@ class FeatureCache:
         return self._files[image]
 
 
-def open_feature_cache(loaded: LoadedModel) -> FeatureCache:
+def open_feature_cache(loaded: LoadedModel) -> FeatureStore:
     """The cache that belongs to this tower, layer choice and preprocessing."""
     model, processor = loaded
     recipe = {
@@ -82,11 +82,11 @@ def open_feature_cache(loaded: LoadedModel) -> FeatureCache:
     for name, tensor in sorted(model.model.vision_tower.state_dict().items()):
         digest.update(f"{name} {tensor.dtype}".encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return FeatureCache(cache_root() / "features" / digest.hexdigest()[:16])
+    return FeatureStore(cache_root() / "features" / digest.hexdigest()[:16])
 
 
 def fill_feature_cache(
-    cache: FeatureCache,
+    cache: FeatureStore,
     loaded: LoadedModel,
     images: Sequence[ImagePath],
     report: Callable[[int], None],
@@ -104,7 +104,7 @@ def fill_feature_cache(
 
 
 def space_needed(
-    cache: FeatureCache,
+    cache: FeatureStore,
     model: LlavaNpuForConditionalGeneration,
     images: Sequence[ImagePath],
     skip_bad: bool = False,
@@ -130,14 +130,14 @@ def _num_tiles(config: LlavaNpuConfig, image: ImagePath, skip_bad: bool) -> int:
         return 0
 
 
-def space_left(cache: FeatureCache) -> int:
+def space_left(cache: FeatureStore) -> int:
     """Bytes that the cache may still take of its disk."""
     folder = next(each for each in (cache.folder, *cache.folder.parents) if each.exists())
     return shutil.disk_usage(folder).free - _LEFT_FREE
 
 
 def _fill(
-    cache: FeatureCache,
+    cache: FeatureStore,
     loaded: LoadedModel,
     images: Sequence[ImagePath],
     report: Callable[[int], None],
@@ -159,7 +159,7 @@ def _fill(
         report(len(batch))
 
 
-def _has(cache: FeatureCache, image: ImagePath, skip_bad: bool) -> bool:
+def _has(cache: FeatureStore, image: ImagePath, skip_bad: bool) -> bool:
     try:
         return image in cache
     except UserError:  # its bytes, by which it is looked up, cannot be read

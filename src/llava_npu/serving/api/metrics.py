@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-from llava_npu.inference.engine import Engine
+from llava_npu.inference.engine import InferenceEngine
 
 _KNOWN_PATHS = frozenset(
     {
@@ -57,7 +57,7 @@ class Metrics:
         # Paths that nobody serves are counted as one: names come from outside, and each would stay for ever.
         self._requests.labels(path if path in _KNOWN_PATHS else "other", str(status)).inc()
 
-    def observe_step(self, engine: Engine) -> None:
+    def observe_step(self, engine: InferenceEngine) -> None:
         self._running.set(engine.num_running)
         self._waiting.set(engine.num_waiting)
         if engine.num_running:

@@ -10,7 +10,7 @@ from anyio import CapacityLimiter, to_thread
 
 from llava_npu.data.images import load_image
 from llava_npu.errors import UserError
-from llava_npu.inference.engine import Engine
+from llava_npu.inference.engine import InferenceEngine
 from llava_npu.inference.prompts import prepare_prompt, prepare_rendered_prompt
 from llava_npu.inference.request import Delta, Prompt, Request, Sampling
 from llava_npu.models.processing import LlavaNpuProcessor
@@ -43,7 +43,7 @@ class Service:
         created: when the service began, in seconds of Unix time.
     """
 
-    def __init__(self, engine: Engine, name: str, limits: Limits, fetcher: ImageFetcher | None = None):
+    def __init__(self, engine: InferenceEngine, name: str, limits: Limits, fetcher: ImageFetcher | None = None):
         """`fetcher`: None where images are taken from requests only."""
         self.name = name
         self.limits = limits

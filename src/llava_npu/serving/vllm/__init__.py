@@ -16,4 +16,4 @@ def register() -> None:
     from vllm import ModelRegistry
 
     if ARCHITECTURE not in ModelRegistry.get_supported_archs():
-        ModelRegistry.register_model(ARCHITECTURE, f"llava_npu.serving.vllm.model:{ARCHITECTURE}")
+        ModelRegistry.register_model(ARCHITECTURE, "llava_npu.serving.vllm.model:VllmLlavaNpu")

@@ -43,7 +43,7 @@ class LlavaNpuProcessingInfo(LlavaProcessingInfo):
 @MULTIMODAL_REGISTRY.register_processor(
     LlavaMultiModalProcessor, info=LlavaNpuProcessingInfo, dummy_inputs=LlavaDummyInputsBuilder
 )
-class LlavaNpuForConditionalGeneration(LlavaForConditionalGeneration):
+class VllmLlavaNpu(LlavaForConditionalGeneration):
     """vLLM's LLaVA; everything but the projector is its own."""
 
     def __init__(self, *, vllm_config: Any, prefix: str = "") -> None:

@@ -12,7 +12,7 @@ from PIL import Image
 
 from llava_npu.data.images import load_image
 from llava_npu.errors import UserError
-from llava_npu.inference.engine import Engine
+from llava_npu.inference.engine import InferenceEngine
 from llava_npu.inference.prompts import Turns, prepare_prompt, with_images_first
 from llava_npu.inference.request import Delta, Request, Sampling
 from llava_npu.models.processing import IMAGE_TOKEN
@@ -27,7 +27,7 @@ class ServedModel:
     """A model that answers, with the name that is shown for it."""
 
     name: str
-    engine: Engine
+    engine: InferenceEngine
     background: BackgroundEngine
 
 

@@ -33,7 +33,7 @@ _NAME = re.compile(r"checkpoint-(\d{6,})")
 
 
 @dataclass(frozen=True)
-class Checkpoint:
+class TrainingCheckpoint:
     """A complete checkpoint: after how many steps, and where."""
 
     step: int
@@ -73,16 +73,16 @@ def write_manifest(folder: Path, known: Mapping[str, Fingerprint]) -> None:
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=1))
 
 
-def checkpoints(folder: Path) -> list[Checkpoint]:
+def checkpoints(folder: Path) -> list[TrainingCheckpoint]:
     """Complete checkpoints in a run folder, the newest first."""
     found = map(checkpoint_of, folder.glob("checkpoint-*"))
     return sorted((each for each in found if each is not None), key=lambda each: -each.step)
 
 
-def checkpoint_of(path: Path) -> Checkpoint | None:
+def checkpoint_of(path: Path) -> TrainingCheckpoint | None:
     """The checkpoint that a folder is, if it has the name of one."""
     match = _NAME.fullmatch(path.name)
-    return Checkpoint(int(match[1]), path) if match and path.is_dir() else None
+    return TrainingCheckpoint(int(match[1]), path) if match and path.is_dir() else None
 
 
 def verify(path: Path, share: tuple[int, int] = (0, 1)) -> str | None:
@@ -107,8 +107,10 @@ def verify(path: Path, share: tuple[int, int] = (0, 1)) -> str | None:
 
 
 def newest(
-    found: Sequence[Checkpoint], report: Callable[[str], None], problem_of: Callable[[Path], str | None] = verify
-) -> Checkpoint | None:
+    found: Sequence[TrainingCheckpoint],
+    report: Callable[[str], None],
+    problem_of: Callable[[Path], str | None] = verify,
+) -> TrainingCheckpoint | None:
     """The first of these checkpoints that verifies; damaged ones are reported and passed over.
 
     Raises:
@@ -132,7 +134,7 @@ def checkpoint_path(folder: Path, step: int) -> Path:
     return folder / f"checkpoint-{step:06d}"
 
 
-def link(folder: Path, name: str, checkpoint: Checkpoint) -> None:
+def link(folder: Path, name: str, checkpoint: TrainingCheckpoint) -> None:
     """Points `checkpoints/NAME` of a run folder to one of its checkpoints."""
     path = folder / LINKS / name
     new = path.with_name(f".{name}.new")
@@ -143,14 +145,14 @@ def link(folder: Path, name: str, checkpoint: Checkpoint) -> None:
         new.replace(path)
 
 
-def linked(folder: Path, name: str) -> Checkpoint | None:
+def linked(folder: Path, name: str) -> TrainingCheckpoint | None:
     """The checkpoint that `checkpoints/NAME` of a run folder points to, if it is there."""
     path = folder / LINKS / name
     target = path.readlink().name if path.is_symlink() else None
     return next((each for each in checkpoints(folder) if each.path.name == target), None)
 
 
-def prune(folder: Path, keep: int, spare: Checkpoint | None = None) -> None:
+def prune(folder: Path, keep: int, spare: TrainingCheckpoint | None = None) -> None:
     """Deletes all but the newest `keep` checkpoints and `spare`, and what interruptions left behind."""
     for checkpoint in checkpoints(folder)[keep:]:
         if checkpoint == spare:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from llava_npu.errors import UserError
 from llava_npu.files.json_objects import read_json
-from llava_npu.training.checkpointing.checkpoints import Checkpoint, checkpoint_of, checkpoints
+from llava_npu.training.checkpointing.checkpoints import TrainingCheckpoint, checkpoint_of, checkpoints
 from llava_npu.training.checkpointing.state import PLACE, SavedState, weight_key
 from llava_npu.training.monitoring.metrics import read_validation_loss
 
@@ -41,7 +41,7 @@ class CheckpointSummary:
     validation_loss: float | None
 
 
-def find(folder: Path) -> list[Checkpoint]:
+def find(folder: Path) -> list[TrainingCheckpoint]:
     """The checkpoints of a run folder, the newest first, or the one that `folder` is.
 
     Raises:
@@ -55,7 +55,7 @@ def find(folder: Path) -> list[Checkpoint]:
     return found
 
 
-def describe(checkpoint: Checkpoint) -> CheckpointSummary:
+def describe(checkpoint: TrainingCheckpoint) -> CheckpointSummary:
     """Reads what a checkpoint says of itself, its tensors left out.
 
     Raises:

@@ -29,8 +29,8 @@ from llava_npu.training.checkpointing.checkpoints import (
     ADVICE,
     BEST,
     LATEST,
-    Checkpoint,
     Fingerprint,
+    TrainingCheckpoint,
     checkpoint_path,
     checkpoints,
     fingerprint,
@@ -140,7 +140,7 @@ class Saver:
         best = linked(self._folder, BEST)
         lowest = None if best is None else read_validation_loss(self._folder, best.step)
         if math.isfinite(loss) and (lowest is None or loss < lowest):
-            link(self._folder, BEST, Checkpoint(step, checkpoint_path(self._folder, step)))
+            link(self._folder, BEST, TrainingCheckpoint(step, checkpoint_path(self._folder, step)))
 
     def _write(self, place: Mapping[str, Any], states: list[dict[str, Any]], tensors: dict[str, torch.Tensor]) -> None:
         """Writes a checkpoint; on one process or another something may fail, and then nothing stays on any."""
@@ -158,7 +158,7 @@ class Saver:
             shutil.copyfile(self._folder / RUN_FILE, partial / RUN_FILE)
             write_manifest(partial, {name: each for files in written for name, each in files.items()})
             atomic.finish_folder(path)
-            link(self._folder, LATEST, Checkpoint(place["step"], path))
+            link(self._folder, LATEST, TrainingCheckpoint(place["step"], path))
             prune(self._folder, self._keep, spare=linked(self._folder, BEST))
 
         try:
@@ -195,7 +195,7 @@ class Saver:
         return [each for each, _ in outcomes]  # type: ignore[misc]
 
 
-def newest_for_all(folder: Path, accelerator: Accelerator, report: Callable[[str], None]) -> Checkpoint | None:
+def newest_for_all(folder: Path, accelerator: Accelerator, report: Callable[[str], None]) -> TrainingCheckpoint | None:
     """The newest checkpoint that verifies; each process looks at a share of its files, and all find the same."""
 
     def problem(path: Path) -> str | None:

@@ -14,7 +14,7 @@ from llava_npu.training.batches import MicroBatch
 
 
 @dataclass(frozen=True)
-class Peak:
+class DevicePeak:
     """What one device could compute at most: dense TFLOP/s in the run's type, and where the figure comes from."""
 
     tflops: float
@@ -54,7 +54,7 @@ class ThroughputMeter:
         self,
         flops: FlopModel,
         device: Device,
-        peak: Peak | None,
+        peak: DevicePeak | None,
         *,
         cached_features: bool,
     ) -> None:
@@ -112,9 +112,9 @@ class ThroughputMeter:
         self._tokens = self._samples = self._work = 0
 
 
-def find_peak(device: Device, compute_dtype: torch.dtype | None) -> Peak | None:
+def find_peak(device: Device, compute_dtype: torch.dtype | None) -> DevicePeak | None:
     """The device's published peak or, where it is not listed, one measured in a second; None if it is simulated."""
     if device.simulated:
         return None
     source = "published" if published(device.name) else "measured"
-    return Peak(device.peak_tflops(compute_dtype or torch.float32), source)
+    return DevicePeak(device.peak_tflops(compute_dtype or torch.float32), source)
