@@ -29,8 +29,8 @@ demo: $(INSTALLED) ## set up, then train, evaluate and question a model on real 
 	$(BIN)/python examples/demo $(ARGS)
 
 test: $(LMMS_EVAL) ## set up, then run all tests, on this machine's devices and on the simulated NPU
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadscope $(ARGS)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadscope --simulated-npu $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder --simulated-npu $(ARGS)
 
 lint: $(INSTALLED) ## style and types
 	$(BIN)/ruff check .

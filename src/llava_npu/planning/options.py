@@ -42,13 +42,14 @@ class Option:
 class MemoryModel:
     """The peak of a run's step as a function of engine, checkpointing and micro-batch size.
 
-    Traces take seconds for a large model: each is made once, when it is first needed, and sizes in between are read off
-    a line through two of them.
+    Models and traces take seconds where a model is large: each is made once, when it is first needed, and sizes in
+    between are read off a line through two traces.
     """
 
     def __init__(self, config: RunConfig, model: LlavaNpuConfig, sizing: Sizing, target: Target):
         self._config, self._model, self._sizing, self._target = config, model, sizing, target
         self._traces: dict[tuple[bool, bool, int], StepTrace] = {}
+        self._models: dict[tuple[bool, bool], LlavaNpuForConditionalGeneration] = {}
 
     @cached_property
     def prepared(self) -> LlavaNpuForConditionalGeneration:
@@ -88,8 +89,12 @@ class MemoryModel:
         return self._traces[key]
 
     def _fake_model(self, checkpointing: bool, sharded: bool) -> LlavaNpuForConditionalGeneration:
-        config, dtype = self._config, self._target.compute_dtype
-        return fake_model(self._model, config.resolved_parts, dtype, checkpointing, lora=config.lora, sharded=sharded)
+        config, dtype, key = self._config, self._target.compute_dtype, (checkpointing, sharded)
+        if key not in self._models:
+            self._models[key] = fake_model(
+                self._model, config.resolved_parts, dtype, checkpointing, lora=config.lora, sharded=sharded
+            )
+        return self._models[key]
 
 
 def options(memory: MemoryModel, sizing: Sizing, target: Target, configured: EngineChoice) -> list[Option]:

@@ -18,6 +18,7 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
+from torch.utils.hooks import RemovableHandle
 
 KINDS = ("weights", "gradients", "optimizer", "copies", "activations", "logits", "buffers")
 
@@ -95,6 +96,7 @@ class Tracer(TorchDispatchMode):
         self._storages: dict[int, _Storage] = {}
         self._kind = "activations"
         self._most: dict[int, Held] = {}
+        self._hooks: list[RemovableHandle] = []
 
     def __hash__(self) -> int:
         return id(self)
@@ -114,12 +116,17 @@ class Tracer(TorchDispatchMode):
             self.held[kind] += known.bytes
             known.kind = kind
 
+    def __exit__(self, *error: Any) -> None:
+        for hook in self._hooks:
+            hook.remove()
+        super().__exit__(*error)
+
     def hold_model(self, model: nn.Module) -> None:
         """Counts weights and buffers; gradients as soon as they are a parameter's."""
         for parameter in model.parameters():
             self.hold(parameter, "weights")
             if parameter.requires_grad:
-                parameter.register_post_accumulate_grad_hook(self._hold_gradient)
+                self._hooks.append(parameter.register_post_accumulate_grad_hook(self._hold_gradient))
         for buffer in model.buffers():
             self.hold(buffer, "buffers")
 
