@@ -32,7 +32,7 @@ torch.utils.rename_privateuse1_backend("npu")
 torch._register_device_module("npu", npu)
 torch.utils.generate_methods_for_privateuse1_backend()
 
-from torch_npu import distributed, simulation  # noqa: E402
+from torch_npu import distributed, profiler, simulation  # noqa: E402
 from torch_npu.fused import (  # noqa: E402
     npu_fused_infer_attention_score,
     npu_fusion_attention,
@@ -55,6 +55,7 @@ __all__ = [
     "npu_rms_norm",
     "npu_rotary_mul",
     "npu_swiglu",
+    "profiler",
     "simulation",
 ]
 

@@ -18,7 +18,15 @@ from llava_npu.training.monitoring.jsonl import read_lines
 from llava_npu.training.monitoring.metrics import read_metrics
 
 MakeRun = Callable[..., RunConfig]
-MEASURED = ("tokens_per_second", "samples_per_second", "tflops_per_device", "mfu", "seconds", "seconds_left")
+MEASURED = (
+    "tokens_per_second",
+    "samples_per_second",
+    "tflops_per_device",
+    "mfu",
+    "input_wait",
+    "seconds",
+    "seconds_left",
+)
 
 
 class _Late(HostMark):

@@ -38,6 +38,13 @@ def train(
     accept_changes: Annotated[
         bool, typer.Option("--accept-changes", help="Continue although configuration or data changed since the start.")
     ] = False,
+    profile: Annotated[
+        str | None,
+        typer.Option(
+            metavar="STEPS",
+            help="Trace these steps, such as 20-22, and show what their time went to; see docs/watching.md.",
+        ),
+    ] = None,
 ) -> None:
     """Train a stage: align (projector) or finetune (projector and language model). The same command resumes a run.
 
@@ -50,13 +57,17 @@ def train(
     if print_config:
         typer.echo(render_config(run), nl=False)
         return
+    if profile is not None:
+        from llava_npu.training.monitoring.profiling import ProfiledSteps
+
+        ProfiledSteps.parse(profile)
     if debug_size:
         from llava_npu.debug_size.assets import prepare
 
         prepare(run)
     if devices > 1:
         switches = {"fresh": fresh, "accept_changes": accept_changes, "debug_size": debug_size}
-        flags = _flags(device, **switches, ignore_plan=ignore_plan)
+        flags = _flags(device, profile, **switches, ignore_plan=ignore_plan)
         launch_and_exit(["train", config, *(overrides or []), *flags], devices)
         return
     from llava_npu.distributed import launched
@@ -68,7 +79,7 @@ def train(
     outcome = refuse_what_cannot_fit(resolved, launched.world_size(), fresh=fresh, only_warn=ignore_plan)
     if outcome is not None and launched.rank() == 0:
         typer.echo(outcome, err=True)
-    model = run_training(resolved, fresh=fresh, accept_changes=accept_changes)
+    model = run_training(resolved, fresh=fresh, accept_changes=accept_changes, profile=profile)
     if launched.rank() == 0:
         typer.echo(f"The model is in {model}")
 
@@ -84,9 +95,10 @@ def _read(config: str, overrides: list[str], debug_size: bool) -> RunConfig:
     return load_at_debug_size(find_recipe(config), overrides)
 
 
-def _flags(device: str | None, **switches: bool) -> list[str]:
+def _flags(device: str | None, profile: str | None, **switches: bool) -> list[str]:
     """This command's options, for the processes that do its work."""
     return [
         *(["--device", device] if device else []),
+        *(["--profile", profile] if profile else []),
         *(f"--{name.replace('_', '-')}" for name, on in switches.items() if on),
     ]

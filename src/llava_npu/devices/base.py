@@ -7,11 +7,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar
 
 import torch
 
 from llava_npu.devices.marks import HostMark, Mark
+from llava_npu.devices.profiling import Profiler
 
 
 @dataclass(frozen=True)
@@ -146,6 +148,10 @@ class Device(ABC):
     def mark(self) -> Mark:
         """A point behind all work that the device has been given so far."""
         return HostMark()
+
+    @abstractmethod
+    def profiler(self, folder: Path) -> Profiler:
+        """A profiler of this process and device, which writes its trace into a folder."""
 
     def start_reading(self, tensor: torch.Tensor) -> torch.Tensor:
         """A copy on the host of a tensor on this device. It is right once a mark made from now on is reached."""

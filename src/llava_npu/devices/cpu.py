@@ -14,6 +14,7 @@ import torch
 
 from llava_npu.devices.base import Device, Memory
 from llava_npu.devices.peaks import measured_tflops
+from llava_npu.devices.profiling import HostProfiler, Profiler
 from llava_npu.distributed import cores
 
 
@@ -77,6 +78,9 @@ class CpuDevice(Device):
         # Most CPUs emulate float16 products, hundreds of times slower than float32: no peak to compare a run with.
         dtype = torch.float32 if dtype is torch.float16 else dtype
         return measured_tflops(self.torch_device, dtype, self.synchronize)
+
+    def profiler(self, folder: Path) -> Profiler:
+        return HostProfiler(folder)
 
 
 @functools.cache

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 from contextlib import AbstractContextManager
+from pathlib import Path
 
 import torch
 
 from llava_npu.devices.base import Device, Memory
 from llava_npu.devices.marks import Mark, QueueMark
 from llava_npu.devices.peaks import measured_tflops, published_tflops
+from llava_npu.devices.profiling import Profiler, TorchProfiler
 
 
 class CudaDevice(Device):
@@ -72,6 +74,9 @@ class CudaDevice(Device):
 
     def mark(self) -> Mark:
         return QueueMark(torch.cuda.Event(enable_timing=True))
+
+    def profiler(self, folder: Path) -> Profiler:
+        return TorchProfiler(folder, [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA])
 
     def use_exact_float32(self) -> list[str]:
         # Matrix products are exact unless someone chose otherwise; convolutions (a tower's patches) are not.

@@ -21,6 +21,7 @@ from llava_npu import ascend_chips
 from llava_npu.devices.base import Device, Memory, Variable
 from llava_npu.devices.marks import Mark, QueueMark
 from llava_npu.devices.peaks import measured_tflops, published_tflops
+from llava_npu.devices.profiling import AscendProfiler, Profiler
 from llava_npu.errors import UserError
 
 _GLOBAL_HOOK = "torch_npu.contrib.transfer_to_npu"
@@ -122,6 +123,9 @@ class NpuDevice(Device):
 
     def mark(self) -> Mark:
         return QueueMark(self._npu.Event(enable_timing=True))
+
+    def profiler(self, folder: Path) -> Profiler:
+        return AscendProfiler(folder, self._torch_npu.profiler)
 
     def environment(self) -> list[Variable]:
         variables = [

@@ -4,6 +4,7 @@ run.yaml              the resolved configuration and the data's fingerprint
 metrics.jsonl         one line per logged step
 bad_samples.jsonl     one line per sample that was replaced, if any
 nonfinite_steps.jsonl one line per step that was skipped, if any
+profile/              traces of the steps that --profile named, if any
 nonfinite/            the batch that a run stopped over, for `llava-npu replay`
 loss.png, loss.html   loss, learning rate and throughput, drawn as the run goes
 trackers.json         what experiment trackers call this run, if any are chosen
@@ -35,6 +36,7 @@ from llava_npu.training.checkpointing.checkpoints import LINKS, checkpoints
 from llava_npu.training.monitoring.jsonl import NONFINITE_STEPS, REPLAYS
 from llava_npu.training.monitoring.metrics import METRICS
 from llava_npu.training.monitoring.plots import IMAGE, PAGE
+from llava_npu.training.monitoring.profiling import PROFILES
 from llava_npu.training.monitoring.trackers import IDENTITIES
 
 RUN_FILE = "run.yaml"
@@ -208,7 +210,13 @@ def _clear(folder: Path) -> None:
     """
     try:
         # run.yaml last, so that an interrupted clearing is still recognised as a run.
-        folders = (*folder.glob("checkpoint-*"), *folder.glob(".*.partial"), folder / LINKS, folder / REPLAYS)
+        folders = (
+            *folder.glob("checkpoint-*"),
+            *folder.glob(".*.partial"),
+            folder / LINKS,
+            folder / REPLAYS,
+            folder / PROFILES,
+        )
         for path in (*folders, folder / MODEL_FOLDER):
             if path.exists():
                 shutil.rmtree(path)

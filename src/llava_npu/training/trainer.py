@@ -1,7 +1,7 @@
 """Training one stage: one process or many, any engine, any device. Begin at `Trainer.fit`.
 
-Three things attach to the trainer, each through a few methods: `Monitor` (metrics, progress, validation), `Saver`
-(checkpoints) and `NonFiniteGuard` (steps whose gradient is not finite).
+Four things attach to the trainer, each through a few methods: `Monitor` (metrics, progress, validation), `Saver`
+(checkpoints), `NonFiniteGuard` (steps whose gradient is not finite) and `StepProfiler` (where a step's time goes).
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ from llava_npu.training.monitoring.jsonl import NONFINITE_STEPS, rewind_lines
 from llava_npu.training.monitoring.metrics import rewind_metrics
 from llava_npu.training.monitoring.monitor import Monitor, MonitoredRun, TrainedStep
 from llava_npu.training.monitoring.plots import draw_plots
+from llava_npu.training.monitoring.profiling import PROFILES, ProfiledSteps, StepProfiler
 from llava_npu.training.monitoring.throughput import ThroughputMeter, find_peak
 from llava_npu.training.monitoring.trackers import check_trackers
 from llava_npu.training.nonfinite.guard import NonFiniteGuard
@@ -58,6 +59,7 @@ def train(
     *,
     fresh: bool = False,
     accept_changes: bool = False,
+    profile: str | None = None,
     console: Console | None = None,
 ) -> Path:
     """Trains one stage; resumes from the newest checkpoint in the run folder if there is one.
@@ -68,6 +70,7 @@ def train(
         run: its configuration, or what has been found out about it already.
         fresh: delete what a run with this output folder left, and start over.
         accept_changes: resume although the configuration or the data changed since the run began.
+        profile: steps to profile, as "20" or "20-22"; their traces go to `profile/` in the run folder.
         console: where progress is shown; by default the terminal.
 
     Returns:
@@ -80,6 +83,7 @@ def train(
     console = console or SafeConsole(stderr=True, soft_wrap=True)
     run = run if isinstance(run, ResolvedRun) else ResolvedRun(run)
     config, device = run.config, run.device
+    profiled = None if profile is None else ProfiledSteps.parse(profile)
     check_quantization(config, device)
     devices.apply_environment(device, console.print)
     check_trackers(config.trackers)
@@ -97,7 +101,7 @@ def train(
                     prune(folder, keep=0, spare=linked(folder, BEST))
                 console.print(f"{folder} is finished; --fresh starts over.")
                 return folder / MODEL_FOLDER
-            return Trainer(run, accelerator, stop, console).fit()
+            return Trainer(run, accelerator, stop, console, profiled).fit()
 
 
 @contextmanager
@@ -120,7 +124,7 @@ class Trainer:
         accelerator: the processes of the run.
         engine: moves the weights; the model is inside it once `_resume` is through.
         num_steps, first_step: how many steps the run has, and how many of them an earlier start has made.
-        monitor, saver, guard: what attaches to the steps.
+        monitor, saver, guard, profiler: what attaches to the steps.
     """
 
     engine: Engine
@@ -128,7 +132,14 @@ class Trainer:
     saver: saving.Saver
     guard: NonFiniteGuard
 
-    def __init__(self, run: ResolvedRun, accelerator: Accelerator, stop: StopRequest, console: Console) -> None:
+    def __init__(
+        self,
+        run: ResolvedRun,
+        accelerator: Accelerator,
+        stop: StopRequest,
+        console: Console,
+        profiled: ProfiledSteps | None = None,
+    ) -> None:
         self.run, self.config, self.device = run, run.config, run.device
         self.folder = self.config.output_path
         self.accelerator = accelerator
@@ -139,6 +150,10 @@ class Trainer:
         self.plan = Plan(len(run.data.training), config.batch_size, config.epochs, config.seed)
         self.num_steps = min(self.plan.num_steps, config.max_steps or self.plan.num_steps)
         self.first_step = 0
+        if profiled is not None:
+            profiled.check(self.num_steps)
+        traces = self.folder / PROFILES / f"steps-{profiled}" / f"process-{accelerator.process_index}"
+        self.profiler = StepProfiler(profiled, self.device, traces, console)
 
     def fit(self) -> Path:
         """Trains to the last step; returns the folder of the model."""
@@ -152,28 +167,30 @@ class Trainer:
         if checkpoint is not None:  # last, so that nothing above draws from the generators again
             saving.load_random_state(checkpoint, self.accelerator, self.device)
         self._attach_monitor()
-        with self.monitor.open(), self.saver:
+        with self.monitor.open(), self.profiler.open(self.first_step), self.saver:
             if self.monitor.misses_validation(self.first_step):
                 self.saver.note_validation(self.first_step, self.monitor.validate(self.first_step))
             for step in range(self.first_step, self.num_steps):
-                self.train_step(step, _next(batches))
+                with self.profiler.step(step + 1):
+                    self.train_step(step, batches)
         return self.finish()
 
-    def train_step(self, step: int, micro_batches: list[MicroBatch] | UserError) -> None:
+    def train_step(self, step: int, batches: Iterator[list[MicroBatch]]) -> None:
         """Makes the step after `step` steps. Nothing here waits for the device.
 
         Args:
-            micro_batches: of this process, or why they could not be loaded.
+            batches: the micro-batches of this process, next those of this step.
 
         Raises:
             UserError: they could not be loaded, in one process or another; all steps before are saved.
         """
         self.saver.check()
-        problem = micro_batches if isinstance(micro_batches, UserError) else None
-        micro_batches = [] if isinstance(micro_batches, UserError) else micro_batches
-        statistics = sum_over_processes(
-            None if problem else micro_batches, self.monitor.ready(), self._stop.made, self.accelerator
-        )
+        with self.monitor.waiting_for_data():
+            with self.profiler.input():
+                micro_batches, problem = _next(batches)
+            statistics = sum_over_processes(
+                None if problem else micro_batches, self.monitor.ready(), self._stop.made, self.accelerator
+            )
         if statistics.ready == self.accelerator.num_processes:
             self.monitor.poll()
         if statistics.stops:
@@ -360,12 +377,12 @@ class Trainer:
         self.accelerator.wait_for_everyone()  # a launcher may end the others once one has left
 
 
-def _next(batches: Iterator[list[MicroBatch]]) -> list[MicroBatch] | UserError:
-    """The next step's micro-batches, or why they cannot be loaded."""
+def _next(batches: Iterator[list[MicroBatch]]) -> tuple[list[MicroBatch], UserError | None]:
+    """The next step's micro-batches, or none and why they cannot be loaded."""
     try:
-        return next(batches)
+        return next(batches), None
     except UserError as error:
-        return error
+        return [], error
 
 
 def _accumulate(engine: Engine, micro_batches: Sequence[MicroBatch], supervised_tokens: int) -> torch.Tensor:

@@ -41,6 +41,7 @@ class StepMetrics:
     samples_per_second: float
     tflops_per_device: float
     mfu: float | None
+    input_wait: float
     peak_memory_gib: float
     seconds: float
     seconds_left: float

@@ -73,6 +73,7 @@ class Monitor:
             if is_main
             else nullcontext() as report,
         ):
+            progress.peak = self._meter.peak
             self._report = report
             self._observer = Observer(run.run.device, self._guard, report.step if report else None)
             yield
@@ -88,6 +89,13 @@ class Monitor:
     def flush(self) -> None:
         """Waits for the numbers of every step that was made, and looks at them."""
         self._observer.finish()
+
+    @contextmanager
+    def waiting_for_data(self) -> Iterator[None]:
+        """Around what gets the next step's data: what the device stands still for is reported."""
+        before = self._run.run.device.mark()
+        yield
+        self._meter.waited(before, self._run.run.device.mark())
 
     def record(self, step: TrainedStep) -> None:
         """Takes note of a step; where it is to be reported, sends its numbers on their way to the host."""
