@@ -18,8 +18,9 @@ from rich.text import Text
 import llava_npu
 from llava_npu.evaluation.reports.report import Difference, Report, as_terminal, write_report
 from llava_npu.evaluation.statistics.accuracy import Score
+from llava_npu.files import tables
 from llava_npu.files.console import SafeConsole
-from llava_npu.files.untrusted import csv_text, markdown_code, markdown_table, markdown_text, printable
+from llava_npu.files.untrusted import csv_text, markdown_code, markdown_text, printable
 
 
 def read_csv(text: str) -> list[list[str]]:
@@ -85,7 +86,7 @@ def test_markdown_is_text(text: str, shown: str) -> None:
 def test_code_and_tables_end_where_they_should() -> None:
     assert markdown_code("a ` b `` c") == "```a ` b `` c```"
     assert markdown_code("`") == "`` ` ``"
-    table = markdown_table(["a|b", "n"], [["<script>", "1\n2"]])
+    table = tables.Table(["a|b", "n"], [["<script>", "1\n2"]]).as_markdown().splitlines()
     assert table == ["| a\\|b | n |", "| --- | ---: |", "| &lt;script> | 1<br>2 |"]
 
 

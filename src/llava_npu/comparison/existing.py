@@ -10,14 +10,13 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 import yaml
 
 from llava_npu.comparison import measures
 from llava_npu.comparison.examples import ExampleQuestion, load_examples
-from llava_npu.comparison.folder import DELETE, TRIAL, read_failure, read_result, read_trial
+from llava_npu.comparison.folder import TRIAL, read_failure, read_result, read_trial
 from llava_npu.comparison.grid import TRIALS, expand
 from llava_npu.comparison.report import ComparisonReport, write_report
 from llava_npu.comparison.results import BenchmarkResult, Estimate, Result
@@ -28,12 +27,10 @@ from llava_npu.config import RunConfig, load_as
 from llava_npu.config.comparison import BenchmarkConfig, ComparisonConfig
 from llava_npu.errors import UserError
 from llava_npu.evaluation.fingerprints import fingerprint_model
-from llava_npu.evaluation.statistics.accuracy import OVERALL, Score
-from llava_npu.files.json_objects import read_json
+from llava_npu.evaluation.reports.comparison import REPORT_FILE, FinishedRun, read_runs
+from llava_npu.evaluation.statistics.accuracy import OVERALL
 from llava_npu.models import load
 from llava_npu.training.run_folder import RUN_FILE, is_finished
-
-_EVALUATION = "report.json"
 
 
 def report_on(folders: Sequence[Path], output: Path) -> tuple[Path, list[TrialRow]]:
@@ -54,7 +51,7 @@ def report_on(folders: Sequence[Path], output: Path) -> tuple[Path, list[TrialRo
     titles: list[str] = []
     examples: list[ExampleQuestion] = []
     runs: list[Path] = []
-    evaluations: list[Path] = []
+    evaluations: list[FinishedRun] = []
     for folder in folders:
         if not folder.is_dir():
             raise UserError(f"--report: {folder} is not a folder.")
@@ -68,20 +65,18 @@ def report_on(folders: Sequence[Path], output: Path) -> tuple[Path, list[TrialRo
         elif (folder / RUN_FILE).is_file():
             runs.append(folder)
             trials = []
-        elif (folder / _EVALUATION).is_file():
-            evaluations.append(folder)
+        elif (folder / REPORT_FILE).is_file():
+            evaluations += read_runs([folder])
             trials = []
         else:
             raise UserError(
-                f"--report: {folder} is not a comparison ({CONFIGURATION}), a trial ({TRIAL}), training run "
-                f"({RUN_FILE}) or "
-                f"evaluation ({_EVALUATION})."
+                f"--report: {folder} is not a comparison ({CONFIGURATION}), a trial ({TRIAL}), a training run "
+                f"({RUN_FILE}) or an evaluation ({REPORT_FILE})."
             )
         for trial in trials:
             lines.append(_line_of(trial))
             examples = examples or _examples_of(trial)
-    found = [read_json(folder / _EVALUATION, advice=DELETE) | {"folder": str(folder)} for folder in evaluations]
-    lines += [TrialRow(r.encoder, r.projector, r.varied, r) for r in (_result_of(run, found) for run in runs)]
+    lines += [TrialRow(r.encoder, r.projector, r.varied, r) for r in (_result_of(run, evaluations) for run in runs)]
     if not lines:
         raise UserError("--report: these folders hold evaluations only; name the runs that they belong to as well.")
     comparison = ComparisonReport(
@@ -118,23 +113,22 @@ def _examples_of(folder: Path) -> list[ExampleQuestion]:
     return load_examples(measured.benchmarks[0][0], measured.examples)
 
 
-def _result_of(folder: Path, evaluations: Sequence[dict[str, Any]]) -> Result:
+def _result_of(folder: Path, evaluations: Sequence[FinishedRun]) -> Result:
     """A training run as a line of the table."""
     if not is_finished(folder):
         raise UserError(f"--report: {folder} is not finished: it has no model yet. Train it to its end first.")
     run = RunConfig.model_validate(yaml.safe_load((folder / RUN_FILE).read_text(encoding="utf-8"))["config"])
-    inside = [
-        read_json(path, advice=DELETE) | {"folder": str(path.parent)} for path in sorted(folder.rglob(_EVALUATION))
-    ]
+    inside = [run for path in sorted(folder.rglob(REPORT_FILE)) for run in read_runs([path.parent])]
     model = load(folder, dtype=torch.float32).model
     config = model.config
     known: dict[str, str] = {}
 
-    def is_of_this_model(evaluation: dict[str, Any]) -> bool:
-        dtype = evaluation["provenance"].get("settings.dtype", "float32")
+    def is_of_this_model(evaluation: FinishedRun) -> bool:
+        provenance = evaluation.report["provenance"]
+        dtype = provenance.get("settings.dtype", "float32")
         if dtype not in known:
             known[dtype] = fingerprint_model(load(folder, dtype=getattr(torch, dtype)).model)
-        return evaluation["provenance"].get("model") == known[dtype]
+        return bool(provenance.get("model") == known[dtype])
 
     options = ", ".join(f"{key}={value}" for key, value in config.projector_options.items())
     tower = run.model.vision_tower
@@ -159,12 +153,10 @@ def _result_of(folder: Path, evaluations: Sequence[dict[str, Any]]) -> Result:
     )
 
 
-def _scores(evaluation: dict[str, Any]) -> BenchmarkResult:
-    name, images = evaluation["benchmark"], evaluation["provenance"].get("images", "given")
-    score = choose_score(
-        [Score(**each) for each in evaluation["scores"]], BenchmarkConfig(name=name, data=str(evaluation["folder"]))
-    )
+def _scores(evaluation: FinishedRun) -> BenchmarkResult:
+    name, images = evaluation.benchmark, evaluation.report["provenance"].get("images", "given")
+    score = choose_score(list(evaluation.scores.values()), BenchmarkConfig(name=name, data=str(evaluation.folder)))
     metric = ", ".join([score.metric, score.extraction, *([score.name] if score.level != OVERALL else [])])
     value = Estimate(score.value, score.low, score.high, score.count)
     label = name if images == "given" else f"{name}, images {images}"
-    return BenchmarkResult(label, metric, value, None, evaluation["folder"])
+    return BenchmarkResult(label, metric, value, None, str(evaluation.folder))

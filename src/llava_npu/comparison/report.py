@@ -23,6 +23,7 @@ from llava_npu.comparison import pairs, pareto, seeds, table
 from llava_npu.comparison.examples import ExampleQuestion
 from llava_npu.comparison.results import Result
 from llava_npu.comparison.table import HELD_OUT_LOSS, Baseline, TrialRow
+from llava_npu.evaluation.statistics.bootstrap import signed
 from llava_npu.evaluation.statistics.significance import PairedDifference
 from llava_npu.files.atomic import write_bytes, write_text
 from llava_npu.files.pages import render_page
@@ -314,7 +315,7 @@ def _paired(lines: Sequence[TrialRow]) -> dict[str, Any]:
 
 def _numbers(difference: PairedDifference, scale: float, digits: int) -> list[float | str]:
     scaled = [scale * number for number in (difference.value, difference.low, difference.high)]
-    return [*scaled, difference.p, *(table.signed(number, digits) for number in scaled)]
+    return [*scaled, difference.p, *(signed(number, digits) for number in scaled)]
 
 
 def _scale(results: Sequence[Result], label: str) -> tuple[float, float]:

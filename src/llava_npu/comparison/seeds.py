@@ -12,7 +12,7 @@ from llava_npu.comparison.pairs import measured
 from llava_npu.comparison.results import Result, model_name
 from llava_npu.comparison.table import NO_VALUE, TrialRow, difference_text, scale_and_digits
 from llava_npu.evaluation.statistics.significance import SeededDifference, corrected, seeded_differences
-from llava_npu.files.untrusted import markdown_table
+from llava_npu.files.tables import Table
 
 SEED = "seed"
 ABOUT = (
@@ -179,11 +179,11 @@ def as_markdown(table: SeededTable) -> str:
                         _detectable_text(measure.title, score.difference),
                     ]
                 )
-    lines = markdown_table([*names_of, "seeds", *heads], rows, num_names=len(names_of))
+    text = Table([*names_of, "seeds", *heads], rows, num_names=len(names_of)).as_markdown()
     if tests:
         columns = [*names_of, "measure", "difference", "detectable"]
-        lines += ["", *markdown_table(columns, tests, num_names=len(names_of) + 1)]
-    return "\n".join(lines) + "\n"
+        text += "\n" + Table(columns, tests, num_names=len(names_of) + 1).as_markdown()
+    return text
 
 
 def page_rows(table: SeededTable) -> list[tuple[SeededModel, list[str]]]:

@@ -9,8 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from llava_npu.comparison.folder import Failure
 from llava_npu.comparison.results import Estimate, Result, model_name
+from llava_npu.evaluation.statistics import bootstrap
+from llava_npu.evaluation.statistics.bootstrap import interval_text
 from llava_npu.evaluation.statistics.significance import PairedDifference, SeededDifference, p_text
-from llava_npu.files.untrusted import csv_text, markdown_table, markdown_text
+from llava_npu.files.tables import Table
+from llava_npu.files.untrusted import csv_text, markdown_text
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -133,9 +136,9 @@ def as_markdown(lines: Sequence[TrialRow]) -> str:
             cells = [column.text(line.result) for column in shown]
             rows.append([line.encoder, line.projector, *(str(line.varied.get(key, "")) for key in keys), *cells])
     header = ["encoder", "projector", *keys, *heads]
-    text = "\n".join(markdown_table(header, rows, num_names=2 + len(keys))) if results else ""
+    text = Table(header, rows, num_names=2 + len(keys)).as_markdown() if results else ""
     others = [f"- {markdown_text(f'{line.name}: {outcome(line)}')}" for line in lines if line.result is None]
-    return "\n".join([*([text, ""] if text else []), *([*others, ""] if others else [])])
+    return "\n".join([*([text] if text else []), *([*others, ""] if others else [])])
 
 
 def differences_as_markdown(lines: Sequence[TrialRow], against: Sequence[Baseline | None]) -> str:
@@ -150,29 +153,21 @@ def differences_as_markdown(lines: Sequence[TrialRow], against: Sequence[Baselin
             names = [line.encoder, line.projector, *(str(line.varied.get(key, "")) for key in keys), other.reference]
             rows.append([*names, *(difference_text(measure, other.differences.get(measure)) for measure in measures)])
     header = ["encoder", "projector", *keys, "compared with", *measures]
-    return "\n".join(markdown_table(header, rows, num_names=3 + len(keys))) + "\n"
+    return Table(header, rows, num_names=3 + len(keys)).as_markdown()
 
 
 def difference_text(measure: str, difference: PairedDifference | SeededDifference | None) -> str:
     """A difference with its interval and p, in the unit of the measure's column."""
     if difference is None:
         return NO_VALUE
-    scale, digits = scale_and_digits(measure)
-    numbers = (difference.value, difference.low, difference.high)
-    value, low, high = (signed(scale * number, digits) for number in numbers)
     p = p_text(difference.p)
-    return f"{value} ({low} to {high}), p {p if p.startswith('<') else '= ' + p}"
+    text = bootstrap.difference_text(difference, *scale_and_digits(measure))
+    return f"{text}, p {p if p.startswith('<') else '= ' + p}"
 
 
 def scale_and_digits(measure: str) -> tuple[int, int]:
     """By what a difference in this measure is multiplied where it is shown, and with how many decimals."""
     return (1, 2) if measure == HELD_OUT_LOSS else (100, 1)
-
-
-def signed(number: float, digits: int) -> str:
-    """A number with its sign, as a difference is written."""
-    text = f"{number:+.{digits}f}"
-    return "±" + text[1:] if float(text) == 0 else text.replace("-", "−")
 
 
 def _compared_measures(against: Sequence[Baseline | None]) -> list[str]:
@@ -182,24 +177,22 @@ def _compared_measures(against: Sequence[Baseline | None]) -> list[str]:
 def as_terminal(lines: Sequence[TrialRow]) -> RenderableType:
     """The numbers that fit a terminal, and why the others are missing."""
     from rich.console import Group
-    from rich.markup import escape
-    from rich.table import Table
     from rich.text import Text
 
     results = [line.result for line in lines if line.result]
     shown = [column for column in columns(results) if column.title not in _NOT_ON_A_TERMINAL] if results else []
     several_encoders = len({line.encoder for line in lines}) > 1
     keys = varied_keys(lines)
-    grid = Table("projector", *(["encoder"] if several_encoders else []), *map(escape, keys))
-    for column in shown:
-        grid.add_column(escape(f"{column.title}\n{column.unit}"), justify="right")
+    heads = ["projector", *(["encoder"] if several_encoders else []), *keys]
+    rows = []
     for line in lines:
         if line.result:
             names = [line.projector, *([line.encoder] if several_encoders else [])]
             names += [str(line.varied.get(key, "")) for key in keys]
-            grid.add_row(*map(escape, names), *(column.text(line.result).replace(" ", "\n") for column in shown))
+            rows.append([*names, *(column.text(line.result).replace(" ", "\n") for column in shown)])
+    table = Table([*heads, *(f"{column.title}\n{column.unit}" for column in shown)], rows, num_names=len(heads))
     others = [Text(f"{line.name}: {outcome(line)}", style="yellow") for line in lines if line.result is None]
-    return Group(*([grid] if results else []), *others)
+    return Group(*([table.as_terminal()] if results else []), *others)
 
 
 def outcome(line: TrialRow) -> str:
@@ -297,10 +290,7 @@ def _benchmark_column(label: str, results: Sequence[Result]) -> MeasureColumn:
 
 
 def _interval(value: Estimate | None, scale: float, digits: int) -> str:
-    if value is None:
-        return NO_VALUE
-    low, middle, high = (f"{scale * number:.{digits}f}" for number in (value.low, value.value, value.high))
-    return f"{middle} ({low}–{high})"
+    return NO_VALUE if value is None else interval_text(value, scale, digits)
 
 
 def _number(value: float | None, digits: int) -> str:

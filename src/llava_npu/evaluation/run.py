@@ -29,7 +29,7 @@ from llava_npu.evaluation.judge.judging import judge_notes, judge_predictions, w
 from llava_npu.evaluation.predictions import Prediction, append_predictions, replace_predictions
 from llava_npu.evaluation.processes import ALONE, Processes
 from llava_npu.evaluation.questions import Answer, Answerer, Dataset, Question
-from llava_npu.evaluation.reports.page import PageRun, QuestionsPage, ScoreTable, write_page
+from llava_npu.evaluation.reports.page import PageRun, QuestionsPage, write_page
 from llava_npu.evaluation.reports.report import Report, build_report, scores_by_rule, write_report
 from llava_npu.evaluation.reports.submissions import write_submission
 from llava_npu.evaluation.run_folder import (
@@ -319,10 +319,10 @@ def _write_page(run: EvaluationRun, predictions: Sequence[Prediction], report: R
     page = QuestionsPage(
         title=report.title,
         notes=report.notes,
-        scores=[
-            ScoreTable(*scores_by_rule(report, [OVERALL])),
-            ScoreTable(*scores_by_rule(report, [L2_CATEGORY, CATEGORY]), folded="scores by category"),
-        ],
+        scores={
+            "": scores_by_rule(report, [OVERALL]),
+            "scores by category": scores_by_rule(report, [L2_CATEGORY, CATEGORY]),
+        },
         benchmark=run.benchmark,
         questions=run.questions,
         runs=[PageRun("answer", {prediction.id: prediction for prediction in predictions})],

@@ -74,17 +74,3 @@ def markdown_code(text: str) -> str:
     fence = "`" * (max(map(len, re.findall("`+", line)), default=0) + 1)
     pad = " " if line.startswith("`") or line.endswith("`") else ""
     return f"{fence}{pad}{line}{pad}{fence}"
-
-
-def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, num_names: int = 1) -> list[str]:
-    """A table's lines. Lines within a cell stay lines.
-
-    Args:
-        num_names: how many columns in front hold names; the others hold numbers, aligned on the right.
-    """
-
-    def line(cells: Iterable[str]) -> str:
-        return "| " + " | ".join("<br>".join(map(markdown_text, cell.split("\n"))) for cell in cells) + " |"
-
-    rule = ["---"] * num_names + ["---:"] * (len(columns) - num_names)
-    return [line(columns), f"| {' | '.join(rule)} |", *map(line, rows)]

@@ -15,13 +15,15 @@ from llava_npu.evaluation.formats.datasets import read_dataset
 from llava_npu.evaluation.judge.judging import with_judgements
 from llava_npu.evaluation.predictions import read_predictions
 from llava_npu.evaluation.reports.comparison import ComparedScore, FinishedRun, RunComparison
-from llava_npu.evaluation.reports.page import PageRun, QuestionsPage, ScoreTable, write_page
+from llava_npu.evaluation.reports.page import PageRun, QuestionsPage, write_page
 from llava_npu.evaluation.reports.report import percent, score_title
 from llava_npu.evaluation.run_folder import PREDICTIONS_FILE
 from llava_npu.evaluation.statistics.accuracy import L2_CATEGORY, OVERALL
+from llava_npu.evaluation.statistics.bootstrap import difference_text
 from llava_npu.evaluation.statistics.significance import PairedDifference, p_text
 from llava_npu.files.atomic import write_text
-from llava_npu.files.untrusted import csv_text, markdown_code, markdown_table, markdown_text
+from llava_npu.files.tables import Table
+from llava_npu.files.untrusted import csv_text, markdown_code, markdown_text
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -61,10 +63,10 @@ def write_comparison_page(comparison: RunComparison, path: Path, data: Path | No
     page = QuestionsPage(
         title=f"{comparison.title}: {' · '.join(run.label for run in comparison.runs)}",
         notes=comparison.notes,
-        scores=[
-            ScoreTable(*_wide_table(_of_level(comparison, OVERALL), comparison.runs)),
-            ScoreTable(*_wide_table(_of_level(comparison, L2_CATEGORY), comparison.runs), folded="by l2-category"),
-        ],
+        scores={
+            "": _wide_table(_of_level(comparison, OVERALL), comparison.runs),
+            "by l2-category": _wide_table(_of_level(comparison, L2_CATEGORY), comparison.runs),
+        },
         benchmark=benchmark,
         questions=questions,
         runs=[_page_run(run) for run in comparison.runs if run.dataset == first.dataset],
@@ -76,29 +78,28 @@ def write_comparison_page(comparison: RunComparison, path: Path, data: Path | No
 def as_terminal(comparison: RunComparison) -> RenderableType:
     """The comparison's overall scores for a rich console."""
     from rich.console import Group
-    from rich.markup import escape
-    from rich.table import Table
     from rich.text import Text
 
     notes = [Text(f"! {note}", style="yellow") for note in comparison.notes]
-    columns, rows = _table(_of_level(comparison, OVERALL), comparison.runs)
-    if not rows:
-        return Group(Text(f"{comparison.title}: no scores (of {', '.join(columns[1:])})."), *notes)
-    table = Table(
-        *map(escape, columns), title=escape(comparison.title), caption=escape(_caption(comparison)), show_lines=True
-    )
-    for column in table.columns[1:]:
-        column.justify = "right"
-    for row in rows:
-        table.add_row(*map(escape, row))
-    return Group(table, *notes)
+    table = _table(_of_level(comparison, OVERALL), comparison.runs)
+    if not table.rows:
+        return Group(Text(f"{comparison.title}: no scores (of {', '.join(table.columns[1:])})."), *notes)
+    shown = table.as_terminal(comparison.title, caption=Text(_caption(comparison)), show_lines=True)
+    return Group(shown, *notes)
 
 
 def as_markdown(comparison: RunComparison) -> str:
     """The comparison as a page."""
-    columns, rows = _table(comparison.rows, comparison.runs)
-    lines = [f"# {markdown_text(comparison.title)}", "", *markdown_table(columns, rows)]
-    lines += ["", f"In {_caption(comparison)}.", "", "## Runs", ""]
+    table = _table(comparison.rows, comparison.runs)
+    lines = [
+        f"# {markdown_text(comparison.title)}",
+        "",
+        table.as_markdown(),
+        f"In {_caption(comparison)}.",
+        "",
+        "## Runs",
+        "",
+    ]
     for run in comparison.runs:
         folder, model = markdown_code(str(run.folder)), markdown_code(str(run.report["provenance"]["model"]))
         lines.append(f"- {markdown_text(run.label)}: {folder}, model {model}")
@@ -141,8 +142,8 @@ def as_json(comparison: RunComparison) -> str:
     return json.dumps(facts, indent=2, ensure_ascii=False) + "\n"
 
 
-def _table(rows: Sequence[ComparedScore], runs: Sequence[FinishedRun]) -> tuple[list[str], list[list[str]]]:
-    """Headers, and a row for each score: its name, and each run's value with the difference to the first below it."""
+def _table(rows: Sequence[ComparedScore], runs: Sequence[FinishedRun]) -> Table:
+    """A row for each score: its name, and each run's value with the difference to the first below it."""
     cells = [
         [
             score_title(row.name.metric, row.name.extraction, row.name.split, row.name.name),
@@ -150,7 +151,7 @@ def _table(rows: Sequence[ComparedScore], runs: Sequence[FinishedRun]) -> tuple[
         ]
         for row in rows
     ]
-    return ["", *(run.label for run in runs)], cells
+    return Table(["", *(run.label for run in runs)], cells)
 
 
 def _caption(comparison: RunComparison) -> str:
@@ -161,7 +162,7 @@ def _of_level(comparison: RunComparison, level: str) -> list[ComparedScore]:
     return [row for row in comparison.rows if row.name.level == level]
 
 
-def _wide_table(rows: Sequence[ComparedScore], runs: Sequence[FinishedRun]) -> tuple[list[str], list[list[str]]]:
+def _wide_table(rows: Sequence[ComparedScore], runs: Sequence[FinishedRun]) -> Table:
     """As `_table`, with columns of their own for differences."""
     columns = ["", runs[0].label]
     for run in runs[1:]:
@@ -171,23 +172,18 @@ def _wide_table(rows: Sequence[ComparedScore], runs: Sequence[FinishedRun]) -> t
         title = score_title(row.name.metric, row.name.extraction, row.name.split, row.name.name)
         line = [title, percent(row.scores[0])]
         for score, difference in zip(row.scores[1:], row.differences[1:], strict=True):
-            tested = ("", "") if difference is None else (_difference(difference), _p_values(difference))
+            tested = ("", "") if difference is None else (difference_text(difference), _p_values(difference))
             line += [percent(score), *tested]
         cells.append(line)
-    return columns, cells
+    return Table(columns, cells)
 
 
 def _cell(row: ComparedScore, place: int) -> Iterator[str]:
     yield percent(row.scores[place])
     difference = row.differences[place]
     if difference is not None:
-        yield _difference(difference)
+        yield difference_text(difference)
         yield f"p {_p_values(difference)}"
-
-
-def _difference(difference: PairedDifference) -> str:
-    low, high = 100 * difference.low, 100 * difference.high
-    return f"{100 * difference.value:+.1f} ({low:+.1f} to {high:+.1f})"
 
 
 def _p_values(difference: PairedDifference) -> str:

@@ -23,25 +23,12 @@ from llava_npu.evaluation.predictions import Prediction
 from llava_npu.evaluation.questions import Question
 from llava_npu.files.atomic import write_text
 from llava_npu.files.pages import data_url, render_page
+from llava_npu.files.tables import Table
 
 MOST_QUESTIONS = 6000  # a browser holds more, but few people's patience does
 THUMBNAIL, LARGE_THUMBNAIL = (320, 320), (640, 640)  # pixels at most; large ones show what small print says
 MAX_LARGE_THUMBNAILS = 300  # up to which they are large
 MAX_THUMBNAIL_BYTES = 40 * 2**20  # of all images in a page, encoded
-
-
-@dataclass(frozen=True)
-class ScoreTable:
-    """Scores as the page shows them.
-
-    Attributes:
-        columns, rows: the first of either is a name.
-        folded: what it is called while it is folded away; "" for a table that is open.
-    """
-
-    columns: Sequence[str]
-    rows: Sequence[Sequence[str]]
-    folded: str = ""
 
 
 @dataclass(frozen=True)
@@ -64,7 +51,8 @@ class QuestionsPage:
     Attributes:
         title: of the page.
         notes: what a reader of the scores should know.
-        scores: tables of them; empty ones are left out.
+        scores: tables of them by what they are called while folded away, "" for one that is open; empty ones are left
+            out.
         benchmark: says what an answer is worth.
         questions: as the models were asked.
         runs: their answers.
@@ -72,7 +60,7 @@ class QuestionsPage:
 
     title: str
     notes: Sequence[str]
-    scores: Sequence[ScoreTable]
+    scores: Mapping[str, Table]
     benchmark: Benchmark
     questions: Sequence[Question]
     runs: Sequence[PageRun]
@@ -93,7 +81,7 @@ def write_page(path: Path, page: QuestionsPage) -> None:
     data = {
         "title": page.title,
         "notes": [*page.notes, *more],
-        "scores": [asdict(table) for table in page.scores if table.rows],
+        "scores": [{**asdict(table), "folded": folded} for folded, table in page.scores.items() if table.rows],
         "runs": [run.label for run in page.runs],
         "rules": [rule for rule in page.benchmark.rules if rule in read],
         "images": images.encoded,

@@ -13,8 +13,10 @@ from llava_npu.evaluation.predictions import Prediction
 from llava_npu.evaluation.questions import Dataset
 from llava_npu.evaluation.reports.samples import write_samples
 from llava_npu.evaluation.statistics.accuracy import LEVELS, OVERALL, SCORE_COLUMNS, Score, group_questions
+from llava_npu.evaluation.statistics.bootstrap import interval_text
 from llava_npu.files.atomic import write_text
-from llava_npu.files.untrusted import csv_text, markdown_code, markdown_table, markdown_text
+from llava_npu.files.tables import Table
+from llava_npu.files.untrusted import csv_text, markdown_code, markdown_text
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -127,16 +129,16 @@ def write_report(report: Report, folder: Path) -> None:
     write_text(folder / "report.json", json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
     write_samples(report.scores, folder)
     write_text(folder / "report.md", as_markdown(report))
-    write_text(folder / "scores.csv", scores_ascsv_text(report))
-    write_text(folder / "differences.csv", differences_ascsv_text(report))
+    write_text(folder / "scores.csv", scores_as_csv(report))
+    write_text(folder / "differences.csv", differences_as_csv(report))
 
 
-def scores_ascsv_text(report: Report) -> str:
+def scores_as_csv(report: Report) -> str:
     """One line a score."""
     return csv_text(SCORE_COLUMNS, (score.facts().values() for score in report.scores))
 
 
-def differences_ascsv_text(report: Report) -> str:
+def differences_as_csv(report: Report) -> str:
     """One line for each question that the extraction rules read differently."""
     rules = _extractions(report)
     return csv_text(
@@ -156,7 +158,7 @@ def as_markdown(report: Report) -> str:
             fitting = _fitting(measures, _MOST_COLUMNS)
             columns, rows = _columns_and_rows(report, split, measures[:fitting])
             labelled = [[name if level == OVERALL else f"{level}: {name}", *cells] for level, name, *cells in rows]
-            lines += [*markdown_table(columns, labelled), ""]
+            lines.append(Table(columns, labelled).as_markdown())
             measures = measures[fitting:]
     lines += [*_explanation(report), ""]
     if report.notes:
@@ -184,8 +186,6 @@ def _explanation(report: Report) -> list[str]:
 def as_terminal(report: Report) -> RenderableType:
     """The report for a rich console."""
     from rich.console import Group
-    from rich.markup import escape
-    from rich.table import Table
     from rich.text import Text
 
     parts: list[Any] = []
@@ -194,18 +194,13 @@ def as_terminal(report: Report) -> RenderableType:
         fitting = _fitting(measures, _MAX_SHOWN)
         columns, rows = _columns_and_rows(report, split, measures[:fitting])
         title = f"{report.title}, split {split}" if split else report.title
-        headers = (escape(column.replace(", ", "\n")) for column in columns)
-        table = Table(*headers, title=escape(title), caption="percent and its 95 % interval")
-        for column in table.columns[1:]:
-            column.justify, column.no_wrap = "right", True
-        previous = OVERALL
-        for level, name, *cells in rows:
-            if level != previous:
-                table.add_section()
-                table.add_row(Text(f"by {level}", style="italic"))
-            previous = level
-            table.add_row(escape(name), *(cell.replace(" ", "\n") for cell in cells))
-        parts.append(table)
+        levels = [level for level, *_ in rows]
+        table = Table(
+            [column.replace(", ", "\n") for column in columns],
+            [[name, *(cell.replace(" ", "\n") for cell in cells)] for _, name, *cells in rows],
+        )
+        sections = {levels.index(level): f"by {level}" for level in dict.fromkeys(levels) if level != OVERALL}
+        parts.append(table.as_terminal(title, sections, caption="percent and its 95 % interval"))
         parts += [Text(line) for line in _overall_lines(_of_split(report, split), measures[fitting:])]
     parts += [Text(f"! {note}", style="yellow") for note in report.notes]
     return Group(*parts)
@@ -213,8 +208,6 @@ def as_terminal(report: Report) -> RenderableType:
 
 def differences_for_terminal(report: Report) -> RenderableType:
     """The questions that the extraction rules read differently, row by row, for a rich console."""
-    from rich.markup import escape
-    from rich.table import Table
     from rich.text import Text
 
     if not report.differences:
@@ -223,11 +216,10 @@ def differences_for_terminal(report: Report) -> RenderableType:
     shown = report.differences[:_MAX_DIFFERENCES]
     title = f"{report.title}: {len(report.differences)} of {report.num_questions} answers are read differently"
     more = f"the first {len(shown)}; all are in differences.csv" if len(shown) < len(report.differences) else None
-    table = Table("question", "right", *map(escape, rules), "answer", title=escape(title), caption=more)
-    for row in shown:
-        cells = (row.id, row.truth or "", *(row.parsed.get(rule) or "—" for rule in rules), row.answer)
-        table.add_row(*(escape(_clipped(cell)) for cell in cells))
-    return table
+    columns = ["question", "right", *rules, "answer"]
+    rows = [(row.id, row.truth or "", *(row.parsed.get(rule) or "—" for rule in rules), row.answer) for row in shown]
+    table = Table(columns, [list(map(_clipped, row)) for row in rows], num_names=len(columns))
+    return table.as_terminal(title, caption=more)
 
 
 def _clipped(text: str) -> str:
@@ -262,7 +254,7 @@ def _columns_and_rows(
     return ["", *(f"{metric}, {extraction}" for metric, extraction in columns), "n"], rows
 
 
-def scores_by_rule(report: Report, levels: Sequence[str]) -> tuple[list[str], list[list[str]]]:
+def scores_by_rule(report: Report, levels: Sequence[str]) -> Table:
     """The scores of these levels: a row for each metric of each part, a column for each extraction rule."""
     scores = {
         (score.split, score.level, score.name, score.metric, score.extraction): score
@@ -278,7 +270,7 @@ def scores_by_rule(report: Report, levels: Sequence[str]) -> tuple[list[str], li
         cells = [scores.get((split, level, name, metric, rule)) for rule in rules]
         title = ", ".join(part for part in (split, name if level != OVERALL else "", metric) if part)
         rows.append([title, *map(percent, cells), str(max(cell.count for cell in cells if cell))])
-    return ["", *rules, "n"], rows
+    return Table(["", *rules, "n"], rows)
 
 
 def _of_split(report: Report, split: str) -> list[Score]:
@@ -316,7 +308,7 @@ def score_title(metric: str, extraction: str, split: str, name: str = OVERALL) -
 
 def percent(score: Score | None) -> str:
     """A score and its interval; "" for none."""
-    return "" if score is None else f"{100 * score.value:.1f} ({100 * score.low:.1f}–{100 * score.high:.1f})"
+    return "" if score is None else interval_text(score)
 
 
 def _origin(report: Report) -> list[tuple[str, Any]]:

@@ -9,6 +9,7 @@ a single point.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -49,6 +50,35 @@ def limits(values: Array) -> tuple[float, float]:
     tail = (1 - CONFIDENCE) / 2
     low, high = np.quantile(values, [tail, 1 - tail])
     return float(low), float(high)
+
+
+class Interval(Protocol):
+    """A number with the limits of its interval."""
+
+    @property
+    def value(self) -> float: ...
+    @property
+    def low(self) -> float: ...
+    @property
+    def high(self) -> float: ...
+
+
+def interval_text(interval: Interval, scale: float = 100, digits: int = 1) -> str:
+    """A number with its interval, by default in percent."""
+    low, value, high = (f"{scale * each:.{digits}f}" for each in (interval.low, interval.value, interval.high))
+    return f"{value} ({low}–{high})"
+
+
+def difference_text(difference: Interval, scale: float = 100, digits: int = 1) -> str:
+    """A difference with its interval, by default in percentage points."""
+    value, low, high = (signed(scale * each, digits) for each in (difference.value, difference.low, difference.high))
+    return f"{value} ({low} to {high})"
+
+
+def signed(number: float, digits: int) -> str:
+    """A number with its sign, as a difference is written."""
+    text = f"{number:+.{digits}f}"
+    return "±" + text[1:] if float(text) == 0 else text.replace("-", "−")
 
 
 def ratio_interval(numerators: Sequence[float], denominators: Sequence[float]) -> tuple[float, float]:
