@@ -53,9 +53,14 @@ def right_or_wrong(question: Question, rule: str, reading: str | None) -> float 
     return None if question.answer is None else float(reading == question.answer)
 
 
+def nothing_to_note(questions: Sequence[Question], parsed: Mapping[str, Parsed]) -> list[str]:
+    """No notes on the scores."""
+    return []
+
+
 @dataclass(frozen=True)
 class Benchmark:
-    """A benchmark.
+    """A benchmark. `ChoiceBenchmark` and `OpenBenchmark` hold what many have in common.
 
     Attributes:
         name: as given on the command line.
@@ -65,10 +70,10 @@ class Benchmark:
         read: file → questions.
         parse: a question and a model's answer → what each extraction rule reads from it.
         score: questions and, by question id, their parsed answers → scores.
-        credit: a question, a rule and its reading of an answer → what that is worth, 0 … 1; None where it is secret.
-        review: the same → what a reader of the scores should know.
-        max_new_tokens: for generated answers.
         rules: extraction rule → what it is, in a few words.
+        review: questions and their parsed answers → what a reader of the scores should know.
+        max_new_tokens: for generated answers.
+        credit: a question, a rule and its reading of an answer → what that is worth, 0 … 1; None where it is secret.
         checksums: published file → its MD5.
         submission: the files that a server or another tool takes.
         judging: what a judge model is asked.
@@ -82,9 +87,9 @@ class Benchmark:
     read: Callable[[Path], Dataset]
     parse: Callable[[Question, str], Parsed]
     score: Callable[[Sequence[Question], Mapping[str, Parsed]], list[Score]]
-    review: Callable[[Sequence[Question], Mapping[str, Parsed]], list[str]]
-    max_new_tokens: int
     rules: Mapping[str, str]
+    review: Callable[[Sequence[Question], Mapping[str, Parsed]], list[str]] = nothing_to_note
+    max_new_tokens: int = 128
     checksums: Mapping[str, str] = field(default_factory=dict)
     submission: Submission | None = None
     judging: JudgeRule | None = None

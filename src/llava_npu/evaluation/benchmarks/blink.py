@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from llava_npu.data.image_sources import EmbeddedImage
-from llava_npu.evaluation.benchmarks import LOCALLY, MAY_JUDGE, Benchmark, Description, Parsed, register
+from llava_npu.evaluation.benchmarks import LOCALLY, MAY_JUDGE, Description, Parsed, register
 from llava_npu.evaluation.extraction import lmms_eval
 from llava_npu.evaluation.extraction.choices import (
     ABOUT,
@@ -20,13 +20,13 @@ from llava_npu.evaluation.extraction.choices import (
     ChoiceForm,
     parse_choice,
     read_choices,
-    review_vanilla,
     score_vanilla,
 )
 from llava_npu.evaluation.formats.json_files import JsonRecord, combined_digest
 from llava_npu.evaluation.formats.llava_files import checked
 from llava_npu.evaluation.formats.parquet import read_parquet
 from llava_npu.evaluation.judge import choice_judge
+from llava_npu.evaluation.judge.choice_judge import JudgedChoiceBenchmark
 from llava_npu.evaluation.questions import Dataset, Question
 from llava_npu.evaluation.statistics.accuracy import Score, extraction_rules, hit, mean_of_parts, mean_ratio
 
@@ -87,7 +87,7 @@ def _score(questions: Sequence[Question], parsed: Mapping[str, Parsed]) -> list[
 
 
 register(
-    Benchmark(
+    JudgedChoiceBenchmark(
         name="blink",
         title="BLINK (val)",
         description=Description(
@@ -107,10 +107,7 @@ register(
         read=_read,
         parse=_parse,
         score=_score,
-        review=review_vanilla,
-        max_new_tokens=128,
         rules={**ABOUT, "lmms-eval": lmms_eval.FIRST_LETTER_ABOUT, choice_judge.RULE: choice_judge.ABOUT},
         checksums={"BLINK.tsv": "d5e8af148b10ac69f535ff7b23f3f989"},
-        judging=choice_judge.CHOICE_JUDGE,
     )
 )

@@ -11,8 +11,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from llava_npu.data.image_sources import ImageSource
-from llava_npu.evaluation.benchmarks import LOCALLY, Benchmark, Description, Parsed, register
-from llava_npu.evaluation.extraction.open_answers import most_frequent, read_open_table, review_secret
+from llava_npu.evaluation.benchmarks import LOCALLY, Description, Parsed, register
+from llava_npu.evaluation.extraction.open_answers import OpenBenchmark, most_frequent, read_open_table
 from llava_npu.evaluation.extraction.similarity import relaxed_match, relaxed_match_strict
 from llava_npu.evaluation.formats.json_files import JsonRecord, combined_digest, read_json_list
 from llava_npu.evaluation.formats.llava_files import SHORT, checked, with_instruction
@@ -100,7 +100,7 @@ def _score(questions: Sequence[Question], parsed: Mapping[str, Parsed]) -> list[
 
 
 register(
-    Benchmark(
+    OpenBenchmark(
         name="chartqa",
         title="ChartQA (test)",
         description=Description(
@@ -124,8 +124,6 @@ register(
         parse=_parse,
         score=_score,
         credit=_credit,
-        review=review_secret,
-        max_new_tokens=128,
         rules=_RULES,
         checksums={"ChartQA_TEST.tsv": "c902e0aa9be5582a7aad6dcf52734b42"},
     )

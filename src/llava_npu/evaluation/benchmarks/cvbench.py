@@ -17,7 +17,7 @@ import numpy as np
 
 from llava_npu.data.image_sources import ImageSource
 from llava_npu.errors import UserError
-from llava_npu.evaluation.benchmarks import LOCALLY, MAY_JUDGE, Benchmark, Description, Parsed, register
+from llava_npu.evaluation.benchmarks import LOCALLY, MAY_JUDGE, Description, Parsed, register
 from llava_npu.evaluation.extraction import lmms_eval
 from llava_npu.evaluation.extraction.choices import (
     ABOUT,
@@ -25,13 +25,13 @@ from llava_npu.evaluation.extraction.choices import (
     ChoiceForm,
     parse_choice,
     read_choices,
-    review_vanilla,
 )
 from llava_npu.evaluation.formats.json_files import JsonRecord, combined_digest, read_jsonl
 from llava_npu.evaluation.formats.llava_files import checked
 from llava_npu.evaluation.formats.locating import QuestionImages
 from llava_npu.evaluation.formats.parquet import read_parquet, record_image
 from llava_npu.evaluation.judge import choice_judge
+from llava_npu.evaluation.judge.choice_judge import JudgedChoiceBenchmark
 from llava_npu.evaluation.questions import Dataset, Question
 from llava_npu.evaluation.statistics.accuracy import (
     CATEGORY,
@@ -155,7 +155,7 @@ def _labels(question: Question) -> list[Label]:
 
 
 register(
-    Benchmark(
+    JudgedChoiceBenchmark(
         name="cvbench",
         title="CV-Bench",
         description=Description(
@@ -175,8 +175,6 @@ register(
         read=_read,
         parse=_parse,
         score=_score,
-        review=review_vanilla,
-        max_new_tokens=128,
         rules={
             **ABOUT,
             "cambrian": lmms_eval.CAMBRIAN_ABOUT,
@@ -187,6 +185,5 @@ register(
             "CV-Bench-2D.tsv": "a7cff4cc2857cc237ee2b89e62bccb2d",
             "CV-Bench-3D.tsv": "bb94c0d568d652d15b60e001ac40a170",
         },
-        judging=choice_judge.CHOICE_JUDGE,
     )
 )

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from llava_npu.data.image_sources import ImageSource
 from llava_npu.evaluation.benchmarks import LOCALLY, SERVER, Benchmark, Description, Parsed, register
-from llava_npu.evaluation.extraction.open_answers import most_frequent, read_open_table, review_secret
+from llava_npu.evaluation.extraction.open_answers import OpenBenchmark, most_frequent, read_open_table
 from llava_npu.evaluation.extraction.similarity import anls
 from llava_npu.evaluation.formats.json_files import JsonRecord, members, read_json_object
 from llava_npu.evaluation.formats.llava_files import SHORT, checked, with_instruction
@@ -84,7 +84,7 @@ def _submission(dataset: Dataset, answers: Mapping[str, str]) -> Mapping[str, by
 
 
 def _vqa(name: str, title: str, source: str, files: tuple[str, ...], checksums: Mapping[str, str]) -> Benchmark:
-    return Benchmark(
+    return OpenBenchmark(
         name=name,
         title=title,
         description=Description(
@@ -102,8 +102,6 @@ def _vqa(name: str, title: str, source: str, files: tuple[str, ...], checksums: 
         parse=_parse,
         score=_score,
         credit=_credit,
-        review=review_secret,
-        max_new_tokens=128,
         rules={_RULE: "the RRC's script: normalised edit distance to the closest reference, nothing below one half"},
         checksums=checksums,
         submission=Submission("a list of questionId, answer (rrc.cvc.uab.es, challenge 17)", _submission),

@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from llava_npu.evaluation.benchmarks import LOCALLY, Benchmark, Description, Parsed, register
-from llava_npu.evaluation.extraction.open_answers import read_open_table, review_secret
+from llava_npu.evaluation.benchmarks import LOCALLY, Description, Parsed, register
+from llava_npu.evaluation.extraction.open_answers import OpenBenchmark, read_open_table
 from llava_npu.evaluation.formats.json_files import JsonRecord, combined_digest, read_json_table, read_jsonl
 from llava_npu.evaluation.formats.llava_files import SHORT, check_unique, llava_question
 from llava_npu.evaluation.formats.locating import QuestionImages, companion_file
@@ -107,7 +107,7 @@ def _predictions(dataset: Dataset, answers: Mapping[str, str]) -> Mapping[str, b
 
 
 register(
-    Benchmark(
+    OpenBenchmark(
         name="gqa",
         title="GQA (test-dev, balanced)",
         description=Description(
@@ -126,8 +126,6 @@ register(
         parse=_parse,
         score=_score,
         credit=_credit,
-        review=review_secret,
-        max_new_tokens=128,
         rules={
             "strict": "ours: lower case, no article before, no punctuation behind",
             "llava": "LLaVA's script: lower case, no periods behind",

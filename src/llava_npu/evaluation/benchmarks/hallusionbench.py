@@ -136,10 +136,6 @@ def _labels_of(level: str, question: Question) -> list[Label]:
     return [label for label in own_labels(question) if label[0] == level]
 
 
-def _review(questions: Sequence[Question], parsed: Mapping[str, Parsed]) -> list[str]:
-    return []
-
-
 register(
     Benchmark(
         name="hallusionbench",
@@ -162,7 +158,6 @@ register(
         parse=_parse,
         score=_score,
         credit=_credit,
-        review=_review,
         max_new_tokens=512,
         rules={rule: yes_no.ABOUT[rule] for rule in _RULES},
         checksums={"HallusionBench.tsv": "0c23ac0dc9ef46832d7a24504f2a0c7c"},

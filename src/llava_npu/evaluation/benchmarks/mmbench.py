@@ -7,17 +7,15 @@ from functools import partial
 
 from llava_npu.evaluation.benchmarks import LOCALLY, MAY_JUDGE, Benchmark, Description, register
 from llava_npu.evaluation.extraction.choices import (
-    ABOUT,
     CHINESE,
     ENGLISH,
     ChoiceForm,
-    parse_choice,
     read_choices,
     review_circular,
     score_circular,
 )
 from llava_npu.evaluation.formats.tables import Row
-from llava_npu.evaluation.judge import choice_judge
+from llava_npu.evaluation.judge.choice_judge import JudgedChoiceBenchmark
 from llava_npu.evaluation.questions import Dataset
 from llava_npu.evaluation.reports.submissions import Submission, as_spreadsheet, number_or_text
 
@@ -64,7 +62,7 @@ def _cell(column: str, value: str) -> str | int | None:
 
 
 def _mmbench(name: str, title: str, instruction: str, files: tuple[str, ...], closed: str = "") -> Benchmark:
-    return Benchmark(
+    return JudgedChoiceBenchmark(
         name=name,
         title=title,
         description=Description(
@@ -81,18 +79,15 @@ def _mmbench(name: str, title: str, instruction: str, files: tuple[str, ...], cl
         ),
         files=files,
         read=partial(read_choices, form=ChoiceForm(instruction, circular=True, facts=_submitted)),
-        parse=parse_choice,
         score=score_circular,
         review=review_circular,
         max_new_tokens=1024,  # as LLaVA's script; an answer normally ends after its letter
-        rules={**ABOUT, choice_judge.RULE: choice_judge.ABOUT},
         checksums=_MD5,
         submission=Submission(
             ".xlsx: the table without hint, category, source, image, comment and l2-category, `prediction` as the "
             "seventh column (as the server took it)",
             _spreadsheet,
         ),
-        judging=choice_judge.CHOICE_JUDGE,
         closed=closed,
     )
 

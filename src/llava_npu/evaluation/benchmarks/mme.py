@@ -211,7 +211,6 @@ register(
         parse=_parse,
         score=_score,
         review=_review,
-        max_new_tokens=128,
         rules={rule: yes_no.ABOUT[rule] for rule in _RULES},
         checksums={"MME.tsv": "b36b43c3f09801f5d368627fb92187c3"},
         submission=Submission(

@@ -15,15 +15,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from llava_npu.evaluation.benchmarks import LOCALLY, Benchmark, Description, Parsed, register
+from llava_npu.evaluation.benchmarks import LOCALLY, Description, Parsed, register
 from llava_npu.evaluation.extraction.choices import (
     ABOUT,
     ENGLISH,
+    ChoiceBenchmark,
     ChoiceForm,
     parse_choice,
     read_choices,
     review_vanilla,
-    score_vanilla,
 )
 from llava_npu.evaluation.extraction.rules import extract_vlmevalkit
 from llava_npu.evaluation.extraction.vqa import normalise
@@ -158,7 +158,7 @@ def _review(questions: Sequence[Question], parsed: Mapping[str, Parsed]) -> list
 
 
 register(
-    Benchmark(
+    ChoiceBenchmark(
         name="mmmu",
         title="MMMU (val)",
         description=Description(
@@ -175,7 +175,6 @@ register(
         files=("MMMU_DEV_VAL.tsv", "MMMU_VAL.tsv"),
         read=_read,
         parse=_parse,
-        score=score_vanilla,
         review=_review,
         max_new_tokens=1024,
         rules=_RULES,

@@ -104,10 +104,6 @@ def _abilities(question: Question) -> list[Label]:
     return [(OVERALL, OVERALL), *combination, *single]
 
 
-def _review(questions: Sequence[Question], parsed: Mapping[str, Parsed]) -> list[str]:
-    return []
-
-
 def _results(dataset: Dataset, answers: Mapping[str, str]) -> Mapping[str, bytes]:
     names = {q.id: q.id if q.id.startswith("v1_") else f"v1_{q.id}" for q in dataset.questions}
     return {"mm-vet.json": json.dumps({names[name]: answers[name] for name in names}, indent=2).encode()}
@@ -134,7 +130,6 @@ register(
         parse=_parse,
         score=_score,
         credit=_credit,
-        review=_review,
         max_new_tokens=1024,
         rules={_RULE: "a judge model's grade"},
         checksums={"MMVet.tsv": "748aa6d4aa9d4de798306a63718455e3"},

@@ -11,8 +11,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from llava_npu.data.image_sources import ImageSource
-from llava_npu.evaluation.benchmarks import LOCALLY, Benchmark, Description, Parsed, register
-from llava_npu.evaluation.extraction.open_answers import most_frequent, read_open_table, review_secret
+from llava_npu.evaluation.benchmarks import LOCALLY, Description, Parsed, register
+from llava_npu.evaluation.extraction.open_answers import OpenBenchmark, most_frequent, read_open_table
 from llava_npu.evaluation.formats.json_files import JsonRecord, read_json_list
 from llava_npu.evaluation.formats.llava_files import checked
 from llava_npu.evaluation.formats.locating import QuestionImages
@@ -88,7 +88,7 @@ def _score(questions: Sequence[Question], parsed: Mapping[str, Parsed]) -> list[
 
 
 register(
-    Benchmark(
+    OpenBenchmark(
         name="ocrbench",
         title="OCRBench",
         description=Description(
@@ -113,8 +113,6 @@ register(
         parse=_parse,
         score=_score,
         credit=_credit,
-        review=review_secret,
-        max_new_tokens=128,
         rules={_RULE: "the authors' script: a reference occurs in the answer, case aside"},
         checksums={"OCRBench.tsv": "e953d98a987cc6e26ef717b61260b778"},
     )

@@ -186,7 +186,6 @@ register(
         parse=_parse,
         score=_score,
         review=_review,
-        max_new_tokens=128,
         rules={rule: yes_no.ABOUT[rule] for rule in _RULES},
         checksums={"POPE.tsv": "c12f5acb142f2ef1f85a26ba2fbe41d5"},
     )

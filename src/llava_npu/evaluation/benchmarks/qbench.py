@@ -10,19 +10,15 @@ from pathlib import Path
 
 from llava_npu.evaluation.benchmarks import LOCALLY, MAY_JUDGE, SERVER, Benchmark, Description, register
 from llava_npu.evaluation.extraction.choices import (
-    ABOUT,
     CHINESE,
     ENGLISH,
     ChoiceForm,
-    parse_choice,
     read_choices,
-    review_vanilla,
-    score_vanilla,
 )
 from llava_npu.evaluation.formats.json_files import JsonRecord, read_json_list
 from llava_npu.evaluation.formats.llava_files import checked
 from llava_npu.evaluation.formats.locating import QuestionImages
-from llava_npu.evaluation.judge import choice_judge
+from llava_npu.evaluation.judge.choice_judge import JudgedChoiceBenchmark
 from llava_npu.evaluation.questions import Dataset, Question
 from llava_npu.evaluation.reports.submissions import Submission, as_json_lines
 
@@ -85,7 +81,7 @@ def _responses(dataset: Dataset, answers: Mapping[str, str]) -> Mapping[str, byt
 
 
 def _qbench(name: str, title: str, language: str, files: tuple[str, ...], instruction: str) -> Benchmark:
-    return Benchmark(
+    return JudgedChoiceBenchmark(
         name=name,
         title=title,
         description=Description(
@@ -102,11 +98,7 @@ def _qbench(name: str, title: str, language: str, files: tuple[str, ...], instru
         ),
         files=files,
         read=partial(_read, language=language),
-        parse=parse_choice,
-        score=score_vanilla,
-        review=review_vanilla,
         max_new_tokens=1024,
-        rules={**ABOUT, choice_judge.RULE: choice_judge.ABOUT},
         checksums={
             "Q-Bench1_VAL.tsv": "837bdb6cd2da571713543462815187b7",
             "Q-Bench1_TEST.tsv": "15e759bfd58c9d5f30b23a317d347153",
@@ -116,7 +108,6 @@ def _qbench(name: str, title: str, language: str, files: tuple[str, ...], instru
             "`response` added",
             _responses,
         ),
-        judging=choice_judge.CHOICE_JUDGE,
     )
 
 

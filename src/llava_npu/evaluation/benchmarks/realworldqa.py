@@ -9,16 +9,15 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from llava_npu.evaluation.benchmarks import LOCALLY, Benchmark, Description, Parsed, register
+from llava_npu.evaluation.benchmarks import LOCALLY, Description, Parsed, register
 from llava_npu.evaluation.extraction import lmms_eval
 from llava_npu.evaluation.extraction.choices import (
     ABOUT,
     ENGLISH,
+    ChoiceBenchmark,
     ChoiceForm,
     parse_choice,
     read_choices,
-    review_vanilla,
-    score_vanilla,
 )
 from llava_npu.evaluation.extraction.rules import extract_vlmevalkit
 from llava_npu.evaluation.extraction.vqa import normalise
@@ -89,7 +88,7 @@ def _cambrian(question: Question, answer: str) -> str | None:
 
 
 register(
-    Benchmark(
+    ChoiceBenchmark(
         name="realworldqa",
         title="RealWorldQA",
         description=Description(
@@ -109,9 +108,6 @@ register(
         ),
         read=_read,
         parse=_parse,
-        score=score_vanilla,
-        review=review_vanilla,
-        max_new_tokens=128,
         rules={**ABOUT, "lmms-eval": lmms_eval.RANKED_ABOUT, "cambrian": lmms_eval.CAMBRIAN_ABOUT},
         checksums={"RealWorldQA.tsv": "4de008f55dc4fd008ca9e15321dc44b7"},
     )

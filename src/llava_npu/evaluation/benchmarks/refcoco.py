@@ -16,9 +16,9 @@ from pathlib import Path
 from PIL import Image
 
 from llava_npu.data.image_sources import ImageSource
-from llava_npu.evaluation.benchmarks import LOCALLY, Benchmark, Description, Parsed, register
+from llava_npu.evaluation.benchmarks import LOCALLY, Description, Parsed, register
 from llava_npu.evaluation.extraction import boxes
-from llava_npu.evaluation.extraction.open_answers import review_secret
+from llava_npu.evaluation.extraction.open_answers import OpenBenchmark
 from llava_npu.evaluation.formats.json_files import JsonRecord, read_jsonl
 from llava_npu.evaluation.formats.llava_files import checked
 from llava_npu.evaluation.formats.locating import QuestionImages
@@ -138,7 +138,7 @@ def _score(questions: Sequence[Question], parsed: Mapping[str, Parsed]) -> list[
 
 def _register(name: str, title: str, folder: str, splits: str) -> None:
     register(
-        Benchmark(
+        OpenBenchmark(
             name=name,
             title=title,
             description=Description(
@@ -161,8 +161,6 @@ def _register(name: str, title: str, folder: str, splits: str) -> None:
             parse=_parse,
             score=_score,
             credit=_credit,
-            review=review_secret,
-            max_new_tokens=128,
             rules=boxes.ABOUT,
         )
     )

@@ -13,7 +13,13 @@ from llava_npu.data.image_sources import ImageSource
 from llava_npu.data.records import IMAGE_MARK
 from llava_npu.evaluation.benchmarks import LOCALLY, Benchmark, Description, Parsed, register
 from llava_npu.evaluation.extraction import rules
-from llava_npu.evaluation.extraction.choices import ABOUT, ENGLISH, parse_choice, read_choices, review_vanilla
+from llava_npu.evaluation.extraction.choices import (
+    ABOUT,
+    ENGLISH,
+    ChoiceBenchmark,
+    parse_choice,
+    read_choices,
+)
 from llava_npu.evaluation.formats.json_files import (
     JsonRecord,
     combined_digest,
@@ -121,7 +127,7 @@ def _score(questions: Sequence[Question], parsed: Mapping[str, Parsed]) -> list[
 
 
 def _scienceqa(name: str, title: str, metric: str, with_image: bool) -> Benchmark:
-    return Benchmark(
+    return ChoiceBenchmark(
         name=name,
         title=title,
         description=Description(
@@ -139,7 +145,6 @@ def _scienceqa(name: str, title: str, metric: str, with_image: bool) -> Benchmar
         read=partial(_read, with_image=with_image),
         parse=_parse,
         score=_score,
-        review=review_vanilla,
         max_new_tokens=1024,
         rules={**ABOUT, "llava": rules.SCIENCEQA_ABOUT},
         checksums={

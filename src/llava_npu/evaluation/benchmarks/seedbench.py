@@ -8,15 +8,14 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from llava_npu.evaluation.benchmarks import LOCALLY, SERVER, Benchmark, Description, Parsed, register
+from llava_npu.evaluation.benchmarks import LOCALLY, SERVER, Description, Parsed, register
 from llava_npu.evaluation.extraction import rules
 from llava_npu.evaluation.extraction.choices import (
     ABOUT,
     ENGLISH,
+    ChoiceBenchmark,
     parse_choice,
     read_choices,
-    review_vanilla,
-    score_vanilla,
 )
 from llava_npu.evaluation.formats.json_files import JsonRecord, combined_digest, members, read_json_object, read_jsonl
 from llava_npu.evaluation.formats.llava_files import llava_question
@@ -100,7 +99,7 @@ def _lines(dataset: Dataset, answers: Mapping[str, str]) -> Mapping[str, bytes]:
 
 
 register(
-    Benchmark(
+    ChoiceBenchmark(
         name="seedbench",
         title="SEED-Bench (image)",
         description=Description(
@@ -117,9 +116,6 @@ register(
         files=("seed_bench/llava-seed-bench.jsonl", "llava-seed-bench.jsonl", "SEEDBench_IMG.tsv"),
         read=_read,
         parse=_parse,
-        score=score_vanilla,
-        review=review_vanilla,
-        max_new_tokens=128,
         rules={**ABOUT, "llava": rules.EXACT_ABOUT},
         checksums={"SEEDBench_IMG.tsv": "68017231464752261a2526d6ca3a10c0"},
         submission=Submission("seed_bench.jsonl: question_id, prediction (the leaderboard's notebook)", _lines),

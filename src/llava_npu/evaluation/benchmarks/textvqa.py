@@ -11,15 +11,11 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
-from llava_npu.evaluation.benchmarks import LOCALLY, Benchmark, Description, register
+from llava_npu.evaluation.benchmarks import LOCALLY, Description, register
 from llava_npu.evaluation.extraction.open_answers import (
-    ABOUT,
+    OpenBenchmark,
     most_frequent,
-    normal_forms,
     read_open_table,
-    review_secret,
-    score_soft,
-    soft_credit,
 )
 from llava_npu.evaluation.formats.json_files import JsonRecord, combined_digest, members, read_json_object, read_jsonl
 from llava_npu.evaluation.formats.llava_files import SHORT, llava_question
@@ -78,7 +74,7 @@ def _asked(record: JsonRecord) -> str:
 
 
 register(
-    Benchmark(
+    OpenBenchmark(
         name="textvqa",
         title="TextVQA (val)",
         description=Description(
@@ -94,12 +90,6 @@ register(
         ),
         files=("textvqa/llava_textvqa_val_v051_ocr.jsonl", "llava_textvqa_val_v051_ocr.jsonl", "TextVQA_VAL.tsv"),
         read=_read,
-        parse=normal_forms,
-        score=score_soft,
-        credit=soft_credit,
-        review=review_secret,
-        max_new_tokens=128,
-        rules=ABOUT,
         checksums={"TextVQA_VAL.tsv": "b233b31f551bbf4056f2f955da3a92cd"},
     )
 )

@@ -5,15 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from llava_npu.evaluation.benchmarks import LOCALLY, Benchmark, Description, register
+from llava_npu.evaluation.benchmarks import LOCALLY, Description, register
 from llava_npu.evaluation.extraction.open_answers import (
-    ABOUT,
+    OpenBenchmark,
     most_frequent,
-    normal_forms,
     read_open_table,
-    review_secret,
-    score_soft,
-    soft_credit,
 )
 from llava_npu.evaluation.extraction.vqa import normalise_as_original
 from llava_npu.evaluation.formats.json_files import read_jsonl
@@ -56,7 +52,7 @@ def _answers(dataset: Dataset, answers: Mapping[str, str]) -> Mapping[str, bytes
 
 
 register(
-    Benchmark(
+    OpenBenchmark(
         name="vizwiz",
         title="VizWiz (test)",
         description=Description(
@@ -73,12 +69,6 @@ register(
         ),
         files=("vizwiz/llava_test.jsonl", "llava_test.jsonl", "VizWiz.tsv"),
         read=_read,
-        parse=normal_forms,
-        score=score_soft,
-        credit=soft_credit,
-        review=review_secret,
-        max_new_tokens=128,
-        rules=ABOUT,
         checksums={"VizWiz.tsv": "fa4ac4164467563ed2fac6eac6631bd0"},
         submission=Submission(
             "vizwiz.json: image, answer (normal form of LLaVA's script), as eval.ai's challenge 2185 took it", _answers

@@ -6,13 +6,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from llava_npu.data.image_sources import ImageSource
-from llava_npu.evaluation.benchmarks import LOCALLY, Benchmark, Description, Parsed, register
+from llava_npu.evaluation.benchmarks import LOCALLY, Description, Parsed, register
 from llava_npu.evaluation.extraction.open_answers import (
-    ABOUT,
+    OpenBenchmark,
     exact_credit,
     most_frequent,
-    normal_forms,
-    review_secret,
     score_exact,
     score_soft,
     soft_credit,
@@ -64,7 +62,7 @@ def _credit(question: Question, rule: str, reading: str | None) -> float | None:
 
 
 register(
-    Benchmark(
+    OpenBenchmark(
         name="vqa_jsonl",
         title="Open questions (your own .jsonl)",
         description=Description(
@@ -78,11 +76,7 @@ register(
         ),
         files=(),
         read=_read,
-        parse=normal_forms,
         score=_score,
         credit=_credit,
-        review=review_secret,
-        max_new_tokens=128,
-        rules=ABOUT,
     )
 )

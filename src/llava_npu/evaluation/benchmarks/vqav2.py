@@ -5,14 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from llava_npu.evaluation.benchmarks import LOCALLY, SERVER, Benchmark, Description, register
+from llava_npu.evaluation.benchmarks import LOCALLY, SERVER, Description, register
 from llava_npu.evaluation.extraction.open_answers import (
-    ABOUT,
+    OpenBenchmark,
     most_frequent,
-    normal_forms,
-    review_secret,
-    score_soft,
-    soft_credit,
 )
 from llava_npu.evaluation.extraction.vqa import normalise_as_original
 from llava_npu.evaluation.formats.json_files import read_jsonl
@@ -67,7 +63,7 @@ def _answers(dataset: Dataset, answers: Mapping[str, str]) -> Mapping[str, bytes
 
 
 register(
-    Benchmark(
+    OpenBenchmark(
         name="vqav2",
         title="VQA v2 (test-dev)",
         description=Description(
@@ -81,12 +77,6 @@ register(
         ),
         files=("vqav2/llava_vqav2_mscoco_test-dev2015.jsonl", "llava_vqav2_mscoco_test-dev2015.jsonl"),
         read=_read,
-        parse=normal_forms,
-        score=score_soft,
-        credit=soft_credit,
-        review=review_secret,
-        max_new_tokens=128,
-        rules=ABOUT,
         submission=Submission(
             "vqav2.json: question_id, answer (normal form of LLaVA's script), every question of test2015, “” where not "
             "asked (eval.ai challenge 830)",

@@ -17,12 +17,12 @@ from __future__ import annotations
 import re
 import string
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from llava_npu.data.image_sources import ImageSource
 from llava_npu.data.records import IMAGE_MARK
-from llava_npu.evaluation.benchmarks import Parsed
+from llava_npu.evaluation.benchmarks import Benchmark, Parsed
 from llava_npu.evaluation.extraction.rules import EXTRACTORS
 from llava_npu.evaluation.formats.table_images import TableImages
 from llava_npu.evaluation.formats.tables import Row, Table, read_tsv, unique_indices
@@ -134,6 +134,17 @@ def review_vanilla(questions: Sequence[Question], parsed: Mapping[str, Parsed]) 
         return []
     by_chance = sum(1 / len(question.options) for question in first if question.options) / len(first)
     return [f"Guessing would score {by_chance:.1%} in the vanilla score."]
+
+
+@dataclass(frozen=True)
+class ChoiceBenchmark(Benchmark):
+    """A benchmark of multiple-choice questions: by default in MMBench's form, each row scored on its own."""
+
+    read: Callable[[Path], Dataset] = read_choices
+    parse: Callable[[Question, str], Parsed] = parse_choice
+    score: Callable[[Sequence[Question], Mapping[str, Parsed]], list[Score]] = score_vanilla
+    rules: Mapping[str, str] = field(default_factory=lambda: ABOUT)
+    review: Callable[[Sequence[Question], Mapping[str, Parsed]], list[str]] = review_vanilla
 
 
 def _score(questions: Sequence[Question], parsed: Mapping[str, Parsed], circular: bool) -> list[Score]:

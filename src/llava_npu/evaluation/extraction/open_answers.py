@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
 from llava_npu.data.records import IMAGE_MARK
-from llava_npu.evaluation.benchmarks import Parsed
+from llava_npu.evaluation.benchmarks import Benchmark, Parsed
 from llava_npu.evaluation.extraction.vqa import NORMALISERS, soft_score
 from llava_npu.evaluation.formats.llava_files import SHORT, bare, with_instruction
 from llava_npu.evaluation.formats.table_images import TableImages, parse_list
@@ -126,3 +127,14 @@ def review_secret(questions: Sequence[Question], parsed: Mapping[str, Parsed]) -
     """How many answers the benchmark keeps to itself."""
     secret = sum(not question.references and question.answer is None for question in questions)
     return [f"{secret} of {len(questions)} questions have no answer here: predicted, not scored."] if secret else []
+
+
+@dataclass(frozen=True)
+class OpenBenchmark(Benchmark):
+    """A benchmark of questions with short answers: by default scored against ten annotators'."""
+
+    parse: Callable[[Question, str], Parsed] = normal_forms
+    score: Callable[[Sequence[Question], Mapping[str, Parsed]], list[Score]] = score_soft
+    rules: Mapping[str, str] = field(default_factory=lambda: ABOUT)
+    review: Callable[[Sequence[Question], Mapping[str, Parsed]], list[str]] = review_secret
+    credit: Callable[[Question, str, str | None], float | None] = soft_credit

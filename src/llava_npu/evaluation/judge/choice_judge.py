@@ -6,6 +6,11 @@ judge cannot read either is wrong, not a random option. The instruction is in ou
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from llava_npu.evaluation.extraction import choices
+from llava_npu.evaluation.extraction.choices import ChoiceBenchmark
 from llava_npu.evaluation.extraction.rules import REFUSED, extract_strict
 from llava_npu.evaluation.judge.judging import JudgeRule
 from llava_npu.evaluation.questions import Question
@@ -36,3 +41,11 @@ def _read(question: Question, reply: str) -> str | None:
 
 
 CHOICE_JUDGE = JudgeRule(rule=RULE, required=False, ask=_ask, read=_read, base="vlmevalkit", max_tokens=16)
+
+
+@dataclass(frozen=True)
+class JudgedChoiceBenchmark(ChoiceBenchmark):
+    """A benchmark of multiple-choice questions whose answers a judge may read where no rule can."""
+
+    rules: Mapping[str, str] = field(default_factory=lambda: {**choices.ABOUT, RULE: ABOUT})
+    judging: JudgeRule | None = CHOICE_JUDGE
