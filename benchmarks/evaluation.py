@@ -44,7 +44,7 @@ from llava_npu.evaluation.run import order_questions
 from llava_npu.models import LlavaNpuConfig, LlavaNpuForConditionalGeneration
 from llava_npu.models.loaded import LoadedModel
 from llava_npu.models.processing import LlavaNpuProcessor
-from llava_npu.ops.install import install_kernels
+from llava_npu.ops.fuse import install_kernels
 
 # Depth and width of tower and language model; images of 336 pixels make 576 tokens, as in LLaVA-1.5.
 SIZES = {"debug": ((6, 256), (6, 512)), "7b": ((24, 1024), (32, 4096))}

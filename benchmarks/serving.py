@@ -230,7 +230,7 @@ class Reference:
     """`generate` of transformers, whose answers are the right ones."""
 
     def __init__(self, model: str, options: argparse.Namespace):
-        from llava_npu.cli.model_options import load_model
+        from llava_npu.cli.options import load_model
         from llava_npu.models.stopping import stop_string, stopping_arguments
 
         (self._model, self._processor), _ = load_model(model, options.device, options.dtype, bits=16)

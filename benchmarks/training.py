@@ -45,7 +45,7 @@ from llava_npu.devices.peaks import published
 from llava_npu.models.configuration import LlavaNpuConfig
 from llava_npu.models.flops import causal_pairs, flop_model
 from llava_npu.models.modeling import LlavaNpuForConditionalGeneration
-from llava_npu.ops.install import install_kernels
+from llava_npu.ops.fuse import install_kernels
 from llava_npu.training.batches import MicroBatch, micro_batch
 from llava_npu.training.loss import SupervisedLoss
 from llava_npu.training.parts import recompute_activations

@@ -13,13 +13,13 @@ import os, sys, time
 from datetime import timedelta
 from pathlib import Path
 import torch, torch.distributed as dist
-from llava_npu.distributed import process_group
+from llava_npu.distributed import processes
 
 rank, sums = int(os.environ["RANK"]), []
 for meeting in range(6):
     if rank == meeting % 2:  # the other one comes first, and must not be served the last meeting's addresses
         time.sleep(0.3)
-    process_group.form("gloo", timeout=timedelta(seconds=300))
+    processes.form_group("gloo", timeout=timedelta(seconds=300))
     value = torch.tensor([meeting * 10 + rank])
     dist.all_reduce(value)
     sums.append(value.item())

@@ -23,8 +23,7 @@ from llava_npu.inference.engine import InferenceEngine
 from llava_npu.inference.prompts import prepare_prompt
 from llava_npu.inference.request import Prompt, Request, Sampling
 from llava_npu.models import LoadedModel, compose, load
-from llava_npu.ops.fuse import Operation, fuse
-from llava_npu.ops.install import install_kernels
+from llava_npu.ops.fuse import Operation, fuse, install_kernels
 from llava_npu.training.loss import SupervisedLoss
 
 DOCS = Path(__file__).resolve().parents[2] / "docs/parts.md"

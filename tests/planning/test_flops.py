@@ -15,7 +15,7 @@ from llava_npu.config.parts import PartsConfig, StageName, resolve_parts
 from llava_npu.models.configuration import LlavaNpuConfig
 from llava_npu.models.flops import FlopModel, Flops, causal_pairs, flop_model
 from llava_npu.models.modeling import LlavaNpuForConditionalGeneration
-from llava_npu.ops.install import install_kernels
+from llava_npu.ops.fuse import install_kernels
 from llava_npu.training.loss import SupervisedLoss
 from llava_npu.training.parts import prepare_parts
 

@@ -26,7 +26,7 @@ from llava_npu.planning.plan import plan_run
 from llava_npu.planning.samples import Samples, expected_samples
 from llava_npu.planning.sizing import choose_sizing
 from llava_npu.planning.target import Target, product
-from llava_npu.training.batch_layout import choose_layout
+from llava_npu.training.data import choose_layout
 from llava_npu.training.resolve import ResolvedRun
 from llava_npu.training.trainer import build_model
 

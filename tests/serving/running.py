@@ -13,10 +13,10 @@ import httpx
 
 from llava_npu.inference.engine import InferenceEngine
 from llava_npu.models import load
+from llava_npu.serving.addresses import open_port
 from llava_npu.serving.api.app import build_app
 from llava_npu.serving.api.limits import Limits
 from llava_npu.serving.api.service import Service
-from llava_npu.serving.ports import open_port
 from llava_npu.serving.server import run_server
 
 

@@ -15,11 +15,11 @@ from starlette.types import Message, Receive, Scope, Send
 
 from llava_npu.errors import UserError
 from llava_npu.serving import server
+from llava_npu.serving.addresses import AllowedHosts
 from llava_npu.serving.api.admission import AdmissionMiddleware
 from llava_npu.serving.api.app import build_app
 from llava_npu.serving.api.limits import Limits
 from llava_npu.serving.api.metrics import Metrics
-from llava_npu.serving.hosts import AllowedHosts
 
 QUESTION = {"messages": [{"role": "user", "content": "What?"}], "max_tokens": 2, "temperature": 0}
 PATH = "/v1/chat/completions"

@@ -16,9 +16,9 @@ from running import connect, http, make_service, running
 
 from llava_npu import UserError
 from llava_npu.inference.request import Delta, Request
+from llava_npu.serving.addresses import open_port
 from llava_npu.serving.api.limits import Limits
 from llava_npu.serving.api.service import Service
-from llava_npu.serving.ports import open_port
 
 LONG = {"messages": [{"role": "user", "content": "What?"}], "max_tokens": 400, "temperature": 0}
 

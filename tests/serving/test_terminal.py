@@ -145,7 +145,7 @@ def _end() -> str:
 @pytest.mark.parametrize("bits", [4, 8])
 def test_quantisation_is_refused_with_a_reason_where_it_cannot_be(bits: int) -> None:
     from llava_npu.devices import of_kind
-    from llava_npu.models.quantization import quantization_config
+    from llava_npu.models.loading import quantization_config
 
     with pytest.raises(UserError, match=rf"{bits} bits on npu: .*This device can: 16\."):
         quantization_config(bits, of_kind("npu"), torch.float16)
@@ -153,7 +153,7 @@ def test_quantisation_is_refused_with_a_reason_where_it_cannot_be(bits: int) -> 
 
 def test_four_bits(tmp_path: Path) -> None:
     pytest.importorskip("bitsandbytes", reason="the extra `quantize` is not installed")
-    from llava_npu.cli.model_options import load_model
+    from llava_npu.cli.options import load_model
 
     words = tiny.write_language_model(tmp_path / "lm", hidden_size=64, intermediate_size=128)
     model, processor = compose(str(tiny.write_clip(tmp_path / "clip")), str(words))

@@ -22,18 +22,18 @@ from llava_npu import Sampling, UserError, answer_all
 from llava_npu.inference.engine import InferenceEngine
 from llava_npu.models import compose, load
 from llava_npu.models.loaded import LoadedModel
+from llava_npu.serving.addresses import AllowedHosts
 from llava_npu.serving.background import BackgroundEngine
-from llava_npu.serving.hosts import AllowedHosts
 from llava_npu.serving.web.conversation import (
     ChatHistory,
     Exchange,
     ServedModel,
     UploadedImage,
+    flag_conversation,
     open_images,
     stream_answers,
     without_last,
 )
-from llava_npu.serving.web.flags import flag_conversation
 from llava_npu.serving.web.model_view import model_view
 
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")

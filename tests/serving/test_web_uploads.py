@@ -16,8 +16,8 @@ from running import connect, http, running_app
 from llava_npu.errors import UserError
 from llava_npu.inference.engine import InferenceEngine
 from llava_npu.models.loaded import LoadedModel
+from llava_npu.serving.addresses import AllowedHosts
 from llava_npu.serving.background import BackgroundEngine
-from llava_npu.serving.hosts import AllowedHosts
 from llava_npu.serving.web import uploads
 from llava_npu.serving.web.conversation import ServedModel
 from llava_npu.serving.web.page import build_page, page_app

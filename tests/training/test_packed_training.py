@@ -15,7 +15,7 @@ from llava_npu.config import RunConfig
 from llava_npu.data.dataset import ConversationDataset, Sample
 from llava_npu.data.records import load_records
 from llava_npu.models.modeling import LlavaNpuForConditionalGeneration
-from llava_npu.ops.install import install_kernels
+from llava_npu.ops.fuse import install_kernels
 from llava_npu.training import train
 from llava_npu.training.batches import MicroBatch, micro_batch
 from llava_npu.training.checkpointing.export import build_model

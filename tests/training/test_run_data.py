@@ -170,7 +170,7 @@ def test_features_that_do_not_fit_on_the_disk(
     make_run: MakeRun, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, cache_features: bool | str
 ) -> None:
     """Asked for, they are an error before anything is computed; with 'auto' the run does without."""
-    monkeypatch.setattr("llava_npu.training.features.space_left", lambda cache: 1000)
+    monkeypatch.setattr("llava_npu.training.data.space_left", lambda cache: 1000)
     run = make_run(data={"cache_features": cache_features}, max_steps=1)
     if cache_features == "auto":
         assert train(run).is_dir()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from llava_npu.cli.model_options import BITS, DEVICE, DTYPE, HUB, MAX_LENGTH, MODEL, TEMPLATE
+from llava_npu.cli.options import BITS, DEVICE, DTYPE, HUB, MAX_LENGTH, MODEL, TEMPLATE
 
 if TYPE_CHECKING:
     from llava_npu.serving.terminal import Conversation
@@ -33,7 +33,7 @@ def chat(
     max_length: Annotated[int | None, MAX_LENGTH] = None,
 ) -> None:
     """Ask a model about images in the terminal."""
-    from llava_npu.cli.model_options import load_model
+    from llava_npu.cli.options import load_model
     from llava_npu.data.images import load_image
     from llava_npu.hub.hubs import on_hub
     from llava_npu.inference.engine import InferenceEngine

@@ -80,8 +80,7 @@ def check_command(
     from rich.progress import Progress
 
     from llava_npu.data.records import Source, open_records
-    from llava_npu.data.tools.check import CheckOptions, check_records, default_workers
-    from llava_npu.data.tools.check_report import print_report, write_report
+    from llava_npu.data.tools.check import CheckOptions, check_records, default_workers, print_report, write_report
     from llava_npu.files.console import SafeConsole
 
     if images not in ("decode", "exist", "ignore"):

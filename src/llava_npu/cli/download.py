@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from llava_npu.cli.model_options import HUB
+from llava_npu.cli.options import HUB
 
 
 def download(

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
-from llava_npu.cli.launching import launch_and_exit
-from llava_npu.cli.model_options import BENCHMARK_MODULE, HUB, TEMPLATE
+from llava_npu.cli.options import BENCHMARK_MODULE, HUB, TEMPLATE, launch_and_exit
 from llava_npu.errors import UserError
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from llava_npu.cli.model_options import BENCHMARK_MODULE
+from llava_npu.cli.options import BENCHMARK_MODULE
 
 
 def report(

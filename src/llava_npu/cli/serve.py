@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from llava_npu.cli.model_options import BITS, DEVICE, DTYPE, HUB, MAX_LENGTH, MODEL, TEMPLATE
+from llava_npu.cli.options import BITS, DEVICE, DTYPE, HUB, MAX_LENGTH, MODEL, TEMPLATE
 from llava_npu.errors import UserError
 
 if TYPE_CHECKING:
@@ -71,14 +71,14 @@ def serve(
         request_timeout=request_timeout,
         read_timeout=read_timeout,
     )
-    from llava_npu.serving.ports import open_port
+    from llava_npu.serving.addresses import open_port
 
     listener = open_port(host, port, read_timeout)  # before a model is loaded, which may take minutes
-    from llava_npu.cli.model_options import load_model
+    from llava_npu.cli.options import load_model
     from llava_npu.hub.hubs import on_hub
+    from llava_npu.serving.addresses import AllowedHosts
     from llava_npu.serving.api.app import build_app
     from llava_npu.serving.api.service import Service
-    from llava_npu.serving.hosts import AllowedHosts
     from llava_npu.serving.server import run_server
 
     loaded, chosen = load_model(on_hub(model, source), device, dtype, bits, template)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from llava_npu.cli.launching import launch_and_exit
+from llava_npu.cli.options import launch_and_exit
 
 if TYPE_CHECKING:
     from llava_npu.config import RunConfig

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from llava_npu.cli.model_options import BITS, DEVICE, DTYPE, HUB, MAX_LENGTH, MODEL, TEMPLATE
+from llava_npu.cli.options import BITS, DEVICE, DTYPE, HUB, MAX_LENGTH, MODEL, TEMPLATE
 from llava_npu.cli.serve import ALLOWED_HOSTS
 from llava_npu.errors import UserError
 
@@ -38,16 +38,16 @@ def web(
         import gradio  # noqa: F401
     except ImportError as error:
         raise UserError(f"the web page needs {error.name}: pip install 'llava-npu[web]'.") from error
-    from llava_npu.serving.ports import open_port
+    from llava_npu.serving.addresses import open_port
 
     listener = open_port(host, port, _SEND_TIMEOUT)  # before a model is loaded, which may take minutes
     images = _images(examples)
 
-    from llava_npu.cli.model_options import load_model
+    from llava_npu.cli.options import load_model
     from llava_npu.hub.hubs import on_hub
     from llava_npu.inference.engine import InferenceEngine
+    from llava_npu.serving.addresses import AllowedHosts
     from llava_npu.serving.background import BackgroundEngine
-    from llava_npu.serving.hosts import AllowedHosts
     from llava_npu.serving.server import run_server
     from llava_npu.serving.web.conversation import ServedModel
     from llava_npu.serving.web.page import build_page, page_app

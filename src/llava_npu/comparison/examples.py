@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-
-from PIL import Image
 
 from llava_npu.config.comparison import BenchmarkConfig
 from llava_npu.data.image_sources import UnreadableImageError
@@ -16,8 +12,9 @@ from llava_npu.errors import UserError
 from llava_npu.evaluation.benchmarks import get
 from llava_npu.evaluation.questions import Question
 from llava_npu.evaluation.run import read_dataset
+from llava_npu.files.pages import data_url
 
-_SIDE = 320  # pixels; a page holds its images itself
+_SIZE = (320, 320)  # at most; a page holds its images itself
 
 
 @dataclass(frozen=True)
@@ -55,15 +52,8 @@ def load_examples(benchmark: BenchmarkConfig, count: int) -> list[ExampleQuestio
     examples = []
     for question in questions:
         try:
-            image = _data_url(question.images[0].open())
+            image = data_url(question.images[0].open(), _SIZE, quality=82)
         except UnreadableImageError:
             continue
         examples.append(ExampleQuestion(question.id, image, question.text, dict(question.options), question.answer))
     return examples
-
-
-def _data_url(image: Image.Image) -> str:
-    image.thumbnail((_SIDE, _SIDE))
-    encoded = io.BytesIO()
-    image.save(encoded, "JPEG", quality=82)
-    return f"data:image/jpeg;base64,{base64.b64encode(encoded.getvalue()).decode()}"

@@ -6,11 +6,10 @@ import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import overload
 
 import numpy as np
 
-from llava_npu.data.formats.parsing import Record
+from llava_npu.data.formats.parsing import Record, RecordSequence
 from llava_npu.data.image_roots import ImagePath
 from llava_npu.data.mixtures import Mixture
 from llava_npu.data.plan import Indices, epoch_order
@@ -19,7 +18,7 @@ from llava_npu.errors import UserError
 _SEED, _EPOCH = 0, 1  # epoch 0 of that seed draws what a source's limit takes
 
 
-class Subset(Sequence[Record]):
+class Subset(RecordSequence):
     """Some of the records, in their order; each is read when asked for."""
 
     def __init__(self, records: Sequence[Record], chosen: Indices) -> None:
@@ -29,13 +28,7 @@ class Subset(Sequence[Record]):
     def __len__(self) -> int:
         return len(self._chosen)
 
-    @overload
-    def __getitem__(self, index: int) -> Record: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Record]: ...
-    def __getitem__(self, index: int | slice) -> Record | list[Record]:
-        if isinstance(index, slice):
-            return [self._records[int(each)] for each in self._chosen[index]]
+    def _record(self, index: int) -> Record:
         return self._records[int(self._chosen[index])]
 
 

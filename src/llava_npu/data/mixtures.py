@@ -11,11 +11,10 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import overload
 
 import numpy as np
 
-from llava_npu.data.formats.parsing import Record
+from llava_npu.data.formats.parsing import Record, RecordSequence
 from llava_npu.data.plan import Indices, epoch_order
 from llava_npu.errors import UserError
 
@@ -51,7 +50,7 @@ class MixturePart:
         return np.resize(order, wanted)
 
 
-class Mixture(Sequence[Record]):
+class Mixture(RecordSequence):
     """The samples of one epoch, part after part (the plan shuffles them)."""
 
     def __init__(self, parts: Sequence[MixturePart]) -> None:
@@ -67,13 +66,7 @@ class Mixture(Sequence[Record]):
         offsets = accumulate((len(records) for records in self._records), initial=0)
         return np.concatenate([chosen + offset for chosen, offset in zip(self._chosen, offsets, strict=False)])
 
-    @overload
-    def __getitem__(self, index: int) -> Record: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Record]: ...
-    def __getitem__(self, index: int | slice) -> Record | list[Record]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
+    def _record(self, index: int) -> Record:
         if not 0 <= index < len(self):
             raise IndexError(index)
         part = bisect_right(self._ends, index)

@@ -17,11 +17,10 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import overload
 
 from llava_npu.data.conversation.turns import IMAGE_MARK, ROLES, Turn, parse_turns
 from llava_npu.data.formats.archives import is_archive, open_archive
-from llava_npu.data.formats.parsing import Record, parse_record
+from llava_npu.data.formats.parsing import Record, RecordSequence, parse_record
 from llava_npu.data.formats.record_files import LINE_SUFFIXES, Entries, JsonEntries
 from llava_npu.data.formats.tables import TableEntries, is_table, table_files
 from llava_npu.data.image_roots import ImageFolder, ImageRoot
@@ -62,7 +61,7 @@ class Source:
     allow_absolute_paths: bool = False
 
 
-class Records(Sequence[Record]):
+class Records(RecordSequence):
     """The records of one file, each read and checked when asked for; none is kept.
 
     Indexing raises `RecordError` for a record that cannot be trained on.
@@ -75,13 +74,7 @@ class Records(Sequence[Record]):
     def __len__(self) -> int:
         return len(self.entries)
 
-    @overload
-    def __getitem__(self, index: int) -> Record: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Record]: ...
-    def __getitem__(self, index: int | slice) -> Record | list[Record]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
+    def _record(self, index: int) -> Record:
         origin, entry = self.entries[index]
         return parse_record(entry, index, origin, self.image_root)
 

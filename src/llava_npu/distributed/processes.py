@@ -5,14 +5,20 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
+from itertools import count
+from typing import TYPE_CHECKING
 
 import torch.distributed as dist
 from accelerate import Accelerator
 
 from llava_npu.devices import Device
-from llava_npu.distributed import process_group
 from llava_npu.distributed.launched import world_size
 from llava_npu.errors import UserError
+
+if TYPE_CHECKING:
+    from datetime import timedelta
+
 
 # Set by `accelerate launch` for engines that it configures itself.
 _FOREIGN_ENGINES = ("ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_FSDP")
@@ -42,7 +48,7 @@ def join(device: Device, needs_group: bool) -> Iterator[Accelerator]:
     if ours:
         gloo = "gloo" if device.kind == "cpu" else f"cpu:gloo,{device.kind}:{device.distributed_backend}"
         if launched:
-            process_group.form(gloo)
+            form_group(gloo)
         else:
             dist.init_process_group(gloo, store=dist.HashStore(), rank=0, world_size=1)
     try:
@@ -59,3 +65,30 @@ def _check_number(device: Device) -> None:
             f"{wanted} processes on this machine, but it has {device.count} of the device {device.kind}: start one "
             "process per device."
         )
+
+
+_numbers = count()
+
+
+def form_group(backend: str, timeout: timedelta | None = None) -> None:
+    """Joins this process to the others of its launch (`RANK`, `WORLD_SIZE`, `MASTER_ADDR`, `MASTER_PORT`).
+
+    Undone by `torch.distributed.destroy_process_group`, after which a group may be formed again: each has names of its
+    own in the launcher's store. Without, the processes of a second group would find the addresses of the first there,
+    and those that come early would wait for connections that nobody accepts.
+
+    Args:
+        backend: as for `torch.distributed.init_process_group`.
+        timeout: how long one process waits for the others; torch's default if none.
+    """
+    store, rank, size = _rendezvous()
+    if timeout is not None:
+        store.set_timeout(timeout)
+    named = dist.PrefixStore(f"group-{next(_numbers)}", store)
+    dist.init_process_group(backend, store=named, rank=rank, world_size=size, timeout=timeout)
+
+
+@cache
+def _rendezvous() -> tuple[dist.Store, int, int]:
+    """The launcher's store, this process's rank, and how many there are. One store lasts for all groups."""
+    return next(dist.rendezvous("env://"))

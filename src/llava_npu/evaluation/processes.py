@@ -69,9 +69,9 @@ def joined() -> Iterator[Processes]:
         return
     import torch.distributed
 
-    from llava_npu.distributed import process_group
+    from llava_npu.distributed.processes import form_group
 
-    process_group.form("gloo", timeout=_PATIENCE)
+    form_group("gloo", timeout=_PATIENCE)
     try:
         yield Processes(torch.distributed.get_rank(), torch.distributed.get_world_size())
     finally:

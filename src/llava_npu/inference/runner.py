@@ -14,7 +14,7 @@ from llava_npu.inference.prefix_cache import BLOCK, PrefixCache, block_keys
 from llava_npu.inference.request import ImageInput, Prompt
 from llava_npu.models.loaded import LoadedModel
 from llava_npu.ops.attention.transformers_interface import ATTENTION_NAME
-from llava_npu.ops.install import install_kernels
+from llava_npu.ops.fuse import install_kernels
 
 _TOKENS_AT_ONCE_ON_HOST = 1024
 # A sequence waits for one that begins alike if that saves a third of its own work, and at least this many tokens.

@@ -1,13 +1,20 @@
-"""Loading a trained model with its processor from one folder."""
+"""Loading a trained model with its processor from one folder.
+
+Where memory is short, the language model's weights are rounded to 4 or 8 bits while loading, by bitsandbytes (NF4 with
+double quantisation, Dettmers et al. 2023, arXiv:2305.14314; LLM.int8(), Dettmers et al. 2022, arXiv:2208.07339). Tower,
+projector and head stay as they are: they are small, and images suffer first.
+"""
 
 from __future__ import annotations
 
+import importlib.util
 import sys
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from llava_npu.devices.base import Device
 from llava_npu.errors import UserError
 from llava_npu.hub.folders import check_loaded, check_model_folder, open_part
 from llava_npu.hub.hubs import local_folder
@@ -20,7 +27,7 @@ from llava_npu.models.loaded import LoadedModel, load_processor
 from llava_npu.models.modeling import LlavaNpuForConditionalGeneration
 from llava_npu.models.proof import check_language_model
 from llava_npu.models.sources import MODEL_FOLDER, ModelSource, read_source
-from llava_npu.ops.install import install_kernels
+from llava_npu.ops.fuse import install_kernels
 
 
 def load(
@@ -37,7 +44,7 @@ def load(
             that it names), a run folder, or a model on a hub (`hubs.py`).
         device: where to put it, with the operations that this device has; None leaves it as transformers loads it.
         dtype: of the weights; None keeps what the file has.
-        quantization: what `llava_npu.models.quantization.quantization_config` gives, to load the language model's
+        quantization: what `quantization_config` gives, to load the language model's
             weights in fewer bits.
         template: name of the conversation template; None is the one that the model was trained with.
 
@@ -114,3 +121,33 @@ def resolve(source: str, template: str | None = None) -> str:
 
 def _is_model_folder(folder: Path) -> bool:
     return (folder / "config.json").is_file() or is_adapter_folder(folder)
+
+
+_KEPT_WHOLE = ["model.vision_tower", "model.multi_modal_projector", "lm_head"]
+
+
+def quantization_config(bits: int, device: Device, compute_dtype: torch.dtype) -> Any:
+    """What `load` needs to hold weights in this many bits; None for 16.
+
+    Raises:
+        UserError: this kind of device cannot, or bitsandbytes is missing.
+    """
+    if bits == 16:
+        return None
+    if bits not in device.quantized_bits:
+        can = ", ".join(str(each) for each in (*device.quantized_bits, 16))
+        hint = f" {device.quantization_hint}" if device.quantization_hint else ""
+        raise UserError(f"weights in {bits} bits on {device.kind}: not offered. This device can: {can}.{hint}")
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise UserError(f"weights in {bits} bits need bitsandbytes: pip install 'llava-npu[quantize]'.")
+    from transformers import BitsAndBytesConfig
+
+    if bits == 8:
+        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=_KEPT_WHOLE)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=compute_dtype,
+        llm_int8_skip_modules=_KEPT_WHOLE,
+    )

@@ -22,8 +22,10 @@ from typing import Any, Literal, get_args
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
 from llava_npu.ops import kernels
+from llava_npu.ops.attention.transformers_interface import use_packed_attention
 from llava_npu.ops.rms_norm import offset_rms_norm, rms_norm
 from llava_npu.ops.rotary import apply_neighbour_rotary, apply_repeated_neighbour_rotary, apply_rotary
 from llava_npu.ops.swiglu import swiglu, swiglu_of_halves
@@ -290,3 +292,13 @@ def _random(*shape: int) -> torch.Tensor:
     # Of its own generator: fusing a model must not move anyone's random numbers.
     with torch.device("cpu"):
         return torch.randn(*shape, generator=torch.Generator().manual_seed(sum(shape)))
+
+
+def install_kernels(model: PreTrainedModel, device: torch.device) -> FusedModules:
+    """Switches attention, in the language model and the vision tower, and fuses what `device` has operators for.
+
+    Call it once the model is on its device, before it is wrapped or compiled. The numbers stay those of the model, up
+    to rounding; weights and state-dict keys are untouched.
+    """
+    use_packed_attention(model)
+    return fuse(model, device)

@@ -11,7 +11,7 @@ import uvicorn
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from llava_npu.serving.ports import address_of, port_error
+from llava_npu.serving.addresses import address_of, port_error
 
 _MAX_IDLE = 256  # connections without a request in work; of more, the oldest is closed
 _KEEP_ALIVE = 15  # seconds

@@ -1,4 +1,6 @@
-"""The data of a run, from its configuration: one source or a mixture, opened, and checked where it is small."""
+"""The data of a run, from its configuration: one source or a mixture, opened, and checked where it is small; how it is
+laid out in batches; and the frozen tower's output for its images, kept on disk (`data.cache_features`).
+"""
 
 from __future__ import annotations
 
@@ -8,12 +10,28 @@ from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
 
-from llava_npu.config import DataConfig
-from llava_npu.data.dataset import BadSamples
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from rich.console import Console
+from rich.progress import Progress
+
+from llava_npu.config import DataConfig, RunConfig
+from llava_npu.data.dataset import BadSamples, ConversationDataset
 from llava_npu.data.holdout import hold_out, leave_out
 from llava_npu.data.image_roots import ImagePath, exists
+from llava_npu.data.packing import PackedLayout, plan_packs
+from llava_npu.data.plan import BatchLayout, PaddedLayout, Plan
 from llava_npu.data.records import Record, Source, fingerprint, open_sources
+from llava_npu.data.token_counts import default_workers, load_token_counts
 from llava_npu.errors import UserError
+from llava_npu.models.loaded import LoadedModel
+from llava_npu.models.vision.feature_cache import (
+    FeatureStore,
+    fill_feature_cache,
+    open_feature_cache,
+    space_left,
+    space_needed,
+)
 
 # Checking this many takes seconds; more of them are checked as they are read.
 CHECKED_AT_START = 100_000
@@ -139,3 +157,68 @@ def _exist(images: Sequence[ImagePath], threads: ThreadPoolExecutor) -> list[boo
     files = list({image for image in images if isinstance(image, Path)})
     there = dict(zip(files, threads.map(exists, files), strict=True))
     return [there[image] if isinstance(image, Path) else exists(image) for image in images]
+
+
+def choose_layout(
+    config: RunConfig,
+    dataset: ConversationDataset,
+    plan: Plan,
+    data_fingerprint: str,
+    num_processes: int,
+    console: Console,
+) -> BatchLayout:
+    """The layout that the configuration names.
+
+    Raises:
+        UserError: the batch does not divide over the processes, or a sample does not fit into a pack.
+    """
+    if config.pack_tokens is None:
+        return PaddedLayout(plan, num_processes, min(config.micro_batch_size, config.batch_size // num_processes))
+    mixture = [(source.weight, source.limit) for source in sources(config.data)]
+    held_out = config.data.validation and config.data.validation.model_dump(include={"size", "fraction"})
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task("counting tokens", total=len(dataset))
+        counts = load_token_counts(
+            dataset,
+            [data_fingerprint, mixture, held_out],
+            workers=default_workers(len(dataset)),
+            report=lambda count: progress.advance(task, count),
+        )
+    return plan_packs(plan, counts, config.pack_tokens, num_processes)
+
+
+def describe_layout(layout: BatchLayout) -> str | None:
+    """What packing makes of a step, in a line; None where nothing is packed."""
+    if not isinstance(layout, PackedLayout):
+        return None
+    packs = "pack" if layout.packs_per_process == 1 else "packs"
+    return (
+        f"{layout.packs_per_process} {packs} of {layout.pack_length} tokens per device and step, "
+        f"{layout.fill():.1%} of them used"
+    )
+
+
+def cache_features(
+    loaded: LoadedModel, data: RunData, settings: DataConfig, accelerator: Accelerator, console: Console
+) -> FeatureStore | None:
+    """The run's feature cache, filled; None where `cache_features: auto` finds too little space on the disk.
+
+    Raises:
+        UserError: there is too little space and `cache_features` is true.
+    """
+    images = images_of(data, settings.bad_samples)
+    skip_bad = settings.bad_samples == "skip"
+    cache = open_feature_cache(loaded)
+    needed, left = space_needed(cache, loaded.model, images, skip_bad), space_left(cache)
+    if max(gather_object([needed > left])):  # one decision for all processes
+        problem = f"vision features of {len(images):,} images need {needed / 2**30:.1f} GiB more in {cache.folder}, "
+        problem += f"where {max(left, 0) / 2**30:.1f} GiB can be taken"
+        if settings.cache_features == "auto":
+            console.print(f"{problem}: they are computed in every pass.")
+            return None
+        raise UserError(f"data.cache_features: {problem}. Free some space, move the cache, or set it to false.")
+    loaded.model.model.vision_tower.to(accelerator.device)
+    with accelerator.main_process_first(), Progress(console=console, disable=not console.is_terminal) as progress:
+        task = progress.add_task("vision features", total=len(images))
+        fill_feature_cache(cache, loaded, images, report=lambda count: progress.advance(task, count), skip_bad=skip_bad)
+    return cache

@@ -25,16 +25,15 @@ from llava_npu.errors import UserError
 from llava_npu.files.console import SafeConsole
 from llava_npu.models.flops import flop_model
 from llava_npu.models.sources import MODEL_FOLDER
-from llava_npu.ops.install import install_kernels
+from llava_npu.ops.fuse import install_kernels
 from llava_npu.training.bad_samples import report_bad_samples, rewind_bad_samples
-from llava_npu.training.batch_layout import choose_layout, describe_layout
 from llava_npu.training.batches import MicroBatch, steps
 from llava_npu.training.checkpointing import saving
 from llava_npu.training.checkpointing.checkpoints import BEST, linked, prune, write_folder
 from llava_npu.training.checkpointing.export import Export, build_model, with_trained_template
 from llava_npu.training.compiling import compile_layers
+from llava_npu.training.data import cache_features, choose_layout, describe_layout
 from llava_npu.training.engines import Engine, find_engine, open_engine
-from llava_npu.training.features import cache_features
 from llava_npu.training.introduction import disk_needed, fused_operations, introduction, remarks
 from llava_npu.training.loss import SupervisedLoss
 from llava_npu.training.monitoring.jsonl import NONFINITE_STEPS, rewind_lines

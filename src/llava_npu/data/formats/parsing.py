@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, overload
 
 from llava_npu.data.conversation.turns import IMAGE_MARK, Turn, parse_turns
 from llava_npu.data.formats.message_forms import as_llava
@@ -55,6 +56,23 @@ class Record:
         return tuple(
             self.image_root.locate(image, self.name) if isinstance(image, str) else image for image in self.images
         )
+
+
+class RecordSequence(Sequence[Record]):
+    """Records that are read when asked for."""
+
+    @abstractmethod
+    def _record(self, index: int) -> Record:
+        """One of them."""
+
+    @overload
+    def __getitem__(self, index: int) -> Record: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Record]: ...
+    def __getitem__(self, index: int | slice) -> Record | list[Record]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        return self._record(index)
 
 
 def parse_record(entry: Any, index: int, origin: str, image_root: ImageRoot) -> Record:

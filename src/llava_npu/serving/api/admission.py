@@ -17,10 +17,10 @@ from dataclasses import dataclass
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from llava_npu.serving.addresses import AllowedHosts
 from llava_npu.serving.api.errors import ApiError, as_response, out_of_time
 from llava_npu.serving.api.limits import MIB, Limits
 from llava_npu.serving.api.metrics import Metrics
-from llava_npu.serving.hosts import AllowedHosts
 
 _OPEN_PATHS = frozenset({"/health", "/metrics"})
 GENERATING_PATHS = frozenset({"/v1/chat/completions", "/worker_generate_stream"})

@@ -6,12 +6,12 @@ from fastapi import FastAPI
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp
 
+from llava_npu.serving.addresses import AllowedHosts
 from llava_npu.serving.api.admission import AdmissionMiddleware
 from llava_npu.serving.api.chat import chat_routes
 from llava_npu.serving.api.errors import install_error_handlers
 from llava_npu.serving.api.service import Service
 from llava_npu.serving.api.worker_protocol import worker_routes
-from llava_npu.serving.hosts import AllowedHosts
 from llava_npu.version import __version__
 
 

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
+import json
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 from PIL import Image
@@ -172,3 +175,44 @@ def without_last(history: ChatHistory) -> tuple[ChatHistory, Exchange]:
     if not history.exchanges:
         raise UserError("Nothing has been asked yet.")
     return replace(history, exchanges=history.exchanges[:-1]), history.exchanges[-1]
+
+
+def flag_conversation(models: Sequence[ServedModel], history: ChatHistory, sampling: Sampling, folder: Path) -> Path:
+    """Keeps a conversation in a local file, one JSON value a line, its images next to it; nothing about the visitor.
+
+    Returns:
+        The file.
+
+    Raises:
+        UserError: the conversation is empty, or the file cannot be written.
+    """
+    if not history.exchanges:
+        raise UserError("There is nothing to flag yet.")
+    path = folder / "flagged.jsonl"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        record = {
+            "time": datetime.now(UTC).isoformat(timespec="seconds"),
+            "models": [model.name for model in models],
+            "sampling": {"temperature": sampling.temperature, "top_p": sampling.top_p},
+            "exchanges": [
+                {
+                    "question": each.question,
+                    "images": [_keep(each_image.image, folder) for each_image in each.images],
+                    "answers": list(each.answers),
+                }
+                for each in history.exchanges
+            ],
+        }
+        with path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record, ensure_ascii=False) + "\n")
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror or error}") from error
+    return path
+
+
+def _keep(image: Image.Image, folder: Path) -> str:
+    name = f"{hashlib.sha256(image.tobytes()).hexdigest()[:16]}.png"
+    if not (folder / name).exists():
+        image.save(folder / name)
+    return name

@@ -18,17 +18,17 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from llava_npu.errors import UserError
 from llava_npu.inference.request import Sampling
-from llava_npu.serving.hosts import AllowedHosts
+from llava_npu.serving.addresses import AllowedHosts
 from llava_npu.serving.web import uploads
 from llava_npu.serving.web.conversation import (
     ChatHistory,
     ServedModel,
     UploadedImage,
+    flag_conversation,
     open_images,
     stream_answers,
     without_last,
 )
-from llava_npu.serving.web.flags import flag_conversation
 from llava_npu.serving.web.model_view import model_view
 from llava_npu.serving.web.uploads import MAX_AGE_SECONDS, UploadLimit, check_uploaded, make_upload_folder
 

@@ -13,7 +13,7 @@ from torch import nn
 from llava_npu.config import RunConfig, validate
 from llava_npu.devices import Device
 from llava_npu.errors import UserError
-from llava_npu.ops.install import install_kernels
+from llava_npu.ops.fuse import install_kernels
 from llava_npu.training.checkpointing.checkpoints import checkpoints, newest
 from llava_npu.training.checkpointing.export import build_model
 from llava_npu.training.checkpointing.saving import load_weights

@@ -1,4 +1,4 @@
-"""The options and the loading that all commands which use a model share."""
+"""What commands share: options, loading a model, and running in several processes."""
 
 from __future__ import annotations
 
@@ -11,6 +11,11 @@ from llava_npu.errors import UserError, nearest
 if TYPE_CHECKING:
     from llava_npu.devices import Device
     from llava_npu.models.loaded import LoadedModel
+
+from collections.abc import Sequence
+from typing import NoReturn
+
+from llava_npu.distributed.interruption import EXIT_STATUS
 
 MODEL = typer.Option(help="A model folder, a run folder or a hub id.")
 HUB = typer.Option("--source", help="Where an organisation/name is: huggingface or modelscope.")
@@ -40,7 +45,7 @@ def load_model(
     from llava_npu import devices
     from llava_npu.data.conversation.templates import get_template
     from llava_npu.models import load
-    from llava_npu.models.quantization import quantization_config
+    from llava_npu.models.loading import quantization_config
 
     if template is not None:
         get_template(template)  # raises UserError for an unknown name
@@ -53,3 +58,20 @@ def load_model(
     compute = types.get(dtype) or chosen.autocast_dtype or torch.float32
     quantization = quantization_config(bits, chosen, compute)
     return load(source, chosen.torch_device, compute, quantization, template), chosen
+
+
+def launch_and_exit(arguments: Sequence[str], devices: int, advice: str = "") -> NoReturn:
+    """Runs `llava-npu ARGUMENTS` in `devices` processes, shows what went wrong once, and exits as they did.
+
+    Args:
+        advice: ends the message of a failure.
+    """
+    from llava_npu.distributed.launching import launch
+    from llava_npu.files.untrusted import printable
+
+    outcome = launch(arguments, devices)
+    if outcome.message:
+        stopped = outcome.status in (0, EXIT_STATUS)
+        shown = outcome.message if stopped or not advice else f"{outcome.message}\n{advice}"
+        typer.secho(printable(shown), fg="yellow" if stopped else "red", err=True)
+    raise typer.Exit(outcome.status)
