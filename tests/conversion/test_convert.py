@@ -173,6 +173,7 @@ def test_siglip_of_the_predecessor(tmp_path: Path, kind: str) -> None:
         torch.testing.assert_close(model.model.project(features), layer(features))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", PREDECESSOR)
 def test_a_projector_of_the_predecessor_goes_in_and_out(tmp_path: Path, kind: str) -> None:
     named, options = PREDECESSOR[kind]
@@ -331,6 +332,7 @@ def test_other_mistakes_are_one_clear_error(tmp_path: Path, monkeypatch: pytest.
         convert(str(source), tmp_path / "out", "hf")
 
 
+@pytest.mark.slow
 def test_vicunas_vocabulary_grows_to_32064_and_shrinks_back(tmp_path: Path) -> None:
     """As `llava-hf/llava-1.5-7b-hf` has it: 32000 pieces, `<image>` behind them, padded to a multiple of 64."""
     tower = write_tower(tmp_path / "tower")

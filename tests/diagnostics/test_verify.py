@@ -50,6 +50,7 @@ def _failed(comparisons: Any) -> set[tuple[str, str, str]]:
     return {(each.subject, each.part, each.quantity) for each in comparisons if not each.passed}
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("few_sizes")
 def test_a_right_device_passes(device: torch.device) -> None:
     result = _verify(device)
@@ -279,6 +280,7 @@ def test_a_wrong_layer_of_the_model_is_where_the_table_turns_red(
     assert not forward["loss"]
 
 
+@pytest.mark.slow
 def test_an_optimizer_that_stands_still_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     right, calls = torch.optim.AdamW.step, iter(range(100))
 
@@ -373,6 +375,7 @@ def _invoke(*options: str) -> Any:
     return CliRunner().invoke(app, ["verify", *options])
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("few_sizes")
 def test_command(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
     right = _invoke("--device", device.type, "--quick")

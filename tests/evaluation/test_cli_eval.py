@@ -79,6 +79,7 @@ SUBMITTED = {
 }
 
 
+@pytest.mark.slow
 def test_the_whole_suite_from_one_folder(folder: Path, tmp_path: Path) -> None:
     """Every benchmark but the two for one's own data, in forms of LLaVA's scripts, VLMEvalKit and Hugging Face."""
     data = tmp_path / "data"
@@ -115,6 +116,7 @@ def test_the_whole_suite_from_one_folder(folder: Path, tmp_path: Path) -> None:
         assert (output / "report.html").is_file()
 
 
+@pytest.mark.slow
 def test_what_the_table_has_no_room_for_stands_below_it_and_differences_are_printed(
     folder: Path, tmp_path: Path
 ) -> None:
@@ -127,6 +129,7 @@ def test_what_the_table_has_no_room_for_stands_below_it_and_differences_are_prin
     assert "POPE: 4 of 4 answers are read differently" in shown  # neither yes nor no is a yes by LLaVA's rule
 
 
+@pytest.mark.slow
 def test_a_judge_from_the_command_line(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LLAVA_NPU_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("LLAVA_NPU_JUDGE_KEY", "sk-hidden")
@@ -152,6 +155,7 @@ def test_a_judge_from_the_command_line(folder: Path, tmp_path: Path, monkeypatch
     assert not any(b"sk-hidden" in path.read_bytes() for path in written)
 
 
+@pytest.mark.slow
 def test_evaluates_and_goes_on(folder: Path, bench: Path, tmp_path: Path) -> None:
     required = ("mmbench", "--model", folder, "--data", bench, "--output", tmp_path / "out", "--device", "cpu")
     arguments = (*required, "--answer", "likelihood", "--batch-size", 3)
@@ -170,6 +174,7 @@ def test_evaluates_and_goes_on(folder: Path, bench: Path, tmp_path: Path) -> Non
     assert run(*arguments, "--images", "none", "--fresh").exit_code == 0
 
 
+@pytest.mark.slow
 def test_another_template_is_another_run(folder: Path, bench: Path, tmp_path: Path) -> None:
     required = ("mmbench", "--model", folder, "--data", bench, "--output", tmp_path / "out", "--device", "cpu")
     assert run(*required, "--max-new-tokens", 1, "--template", "llama2").exit_code == 0

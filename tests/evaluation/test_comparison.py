@@ -127,6 +127,7 @@ def compared(*folders: Path) -> RunComparison:
     return comparison
 
 
+@pytest.mark.slow
 def test_runs_side_by_side(make: Make, tmp_path: Path) -> None:
     comparison = compared(make("weak", always_a), make("middle", mostly_knows), make("strong", knows))
     assert [run.label for run in comparison.runs] == ["weak", "middle", "strong"]

@@ -237,6 +237,7 @@ evaluate("mmbench", Path(sys.argv[2]), FakeAnswerer(hang), Path(sys.argv[3]), ba
 """
 
 
+@pytest.mark.slow
 def test_kill_9_loses_at_most_the_batch_in_flight(bench: Path, tmp_path: Path) -> None:
     output = tmp_path / "out"
     script = [sys.executable, "-c", _KILLED, str(Path(__file__).parent), str(bench), str(output)]

@@ -86,6 +86,7 @@ def test_what_it_does_not_have_is_refused(aligned: Path, keys: dict[str, Any], m
     assert "model.checkpoint runs/align brings its own" in str(caught.value)
 
 
+@pytest.mark.slow
 def test_training_refuses_it_and_takes_what_was_written_out(aligned: Path, tmp_path: Path) -> None:
     tiny.write_captions(tmp_path)
     values: dict[str, Any] = {

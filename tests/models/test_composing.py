@@ -31,6 +31,7 @@ def _answer(model: LlavaNpuForConditionalGeneration, processor: LlavaNpuProcesso
     return model.generate(**inputs, max_new_tokens=6, do_sample=False).tolist()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("projector", "options", "tokens"), PROJECTORS)
 @pytest.mark.parametrize("tower", ["clip", "siglip"])
 def test_saved_model_answers_as_before(

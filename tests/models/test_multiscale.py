@@ -39,6 +39,7 @@ def pictures() -> list[Image.Image]:
     return [Image.effect_noise((90, 60), 90).convert("RGB"), Image.effect_noise((60, 60), 50).convert("RGB")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("tower", "special"), [("clip", 1), ("siglip", 0)])
 @pytest.mark.parametrize("scales", [[1, 2], [1, 2, 3], [1, 3]])
 def test_features_equal_the_definition(

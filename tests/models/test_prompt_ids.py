@@ -87,6 +87,7 @@ def _messages(turns: list[dict[str, str]], image: dict[str, Any]) -> list[dict[s
 PLAIN, OWN = "mlp2x_gelu", "linear"  # saved for transformers' LlavaProcessor, and for ours
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("template", "projector"),
     [("v1", PLAIN), ("v1", OWN), ("llama_2", PLAIN), ("mistral", PLAIN), ("chatml", PLAIN), ("v0", PLAIN),
@@ -117,6 +118,7 @@ def test_every_door_asks_what_training_taught(kind: str, template: str, projecto
 _URL = ImagePart.model_validate({"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}).model_dump()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["llama", "llama without add_bos_token"])
 def test_the_begin_of_sequence_token_outlives_saving(kind: str, tmp_path: Path) -> None:
     before = _tokenizer(kind, tmp_path / "tokenizer")
@@ -131,6 +133,7 @@ def test_the_begin_of_sequence_token_outlives_saving(kind: str, tmp_path: Path) 
     )
 
 
+@pytest.mark.slow
 def test_the_processor_pads_and_cuts_as_it_is_told(tmp_path: Path) -> None:
     _, processor = _saved("llama", "v1", OWN, tmp_path)
     texts = ["<s> <image>\nWhat is it?", "Why?"]

@@ -204,6 +204,7 @@ def _on_meta(vision: str, stage: StageName) -> FlopModel:
     return flop_model(model)
 
 
+@pytest.mark.slow
 def test_seven_billion_parameters() -> None:
     """LLaVA-1.5-7B: 6.607 B weights in products, 16.6 TFLOP a caption of 602 tokens, 31.0 a conversation of 760."""
     align, finetune = _on_meta("clip", "align"), _on_meta("clip", "finetune")

@@ -43,6 +43,7 @@ def plan(*arguments: str) -> Any:
     return CliRunner().invoke(app, ["plan", *arguments])
 
 
+@pytest.mark.slow
 def test_a_published_recipe_is_planned_offline(tmp_path: Path) -> None:
     result = plan(str(RECIPES / "llava-v1.5-7b-align.yaml"), "--device", "ascend-910b2", "--json")
     assert result.exit_code == 3  # 32 captions without recomputation are too much for 64 GiB
@@ -111,6 +112,7 @@ def test_a_tower_is_planned_for_the_pictures_that_its_image_processor_makes(make
     assert "assumed to make 224 pixels" in remarks[0]
 
 
+@pytest.mark.slow
 def test_tiles_are_planned_as_the_pictures_make_them(make_run: MakeRun, tmp_path: Path) -> None:
     run = make_run(model={"image_aspect_ratio": "anyres"})
     planned = ResolvedRun(run).model
@@ -190,6 +192,7 @@ def test_a_batch_must_divide_over_the_devices(make_run: MakeRun) -> None:
         plan_run(ResolvedRun(make_run()), small_target(64 * MIB, count=3), mfu=0.4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("adapters", [False, True])
 def test_more_memory_allows_more(make_run: MakeRun, adapters: bool) -> None:
     parts = {"parts": {"language_model": {"train": "lora"}}} if adapters else {}
@@ -213,6 +216,7 @@ def test_more_memory_allows_more(make_run: MakeRun, adapters: bool) -> None:
         assert ample.trained < 0.7 * ample.parameters
 
 
+@pytest.mark.slow
 def test_the_page_names_what_to_choose(make_run: MakeRun, tmp_path: Path) -> None:
     path = tmp_path / "run.yaml"
     path.write_text(render_config(make_run()))
@@ -232,6 +236,7 @@ def test_products_have_their_memory_and_peak() -> None:
     assert (h200.peak_flops, h200.compute_dtype) == (67e12, None)
 
 
+@pytest.mark.slow
 def test_training_refuses_what_cannot_fit(
     make_run: MakeRun, device: torch.device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -41,6 +41,7 @@ def _logits(model: Any, processor: Any, material: Path) -> torch.Tensor:
         return model.eval()(**inputs).logits.float()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("parts", "lora"),
     [(LORA, {}), (BOTH, {}), (LORA, {"use_dora": True}), (LORA, {"use_rslora": True, "targets": ["q_proj", "v_proj"]})],
@@ -70,6 +71,7 @@ def test_train_load_and_merge(
     torch.testing.assert_close(_logits(plain, processor, material), expected, atol=1e-5, rtol=0)
 
 
+@pytest.mark.slow
 def test_peft_reads_what_was_trained(make_run: MakeRun, material: Path, tmp_path: Path) -> None:
     """Reference: transformers' own loading of a peft folder, into its own LLaVA: adapters and projector."""
     from transformers import AutoModelForImageTextToText
@@ -85,6 +87,7 @@ def test_peft_reads_what_was_trained(make_run: MakeRun, material: Path, tmp_path
     )
 
 
+@pytest.mark.slow
 def test_a_folder_with_adapters_can_be_trained_on(make_run: MakeRun, material: Path) -> None:
     first = make_run("first", parts=LORA, lora=SMALL, max_steps=4)
     folder = train(first)
@@ -117,6 +120,7 @@ def test_a_target_that_names_nothing(make_run: MakeRun) -> None:
         train(make_run(parts=LORA, lora={**SMALL, "targets": ["q_prj"]}))
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_with_adapters_goes_on_bit_for_bit(make_run: MakeRun) -> None:
     whole = make_run("whole", parts=BOTH, lora=SMALL, save_every=2, max_steps=6)
     train(whole)
@@ -147,6 +151,7 @@ def _stop_after(run: RunConfig, step: int) -> None:
             train(run)
 
 
+@pytest.mark.slow
 def test_a_base_that_is_gone_or_another_is_named(make_run: MakeRun, material: Path, tmp_path: Path) -> None:
     shutil.copytree(material / "lm", tmp_path / "lm")
     model = {"vision_tower": str(material / "clip"), "language_model": str(tmp_path / "lm")}
@@ -168,6 +173,7 @@ def test_a_base_that_is_gone_or_another_is_named(make_run: MakeRun, material: Pa
     load(folder)
 
 
+@pytest.mark.slow
 def test_adapters_that_do_not_fit_are_refused(make_run: MakeRun) -> None:
     from safetensors.torch import save_file
 
@@ -179,6 +185,7 @@ def test_adapters_that_do_not_fit_are_refused(make_run: MakeRun) -> None:
         load(folder)
 
 
+@pytest.mark.slow
 def test_merging_what_has_no_adapters(make_run: MakeRun, tmp_path: Path) -> None:
     run = make_run(stage="align", max_steps=1)
     train(run)
@@ -186,6 +193,7 @@ def test_merging_what_has_no_adapters(make_run: MakeRun, tmp_path: Path) -> None
         merge(str(run.output_path), tmp_path / "plain")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bits", [4, 8])
 def test_a_quantised_base_learns_nearly_the_same(
     make_run: MakeRun, device: torch.device, bits: int, monkeypatch: pytest.MonkeyPatch

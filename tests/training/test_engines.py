@@ -187,6 +187,7 @@ def test_every_engine_goes_on_from_every_other(runs: Runs) -> None:
     runs.assert_equal("relay", "one")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", SHARDING)
 def test_sixteen_bits_in_shards(runs: Runs, engine: str) -> None:
     """Shards compute in bfloat16 throughout, one process under autocast: close, not equal."""

@@ -38,6 +38,7 @@ def _weights(run: RunConfig) -> dict[str, torch.Tensor]:
     return load_file(run.output_path / "model/model.safetensors")
 
 
+@pytest.mark.slow
 def test_align_then_finetune_learns(make_run: MakeRun) -> None:
     align = make_run("align", stage="align", max_steps=20, epochs=10, optimizer={"learning_rate": 1e-2})
     model = train(align)
@@ -73,6 +74,7 @@ def test_only_what_the_stage_names_is_trained(make_run: MakeRun, stage: str, lea
     assert changed - {"lm_head.weight"} == learning
 
 
+@pytest.mark.slow
 def test_sixteen_bit_computing_learns_and_leaves_frozen_weights_unrounded(make_run: MakeRun) -> None:
     run = make_run(stage="align", precision="bf16", max_steps=6, optimizer={"learning_rate": 1e-2})
     train(run)
@@ -81,6 +83,7 @@ def test_sixteen_bit_computing_learns_and_leaves_frozen_weights_unrounded(make_r
     assert torch.equal(_weights(run)["language_model.model.layers.0.mlp.up_proj.weight"], before)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cache_features", [False, True])
 def test_sixteen_bit_computing_with_batch_normalisation(
     make_run: MakeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache_features: bool
@@ -95,6 +98,7 @@ def test_sixteen_bit_computing_with_batch_normalisation(
     assert _losses(run)[-1] < _losses(run)[0]
 
 
+@pytest.mark.slow
 def test_the_same_run_twice_is_equal_to_the_last_bit(make_run: MakeRun) -> None:
     first, second = make_run("first"), make_run("second")
     train(first)
@@ -103,6 +107,7 @@ def test_the_same_run_twice_is_equal_to_the_last_bit(make_run: MakeRun) -> None:
     assert all(torch.equal(tensor, _weights(second)[name]) for name, tensor in _weights(first).items())
 
 
+@pytest.mark.slow
 def test_accumulation_and_workers_change_nothing(make_run: MakeRun) -> None:
     whole = make_run("whole")
     parts = make_run("parts", micro_batch_size=2, data={"workers": 1})
@@ -113,6 +118,7 @@ def test_accumulation_and_workers_change_nothing(make_run: MakeRun) -> None:
         torch.testing.assert_close(_weights(parts)[name], tensor, atol=1e-5, rtol=0, msg=name)
 
 
+@pytest.mark.slow
 def test_gradient_checkpointing_changes_no_number(make_run: MakeRun) -> None:
     plain, recomputing = make_run("plain"), make_run("recomputing", gradient_checkpointing=True)
     train(plain)
@@ -120,6 +126,7 @@ def test_gradient_checkpointing_changes_no_number(make_run: MakeRun) -> None:
     assert _losses(recomputing) == pytest.approx(_losses(plain), abs=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["align", "finetune"])
 def test_cached_features_change_no_number(
     make_run: MakeRun, stage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -169,6 +176,7 @@ def test_little_data_is_remarked_on(make_run: MakeRun, capsys: pytest.CaptureFix
 # ---- interruption ----
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_bit_for_bit(make_run: MakeRun, tmp_path: Path) -> None:
     whole = make_run("whole", save_every=2, max_steps=8)
     train(whole)
@@ -193,6 +201,7 @@ def test_a_killed_run_goes_on_bit_for_bit(make_run: MakeRun, tmp_path: Path) -> 
     assert not list(cut.output_path.glob(".*partial")), "leftovers of the interruption"
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_is_passed_over(make_run: MakeRun, capsys: pytest.CaptureFixture[str]) -> None:
     whole = make_run("whole", save_every=2)
     train(whole)
@@ -205,6 +214,7 @@ def test_a_damaged_checkpoint_is_passed_over(make_run: MakeRun, capsys: pytest.C
     assert _losses(run) == _losses(whole)
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_left_alone(make_run: MakeRun) -> None:
     run = make_run(max_steps=2)
     train(run)
@@ -268,6 +278,7 @@ def test_too_little_disk_space_is_said_before_training(make_run: MakeRun, monkey
         train(make_run())
 
 
+@pytest.mark.slow
 def test_a_full_disk_while_saving_leaves_nothing_half_written(
     make_run: MakeRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:

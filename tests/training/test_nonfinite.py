@@ -45,6 +45,7 @@ def _train(run: RunConfig) -> str:
     return console.file.getvalue()  # type: ignore[attr-defined,no-any-return]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("log_every", [1, 100])
 def test_a_bad_step_is_skipped_and_named(make_run: MakeRun, poisoned: dict[str, Any], log_every: int) -> None:
     run = make_run(**poisoned, log_every=log_every, micro_batch_size=2)
@@ -68,6 +69,7 @@ def test_a_bad_step_is_skipped_and_named(make_run: MakeRun, poisoned: dict[str, 
     assert all(tensor.isfinite().all() for tensor in projector.values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_in_16_bits_a_bad_step_leaves_finite_weights(
     make_run: MakeRun, poisoned: dict[str, Any], precision: str
@@ -80,6 +82,7 @@ def test_in_16_bits_a_bad_step_leaves_finite_weights(
     assert all(tensor.isfinite().all() for name, tensor in weights.items() if "projector" in name)
 
 
+@pytest.mark.slow
 def test_a_skipped_step_changes_nothing(make_run: MakeRun, poisoned: dict[str, Any], tmp_path: Path) -> None:
     """Reference: the same run in which that step is left out."""
     from llava_npu.training import trainer as loop
@@ -112,6 +115,7 @@ def test_a_skipped_step_changes_nothing(make_run: MakeRun, poisoned: dict[str, A
     assert all(torch.equal(tensor, weights[1][name]) for name, tensor in weights[0].items() if "projector" in name)
 
 
+@pytest.mark.slow
 def test_too_many_stop_the_run_and_can_be_replayed(
     make_run: MakeRun, poisoned: dict[str, Any], device: torch.device
 ) -> None:

@@ -24,6 +24,7 @@ from llava_npu.training.parts import part_of, prepare_parts, trained_parameters,
 MakeRun = Callable[..., RunConfig]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("stage", "parts", "learning"),
     [
@@ -104,6 +105,7 @@ def _work(run: RunConfig, device: torch.device) -> tuple[int, int]:
     return forward.get_total_flops(), backward.get_total_flops()
 
 
+@pytest.mark.slow
 def test_frozen_weights_cost_no_gradient(make_run: MakeRun, device: torch.device) -> None:
     """Source of the counts: a linear layer of n weights costs 2n in forward, 2n for its input's gradient, 2n for its
     weights' gradient."""

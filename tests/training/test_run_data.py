@@ -60,6 +60,7 @@ def test_path_or_sources(values: dict[str, Any]) -> None:
         DataConfig.model_validate(values)
 
 
+@pytest.mark.slow
 def test_the_way_in_changes_no_number(make_run: MakeRun, material: Path, tmp_path: Path) -> None:
     """The same samples as a list, as lines with images in an archive, and as two sources."""
     with tarfile.open(tmp_path / "all.tar", "w") as archive:
@@ -103,6 +104,7 @@ def test_bad_samples_stop_a_run_by_default(make_run: MakeRun, damaged: Path) -> 
         train(make_run(data={"path": str(damaged)}))
 
 
+@pytest.mark.slow
 def test_a_worker_reports_a_bad_sample_as_this_process_does(make_run: MakeRun, damaged: Path) -> None:
     entries = json.loads(damaged.read_text())
     del entries[2]
@@ -117,6 +119,7 @@ def test_a_worker_reports_a_bad_sample_as_this_process_does(make_run: MakeRun, d
     assert messages[0].count("\n") == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cache_features", [False, True])
 def test_bad_samples_are_skipped_named_and_counted(make_run: MakeRun, damaged: Path, cache_features: bool) -> None:
     data = {"path": str(damaged), "bad_samples": "skip", "cache_features": cache_features}
@@ -165,6 +168,7 @@ def test_a_large_set_is_not_read_at_start(damaged: Path, monkeypatch: pytest.Mon
     assert len(run_data.open_run_data(config).training) > 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cache_features", [True, "auto"])
 def test_features_that_do_not_fit_on_the_disk(
     make_run: MakeRun, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, cache_features: bool | str

@@ -28,6 +28,7 @@ def stopped(make_run: MakeRun) -> RunConfig:
     return run
 
 
+@pytest.mark.slow
 def test_a_damaged_run_file_is_taken_from_a_checkpoint(stopped: RunConfig) -> None:
     path = stopped.output_path / "run.yaml"
     whole = path.read_bytes()
@@ -53,6 +54,7 @@ def test_the_room_that_checkpoints_take_counts_as_free(stopped: RunConfig, monke
         check_disk_space(stopped.output_path, taken + 1)
 
 
+@pytest.mark.slow
 def test_without_a_copy_it_is_one_clear_error(stopped: RunConfig) -> None:
     (stopped.output_path / "run.yaml").write_bytes(b"\0\0")
     shutil.rmtree(stopped.output_path / "checkpoint-000002")
@@ -62,6 +64,7 @@ def test_without_a_copy_it_is_one_clear_error(stopped: RunConfig) -> None:
     assert is_finished(stopped.output_path)
 
 
+@pytest.mark.slow
 def test_a_model_folder_without_weights_is_not_a_finished_run(make_run: MakeRun) -> None:
     run = make_run(max_steps=1)
     train(run)

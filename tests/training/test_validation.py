@@ -49,6 +49,7 @@ def five(material: Path, tmp_path: Path) -> str:
     return str(tmp_path / "five.json")
 
 
+@pytest.mark.slow
 def test_the_loss_is_that_of_transformers(make_run: MakeRun, five: str) -> None:
     """Reference: the mean that transformers gives for all samples in one batch, on the final model."""
     run = make_run(data={"validation": {"path": five, "every": 2}}, max_steps=5, micro_batch_size=4)
@@ -61,6 +62,7 @@ def test_the_loss_is_that_of_transformers(make_run: MakeRun, five: str) -> None:
     assert losses[-1] == pytest.approx(model(**batch).loss.item(), abs=1e-5)
 
 
+@pytest.mark.slow
 def test_a_run_that_validates_trains_as_one_that_does_not(make_run: MakeRun, five: str) -> None:
     """Dropout would show it if the random state moved."""
     lora = {"parts": {"language_model": {"train": "lora"}}, "lora": {"rank": 4, "alpha": 8, "dropout": 0.5}}
@@ -71,6 +73,7 @@ def test_a_run_that_validates_trains_as_one_that_does_not(make_run: MakeRun, fiv
     assert _column(validating, "loss") == _column(plain, "loss")
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_goes_on_bit_for_bit(make_run: MakeRun) -> None:
     data = {"validation": {"size": 4, "every": 3}}
     whole = make_run("whole", data=data, save_every=2)
@@ -122,6 +125,7 @@ def test_links_lead_to_the_newest_checkpoint_and_to_the_best(
     assert "lowest after step 2" in console.file.getvalue()  # type: ignore[attr-defined]
 
 
+@pytest.mark.slow
 def test_cached_features_serve_it_too(
     make_run: MakeRun, five: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -214,6 +218,7 @@ def test_validation_data_that_is_the_training_data_is_refused(material: Path, ma
         open_run_data(config)
 
 
+@pytest.mark.slow
 def test_validation_data_within_the_training_data_is_left_out(
     material: Path, make_run: MakeRun, tmp_path: Path
 ) -> None:

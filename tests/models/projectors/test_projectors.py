@@ -211,6 +211,7 @@ def test_gradient_checkpointing_changes_nothing(type: str, options: dict[str, An
         assert torch.equal(one, other)
 
 
+@pytest.mark.slow
 @trainable_variants
 def test_compiles_without_graph_breaks(type: str, options: dict[str, Any]) -> None:
     projector = build(type, options)

@@ -57,6 +57,7 @@ def test_fill_matches_its_self_test() -> None:
     assert uniform(3, 0).tolist() == pytest.approx([0.6145074628, 0.6475565103, 0.7235665293], abs=1e-10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 @torch.no_grad()
 def test_output_equals_the_original(name: str) -> None:

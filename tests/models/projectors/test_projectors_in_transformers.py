@@ -57,6 +57,7 @@ def test_initialised_as_the_source_says(type: str) -> None:
         assert parameter.std().item() == pytest.approx(other.std().item(), rel=0.3, abs=1e-6), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("type", OPTIONS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_save_and_load(type: str, dtype: torch.dtype, tmp_path: Path) -> None:
@@ -71,6 +72,7 @@ def test_save_and_load(type: str, dtype: torch.dtype, tmp_path: Path) -> None:
         assert torch.equal(tensor, tensors[name]), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("type", OPTIONS)
 def test_missing_from_the_checkpoint(type: str, tmp_path: Path) -> None:
     """What the file lacks is initialised as the source says, after construction without memory."""
