@@ -87,10 +87,12 @@ def measure(
             file,
             ModelAnswerer(speaker, method, device.name, features),
             output / f"{measure}-{images}",
-            images=images,
-            batch_size=_BATCH,
-            page=False,  # the demo has a report of its own
-            on_progress=lambda progress: on_progress(name, progress.done, progress.total),
+            runner.EvaluationOptions(
+                images=images,
+                batch_size=_BATCH,
+                page=False,  # the demo has a report of its own
+                on_progress=lambda progress: on_progress(name, progress.done, progress.total),
+            ),
         )
         return _by_part(report.scores)
 

@@ -27,7 +27,7 @@ from llava_npu.evaluation.answering import ChooseLikeliest, GenerateText, ModelA
 from llava_npu.evaluation.caption_loss import caption_loss
 from llava_npu.evaluation.fingerprints import fingerprint_model
 from llava_npu.evaluation.questions import Question
-from llava_npu.evaluation.run import evaluate
+from llava_npu.evaluation.run import EvaluationOptions, evaluate
 from llava_npu.inference import engine, features
 from llava_npu.inference.features import FeatureCache
 from llava_npu.inference.prefix_cache import BLOCK
@@ -286,7 +286,13 @@ def test_evaluation_from_python(tiny: LoadedModel, tmp_path: Path) -> None:
 def test_whole_evaluation(tiny: LoadedModel, tmp_path: Path, mode: str) -> None:
     path = write_tsv(tmp_path / "bench.tsv", circular_rows(groups=3))
     reports = [
-        evaluate("mmbench", path, build_answerer(mode, tiny, max_new_tokens=4), tmp_path / str(size), batch_size=size)
+        evaluate(
+            "mmbench",
+            path,
+            build_answerer(mode, tiny, max_new_tokens=4),
+            tmp_path / str(size),
+            EvaluationOptions(batch_size=size),
+        )
         for size in (1, 5)
     ]
     assert reports[0].scores == reports[1].scores

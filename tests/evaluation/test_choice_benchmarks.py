@@ -28,7 +28,7 @@ from llava_npu.evaluation.benchmarks import get
 from llava_npu.evaluation.extraction import rules
 from llava_npu.evaluation.questions import Question
 from llava_npu.evaluation.reports.report import Report
-from llava_npu.evaluation.run import evaluate
+from llava_npu.evaluation.run import EvaluationOptions, evaluate
 
 
 def run(name: str, data: Path, tmp_path: Path, respond: Callable[[Question], str] = knows) -> Report:
@@ -271,5 +271,5 @@ def test_mmbench_spreadsheet(tmp_path: Path) -> None:
 
 def test_no_submission_of_a_baseline(tmp_path: Path) -> None:
     data = write_tsv(tmp_path / "MMBench_DEV_EN.tsv", circular_rows(groups=2))
-    evaluate("mmbench", data, FakeAnswerer(knows), tmp_path / "out", images="none")
+    evaluate("mmbench", data, FakeAnswerer(knows), tmp_path / "out", EvaluationOptions(images="none"))
     assert not (tmp_path / "out" / "submission").exists()

@@ -21,7 +21,7 @@ from llava_npu.errors import UserError
 from llava_npu.evaluation.questions import Question
 from llava_npu.evaluation.reports.comparison import RunComparison, compare_runs, read_runs
 from llava_npu.evaluation.reports.comparison_report import as_terminal, write_comparison
-from llava_npu.evaluation.run import evaluate
+from llava_npu.evaluation.run import EvaluationOptions, evaluate
 from llava_npu.evaluation.statistics.accuracy import ScoreSample
 from llava_npu.evaluation.statistics.significance import mcnemar_p, paired_difference
 
@@ -116,7 +116,7 @@ Make = Callable[[str, Callable[[Question], str]], Path]
 def make(bench: Path, tmp_path: Path) -> Make:
     def run(name: str, respond: Callable[[Question], str]) -> Path:
         answerer = FakeAnswerer(respond, fingerprint=f"sha256:{name}")
-        evaluate("mmbench", bench, answerer, tmp_path / name, batch_size=100)
+        evaluate("mmbench", bench, answerer, tmp_path / name, EvaluationOptions(batch_size=100))
         return tmp_path / name
 
     return run
@@ -169,7 +169,7 @@ def test_scores_that_are_no_shares_are_compared_too(tmp_path: Path) -> None:
     pope(tmp_path, [["yes", "no"] * 3])
     for name in ("mme", "pope"):
         for label, respond in {"knows": knows, "yes": lambda question: "yes"}.items():
-            evaluate(name, tmp_path, FakeAnswerer(respond), tmp_path / label / name, page=False)
+            evaluate(name, tmp_path, FakeAnswerer(respond), tmp_path / label / name, EvaluationOptions(page=False))
     comparisons = compare_runs(read_runs([tmp_path / "knows", tmp_path / "yes"]))
     assert [comparison.benchmark for comparison in comparisons] == ["mme", "pope"]
     rows = {
@@ -200,7 +200,7 @@ def test_other_data_is_shown_and_not_tested(make: Make, bench: Path, tmp_path: P
 
 def test_what_differs_beside_the_model_is_said(make: Make, bench: Path, tmp_path: Path) -> None:
     first = make("seeing", knows)
-    evaluate("mmbench", bench, FakeAnswerer(always_a), tmp_path / "blind", images="none")
+    evaluate("mmbench", bench, FakeAnswerer(always_a), tmp_path / "blind", EvaluationOptions(images="none"))
     comparison = compared(first, tmp_path / "blind")
     assert "blind differs from seeing also in: images." in comparison.notes
 

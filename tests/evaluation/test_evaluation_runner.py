@@ -21,7 +21,7 @@ from llava_npu.errors import UserError
 from llava_npu.evaluation.predictions import Prediction, append_predictions, read_predictions
 from llava_npu.evaluation.questions import Answer, Question
 from llava_npu.evaluation.reports.report import Report, as_terminal
-from llava_npu.evaluation.run import Progress, evaluate
+from llava_npu.evaluation.run import EvaluationOptions, Progress, evaluate
 
 
 @pytest.fixture
@@ -45,7 +45,7 @@ def test_scores_of_a_model_that_knows_and_of_one_that_always_says_a(bench: Path,
 
 def test_every_question_is_asked_once_and_recorded(bench: Path, tmp_path: Path) -> None:
     answerer = FakeAnswerer(lambda question: f"The answer is {question.answer}.")
-    evaluate("mmbench", bench, answerer, tmp_path / "out", batch_size=5)
+    evaluate("mmbench", bench, answerer, tmp_path / "out", EvaluationOptions(batch_size=5))
     assert [len(batch) for batch in answerer.batches] == [5, 5, 5, 5, 4]
     lines = lines_of(tmp_path / "out")
     assert sorted(str(line["id"]) for line in lines) == sorted(answerer.asked)
@@ -62,13 +62,21 @@ def test_longest_questions_first_and_rotations_together(tmp_path: Path) -> None:
         if int(str(row["index"])) % 1_000_000 == 2:
             row["hint"] = "a long hint " * 9
     answerer = FakeAnswerer(knows)
-    evaluate("mmbench", write_tsv(tmp_path / "b.tsv", rows), answerer, tmp_path / "out", batch_size=4)
+    evaluate(
+        "mmbench", write_tsv(tmp_path / "b.tsv", rows), answerer, tmp_path / "out", EvaluationOptions(batch_size=4)
+    )
     assert [{int(name) % 1_000_000 for name in batch} for batch in answerer.batches] == [{2}, {1}, {3}]
 
 
 def test_progress_is_told(bench: Path, tmp_path: Path) -> None:
     seen: list[Progress] = []
-    evaluate("mmbench", bench, FakeAnswerer(knows), tmp_path / "out", batch_size=10, on_progress=seen.append)
+    evaluate(
+        "mmbench",
+        bench,
+        FakeAnswerer(knows),
+        tmp_path / "out",
+        EvaluationOptions(batch_size=10, on_progress=seen.append),
+    )
     assert [(progress.done, progress.total, progress.errors) for progress in seen] == [
         (0, 24, 0), (10, 24, 0), (20, 24, 0), (24, 24, 0)
     ]  # fmt: skip
@@ -118,10 +126,10 @@ class InterruptedAnswerer(FakeAnswerer):
 def test_goes_on_where_it_was_interrupted(bench: Path, tmp_path: Path) -> None:
     first = InterruptedAnswerer(2)
     with pytest.raises(InterruptedRunError):
-        evaluate("mmbench", bench, first, tmp_path / "out", batch_size=5)
+        evaluate("mmbench", bench, first, tmp_path / "out", EvaluationOptions(batch_size=5))
     assert len(lines_of(tmp_path / "out")) == 10
     second = FakeAnswerer(always_a)
-    report = evaluate("mmbench", bench, second, tmp_path / "out", batch_size=3)
+    report = evaluate("mmbench", bench, second, tmp_path / "out", EvaluationOptions(batch_size=3))
     assert sorted(first.asked + second.asked) == sorted(str(line["id"]) for line in lines_of(tmp_path / "out"))
     assert not set(first.asked) & set(second.asked)
     whole = evaluate("mmbench", bench, FakeAnswerer(always_a), tmp_path / "whole")
@@ -132,7 +140,7 @@ def test_goes_on_where_it_was_interrupted(bench: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("torn", [b'{"id": "3", "prom', b'{"id": "3"}', b"\0\0\0\0\n", b"\xff"])
 def test_torn_last_line_is_cut_and_reported(bench: Path, tmp_path: Path, torn: bytes) -> None:
     with pytest.raises(InterruptedRunError):
-        evaluate("mmbench", bench, InterruptedAnswerer(2), tmp_path / "out", batch_size=5)
+        evaluate("mmbench", bench, InterruptedAnswerer(2), tmp_path / "out", EvaluationOptions(batch_size=5))
     with (tmp_path / "out" / "predictions.jsonl").open("ab") as file:
         file.write(torn)
     report = evaluate("mmbench", bench, FakeAnswerer(always_a), tmp_path / "out")
@@ -142,7 +150,7 @@ def test_torn_last_line_is_cut_and_reported(bench: Path, tmp_path: Path, torn: b
 
 def test_damage_before_the_last_line_is_an_error(bench: Path, tmp_path: Path) -> None:
     with pytest.raises(InterruptedRunError):
-        evaluate("mmbench", bench, InterruptedAnswerer(2), tmp_path / "out", batch_size=5)
+        evaluate("mmbench", bench, InterruptedAnswerer(2), tmp_path / "out", EvaluationOptions(batch_size=5))
     path = tmp_path / "out" / "predictions.jsonl"
     lines = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(b"".join([*lines[:3], b"{broken\n", *lines[4:]]))
@@ -176,14 +184,14 @@ def test_other_model_or_settings_are_refused_with_the_difference(bench: Path, tm
     evaluate("mmbench", bench, FakeAnswerer(always_a, "sha256:one", max_new_tokens=8), tmp_path / "out")
     other = FakeAnswerer(knows, "sha256:two", max_new_tokens=16)
     with pytest.raises(UserError) as error:
-        evaluate("mmbench", bench, other, tmp_path / "out", images="none")
+        evaluate("mmbench", bench, other, tmp_path / "out", EvaluationOptions(images="none"))
     message = str(error.value)
     assert "images: 'given' → 'none'" in message
     assert "model: 'sha256:one' → 'sha256:two'" in message
     assert "settings.max_new_tokens: 8 → 16" in message
     assert "benchmark" not in message
     assert other.batches == []
-    report = evaluate("mmbench", bench, other, tmp_path / "out", fresh=True)
+    report = evaluate("mmbench", bench, other, tmp_path / "out", EvaluationOptions(fresh=True))
     assert report.overall("circular").value == 1
     assert len(lines_of(tmp_path / "out")) == 24
 
@@ -200,7 +208,7 @@ def test_folder_of_something_else_is_left_alone(bench: Path, tmp_path: Path) -> 
     (tmp_path / "precious" / "thesis.tex").write_text("…")
     for fresh in (False, True):
         with pytest.raises(UserError, match=r"is not empty .* was not created by `llava-npu eval`"):
-            evaluate("mmbench", bench, FakeAnswerer(knows), tmp_path / "precious", fresh=fresh)
+            evaluate("mmbench", bench, FakeAnswerer(knows), tmp_path / "precious", EvaluationOptions(fresh=fresh))
     assert [path.name for path in (tmp_path / "precious").iterdir()] == ["thesis.tex"]
 
 
@@ -223,7 +231,7 @@ import signal, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 from evaluation_samples import FakeAnswerer, always_a
-from llava_npu.evaluation.run import evaluate
+from llava_npu.evaluation.run import EvaluationOptions, evaluate
 
 asked = []
 
@@ -233,7 +241,7 @@ def hang(question):
         signal.pause()
     return always_a(question)
 
-evaluate("mmbench", Path(sys.argv[2]), FakeAnswerer(hang), Path(sys.argv[3]), batch_size=3)
+evaluate("mmbench", Path(sys.argv[2]), FakeAnswerer(hang), Path(sys.argv[3]), EvaluationOptions(batch_size=3))
 """
 
 
@@ -276,7 +284,11 @@ def report(tmp_path: Path) -> Report:
     respond = {"1": "The answer is dog|cat", "2": "B"}
     answerer = FakeAnswerer(lambda question: respond.get(question.id, question.answer or ""))
     return evaluate(
-        "mmbench", write_tsv(tmp_path / "bench.tsv", rows), answerer, tmp_path / "out", command="the command"
+        "mmbench",
+        write_tsv(tmp_path / "bench.tsv", rows),
+        answerer,
+        tmp_path / "out",
+        EvaluationOptions(command="the command"),
     )
 
 

@@ -17,7 +17,7 @@ from llava_npu.evaluation.fingerprints import fingerprint_images
 from llava_npu.evaluation.predictions import read_predictions
 from llava_npu.evaluation.questions import Question
 from llava_npu.evaluation.reports.comparison import compare_runs, read_runs
-from llava_npu.evaluation.run import evaluate
+from llava_npu.evaluation.run import EvaluationOptions, evaluate
 
 FIRST = "COCO_val2014_000000000000.png"
 
@@ -40,7 +40,7 @@ def test_changed_images_are_refused_and_named(data: Path, tmp_path: Path) -> Non
     with pytest.raises(UserError, match="2 of 4 answered questions"):
         evaluate("pope", data, answerer(), tmp_path / "out")
     again = answerer()
-    report = evaluate("pope", data, again, tmp_path / "out", fresh=True)
+    report = evaluate("pope", data, again, tmp_path / "out", EvaluationOptions(fresh=True))
     assert (len(again.asked), report.num_errors) == (4, 2)
 
 

@@ -17,7 +17,7 @@ from llava_npu.evaluation.judge import client as judge_client
 from llava_npu.evaluation.judge.client import JudgeClient, JudgeError, JudgeSettings, judge_settings
 from llava_npu.evaluation.questions import Question
 from llava_npu.evaluation.reports.report import Report
-from llava_npu.evaluation.run import Progress, evaluate
+from llava_npu.evaluation.run import EvaluationOptions, Progress, evaluate
 
 HELLO = [{"role": "user", "content": "Hello?"}]
 
@@ -190,7 +190,7 @@ def test_settings_mistakes(arguments: tuple[str | None, ...], message: str) -> N
 def run(
     name: str, data: Path, tmp_path: Path, respond: Callable[[Question], str], judge: JudgeClient | None = None
 ) -> Report:
-    return evaluate(name, data, FakeAnswerer(respond), tmp_path / "out", judge=judge)
+    return evaluate(name, data, FakeAnswerer(respond), tmp_path / "out", EvaluationOptions(judge=judge))
 
 
 def values(report: Report) -> dict[tuple[str, str], float]:
@@ -319,7 +319,13 @@ def test_judging_tells_how_far_it_is(tmp_path: Path) -> None:
     with JudgeServer(lambda request: "1.0") as server:
         judge = client(server, tmp_path / "cache")
         answerer = FakeAnswerer(lambda question: "six")
-        evaluate("mmvet", mmvet(tmp_path), answerer, tmp_path / "out", judge=judge, on_progress=seen.append)
+        evaluate(
+            "mmvet",
+            mmvet(tmp_path),
+            answerer,
+            tmp_path / "out",
+            EvaluationOptions(judge=judge, on_progress=seen.append),
+        )
     assert [(each.done, each.total) for each in seen if each.judging] == [(1, 3), (2, 3), (3, 3)]
 
 

@@ -20,7 +20,7 @@ from llava_npu.evaluation.questions import Question
 from llava_npu.evaluation.reports import page
 from llava_npu.evaluation.reports.comparison import compare_runs, read_runs
 from llava_npu.evaluation.reports.comparison_report import write_comparison
-from llava_npu.evaluation.run import evaluate
+from llava_npu.evaluation.run import EvaluationOptions, evaluate
 
 ATTACK = '</script><script>document.title = "taken"</script><img src=x onerror="document.title = 1">'
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -45,7 +45,13 @@ def written(tmp_path: Path) -> str:
     rows = circular_rows(groups=6)
     damaged = base64.b64encode(b"not an image, and long enough not to be a reference to one, is it").decode()
     rows.append(question_row(7, ["a", "b"], 0, image=damaged, hint=ATTACK))
-    evaluate("mmbench", write_tsv(tmp_path / "b.tsv", rows), FakeAnswerer(respond), tmp_path / "out", batch_size=30)
+    evaluate(
+        "mmbench",
+        write_tsv(tmp_path / "b.tsv", rows),
+        FakeAnswerer(respond),
+        tmp_path / "out",
+        EvaluationOptions(batch_size=30),
+    )
     return (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
 
 
@@ -153,7 +159,7 @@ def test_filters(tmp_path: Path, written: str) -> None:
 def test_filters_of_two_runs(tmp_path: Path) -> None:
     path = write_tsv(tmp_path / "b.tsv", circular_rows(groups=3))
     for name, answerer in {"weak": FakeAnswerer(always_a), "strong": FakeAnswerer(knows, "sha256:other")}.items():
-        evaluate("mmbench", path, answerer, tmp_path / name, batch_size=30)
+        evaluate("mmbench", path, answerer, tmp_path / name, EvaluationOptions(batch_size=30))
     (comparison,) = compare_runs(read_runs([tmp_path / "weak", tmp_path / "strong"]))
     write_comparison(comparison, tmp_path / "out")
     script = """

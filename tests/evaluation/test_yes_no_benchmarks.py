@@ -17,14 +17,14 @@ from llava_npu.errors import UserError
 from llava_npu.evaluation.benchmarks import get
 from llava_npu.evaluation.questions import Question
 from llava_npu.evaluation.reports.report import Report
-from llava_npu.evaluation.run import evaluate
+from llava_npu.evaluation.run import EvaluationOptions, evaluate
 
 BALANCED = [["yes", "no"] * 3] * 3
 TASKS = {"existence": 2, "artwork": 2, "code_reasoning": 1}
 
 
 def run(name: str, data: Path, tmp_path: Path, respond: Callable[[Question], str] = knows) -> Report:
-    return evaluate(name, data, FakeAnswerer(respond), tmp_path / "out", batch_size=7)
+    return evaluate(name, data, FakeAnswerer(respond), tmp_path / "out", EvaluationOptions(batch_size=7))
 
 
 def value(report: Report, metric: str, rule: str = "strict", name: str = "overall") -> float:

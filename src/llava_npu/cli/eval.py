@@ -243,12 +243,14 @@ def _evaluate(
             request.data,
             answerer,
             request.folder(benchmark),
-            images=request.images,
-            batch_size=request.batch_size,
-            fresh=request.fresh,
-            judge=request.judge,
-            processes=processes,
-            on_progress=show,
+            runner.EvaluationOptions(
+                images=request.images,
+                batch_size=request.batch_size,
+                fresh=request.fresh,
+                judge=request.judge,
+                processes=processes,
+                on_progress=show,
+            ),
         )
 
 

@@ -201,7 +201,11 @@ def _evaluate(
         features=features,
     )
     report = runner.evaluate(
-        known, benchmark.data, answerer, output, images=benchmark.images, batch_size=benchmark.batch_size
+        known,
+        benchmark.data,
+        answerer,
+        output,
+        runner.EvaluationOptions(images=benchmark.images, batch_size=benchmark.batch_size),
     )
     score = choose_score(report.scores, benchmark)
     metric = ", ".join([score.metric, score.extraction, *([score.name] if score.level != OVERALL else [])])

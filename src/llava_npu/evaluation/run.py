@@ -44,7 +44,15 @@ from llava_npu.evaluation.run_folder import (
 )
 from llava_npu.evaluation.statistics.accuracy import CATEGORY, L2_CATEGORY, OVERALL
 
-__all__ = ["PREDICTIONS_FILE", "EvaluationRun", "Progress", "evaluate", "order_questions", "read_dataset"]
+__all__ = [
+    "PREDICTIONS_FILE",
+    "EvaluationOptions",
+    "EvaluationRun",
+    "Progress",
+    "evaluate",
+    "order_questions",
+    "read_dataset",
+]
 
 PAGE_FILE = "report.html"
 
@@ -68,19 +76,43 @@ class Progress:
 
 
 @dataclass(frozen=True)
+class EvaluationOptions:
+    """How a benchmark is put to a model.
+
+    Attributes:
+        images: "given"; or "none" or "shuffled" for the baselines (see `ablations`).
+        batch_size: questions answered at once. It does not change answers, so it may differ when a run is resumed.
+        fresh: discard what the run's folder holds of an earlier run.
+        command: recorded in the report; by default this process's command line.
+        judge: asked where the benchmark wants a judge's reading. Without one, only what needs none is scored.
+        processes: those that share the work (see `processes.joined`); each evaluates with the same arguments.
+        page: write report.html too, the page of all questions and answers.
+        on_progress: called after every batch.
+    """
+
+    images: str = GIVEN
+    batch_size: int = 8
+    fresh: bool = False
+    command: str | None = None
+    judge: JudgeClient | None = None
+    processes: Processes = ALONE
+    page: bool = True
+    on_progress: Callable[[Progress], None] = lambda progress: None
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise UserError(f"batch_size {self.batch_size}: at least 1 is needed.")
+
+
+@dataclass(frozen=True)
 class EvaluationRun:
     """One benchmark put to one model: all that its stations need.
 
     Attributes:
         benchmark, dataset: what is asked.
-        questions: of the dataset, with images as `images` has them.
+        questions: of the dataset, with images as the options want them.
         answerer: what answers.
         output: the run's folder.
-        images: "given", "none" or "shuffled".
-        batch_size: questions answered at once.
-        judge: asked where the benchmark wants a judge's reading.
-        processes: those that share the work.
-        on_progress: called after every batch.
     """
 
     benchmark: Benchmark
@@ -88,11 +120,7 @@ class EvaluationRun:
     questions: tuple[Question, ...]
     answerer: Answerer
     output: Path
-    images: str
-    batch_size: int
-    judge: JudgeClient | None
-    processes: Processes
-    on_progress: Callable[[Progress], None]
+    options: EvaluationOptions
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -100,7 +128,7 @@ class EvaluationRun:
         return {
             "benchmark": self.benchmark.name,
             "dataset_sha256": self.dataset.sha256,
-            "images": self.images,
+            "images": self.options.images,
             "model": self.answerer.fingerprint,
             **{f"settings.{name}": value for name, value in self.answerer.settings.items()},
         }
@@ -121,15 +149,7 @@ def evaluate(
     data: str | Path,
     answerer: Answerer,
     output: str | Path,
-    *,
-    images: str = GIVEN,
-    batch_size: int = 8,
-    fresh: bool = False,
-    command: str | None = None,
-    judge: JudgeClient | None = None,
-    processes: Processes = ALONE,
-    page: bool = True,
-    on_progress: Callable[[Progress], None] = lambda progress: None,
+    options: EvaluationOptions = EvaluationOptions(),
 ) -> Report:
     """Puts every question of a benchmark to a model, scores the answers and writes a report.
 
@@ -141,38 +161,28 @@ def evaluate(
         data: its file, or a folder that holds it under a name of `Benchmark.files`.
         answerer: what answers.
         output: folder of this run; new, empty, or one that an interrupted run left.
-        images: "given"; or "none" or "shuffled" for the baselines (see `ablations`).
-        batch_size: questions answered at once. It does not change answers, so it may differ when a run is resumed.
-        fresh: discard what `output` holds of an earlier run.
-        command: recorded in the report; by default this process's command line.
-        judge: asked where the benchmark wants a judge's reading. Without one, only what needs none is scored.
-        processes: those that share the work (see `processes.joined`); each calls this with the same arguments.
-        page: write report.html too, the page of all questions and answers.
-        on_progress: called after every batch.
+        options: how it is done.
 
     Raises:
         UserError: bad data; or `output` holds something else, or a run of another model, data or settings, or is in
             use.
     """
-    if batch_size < 1:
-        raise UserError(f"batch_size {batch_size}: at least 1 is needed.")
     known = get(benchmark) if isinstance(benchmark, str) else benchmark
     dataset = read_dataset(known, Path(data))
-    asked, notes = with_images(dataset.questions, images)
-    run = EvaluationRun(
-        known, dataset, asked, answerer, Path(output), images, batch_size, judge, processes, on_progress
-    )
+    asked, notes = with_images(dataset.questions, options.images)
+    run = EvaluationRun(known, dataset, asked, answerer, Path(output), options)
     report, sessions, earlier = None, list[Session](), list[Prediction]()
+    processes = options.processes
     with ExitStack() as stack:
         if processes.is_first:
-            session = new_session(answerer.device, processes, command)
-            sessions = stack.enter_context(open_run(run.output, run.identity, session, fresh))
+            session = new_session(answerer.device, processes, options.command)
+            sessions = stack.enter_context(open_run(run.output, run.identity, session, options.fresh))
             earlier, resume_notes = _earlier_predictions(run)
             notes = (*notes, *resume_notes)
         _answer_rest(run, processes.from_first(earlier))
         processes.wait()
         if processes.is_first:
-            report = _finish(run, sessions, notes, page)
+            report = _finish(run, sessions, notes)
         report = processes.from_first(report)
     assert report is not None
     return report
@@ -209,16 +219,16 @@ def _answer_rest(run: EvaluationRun, earlier: Sequence[Prediction]) -> None:
     """Answers and stores this process's share of what is missing, batch by batch."""
     answered = {prediction.id for prediction in earlier}
     image_groups = order_questions([question for question in run.questions if question.id not in answered])
-    questions = list(chain.from_iterable(run.processes.share(image_groups)))
+    questions = list(chain.from_iterable(run.options.processes.share(image_groups)))
     total = len(earlier) + len(questions)
     done, errors = len(earlier), sum(prediction.error is not None for prediction in earlier)
-    run.on_progress(Progress(done, total, len(earlier), errors))
-    for batch in _batches(questions, run.batch_size):
+    run.options.on_progress(Progress(done, total, len(earlier), errors))
+    for batch in _batches(questions, run.options.batch_size):
         new = _answer(run, batch)
-        append_predictions(predictions_path(run.output, run.processes), new)
+        append_predictions(predictions_path(run.output, run.options.processes), new)
         done += len(new)
         errors += sum(prediction.error is not None for prediction in new)
-        run.on_progress(Progress(done, total, len(earlier), errors))
+        run.options.on_progress(Progress(done, total, len(earlier), errors))
 
 
 def _answer(run: EvaluationRun, batch: Sequence[Question]) -> list[Prediction]:
@@ -253,12 +263,12 @@ def _batches(questions: Sequence[Question], size: int) -> Iterator[Sequence[Ques
 # --- scoring ----------------------------------------------------------------------------------------------------------
 
 
-def _finish(run: EvaluationRun, sessions: list[Session], notes: Sequence[str], page: bool) -> Report:
+def _finish(run: EvaluationRun, sessions: list[Session], notes: Sequence[str]) -> Report:
     """Everything after the last answer: submission, judge, scores, report."""
     predictions, _ = collect_predictions(run.output, [question.id for question in run.questions])
     predictions, rule_notes = _read_again(run, predictions)
     notes = [*notes, *rule_notes, *session_notes(sessions), *getattr(run.answerer, "notes", ())]
-    if run.benchmark.submission and run.images == GIVEN:
+    if run.benchmark.submission and run.options.images == GIVEN:
         texts = {prediction.id: prediction.answer for prediction in predictions}
         notes += write_submission(run.benchmark.submission, run.dataset, texts, run.output)[1]
     if run.benchmark.closed and not any(each.references or each.answer is not None for each in run.questions):
@@ -273,11 +283,11 @@ def _finish(run: EvaluationRun, sessions: list[Session], notes: Sequence[str], p
             **run.identity,
             "image_files": fingerprint_all({prediction.id: prediction.image_files for prediction in predictions}),
             "sessions": sessions,
-            "judge": run.judge and run.judge.settings.model,
+            "judge": run.options.judge and run.options.judge.settings.model,
         },
     )
     write_report(report, run.output)
-    if page:
+    if run.options.page:
         _write_page(run, judged, report)
     return report
 
@@ -301,18 +311,18 @@ def _judged(run: EvaluationRun, predictions: Sequence[Prediction]) -> tuple[Sequ
     rule = run.benchmark.judging
     if rule is None:
         return predictions, []
-    if run.judge is None:
+    if run.options.judge is None:
         missing = "No judge was given (--judge-url, --judge-model): predictions only, no score."
         return predictions, [missing] if rule.required else []
     judged, judgements = judge_predictions(
         rule,
         run.questions,
         predictions,
-        run.judge,
-        lambda done, total: run.on_progress(Progress(done, total, 0, 0, judging=True)),
+        run.options.judge,
+        lambda done, total: run.options.on_progress(Progress(done, total, 0, 0, judging=True)),
     )
     write_judgements(judgements, run.output)
-    return judged, judge_notes(rule, judgements, run.judge)
+    return judged, judge_notes(rule, judgements, run.options.judge)
 
 
 def _write_page(run: EvaluationRun, predictions: Sequence[Prediction], report: Report) -> None:
