@@ -7,7 +7,7 @@ LMMS_EVAL := $(VENV)/.lmms-eval
 # The interpreter must be new enough before anything is downloaded.
 CHECK := import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed; this is " + sys.version.split()[0] + ". Give another: make PYTHON=/path/to/python3.11")
 
-.PHONY: demo test lint format docs clean help
+.PHONY: demo test test-fast lint format docs clean help
 .DEFAULT_GOAL := help
 
 help: ## show this list
@@ -31,6 +31,9 @@ demo: $(INSTALLED) ## set up, then train, evaluate and question a model on real 
 test: $(LMMS_EVAL) ## set up, then run all tests, on this machine's devices and on the simulated NPU
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder $(ARGS)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder --simulated-npu $(ARGS)
+
+test-fast: $(INSTALLED) ## the tests that take less than about 2 seconds each, on this machine's devices (under 3 minutes on 2 cores)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadscope -m "not slow" $(ARGS)
 
 lint: $(INSTALLED) ## style and types
 	$(BIN)/ruff check .

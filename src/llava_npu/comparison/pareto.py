@@ -111,14 +111,12 @@ def draw(results: Sequence[Result], measure: Measure) -> Any:
     axes_shown = [axis for axis in AXES if any(axis.cost(result) is not None for result in results)]
     figure = Figure(figsize=(5.6 * len(axes_shown) + 1.2, 4.6), layout="constrained")
     panels = figure.subplots(1, len(axes_shown), squeeze=False, sharey=True)[0]
-    hues = colours(results)
-    encoders = list(dict.fromkeys(result.encoder for result in results))
     for number, (axis, panel) in enumerate(zip(axes_shown, panels, strict=True)):
-        _draw_panel(panel, axis, number, results, measure, hues, encoders)
+        _draw_panel(panel, axis, number, results, measure)
     panels[0].set_ylabel(f"{measure.title}, {measure.unit}", fontsize=11)
     if not measure.higher_is_better:
         panels[0].invert_yaxis()
-    _legend(figure, hues, encoders)
+    _legend(figure, results)
     return figure
 
 
@@ -134,21 +132,18 @@ def as_svg(figure: Any) -> str:
 
 
 def as_png(figure: Any) -> bytes:
-    """The figure as a image on white."""
+    """The figure as an image on white."""
     data = io.BytesIO()
     figure.savefig(data, format="png", dpi=130, facecolor="white")
     return data.getvalue()
 
 
-def _draw_panel(
-    panel: Any,
-    axis: Axis,
-    number: int,
-    results: Sequence[Result],
-    measure: Measure,
-    hues: dict[str, str],
-    encoders: Sequence[str],
-) -> None:
+def _encoders(results: Sequence[Result]) -> list[str]:
+    return list(dict.fromkeys(result.encoder for result in results))
+
+
+def _draw_panel(panel: Any, axis: Axis, number: int, results: Sequence[Result], measure: Measure) -> None:
+    hues, encoders = colours(results), _encoders(results)
     places = _places(results, measure, axis)
     best = frontier(results, measure, axis.cost)
     for index, (x, y, low, high) in places.items():
@@ -213,8 +208,10 @@ def _step(count: int, costs: Sequence[float]) -> float:
     return min(_SIDE_BY_SIDE, min(_WIDEST, nearest**0.7) ** (1 / max(1, count - 1)))
 
 
-def _legend(figure: Any, hues: dict[str, str], encoders: Sequence[str]) -> None:
+def _legend(figure: Any, results: Sequence[Result]) -> None:
     from matplotlib.lines import Line2D
+
+    hues, encoders = colours(results), _encoders(results)
 
     handles = [
         Line2D([], [], marker="o", linestyle="", color=hue, markersize=7, label=name) for name, hue in hues.items()

@@ -29,6 +29,7 @@ from llava_npu.models.modeling import LlavaNpuForConditionalGeneration
 
 # What a library notes of itself or of where a model came from; the weights' own type is counted with them.
 _OF_NO_EFFECT = ("dtype", "transformers_version", "_name_or_path", "_attn_implementation")
+_BATCH = 16  # images
 _LEFT_FREE = 2 * 2**30  # bytes of the disk that a cache leaves to others
 
 
@@ -90,7 +91,6 @@ def fill_feature_cache(
     loaded: LoadedModel,
     images: Sequence[ImagePath],
     report: Callable[[int], None],
-    batch_size: int = 16,
     skip_bad: bool = False,
 ) -> None:
     """Computes the features of those images that the cache lacks; `report` is told how many more are done.
@@ -100,7 +100,19 @@ def fill_feature_cache(
     """
     cache.folder.mkdir(parents=True, exist_ok=True)
     with locked(cache.folder / LOCK):
-        _fill(cache, loaded, images, report, batch_size, skip_bad)
+        model, processor = loaded
+        parameter = next(model.model.vision_tower.parameters())
+        missing = [image for image in dict.fromkeys(images) if not _has(cache, image, skip_bad)]
+        report(len(images) - len(missing))
+        for batch in _batches(missing, _BATCH):
+            decoded = {image: pixels for image in batch if (pixels := _load(image, skip_bad)) is not None}
+            if decoded:
+                tiles = [processor.preprocess_images([pixels]) for pixels in decoded.values()]
+                with torch.no_grad():
+                    features = model.encode_images(torch.cat(tiles).to(parameter.device, parameter.dtype))
+                for image, of_image in zip(decoded, features.split([len(each) for each in tiles]), strict=True):
+                    cache.put(image, of_image)
+            report(len(batch))
 
 
 def space_needed(
@@ -134,29 +146,6 @@ def space_left(cache: FeatureStore) -> int:
     """Bytes that the cache may still take of its disk."""
     folder = next(each for each in (cache.folder, *cache.folder.parents) if each.exists())
     return shutil.disk_usage(folder).free - _LEFT_FREE
-
-
-def _fill(
-    cache: FeatureStore,
-    loaded: LoadedModel,
-    images: Sequence[ImagePath],
-    report: Callable[[int], None],
-    batch_size: int,
-    skip_bad: bool,
-) -> None:
-    model, processor = loaded
-    parameter = next(model.model.vision_tower.parameters())
-    missing = [image for image in dict.fromkeys(images) if not _has(cache, image, skip_bad)]
-    report(len(images) - len(missing))
-    for batch in _batches(missing, batch_size):
-        decoded = {image: pixels for image in batch if (pixels := _load(image, skip_bad)) is not None}
-        if decoded:
-            tiles = [processor.preprocess_images([pixels]) for pixels in decoded.values()]
-            with torch.no_grad():
-                features = model.encode_images(torch.cat(tiles).to(parameter.device, parameter.dtype))
-            for image, of_image in zip(decoded, features.split([len(each) for each in tiles]), strict=True):
-                cache.put(image, of_image)
-        report(len(batch))
 
 
 def _has(cache: FeatureStore, image: ImagePath, skip_bad: bool) -> bool:
