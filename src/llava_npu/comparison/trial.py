@@ -11,7 +11,7 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +110,14 @@ def run_trial(folder: Path, device_name: str) -> Result | None:
             time.sleep(1)
         return None
 
+    result = _measure(folder, device, peaks, console)
+    write_result(folder, result, measured)
+    return result
+
+
+def _measure(folder: Path, device: Device, peaks: Mapping[str, int], console: Console) -> Result:
+    """What is to be known of the trained model; `peaks`: bytes, of each stage."""
+    trial, measured = read_trial(folder)
     dtype = device.autocast_dtype or torch.float32
     device.reset_peak_memory()
     loaded = load(trial.last.output, device.torch_device, dtype)
@@ -136,7 +144,7 @@ def run_trial(folder: Path, device_name: str) -> Result | None:
         lambda: _describe(measured, benchmarks, speaker, features),
     )
     latency = _once(folder / PARTS / "first_token.json", None, lambda: vars(measures.first_token(loaded, device)))
-    result = Result(
+    return Result(
         encoder=trial.encoder,
         projector=trial.projector,
         varied=trial.varied,
@@ -155,8 +163,6 @@ def run_trial(folder: Path, device_name: str) -> Result | None:
         versions=versions(),
         runs={run.stage: run.model_dump(mode="json") for run in _runs(trial)},
     )
-    write_result(folder, result, measured)
-    return result
 
 
 def _is_impossible(folder: Path) -> bool:

@@ -10,7 +10,7 @@ from llava_npu import devices
 from llava_npu.devices import Device
 from llava_npu.devices.peaks import PEAKS, published
 from llava_npu.errors import UserError, nearest
-from llava_npu.training.precision import DTYPES, Precision, compute_dtype
+from llava_npu.training.parts import DTYPES, Precision, compute_dtype
 
 GIB = 2**30
 # What drivers, communication libraries and the allocator's rounding take of an accelerator, or other programs of a CPU.

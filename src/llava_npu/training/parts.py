@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from typing import Literal
 
 import torch
 from torch import nn
 from transformers import AutoModel, PreTrainedModel
 
 from llava_npu.config.parts import LoraConfig, Part, PartName, StageName
+from llava_npu.devices import Device
 from llava_npu.models.adapters import (
     AdapterSettings,
     add_adapters,
@@ -20,6 +22,17 @@ from llava_npu.models.configuration import LlavaNpuConfig
 from llava_npu.models.modeling import LlavaNpuForConditionalGeneration
 from llava_npu.models.vision.towers import select_features
 from llava_npu.training.quantization import quantize_base
+
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+
+# The type of products under autocast; None: float32 throughout. `auto` is the device's own.
+DTYPES: dict[Precision, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def compute_dtype(precision: Precision, device: Device) -> torch.dtype | None:
+    """The type of products under autocast; None: float32 throughout."""
+    return device.autocast_dtype if precision == "auto" else DTYPES[precision]
+
 
 # Where the modules of each part are; all else, the head, is the language model's.
 PREFIXES: dict[PartName, str] = {

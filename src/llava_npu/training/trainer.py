@@ -45,8 +45,7 @@ from llava_npu.training.monitoring.throughput import ThroughputMeter, find_peak
 from llava_npu.training.monitoring.trackers import check_trackers
 from llava_npu.training.nonfinite.guard import NonFiniteGuard
 from llava_npu.training.optimizer import build_optimizer, schedule, set_learning_rate
-from llava_npu.training.parts import STAGE_TEMPLATES, prepare_parts
-from llava_npu.training.precision import compute_dtype
+from llava_npu.training.parts import STAGE_TEMPLATES, compute_dtype, prepare_parts
 from llava_npu.training.quantization import check_quantization
 from llava_npu.training.resolve import ResolvedRun
 from llava_npu.training.run_folder import RUN_FILE, check_disk_space, is_finished, only_process, open_run

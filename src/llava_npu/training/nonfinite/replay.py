@@ -21,8 +21,7 @@ from llava_npu.training.loss import SupervisedLoss
 from llava_npu.training.monitoring.jsonl import REPLAYS
 from llava_npu.training.nonfinite.guard import describe, load_batch
 from llava_npu.training.nonfinite.search import find_nonfinite
-from llava_npu.training.parts import prepare_parts
-from llava_npu.training.precision import Precision, compute_dtype
+from llava_npu.training.parts import Precision, compute_dtype, prepare_parts
 from llava_npu.training.run_folder import RUN_FILE, read_run_file
 
 
