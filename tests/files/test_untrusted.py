@@ -86,7 +86,7 @@ def test_markdown_is_text(text: str, shown: str) -> None:
 def test_code_and_tables_end_where_they_should() -> None:
     assert markdown_code("a ` b `` c") == "```a ` b `` c```"
     assert markdown_code("`") == "`` ` ``"
-    table = tables.Table(["a|b", "n"], [["<script>", "1\n2"]]).as_markdown().splitlines()
+    table = tables.TextTable(["a|b", "n"], [["<script>", "1\n2"]]).as_markdown().splitlines()
     assert table == ["| a\\|b | n |", "| --- | ---: |", "| &lt;script> | 1<br>2 |"]
 
 

@@ -12,7 +12,7 @@ from llava_npu.comparison.pairs import measured
 from llava_npu.comparison.results import Result, model_name
 from llava_npu.comparison.table import NO_VALUE, TrialRow, difference_text, scale_and_digits
 from llava_npu.evaluation.statistics.significance import SeededDifference, corrected, seeded_differences
-from llava_npu.files.tables import Table
+from llava_npu.files.tables import TextTable
 
 SEED = "seed"
 ABOUT = (
@@ -179,10 +179,10 @@ def as_markdown(table: SeededTable) -> str:
                         _detectable_text(measure.title, score.difference),
                     ]
                 )
-    text = Table([*names_of, "seeds", *heads], rows, num_names=len(names_of)).as_markdown()
+    text = TextTable([*names_of, "seeds", *heads], rows, num_names=len(names_of)).as_markdown()
     if tests:
         columns = [*names_of, "measure", "difference", "detectable"]
-        text += "\n" + Table(columns, tests, num_names=len(names_of) + 1).as_markdown()
+        text += "\n" + TextTable(columns, tests, num_names=len(names_of) + 1).as_markdown()
     return text
 
 

@@ -12,7 +12,7 @@ from llava_npu.comparison.results import Estimate, Result, model_name
 from llava_npu.evaluation.statistics import bootstrap
 from llava_npu.evaluation.statistics.bootstrap import interval_text
 from llava_npu.evaluation.statistics.significance import PairedDifference, SeededDifference, p_text
-from llava_npu.files.tables import Table
+from llava_npu.files.tables import TextTable
 from llava_npu.files.untrusted import csv_text, markdown_text
 
 if TYPE_CHECKING:
@@ -136,7 +136,7 @@ def as_markdown(lines: Sequence[TrialRow]) -> str:
             cells = [column.text(line.result) for column in shown]
             rows.append([line.encoder, line.projector, *(str(line.varied.get(key, "")) for key in keys), *cells])
     header = ["encoder", "projector", *keys, *heads]
-    text = Table(header, rows, num_names=2 + len(keys)).as_markdown() if results else ""
+    text = TextTable(header, rows, num_names=2 + len(keys)).as_markdown() if results else ""
     others = [f"- {markdown_text(f'{line.name}: {outcome(line)}')}" for line in lines if line.result is None]
     return "\n".join([*([text] if text else []), *([*others, ""] if others else [])])
 
@@ -153,7 +153,7 @@ def differences_as_markdown(lines: Sequence[TrialRow], against: Sequence[Baselin
             names = [line.encoder, line.projector, *(str(line.varied.get(key, "")) for key in keys), other.reference]
             rows.append([*names, *(difference_text(measure, other.differences.get(measure)) for measure in measures)])
     header = ["encoder", "projector", *keys, "compared with", *measures]
-    return Table(header, rows, num_names=3 + len(keys)).as_markdown()
+    return TextTable(header, rows, num_names=3 + len(keys)).as_markdown()
 
 
 def difference_text(measure: str, difference: PairedDifference | SeededDifference | None) -> str:
@@ -190,7 +190,7 @@ def as_terminal(lines: Sequence[TrialRow]) -> RenderableType:
             names = [line.projector, *([line.encoder] if several_encoders else [])]
             names += [str(line.varied.get(key, "")) for key in keys]
             rows.append([*names, *(column.text(line.result).replace(" ", "\n") for column in shown)])
-    table = Table([*heads, *(f"{column.title}\n{column.unit}" for column in shown)], rows, num_names=len(heads))
+    table = TextTable([*heads, *(f"{column.title}\n{column.unit}" for column in shown)], rows, num_names=len(heads))
     others = [Text(f"{line.name}: {outcome(line)}", style="yellow") for line in lines if line.result is None]
     return Group(*([table.as_terminal()] if results else []), *others)
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Table:
+class TextTable:
     """Cells of plain text, which may come from models and data. Lines within a cell stay lines.
 
     Attributes:

@@ -22,7 +22,7 @@ from llava_npu.evaluation.statistics.accuracy import L2_CATEGORY, OVERALL
 from llava_npu.evaluation.statistics.bootstrap import difference_text
 from llava_npu.evaluation.statistics.significance import PairedDifference, p_text
 from llava_npu.files.atomic import write_text
-from llava_npu.files.tables import Table
+from llava_npu.files.tables import TextTable
 from llava_npu.files.untrusted import csv_text, markdown_code, markdown_text
 
 if TYPE_CHECKING:
@@ -142,7 +142,7 @@ def as_json(comparison: RunComparison) -> str:
     return json.dumps(facts, indent=2, ensure_ascii=False) + "\n"
 
 
-def _table(rows: Sequence[ComparedScore], runs: Sequence[FinishedRun]) -> Table:
+def _table(rows: Sequence[ComparedScore], runs: Sequence[FinishedRun]) -> TextTable:
     """A row for each score: its name, and each run's value with the difference to the first below it."""
     cells = [
         [
@@ -151,7 +151,7 @@ def _table(rows: Sequence[ComparedScore], runs: Sequence[FinishedRun]) -> Table:
         ]
         for row in rows
     ]
-    return Table(["", *(run.label for run in runs)], cells)
+    return TextTable(["", *(run.label for run in runs)], cells)
 
 
 def _caption(comparison: RunComparison) -> str:
@@ -162,7 +162,7 @@ def _of_level(comparison: RunComparison, level: str) -> list[ComparedScore]:
     return [row for row in comparison.rows if row.name.level == level]
 
 
-def _wide_table(rows: Sequence[ComparedScore], runs: Sequence[FinishedRun]) -> Table:
+def _wide_table(rows: Sequence[ComparedScore], runs: Sequence[FinishedRun]) -> TextTable:
     """As `_table`, with columns of their own for differences."""
     columns = ["", runs[0].label]
     for run in runs[1:]:
@@ -175,7 +175,7 @@ def _wide_table(rows: Sequence[ComparedScore], runs: Sequence[FinishedRun]) -> T
             tested = ("", "") if difference is None else (difference_text(difference), _p_values(difference))
             line += [percent(score), *tested]
         cells.append(line)
-    return Table(columns, cells)
+    return TextTable(columns, cells)
 
 
 def _cell(row: ComparedScore, place: int) -> Iterator[str]:

@@ -23,7 +23,7 @@ from llava_npu.evaluation.predictions import Prediction
 from llava_npu.evaluation.questions import Question
 from llava_npu.files.atomic import write_text
 from llava_npu.files.pages import data_url, render_page
-from llava_npu.files.tables import Table
+from llava_npu.files.tables import TextTable
 
 MOST_QUESTIONS = 6000  # a browser holds more, but few people's patience does
 THUMBNAIL, LARGE_THUMBNAIL = (320, 320), (640, 640)  # pixels at most; large ones show what small print says
@@ -60,7 +60,7 @@ class QuestionsPage:
 
     title: str
     notes: Sequence[str]
-    scores: Mapping[str, Table]
+    scores: Mapping[str, TextTable]
     benchmark: Benchmark
     questions: Sequence[Question]
     runs: Sequence[PageRun]

@@ -15,7 +15,7 @@ from llava_npu.evaluation.reports.samples import write_samples
 from llava_npu.evaluation.statistics.accuracy import LEVELS, OVERALL, SCORE_COLUMNS, Score, group_questions
 from llava_npu.evaluation.statistics.bootstrap import interval_text
 from llava_npu.files.atomic import write_text
-from llava_npu.files.tables import Table
+from llava_npu.files.tables import TextTable
 from llava_npu.files.untrusted import csv_text, markdown_code, markdown_text
 
 if TYPE_CHECKING:
@@ -158,7 +158,7 @@ def as_markdown(report: Report) -> str:
             fitting = _fitting(measures, _MOST_COLUMNS)
             columns, rows = _columns_and_rows(report, split, measures[:fitting])
             labelled = [[name if level == OVERALL else f"{level}: {name}", *cells] for level, name, *cells in rows]
-            lines.append(Table(columns, labelled).as_markdown())
+            lines.append(TextTable(columns, labelled).as_markdown())
             measures = measures[fitting:]
     lines += [*_explanation(report), ""]
     if report.notes:
@@ -195,7 +195,7 @@ def as_terminal(report: Report) -> RenderableType:
         columns, rows = _columns_and_rows(report, split, measures[:fitting])
         title = f"{report.title}, split {split}" if split else report.title
         levels = [level for level, *_ in rows]
-        table = Table(
+        table = TextTable(
             [column.replace(", ", "\n") for column in columns],
             [[name, *(cell.replace(" ", "\n") for cell in cells)] for _, name, *cells in rows],
         )
@@ -218,7 +218,7 @@ def differences_for_terminal(report: Report) -> RenderableType:
     more = f"the first {len(shown)}; all are in differences.csv" if len(shown) < len(report.differences) else None
     columns = ["question", "right", *rules, "answer"]
     rows = [(row.id, row.truth or "", *(row.parsed.get(rule) or "—" for rule in rules), row.answer) for row in shown]
-    table = Table(columns, [list(map(_clipped, row)) for row in rows], num_names=len(columns))
+    table = TextTable(columns, [list(map(_clipped, row)) for row in rows], num_names=len(columns))
     return table.as_terminal(title, caption=more)
 
 
@@ -254,7 +254,7 @@ def _columns_and_rows(
     return ["", *(f"{metric}, {extraction}" for metric, extraction in columns), "n"], rows
 
 
-def scores_by_rule(report: Report, levels: Sequence[str]) -> Table:
+def scores_by_rule(report: Report, levels: Sequence[str]) -> TextTable:
     """The scores of these levels: a row for each metric of each part, a column for each extraction rule."""
     scores = {
         (score.split, score.level, score.name, score.metric, score.extraction): score
@@ -270,7 +270,7 @@ def scores_by_rule(report: Report, levels: Sequence[str]) -> Table:
         cells = [scores.get((split, level, name, metric, rule)) for rule in rules]
         title = ", ".join(part for part in (split, name if level != OVERALL else "", metric) if part)
         rows.append([title, *map(percent, cells), str(max(cell.count for cell in cells if cell))])
-    return Table(["", *rules, "n"], rows)
+    return TextTable(["", *rules, "n"], rows)
 
 
 def _of_split(report: Report, split: str) -> list[Score]:
