@@ -23,7 +23,7 @@ def chat(
     temperature: Annotated[float, typer.Option(min=0.0, help="0: always the likeliest word.")] = 0.0,
     top_p: Annotated[float, typer.Option(help="Draw from the likeliest words that hold this share.")] = 1.0,
     top_k: Annotated[int, typer.Option(min=0, help="Sample from this many likeliest tokens; 0: all.")] = 0,
-    repetition_penalty: Annotated[float, typer.Option(help="Above 1: what was said becomes less likely.")] = 1.0,
+    repetition_penalty: Annotated[float, typer.Option(help="Above 1: tokens already used become less likely.")] = 1.0,
     seed: Annotated[int | None, typer.Option(help="Makes draws repeatable.")] = None,
     template: Annotated[str | None, TEMPLATE] = None,
     source: Annotated[str, HUB] = "huggingface",

@@ -47,7 +47,7 @@ class Event:
 
     Attributes:
         trial, slot: which, and where.
-        kind: "started", "line" (it said something), "finished" or "failed".
+        kind: "started", "line" (it printed a line), "finished" or "failed".
         text: the line, or the reason.
         seconds: since its start.
     """

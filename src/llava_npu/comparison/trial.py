@@ -122,26 +122,26 @@ def _measure(folder: Path, device: Device, peaks: Mapping[str, int], console: Co
     device.reset_peak_memory()
     loaded = load(trial.last.output, device.torch_device, dtype)
     trained_with = trial.last.data.template or STAGE_TEMPLATES[trial.last.stage]
-    speaker = loaded.with_template(trained_with)
+    prompted = loaded.with_template(trained_with)
     features = StoredFeatures(loaded) if measured.share_features else FeatureCache(loaded)
     benchmarks = []
     for number, (benchmark, _) in enumerate(measured.benchmarks):
         console.print(f"measuring {benchmark.label or benchmark.name}")
         output = folder / EVALUATION / f"{number}-{benchmark.name}"
-        benchmarks.append(_evaluate(benchmark, speaker, features, device, output))
+        benchmarks.append(_evaluate(benchmark, prompted, features, device, output))
     loss = None
     if measured.held_out is not None:
-        held_out, captioner = measured.held_out, loaded.with_template(CAPTIONS)
+        held_out, captioning = measured.held_out, loaded.with_template(CAPTIONS)
         loss = _once(
             folder / PARTS / "held_out.json",
             list(held_out),
-            lambda: _held_out(*held_out, folder / HELD_OUT, captioner, features),
+            lambda: _held_out(*held_out, folder / HELD_OUT, captioning, features),
         )
     console.print("measuring examples, latency")
     outputs = _once(
         folder / PARTS / "outputs.json",
         measured.identity(),
-        lambda: _describe(measured, benchmarks, speaker, features),
+        lambda: _describe(measured, benchmarks, prompted, features),
     )
     latency = _once(folder / PARTS / "first_token.json", None, lambda: vars(measures.first_token(loaded, device)))
     return Result(

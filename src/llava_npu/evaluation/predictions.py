@@ -44,7 +44,7 @@ class Prediction:
 
 
 _FIELDS = frozenset(Prediction.__dataclass_fields__)
-_MAY_LACK = frozenset({"image_files"})  # runs that were begun before it was recorded go on
+_MAY_LACK = frozenset({"image_files"})  # runs from before it was recorded can be resumed
 
 
 def read_predictions(path: Path) -> tuple[list[Prediction], int]:

@@ -10,19 +10,19 @@ from llava_npu.models.configuration import LlavaNpuConfig
 from llava_npu.models.projectors import canonical_type, make_options
 
 
-def check_agreement(said: Mapping[str, Any], checkpoint: str, config: LlavaNpuConfig) -> None:
+def check_agreement(explicit: Mapping[str, Any], checkpoint: str, config: LlavaNpuConfig) -> None:
     """Raises `UserError` where a run's configuration says something else of a new model than its checkpoint holds.
 
     Args:
-        said: keys of the `model` section, as `ModelConfig.explicit_keys` gives them.
+        explicit: keys of the `model` section, as `ModelConfig.explicit_keys` gives them.
         checkpoint: its place, for messages.
         config: the checkpoint's own.
     """
-    own = {key: (_comparable(key, value, config), _own(key, value, config)) for key, value in said.items()}
+    own = {key: (_comparable(key, value, config), _own(key, value, config)) for key, value in explicit.items()}
     if "projector" in own and own["projector"][0] != own["projector"][1]:
-        own.pop("projector_options", None)  # they are of another type, which is said
+        own.pop("projector_options", None)  # they are of another type, which is reported
     wrong = [
-        f"model.{key} is {said[key]!r}, but the checkpoint has {held!r}"
+        f"model.{key} is {explicit[key]!r}, but the checkpoint has {held!r}"
         for key, (wanted, held) in own.items()
         if wanted != held
     ]

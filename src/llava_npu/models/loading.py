@@ -83,7 +83,7 @@ def open_source(source: ModelSource, dtype: torch.dtype | None = None) -> Loaded
     """Loads or composes what `source` describes, on the CPU; `dtype` None keeps a checkpoint's."""
     if source.checkpoint is not None:
         loaded = load(source.checkpoint, dtype=dtype)
-        check_agreement(source.said, source.checkpoint, loaded.model.config)
+        check_agreement(source.explicit, source.checkpoint, loaded.model.config)
         return change_aspect_ratio(loaded, **source.changes) if source.changes else loaded
     return compose(**source.parts, dtype=dtype or torch.float32)
 

@@ -124,7 +124,7 @@ class LlavaNpuModel(LlavaNpuPreTrainedModel, LlavaModel):
         dtype = next(self.multi_modal_projector.parameters(), vision_features).dtype
         return self.multi_modal_projector(vision_features.to(dtype), grid=self.config.tower.grid)
 
-    def image_nowhere(self, device: torch.device, *, encode: bool) -> dict[str, Any]:
+    def dummy_image_inputs(self, device: torch.device, *, encode: bool) -> dict[str, Any]:
         """Inputs for a batch of text alone: one blank image, no place for it in the text.
 
         It changes no number, but the projector is in the graph, before the language model as ever, and gets a gradient
@@ -236,7 +236,7 @@ class LlavaNpuModel(LlavaNpuPreTrainedModel, LlavaModel):
                 one on an accelerator makes the host wait.
             image_positions: (image tokens,), where they stand in the flattened `input_ids`. Whoever built the batch
                 knows it; without it the image tokens are searched for, which on an accelerator makes the host wait.
-                Empty: the images stand nowhere (see `image_nowhere`).
+                Empty: the images stand nowhere (see `dummy_image_inputs`).
             sequence_lengths, key_lengths: what the host knows of the batch (`KnownLengths`).
         """
         if vision_features is not None and pixel_values is not None:

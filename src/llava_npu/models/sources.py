@@ -26,13 +26,13 @@ class ModelSource:
         checkpoint: a model folder, a run folder or a hub id.
         changes: how it is to see images from now on, if otherwise: the arguments of `change_aspect_ratio`.
         parts: the arguments of `compose`, without its `dtype`.
-        said: what the configuration says of the checkpoint's parts, to be checked and no part of the description.
+        explicit: what the configuration says of the checkpoint's parts, to be checked and no part of the description.
     """
 
     checkpoint: str | None = None
     changes: Mapping[str, Any] = field(default_factory=dict)
     parts: Mapping[str, Any] = field(default_factory=dict)
-    said: Mapping[str, Any] = field(default_factory=dict)
+    explicit: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def locations(self) -> dict[str, str]:

@@ -212,13 +212,13 @@ def _attention_weights(query: torch.Tensor, key: torch.Tensor, mask: torch.Tenso
     if mask is None:
         return scores.softmax(-1)
     additive = _additive(mask, scores.dtype)
-    blind = additive.isneginf().all(-1, keepdim=True)
-    return (scores + additive.masked_fill(blind, 0)).softmax(-1).masked_fill(blind, 0)
+    fully_masked = additive.isneginf().all(-1, keepdim=True)
+    return (scores + additive.masked_fill(fully_masked, 0)).softmax(-1).masked_fill(fully_masked, 0)
 
 
 def _attention_with_bias(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, bias: torch.Tensor, dropout: float
 ) -> torch.Tensor:
-    blind = bias.isneginf().all(-1, keepdim=True)
-    out = F.scaled_dot_product_attention(query, key, value, bias.masked_fill(blind, 0), dropout)
-    return out.masked_fill(blind, 0)
+    fully_masked = bias.isneginf().all(-1, keepdim=True)
+    out = F.scaled_dot_product_attention(query, key, value, bias.masked_fill(fully_masked, 0), dropout)
+    return out.masked_fill(fully_masked, 0)

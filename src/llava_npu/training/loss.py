@@ -48,7 +48,7 @@ class SupervisedLoss(nn.Module):
         inputs = {name: batch[name] for name in _MODEL_INPUTS if name in batch}
         if "pixel_values" not in batch and "vision_features" not in batch:
             # Engines that wait for every parameter's gradient, or gather weights, would wait for this process for ever.
-            inputs |= self.model.model.image_nowhere(batch["input_ids"].device, encode=self._always_encode)
+            inputs |= self.model.model.dummy_image_inputs(batch["input_ids"].device, encode=self._always_encode)
         hidden = self.model.model(
             **inputs, sequence_lengths=sequence_lengths, use_cache=False
         ).last_hidden_state  # (batch, length, hidden)

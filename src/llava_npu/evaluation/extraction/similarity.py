@@ -44,17 +44,17 @@ def relaxed_match(answer: str, truth: str) -> bool:
 
     "12%" is 0.12, and "1,200" is a text, as in the original.
     """
-    said, expected = _as_number(answer), _as_number(truth)
-    if said is not None and expected:
-        return abs(said - expected) / abs(expected) <= _TOLERANCE
+    answered, expected = _as_number(answer), _as_number(truth)
+    if answered is not None and expected:
+        return abs(answered - expected) / abs(expected) <= _TOLERANCE
     return answer.lower() == truth.lower()
 
 
 def relaxed_match_strict(answer: str, truth: str) -> bool:
     """`relaxed_match` where "$1,200.", "1200" and "12 %", "12" are the same numbers, and 0 is a number too."""
-    said, expected = _without_unit(answer), _without_unit(truth)
-    if said is not None and expected is not None:
-        return abs(said - expected) <= _TOLERANCE * abs(expected)
+    answered, expected = _without_unit(answer), _without_unit(truth)
+    if answered is not None and expected is not None:
+        return abs(answered - expected) <= _TOLERANCE * abs(expected)
     return _plain(answer).rstrip(".") == _plain(truth).rstrip(".")
 
 

@@ -34,8 +34,8 @@ def strict(answer: str) -> str | None:
     words = [word.casefold() for word in _WORD.findall(answer)]
     if words[:1] in ([YES], [NO]):
         return words[0]
-    said = {YES, NO} & set(words)
-    return said.pop() if len(said) == 1 else None
+    found = {YES, NO} & set(words)
+    return found.pop() if len(found) == 1 else None
 
 
 def llava(answer: str) -> str:

@@ -79,8 +79,12 @@ def _whole(text: str) -> str:
 
 
 def _blind_notes(dataset: Dataset) -> list[str]:
-    blind = sum(not question.images for question in dataset.questions)
-    return [f"{blind} of {len(dataset.questions)} questions have no image: asked in text alone."] if blind else []
+    without_image = sum(not question.images for question in dataset.questions)
+    return (
+        [f"{without_image} of {len(dataset.questions)} questions have no image: asked in text alone."]
+        if without_image
+        else []
+    )
 
 
 def checksum_notes(benchmark: Benchmark, path: Path) -> list[str]:

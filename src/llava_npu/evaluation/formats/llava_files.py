@@ -43,10 +43,10 @@ def llava_question(record: JsonRecord, images: QuestionImages, **more: Any) -> Q
 
 def with_instruction(text: str, instruction: str = SHORT) -> str:
     """A question and, on a line of its own, how to answer; as it is if it says that already."""
-    said = text.rstrip()
-    if said.endswith(instruction):
+    stripped = text.rstrip()
+    if stripped.endswith(instruction):
         return text
-    return f"{bare(said) if said.endswith(SHORT) else text}\n{instruction}"
+    return f"{bare(stripped) if stripped.endswith(SHORT) else text}\n{instruction}"
 
 
 def bare(prompt: str) -> str:

@@ -56,7 +56,7 @@ def write_comparison_page(comparison: RunComparison, path: Path, data: Path | No
     try:
         dataset = read_dataset(benchmark, data or Path(str(first.report["data"])))
     except UserError as error:
-        return [f"No {path.name}: {error} Where the data is can be said with --data."]
+        return [f"No {path.name}: {error} Give its place with --data."]
     if dataset.sha256 != first.dataset:
         return [f"No {path.name}: {dataset.path} is not the file that {first.label} was asked (another checksum)."]
     questions, _ = with_images(dataset.questions, str(first.report["provenance"]["images"]))

@@ -38,7 +38,7 @@ def model_source(config: RunConfig) -> ModelSource:
         return ModelSource(
             checkpoint=on_hub(choice.checkpoint, choice.source),
             changes={} if choice.image_aspect_ratio is None else images,
-            said=choice.explicit_keys,
+            explicit=choice.explicit_keys,
         )
     assert choice.vision_tower is not None
     assert choice.language_model is not None
