@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -70,6 +71,19 @@ def _fails(*arguments: str) -> str:
     assert "Traceback" not in result.stderr
     assert result.stderr.startswith("error: ")
     return result.stderr
+
+
+def test_a_terminal_that_is_not_utf_8(tmp_path: Path) -> None:
+    """Progress, reports and messages have characters that ASCII has not; so have answers and file names."""
+    turns = [{"from": "human", "value": "什么？"}, {"from": "gpt", "value": "猫 → 狗"}]
+    (tmp_path / "数据.json").write_text(json.dumps([{"id": "ö", "conversations": turns}] * 2))
+    tiny.tokenizer().save_pretrained(tmp_path / "tokenizer")
+    arguments = ["data", "inspect", str(tmp_path / "数据.json"), "--tokenizer", str(tmp_path / "tokenizer")]
+    command = [sys.executable, "-m", "llava_npu", *arguments]
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600, env=environment)
+    assert result.returncode == 0, result.stderr
+    assert "? ? ?" in result.stdout  # 猫 → 狗
 
 
 def test_errors_are_one_message_without_a_traceback(tmp_path: Path) -> None:

@@ -10,16 +10,6 @@ from pathlib import Path
 import peft
 import pytest
 import torch
-from official_models import (
-    IMAGE_TOKEN_ID,
-    ROWS,
-    official_config,
-    official_weights,
-    reference_model,
-    tokenizer_length,
-    write_language_model,
-    write_official,
-)
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForCausalLM,
@@ -33,9 +23,20 @@ import tiny
 from llava_npu import UserError
 from llava_npu.cli import app
 from llava_npu.models import compose, load
+from llava_npu.models.checkpoints.adapters import read_adapter
 from llava_npu.models.checkpoints.convert import Help, convert
 from llava_npu.models.checkpoints.projectors import to_original
 from llava_npu.models.projectors import build_projector
+from official_models import (
+    IMAGE_TOKEN_ID,
+    ROWS,
+    official_config,
+    official_weights,
+    reference_model,
+    tokenizer_length,
+    write_language_model,
+    write_official,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -104,6 +105,26 @@ def test_an_official_model_loads_as_it_is(tmp_path: Path, capsys: pytest.Capture
     assert "a copy in Hugging Face's is made once" in capsys.readouterr().err
     load(source)
     assert "is made once" not in capsys.readouterr().err
+    copied = Path(shutil.copytree(source, tmp_path / "moved"))
+    load(copied)  # the same content elsewhere
+    assert "is made once" not in capsys.readouterr().err
+    tower = tmp_path / "tower/preprocessor_config.json"
+    tower.write_text(tower.read_text().replace("0.48145466", "0.5"))  # of another part of it
+    load(source)
+    assert "is made once" in capsys.readouterr().err
+    for damaged in (tmp_path / "cache/converted").glob("*/model.safetensors"):
+        damaged.write_bytes(b"")
+    load(source), load(copied)
+    assert "is made once" in capsys.readouterr().err
+
+
+def test_rotary_settings_of_llama_3(tmp_path: Path) -> None:
+    rope = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+    rope["original_max_position_embeddings"] = 256
+    weights = official_weights(reference_model())
+    tower = write_tower(tmp_path / "tower")
+    source = write_official(tmp_path / "x", tower, weights, "bin", rope_theta=500000.0, rope_scaling=rope)
+    assert load(source).model.config.text_config.rope_parameters == {**rope, "rope_theta": 500000.0}
 
 
 def test_a_projector_alone_with_its_base(tmp_path: Path) -> None:
@@ -144,6 +165,56 @@ def test_lora_weights_with_their_base_equal_what_peft_merges(tmp_path: Path) -> 
         rows = tensor.shape[0]
         torch.testing.assert_close(model.model.language_model.state_dict()[name][:rows], tensor, atol=1e-6, rtol=0)
     assert not torch.allclose(logits(model), logits(reference), atol=1e-2)
+
+
+def _lora(tmp_path: Path, **settings: object) -> tuple[Path, object]:
+    weights = official_weights(reference_model())
+    base = write_language_model(tmp_path / "base", weights)
+    decoder = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    chosen = {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "down_proj"], **settings}
+    wrapped = peft.get_peft_model(decoder, peft.LoraConfig(**chosen))
+    torch.manual_seed(3)
+    for name, parameter in wrapped.named_parameters():
+        if "lora_" in name:
+            torch.nn.init.normal_(parameter, std=0.3)
+    wrapped.save_pretrained(tmp_path / "adapted")
+    return tmp_path / "adapted", wrapped
+
+
+def test_ranks_and_scales_of_single_layers_are_those_of_peft(tmp_path: Path) -> None:
+    folder, wrapped = _lora(
+        tmp_path,
+        use_rslora=True,
+        rank_pattern={"layers.0.self_attn.q_proj": 2, "down_proj": 8},
+        alpha_pattern={"model.layers.1.mlp.down_proj": 3},
+    )
+    settings = json.loads((folder / "adapter_config.json").read_text())
+    updates = read_adapter(folder, settings)
+    before = load_file(tmp_path / "base/model.safetensors")
+    merged = wrapped.merge_and_unload().state_dict()  # type: ignore[attr-defined]
+    assert len(updates) == 4
+    for name, update in updates.items():
+        torch.testing.assert_close(update.added_to(before[name]), merged[name], atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("init_lora_weights", "pissa_niter_4"),
+        ("init_lora_weights", "olora"),
+        ("alora_invocation_tokens", [1, 2]),
+        ("use_qalora", True),
+        ("lora_bias", True),
+        ("layer_replication", [[0, 2], [1, 2]]),
+        ("use_dora", True),
+        ("bias", "all"),
+        ("modules_to_save", ["lm_head"]),
+        ("something_of_next_year", {"a": 1}),
+    ],
+)
+def test_other_kinds_of_adapters_are_refused_by_name(tmp_path: Path, key: str, value: object) -> None:
+    with pytest.raises(UserError, match=rf"adapter_config\.json: {key} is .*merge_and_unload"):
+        read_adapter(tmp_path, {"peft_type": "LORA", "r": 4, "lora_alpha": 8, key: value})
 
 
 PREDECESSOR = {
@@ -220,6 +291,12 @@ def test_official_to_hugging_face_and_back_is_exact_to_the_bit(tmp_path: Path) -
     changed = {key for key in before if values.get(key) != before[key]}
     assert changed <= {"model_type", "mm_vision_tower", "torch_dtype", "bos_token_id"}
     assert tokenizer_length(tmp_path / "back") == ROWS
+    convert(str(tmp_path / "hf"), tmp_path / "named", "official", Help(vision_tower=str(tower)))
+    assert not (tmp_path / "named/vision_tower").exists()
+    trained = load_file(tower / "model.safetensors")
+    save_file({name: tensor + 1 for name, tensor in trained.items()}, tower / "model.safetensors", {"format": "pt"})
+    with pytest.raises(UserError, match=r"weights of the vision tower in .*hf are not those of"):
+        convert(str(tmp_path / "hf"), tmp_path / "lost", "official", Help(vision_tower=str(tower)))
     moved = (tmp_path / "back").rename(tmp_path / "moved")  # its tower is found beside it, wherever it goes
     torch.testing.assert_close(logits(load(moved)[0].float()), logits(load(tmp_path / "hf")[0].float()))
 
@@ -325,7 +402,7 @@ def test_other_mistakes_are_one_clear_error(tmp_path: Path, monkeypatch: pytest.
     convert(str(source), tmp_path / "hf", "hf")
     with pytest.raises(UserError, match="is of Hugging Face's layout"):
         convert(str(tmp_path / "hf"), tmp_path / "out", "hf", Help(base="anything"))
-    with pytest.raises(UserError, match="not a LLaVA model"):
+    with pytest.raises(UserError, match="is not a LLaVA model"):
         convert(str(tiny.write_language_model(tmp_path / "lm")), tmp_path / "out", "hf")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 10, 0))
     with pytest.raises(UserError, match="needs about"):

@@ -10,9 +10,9 @@ import pytest
 from transformers import LlavaForConditionalGeneration
 
 import tiny
-from conversion.official_models import official_weights, reference_model, write_official
 from llava_npu import UserError, load
 from llava_npu.models.checkpoints.convert import Help, convert, open_checkpoint
+from official_models import official_weights, reference_model, write_official
 
 LLAMA_3_ROPE = {
     "rope_theta": 500000.0,

@@ -15,6 +15,7 @@ from llava_npu.data.dataset import BadSamples, ConversationDataset
 from llava_npu.data.records import open_records
 from llava_npu.data.token_counts import load_token_counts
 from llava_npu.errors import UserError
+from llava_npu.files.cache import cache_root
 from llava_npu.models import compose
 
 Open = Callable[..., ConversationDataset]
@@ -76,6 +77,10 @@ def test_counted_once_until_something_changes(open_data: Open, monkeypatch: pyte
     again = load_token_counts(open_data(), ["a"], report=counted.append)
     assert counted == [26]
     assert again.tokens.tolist() == first.tokens.tolist()
+    for damaged in (cache_root() / "token-counts").rglob("tokens.npy"):
+        damaged.unlink()  # `first` maps it
+        damaged.write_bytes(b"")
+    assert load_token_counts(open_data(), ["a"], report=counted.append).tokens.tolist() == first.tokens.tolist()
     load_token_counts(open_data(), ["other data"], report=counted.append)
     load_token_counts(open_data(max_length=65), ["a"], report=counted.append)
     other = open_data()
@@ -83,7 +88,7 @@ def test_counted_once_until_something_changes(open_data: Open, monkeypatch: pyte
     load_token_counts(other, ["a"], report=counted.append)
     monkeypatch.setattr(other.processor, "num_image_tokens", 5)
     load_token_counts(open_data(), ["a"], report=counted.append)
-    assert counted == [26] * 5
+    assert counted == [26] * 6
 
 
 @pytest.mark.slow

@@ -10,6 +10,10 @@ from pathlib import Path
 import psutil
 import pytest
 
+from llava_npu.distributed import launched
+from llava_npu.errors import UserError
+
+WHOLE = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
 _NUMBER = "\nPath(sys.argv[1], str(os.getpid())).touch()\ntime.sleep(600)\n"
 _LAUNCHED = "import os, sys, time\nfrom pathlib import Path" + _NUMBER
 _POOL = """
@@ -90,3 +94,30 @@ def test_what_a_program_gets_and_how_its_failure_is_told(tmp_path: Path) -> None
     assert ended.returncode == 3
     assert ended.stdout == "0 word\n"
     assert ended.stderr == "process 1 left with status 3; its last output:\n1 word\n"
+
+
+@pytest.mark.parametrize(
+    ("variables", "message"),
+    [
+        ({"RANK": "1"}, "RANK=1 is set, as by a launcher, but not WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT"),
+        ({"WORLD_SIZE": "2"}, "but not RANK, LOCAL_RANK"),
+        ({"LOCAL_RANK": "0"}, "but not RANK, WORLD_SIZE, MASTER_ADDR"),
+        ({**WHOLE, "RANK": "two"}, "RANK='two' is not a whole number"),
+        ({**WHOLE, "RANK": "2"}, "RANK=2 is not one of WORLD_SIZE=2 processes"),
+        (WHOLE, ""),
+        ({"RANK": "0", "WORLD_SIZE": "1"}, ""),
+        ({}, ""),
+    ],
+)
+def test_half_of_a_launchers_variables(
+    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], message: str
+) -> None:
+    for name in WHOLE:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    if message:
+        with pytest.raises(UserError, match=message):
+            launched.world_size()
+    else:
+        assert launched.world_size() == int(variables.get("WORLD_SIZE", 1))

@@ -12,7 +12,7 @@ from llava_npu.files.json_objects import read_json, read_json_lines
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(b"[]", "should hold a JSON object, found list"), (b"", "is damaged"), (b"\xff\x00", "is damaged")],
+    [(b"[]", "should hold a JSON object, found list"), (b"", "is empty"), (b"\xff\x00", "is damaged")],
 )
 def test_what_is_not_one_object_is_refused(tmp_path: Path, content: bytes, message: str) -> None:
     (tmp_path / "file.json").write_bytes(content)

@@ -136,7 +136,13 @@ def test_cached_features_change_no_number(
     train(plain)
     train(cached)
     assert _losses(cached) == pytest.approx(_losses(plain), abs=1e-6)
-    assert len(list((tmp_path / "cache/features").rglob("*.safetensors"))) == 24
+    files = sorted((tmp_path / "cache/features").rglob("*.safetensors"))
+    assert len(files) == 24
+    for damaged, size in zip(files, (0, 30, -1), strict=False):
+        damaged.write_bytes(damaged.read_bytes()[:size])
+    again = make_run("again", stage=stage, data={"cache_features": True})
+    train(again)
+    assert _losses(again) == _losses(cached)
 
 
 def test_text_alone_trains_too(make_run: MakeRun, tmp_path: Path) -> None:
@@ -261,10 +267,24 @@ def test_a_mistake_in_a_run_that_never_began_can_be_mended_in_place(make_run: Ma
     ).is_dir()
 
 
-def test_other_data_in_the_same_folder_is_refused(make_run: MakeRun, material: Path, tmp_path: Path) -> None:
+def test_other_data_or_another_base_in_the_same_folder_is_refused(
+    make_run: MakeRun, material: Path, tmp_path: Path
+) -> None:
     shutil.copytree(material, tmp_path / "own")
-    run = make_run(max_steps=1, data={"path": str(tmp_path / "own/train.json")})
+    run = make_run(
+        max_steps=1, data={"path": str(tmp_path / "own/train.json")}, model={"language_model": str(tmp_path / "own/lm")}
+    )
     train(run)
+    train(run.model_copy(update={"micro_batch_size": 2, "gradient_checkpointing": True, "log_every": 3}))
+    weights = tmp_path / "own/lm/model.safetensors"
+    before = weights.read_bytes()
+    weights.write_bytes(before[:-4] + b"\0\0\0\0")
+    with pytest.raises(UserError, match=r"model_fingerprints\.language_model: 'sha256:"):
+        train(run)
+    weights.write_bytes(before)
+    shutil.rmtree(tmp_path / "own/lm")
+    train(run)  # it is finished: its base may be gone
+    shutil.copytree(material / "lm", tmp_path / "own/lm")
     records = json.loads((tmp_path / "own/train.json").read_text())
     (tmp_path / "own/train.json").write_text(json.dumps(records[:-1]))
     with pytest.raises(UserError, match="data_fingerprint"):

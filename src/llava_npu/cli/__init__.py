@@ -5,6 +5,7 @@ Whatever takes long to import is imported inside the commands: `llava-npu --help
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import sys
@@ -77,7 +78,13 @@ def _options(
 
 
 def set_environment() -> None:
-    """Silences libraries, in favour of our own progress lines and messages. What the user has set stays."""
+    """Silences libraries, in favour of our own progress lines and messages. What the user has set stays.
+
+    What a terminal's encoding cannot show (ASCII, Latin-1) is shown as a question mark.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="replace")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     # Without an accelerator DeepSpeed says so, on stdout, whenever it is imported.

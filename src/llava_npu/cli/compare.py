@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from llava_npu.errors import UserError
+from llava_npu.files.home import expand_home
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -48,7 +49,7 @@ def compare(
             raise UserError("--report runs nothing; only --output can be combined with it.")
         from llava_npu.comparison.existing import report_on
 
-        folders = [Path(folder).expanduser() for folder in config]
+        folders = [expand_home(folder) for folder in config]
         page, lines = report_on(folders, output or folders[0])
         _show(SafeConsole(), lines, page)
         return

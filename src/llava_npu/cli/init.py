@@ -31,12 +31,13 @@ def init(
     Asks in a terminal for what is not given.
     """
     from llava_npu.files.atomic import write_text
+    from llava_npu.files.home import expand_home
     from llava_npu.planning.new_run import NewRun, look_at_data
 
     typer.echo("Looking at the data …", err=True)
     if file.exists():
         raise UserError(f"{file} exists already; name another file, or remove it first.")
-    path = Path(_given(data, "--data", "Data file or folder")).expanduser()
+    path = expand_home(_given(data, "--data", "Data file or folder"))
     if images is None and data is None:
         images = _optional("Folder of the images (empty: the data file's folder)")
     summary = look_at_data(path, images)

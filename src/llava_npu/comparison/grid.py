@@ -18,7 +18,7 @@ from llava_npu.config.comparison import ComparisonConfig
 from llava_npu.config.schema import FREE_KEYS, OF_A_NEW_MODEL
 from llava_npu.errors import UserError
 from llava_npu.models.projectors import make_options
-from llava_npu.models.sources import weights_fingerprint
+from llava_npu.models.sources import model_fingerprint
 from llava_npu.training.data import data_fingerprint
 
 TRIALS = "trials"
@@ -218,12 +218,12 @@ def _digest(runs: list[RunConfig], fingerprints: dict[str, str]) -> str:
 
 
 def _weights(model: ModelConfig, fingerprints: dict[str, str]) -> list[str]:
-    """Fingerprints of the weights in local folders: others in their place make another model."""
+    """Fingerprints of the models in local folders: others in their place make another model."""
     found = []
     for name in (model.vision_tower, model.language_model):
         if name is not None and Path(name).is_dir():
             if name not in fingerprints:
-                fingerprints[name] = weights_fingerprint(name)
+                fingerprints[name] = model_fingerprint(name)
             found.append(fingerprints[name])
     return found
 

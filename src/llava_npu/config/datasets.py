@@ -20,6 +20,7 @@ from pydantic import Field, ValidationError
 from llava_npu.config.section import PathText, Section
 from llava_npu.config.yaml_reader import read_yaml_file
 from llava_npu.errors import UserError, nearest
+from llava_npu.files.home import expand_home
 
 DATASETS_FILE = "datasets.yaml"
 ENVIRONMENT = "LLAVA_NPU_DATASETS"
@@ -65,7 +66,7 @@ def with_named_datasets(values: Any, where: str) -> Any:
 
 
 def _files(folder: Path) -> list[Path]:
-    named = [Path(each).expanduser() for each in os.environ.get(ENVIRONMENT, "").split(os.pathsep) if each]
+    named = [expand_home(each) for each in os.environ.get(ENVIRONMENT, "").split(os.pathsep) if each]
     missing = [str(file) for file in named if not file.is_file()]
     if missing:
         raise UserError(f"{ENVIRONMENT}: {', '.join(missing)} does not exist; name existing {DATASETS_FILE} files.")

@@ -16,6 +16,7 @@ from llava_npu.config.datasets import with_named_datasets
 from llava_npu.config.schema import RunConfig
 from llava_npu.config.yaml_reader import YamlError, read_yaml, read_yaml_file, read_yaml_text
 from llava_npu.errors import UserError, nearest
+from llava_npu.files.home import expand_home
 
 _Schema = TypeVar("_Schema", bound=BaseModel)
 _REFERENCE = re.compile(r"\$\{([\w.]+)\}")
@@ -161,7 +162,7 @@ def _read_with_bases(
     values: dict[str, Any] = {}
     origin: dict[str, str] = {}
     for base in bases:
-        file = path.parent / Path(base).expanduser()
+        file = path.parent / expand_home(base)
         below, written = _read_with_bases(schema, file, (*above, path.resolve()))
         values = _overlay(schema, values, below)
         origin |= written

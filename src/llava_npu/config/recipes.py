@@ -8,6 +8,7 @@ from pathlib import Path
 from llava_npu.config.loading import load_config
 from llava_npu.config.schema import RunConfig
 from llava_npu.errors import UserError, nearest
+from llava_npu.files.home import expand_home
 
 _FOLDER = Path(__file__).resolve().parent.parent / "recipes"
 
@@ -67,7 +68,7 @@ def find_writer(checkpoint: str, folder: Path | None = None, projector: str | No
 
 
 def _find(name: str, known: dict[str, Path]) -> Path:
-    path = Path(name).expanduser()
+    path = expand_home(name)
     if path.is_file() or name.endswith((".yaml", ".yml")):
         return path
     if name not in known:

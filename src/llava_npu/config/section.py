@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+from llava_npu.files.home import expand_home
 
 
 class Section(BaseModel):
@@ -20,7 +21,7 @@ def _expanded(path: str) -> str:
     if not path.startswith("~"):
         return path
     try:
-        return str(Path(path).expanduser())
+        return str(expand_home(path))
     except RuntimeError:
         raise ValueError("the home folder that `~` means is not known; write the path in full") from None
 

@@ -26,6 +26,7 @@ from llava_npu.data.formats.tables import TableEntries, is_table, table_files
 from llava_npu.data.image_roots import ImageFolder, ImageRoot
 from llava_npu.data.mixtures import Mixture, MixturePart
 from llava_npu.errors import UserError
+from llava_npu.files.home import expand_home
 
 __all__ = [
     "IMAGE_MARK",
@@ -93,8 +94,8 @@ def open_records(
     Raises:
         UserError: the file cannot be read, is not of that form or is empty.
     """
-    path = Path(path).expanduser()
-    image_root = None if image_root is None else Path(image_root).expanduser()
+    path = expand_home(path)
+    image_root = None if image_root is None else expand_home(image_root)
     entries: Entries = TableEntries(path) if is_table(path) else JsonEntries(path)
     if image_root is not None and is_archive(image_root):
         return Records(entries, open_archive(image_root))
@@ -133,7 +134,7 @@ def open_sources(sources: Sequence[Source]) -> Sequence[Record]:
 
 def fingerprint(*paths: str | Path) -> str:
     """The data's content as 'sha256:…': equal when, and only when, the data is the same, wherever the files lie."""
-    files = [file for path in paths for file in _files(Path(path).expanduser())]
+    files = [file for path in paths for file in _files(expand_home(path))]
     digests = [_digest(file) for file in files]
     if len(digests) == 1:
         return f"sha256:{digests[0]}"

@@ -61,9 +61,19 @@ def load_token_counts(
         np.save(target / "tokens.npy", counts[:, 0])
         np.save(target / "images.npy", counts[:, 1])
 
-    build_once(folder, build)
-    tokens, images = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("tokens", "images"))
-    return TokenCounts(tokens, images)
+    build_once(folder, build, lambda folder: _read(folder, len(dataset)) is not None)
+    counts = _read(folder, len(dataset))
+    assert counts is not None
+    return counts
+
+
+def _read(folder: Path, num_records: int) -> TokenCounts | None:
+    """The counts in a folder; None if they are damaged."""
+    try:
+        tokens, images = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("tokens", "images"))
+    except (OSError, ValueError, EOFError):
+        return None
+    return TokenCounts(tokens, images) if tokens.shape == images.shape == (num_records,) else None
 
 
 def default_workers(num_records: int) -> int:

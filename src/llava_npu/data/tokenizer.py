@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,7 +45,15 @@ def open_tokenizer(folder: Path, field: str, config: Any = None) -> PreTrainedTo
     from llava_npu.hub.folders import check_any_file, open_part
 
     check_any_file(folder, _FILES, field, "tokenizer")
-    return open_part(lambda: _open(folder, field, config), f"{field} (tokenizer)", str(folder))
+    try:
+        return open_part(lambda: _open(folder, field, config), f"{field} (tokenizer)", str(folder))
+    except UserError as error:
+        if "untagged enum" not in str(error):
+            raise
+        raise UserError(
+            f"{field}: {folder / 'tokenizer.json'} holds what tokenizers {version('tokenizers')} does not know: it was "
+            "saved by a newer release. Upgrade tokenizers and transformers, or save the tokenizer again with these."
+        ) from error
 
 
 def _open(folder: Path, field: str, config: Any) -> PreTrainedTokenizerBase:

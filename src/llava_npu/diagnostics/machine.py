@@ -12,6 +12,7 @@ import subprocess
 import tempfile
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +20,9 @@ from llava_npu.diagnostics.compatibility import CANN_PYTHON_PACKAGES, LIBRARIES
 from llava_npu.diagnostics.trial import ProbeResult, try_torch
 from llava_npu.distributed import cores
 from llava_npu.distributed.cores import Cores
+from llava_npu.errors import UserError
 from llava_npu.files.cache import cache_root
+from llava_npu.files.home import expand_home
 
 PACKAGES = (*(library.name for library in LIBRARIES), "torch-npu", "bitsandbytes", *CANN_PYTHON_PACKAGES)
 _VARIABLES = re.compile(
@@ -185,7 +188,9 @@ def _ascend() -> Ascend:
 
 def _cann_folder() -> Path | None:
     named = [os.environ.get(name) for name in ("ASCEND_HOME_PATH", "ASCEND_TOOLKIT_HOME")]
-    roots = [Path("/usr/local/Ascend"), Path.home() / "Ascend"]
+    roots = [Path("/usr/local/Ascend")]
+    with suppress(UserError):  # a user without a home folder
+        roots.append(expand_home("~/Ascend"))
     usual = [root / name for root in roots for name in ("cann", "ascend-toolkit/latest")]  # from 8.5 on, and before
     return next((folder for folder in [*map(Path, filter(None, named)), *usual] if folder.is_dir()), None)
 
@@ -232,10 +237,11 @@ def _npu_smi() -> tuple[str, str]:
 def _disks() -> tuple[Disk, ...]:
     places = {
         "run folder": Path.cwd(),
-        "cache": cache_root(),
         "temporary files": Path(tempfile.gettempdir()),
         "shared memory": Path("/dev/shm"),
     }
+    with suppress(UserError):  # a user without a home folder
+        places["cache"] = cache_root()
     return tuple(Disk(purpose, path, free) for purpose, path in places.items() if (free := _free(path)) is not None)
 
 

@@ -23,18 +23,53 @@ from llava_npu.errors import UserError
 from llava_npu.files.atomic import write_text
 
 REPORTS = "LLAVA_NPU_REPORTS"  # the folder for reports
+_LAUNCHERS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")  # what torch.distributed reads
 _SET_PARENT_DEATH_SIGNAL = 1  # of Linux's prctl
 _LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
 def rank() -> int:
-    """This process's number in its launch, also before the processes are joined."""
+    """This process's number in its launch, also before the processes are joined.
+
+    Raises:
+        UserError: the launcher's variables are incomplete; see `check_launcher`.
+    """
+    check_launcher()
     return int(os.environ.get("RANK", "0"))
 
 
 def world_size() -> int:
-    """The number of processes of this launch, also before the processes are joined."""
+    """The number of processes of this launch, also before the processes are joined.
+
+    Raises:
+        UserError: the launcher's variables are incomplete; see `check_launcher`.
+    """
+    check_launcher()
     return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def check_launcher() -> None:
+    """Raises `UserError` where a launcher's environment variables are there in part only, or contradict each other.
+
+    With half of them some libraries would join other processes, and wait for them, while others work alone.
+    """
+    found = {name: os.environ[name] for name in _LAUNCHERS if name in os.environ}
+    numbers = {name: found[name] for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK") if name in found}
+    alone = {"RANK": "0", "WORLD_SIZE": "1"}
+    if "LOCAL_RANK" not in numbers and all(value == alone[name] for name, value in numbers.items()):
+        return  # none, or what some clusters set for a single process too
+    shown = ", ".join(f"{name}={value}" for name, value in found.items())
+    advice = "Start the processes with `--devices N` or torchrun, which set all of them, or unset them"
+    if missing := [name for name in _LAUNCHERS if name not in found]:
+        raise UserError(f"environment: {shown} is set, as by a launcher, but not {', '.join(missing)}. {advice}.")
+    strange = [name for name in (*numbers, "MASTER_PORT") if not found[name].isdigit()]
+    if strange:
+        raise UserError(f"environment: {strange[0]}={found[strange[0]]!r} is not a whole number. {advice}.")
+    if int(numbers["RANK"]) >= int(numbers["WORLD_SIZE"]):
+        raise UserError(
+            f"environment: RANK={numbers['RANK']} is not one of WORLD_SIZE={numbers['WORLD_SIZE']} processes, which "
+            f"are counted from 0. {advice}."
+        )
 
 
 @dataclass(frozen=True)

@@ -98,7 +98,7 @@ def start_folder(folder: Path) -> Path:
 def finish_folder(folder: Path) -> None:
     """Syncs what `start_folder` began to disk, and gives it its name, in place of a folder that may have it."""
     partial = partial_path(folder)
-    _settle(partial)
+    settle(partial)
     _swap(partial, folder)
 
 
@@ -120,7 +120,7 @@ def partial_path(folder: Path) -> Path:
     return folder.with_name(f".{folder.name}.partial")
 
 
-def _settle(folder: Path) -> None:
+def settle(folder: Path) -> None:
     """Syncs all files to disk, with the permissions of the umask (safetensors and mkstemp keep others out)."""
     mode = folder.stat().st_mode & 0o666
     for path in [*folder.rglob("*"), folder]:

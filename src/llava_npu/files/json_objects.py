@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from llava_npu.errors import UserError
+from llava_npu.files.damage import describe_damage
 
 OF_A_MODEL = "It is not a complete model folder"
 
@@ -28,7 +29,9 @@ def read_json(path: Path, field: str = "", advice: str = OF_A_MODEL) -> dict[str
         raise UserError(f"{place}{path.parent} has no {path.name}. {advice}.") from None
     except OSError as error:
         raise UserError(f"{place}{path} cannot be read: {error.strerror or error}.") from error
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (ValueError, RecursionError) as error:
+        if damage := describe_damage(path):
+            raise UserError(f"{place}{path} {damage}. {advice}.") from error
         raise UserError(f"{place}{path} is damaged, not JSON: {error}. {advice}.") from error
     if not isinstance(values, dict):
         raise UserError(f"{place}{path} should hold a JSON object, found {type(values).__name__}. {advice}.")

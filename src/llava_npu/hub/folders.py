@@ -2,35 +2,64 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 
 from llava_npu.errors import UserError
+from llava_npu.files.damage import describe_damage
 from llava_npu.files.json_objects import read_json
 
 _T = TypeVar("_T")
 _INDICES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")  # of weights in several files
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin", *_INDICES)
 _IMAGE_PROCESSORS = ("preprocessor_config.json", "processor_config.json")
+_SUFFIXES = (".json", ".model", ".jinja", ".txt", ".tiktoken", ".safetensors", ".bin")
+_MAX_LAYERS = 2000  # more than any model has; building as many takes minutes, and all memory
+_MAX_REASON = 500  # characters of what a library says
 
 
 def check_configuration(folder: Path, field: str) -> None:
-    """Raises `UserError` if it is not a folder, or has no readable configuration."""
+    """Raises `UserError` if it is not a folder, or one with a damaged file or without a readable configuration."""
     if not folder.is_dir():
         raise UserError(
             f"{field}: {folder} is not a folder. Give a model folder, or a model on a hub such as 'openai/…'."
         )
-    read_json(folder / "config.json", field)
+    check_files(folder, field)
+    check_num_layers(read_json(folder / "config.json", field), f"{field}: {folder / 'config.json'}")
+
+
+def check_num_layers(values: Mapping[str, Any], place: str) -> None:
+    """Raises `UserError` for a number of layers, in a config.json or a part of it, that no model has."""
+    for part in (values, *(values.get(name) for name in ("vision_config", "text_config"))):
+        layers = part.get("num_hidden_layers") if isinstance(part, Mapping) else None
+        if isinstance(layers, int) and layers > _MAX_LAYERS:
+            raise UserError(f"{place}: `num_hidden_layers` is {layers}; allowed are 1 to {_MAX_LAYERS}.")
 
 
 def check_model_folder(folder: Path, field: str) -> None:
-    """Raises `UserError` if a model folder misses its configuration or any of its weight files."""
+    """Raises `UserError` if a model folder lacks its configuration or any of its weight files, or one is damaged."""
     check_configuration(folder, field)
     if missing := missing_file(folder):
         raise UserError(f"{field}: {folder} is not a complete model folder: it has no {missing}.")
+
+
+def check_files(folder: Path, field: str) -> None:
+    """Raises `UserError` for a file of a model that is empty, a pointer of Git LFS, or cut short."""
+    for path in sorted(folder.iterdir()):
+        if path.suffix not in _SUFFIXES or not path.is_file():
+            continue
+        try:
+            damage = describe_damage(path)
+            if not damage and path.suffix == ".safetensors":
+                with safe_open(path, framework="pt"):  # reads its head, which says how long it is
+                    pass
+        except (OSError, SafetensorError) as error:
+            damage = f"cannot be read ({error}): it is damaged or cut short"
+        if damage and not (path.suffix == ".txt" and path.stat().st_size == 0):
+            raise UserError(f"{field}: {path} {damage}. Download or copy it again.")
 
 
 def missing_file(folder: Path) -> str:
@@ -43,23 +72,45 @@ def missing_file(folder: Path) -> str:
         return f"weights ({', '.join(_WEIGHTS)})"
     for name in _INDICES:
         if (folder / name).is_file():
-            shards = sorted(set(read_json(folder / name, "model").get("weight_map", {}).values()))
-            return ", ".join(shard for shard in shards if not (folder / shard).is_file())
+            return ", ".join(shard for shard in read_shards(folder / name) if not (folder / shard).is_file())
     return ""
+
+
+def read_shards(index: Path) -> list[str]:
+    """The names of the files over which an index spreads a model's weights.
+
+    Raises:
+        UserError: it is not an index.
+    """
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise UserError(f"{index}: is not an index of weights: it has no `weight_map` from weights to files.")
+    for file in weight_map.values():
+        if not isinstance(file, str) or Path(file).name != file or not file.isprintable():
+            raise UserError(f"{index}: `weight_map` names {file!r:.100}, which is not a file of its folder.")
+    return sorted(set(weight_map.values()))
 
 
 def open_part(load: Callable[[], _T], field: str, source: str) -> _T:
     """Runs `load`, turning what transformers raises about a bad or absent source into one `UserError`."""
     try:
         return load()
-    except UserError:
-        raise
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
-        reason = str(error).strip().splitlines()
+    except UserError as error:
+        if source in str(error) or str(error).startswith(field):
+            raise
+        raise UserError(f"{field}: {source}: {error}") from error
+    except Exception as error:  # of every type, a bare Exception of the tokenizers library included
         raise UserError(
-            f"{field}: cannot load {source}: {reason[0] if reason else type(error).__name__}\n"
-            "Give a complete model folder, or a model on a hub."
+            f"{field}: cannot load {source}: {describe(error)}\nGive a complete model folder, or a model on a hub."
         ) from error
+
+
+def describe(error: Exception) -> str:
+    """What a library says of a bad file, in one line."""
+    reason = " ".join(str(error).split())
+    if not isinstance(error, OSError | ValueError | RuntimeError | SafetensorError) or not reason:
+        reason = f"{type(error).__name__}: {reason}" if reason else type(error).__name__
+    return reason if len(reason) <= _MAX_REASON else f"{reason[:_MAX_REASON]} …"
 
 
 def open_image_processor(source: str, field: str) -> Any:
@@ -75,8 +126,11 @@ def open_image_processor(source: str, field: str) -> Any:
 def check_any_file(source: str | Path, names: tuple[str, ...], field: str, what: str) -> None:
     """Raises `UserError` if a folder holds none of the files in which a tokenizer, say, may be."""
     folder = Path(source)
-    if folder.is_dir() and not any((folder / name).is_file() for name in names):
+    if not folder.is_dir():
+        return
+    if not any((folder / name).is_file() for name in names):
         raise UserError(f"{field}: {folder} has no {what}: none of the files {', '.join(names)} is there.")
+    check_files(folder, field)
 
 
 def check_loaded(info: dict[str, Any], field: str, source: str, ignore: tuple[str, ...] = ()) -> None:

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from llava_npu.errors import UserError, nearest
 from llava_npu.files.atomic import write_folder
+from llava_npu.files.home import expand_home
 from llava_npu.hub.models import HUBS, HubModel
 
 
@@ -42,8 +43,8 @@ def parse_source(source: str, field: str) -> Path | HubModel:
         if name.count("/") != 1 or not all(name.split("/")):
             raise UserError(f"{field}: {source}: a model on a hub is named {scheme}://organisation/name.")
         return HubModel(hub, name, revision or None)
-    if Path(source).expanduser().exists() or source.startswith((".", "/", "~")) or source.count("/") != 1:
-        return Path(source).expanduser()
+    if expand_home(source).exists() or source.startswith((".", "/", "~")) or source.count("/") != 1:
+        return expand_home(source)
     name, _, revision = source.partition("@")
     return HubModel("huggingface", name, revision or None)
 
@@ -120,7 +121,7 @@ def copy_model(folder: Path, target: Path) -> Path:
     Raises:
         UserError: the folder exists, or cannot be written.
     """
-    target = target.expanduser()
+    target = expand_home(target)
     if target.exists():
         raise UserError(f"--to {target}: exists already; name a new folder.")
 

@@ -17,17 +17,30 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 from llava_npu.errors import UserError, nearest
+from llava_npu.files.json_objects import read_json
+from llava_npu.hub.folders import check_files, open_part
+from llava_npu.models.checkpoints.weight_files import check_finite
 from llava_npu.models.sources import ModelSource, write_source
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 BASE = "base.json"
 
+# Settings of peft that change nothing about what saved weights compute, or that both readers heed.
+_HEEDED = frozenset(
+    (
+        *("task_type", "peft_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision"),
+        *("inference_mode", "r", "lora_alpha", "lora_dropout", "use_rslora", "target_modules", "exclude_modules"),
+        *("layers_to_transform", "layers_pattern", "megatron_core", "runtime_config", "eva_config"),
+        *("qalora_group_size", "init_lora_weights", "bias", "ensure_weight_tying"),
+    )
+)
+# Initialisations that leave the base's weights as they are; others (PiSSA, OLoRA, …) take the adapter out of them.
+_KEEPS_BASE = (True, False, None, "gaussian", "orthogonal", "eva")
 _NAME = "default"  # peft's name of an adapter, where there is one only
 _PREFIX = "base_model.model."  # peft's, before every name in its files
 
@@ -92,6 +105,28 @@ def add_adapters(model: nn.Module, layers: Sequence[str], settings: AdapterSetti
     _peft().inject_adapter_in_model(config, model, adapter_name=_NAME)
 
 
+def check_kind(settings: Mapping[str, Any], place: str, heeded: Collection[str] = ()) -> None:
+    """Raises `UserError` for an adapter that computes something else than α/r · B·A on its layers, by the setting.
+
+    Args:
+        settings: an adapter_config.json; `place` says where it stands.
+        heeded: further settings that the reader heeds.
+    """
+    kind = settings.get("peft_type")
+    if kind != "LORA":
+        raise UserError(f"{place}: peft_type is {kind!r}; only 'LORA' is known.")
+    strange = [key for key, value in settings.items() if value and key not in _HEEDED and key not in heeded]
+    if settings.get("init_lora_weights", True) not in _KEEPS_BASE:
+        strange.append("init_lora_weights")
+    if settings.get("bias", "none") != "none":
+        strange.append("bias")
+    if strange:
+        raise UserError(
+            f"{place}: {strange[0]} is {settings[strange[0]]!r:.100}, which is not known here: the merged model would "
+            "compute something else. Merge the adapter with peft (`merge_and_unload`) and use the result."
+        )
+
+
 def is_adapter_parameter(name: str) -> bool:
     return ".lora_" in name
 
@@ -122,12 +157,17 @@ def load_adapters(folder: Path, model: nn.Module) -> None:
     Raises:
         UserError: a file cannot be read, or does not fit the model; nothing is loaded half.
     """
-    try:
-        config = _peft().LoraConfig.from_pretrained(str(folder))
-        saved = load_file(folder / ADAPTER_WEIGHTS)
-    except (OSError, ValueError, TypeError, KeyError, SafetensorError) as error:
-        raise UserError(f"model: the adapters in {folder} cannot be read: {error}") from error
-    layers = sorted(config.target_modules)
+    check_files(folder, "model")
+    config = open_part(lambda: _peft().LoraConfig.from_pretrained(str(folder)), "model (adapters)", str(folder))
+    saved = open_part(lambda: load_file(folder / ADAPTER_WEIGHTS), "model (adapters)", str(folder))
+    check_finite(saved.items(), str(folder / ADAPTER_WEIGHTS))
+    if isinstance(config.target_modules, str) or not all(isinstance(each, str) for each in config.target_modules or ()):
+        raise UserError(
+            f"model: {folder / ADAPTER_CONFIG}: `target_modules` is {config.target_modules!r:.100}; it takes a list of "
+            "the layers that have adapters, as this program writes it."
+        )
+    check_kind(read_json(folder / ADAPTER_CONFIG), str(folder / ADAPTER_CONFIG), ("use_dora", "modules_to_save"))
+    layers = sorted(config.target_modules or ())
     missing = sorted(set(layers) - {name for name, _ in model.named_modules()})
     if missing:
         raise UserError(f"model: {folder} has adapters for layers that its base has not: {', '.join(missing[:6])}.")

@@ -12,8 +12,9 @@ from llava_npu.data.tokenizer import open_tokenizer
 from llava_npu.errors import UserError
 from llava_npu.hub.folders import check_loaded, check_model_folder, open_part
 from llava_npu.hub.hubs import local_folder
+from llava_npu.models.checkpoints.weight_files import check_finite
 from llava_npu.models.configuration import LlavaNpuConfig
-from llava_npu.models.loaded import LoadedModel
+from llava_npu.models.loaded import LoadedModel, check_capacity
 from llava_npu.models.modeling import LlavaNpuForConditionalGeneration
 from llava_npu.models.processing import IMAGE_TOKEN, LlavaNpuProcessor
 from llava_npu.models.projectors import build_projector, grid_defaults
@@ -191,18 +192,23 @@ def load_tower(source: str, dtype: torch.dtype) -> Any:
     config = AutoConfig.from_pretrained(source)
     config = getattr(config, "vision_config", config)  # a whole CLIP or SigLIP: its vision half
     describe_tower(config)  # refuses an unfit kind before anything large is loaded
+    check_capacity(config, AutoModel.from_config, Path(source), "model.vision_tower")
     tower, info = AutoModel.from_pretrained(source, config=config, dtype=dtype, output_loading_info=True)
     check_loaded(info, "model.vision_tower", source, ignore=_NOT_THE_TOWER)
     for name, parameter in tower.named_parameters():
         if name in info["missing_keys"]:  # a pooler: nothing reads it, and it should not differ from load to load
             torch.nn.init.zeros_(parameter)
+    check_finite(tower.named_parameters(), f"model.vision_tower: {source}")
     return tower
 
 
 def _load_language_model(source: str, dtype: torch.dtype) -> Any:
-    check_language_model(AutoConfig.from_pretrained(source), "model.language_model")  # before anything large is loaded
-    model, info = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, output_loading_info=True)
+    config = AutoConfig.from_pretrained(source)
+    check_language_model(config, "model.language_model")  # before anything large is loaded
+    check_capacity(config, AutoModelForCausalLM.from_config, Path(source), "model.language_model")
+    model, info = AutoModelForCausalLM.from_pretrained(source, config=config, dtype=dtype, output_loading_info=True)
     check_loaded(info, "model.language_model", source)
+    check_finite(model.named_parameters(), f"model.language_model: {source}")
     return model
 
 

@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import torch
 
 from llava_npu.data.conversation.jinja_template import chat_template
+from llava_npu.data.conversation.templates import get_template
 from llava_npu.data.tokenizer import open_tokenizer
 from llava_npu.errors import UserError
+from llava_npu.files.atomic import settle
+from llava_npu.files.home import expand_home
 from llava_npu.files.json_objects import read_json
+from llava_npu.hub.folders import check_configuration, open_part
 from llava_npu.models.configuration import LlavaNpuConfig
 from llava_npu.models.modeling import LlavaNpuForConditionalGeneration
-from llava_npu.models.processing import IMAGE_TOKEN, LlavaNpuProcessor
+from llava_npu.models.processing import ASPECT_RATIOS, IMAGE_TOKEN, LlavaNpuProcessor
 from llava_npu.models.vision.image_processors import load_image_processor
+
+_FEWEST_BITS = 2  # of a stored weight
 
 
 class LoadedModel(NamedTuple):
@@ -39,33 +48,98 @@ class LoadedModel(NamedTuple):
         """Writes a model folder that needs no other."""
         self.model.save_pretrained(folder)
         self.processor.save_pretrained(folder)
+        settle(Path(folder))
 
 
 def load_processor(source: str, config: LlavaNpuConfig) -> LlavaNpuProcessor:
     """Loads the processor that belongs to a model of this configuration from its folder."""
     tokenizer = open_tokenizer(Path(source), "model")
     image_processor = load_image_processor(source, "model")
+    _check_vocabulary(source, config, tokenizer)
     if tokenizer.convert_tokens_to_ids(IMAGE_TOKEN) != config.image_token_id:
         raise UserError(
             f"model: the tokenizer in {source} has no {IMAGE_TOKEN} token with id {config.image_token_id}, which "
             "config.json names as image_token_index. Use the tokenizer saved with this model."
         )
     settings = _processor_settings(source)
-    older = Path(source).expanduser() / "chat_template.json"  # processors of transformers before 4.50 wrote this
+    older = expand_home(source) / "chat_template.json"  # processors of transformers before 4.50 wrote this
     if not tokenizer.chat_template and older.is_file():
         tokenizer.chat_template = read_json(older).get("chat_template")
-    return LlavaNpuProcessor.for_config(
-        config,
-        image_processor,
-        tokenizer,
-        template=settings.get("template"),
-        image_aspect_ratio=settings.get("image_aspect_ratio", "pad"),
+    return open_part(
+        lambda: LlavaNpuProcessor.for_config(
+            config,
+            image_processor,
+            tokenizer,
+            template=settings.get("template"),
+            image_aspect_ratio=settings.get("image_aspect_ratio", "pad"),
+        ),
+        "model (processor)",
+        source,
     )
 
 
+def open_config(folder: Path, field: str) -> LlavaNpuConfig:
+    """The configuration of the LLaVA model in a folder.
+
+    Args:
+        field: the setting that names the folder, for messages.
+
+    Raises:
+        UserError: it is absent, damaged or of another model, or a value in it is of the wrong type.
+    """
+    check_configuration(folder, field)
+    path = folder / "config.json"
+    values = read_json(path, field)
+    for part in ("vision_config", "text_config"):
+        inner = values.get(part)
+        if not isinstance(inner, dict):
+            found = f"is {inner!r:.60}" if part in values else "is missing"
+            raise UserError(f"{field}: {path}: `{part}` {found}; a LLaVA model's describes that part of the model.")
+    return open_part(lambda: LlavaNpuConfig.from_pretrained(folder), field, str(path))
+
+
+def check_capacity(config: Any, build: Callable[[Any], torch.nn.Module], folder: Path, field: str) -> None:
+    """Raises `UserError` for a configuration of far more weights than a folder's files hold.
+
+    Found out without memory for them: loading would first make all that are missing.
+
+    Args:
+        config: of the model; `build` makes it, on torch's default device.
+        field: the setting that names the folder, for messages.
+    """
+    with torch.device("meta"):
+        model = open_part(lambda: build(config), field, str(folder / "config.json"))
+    described = sum(parameter.numel() for parameter in model.parameters())
+    held = sum(path.stat().st_size for pattern in ("*.safetensors", "*.bin") for path in folder.glob(pattern))
+    if described * _FEWEST_BITS > held * 8:
+        raise UserError(
+            f"{field}: {folder / 'config.json'} describes a model of {described:,} weights, but the weight files next "
+            f"to it have {held:,} bytes in all. They do not belong together; take both from the same model."
+        )
+
+
+def _check_vocabulary(source: str, config: LlavaNpuConfig, tokenizer: Any) -> None:
+    """Raises `UserError` where a token has no row in the embedding."""
+    highest, rows = max(tokenizer.get_vocab().values(), default=0), config.text_config.vocab_size
+    if highest >= rows:
+        raise UserError(
+            f"model: the tokenizer in {source} has token ids up to {highest}, but the `vocab_size` in its config.json "
+            f"is {rows}. Use the tokenizer saved with this model."
+        )
+
+
 def _processor_settings(source: str) -> dict[str, str]:
-    path = Path(source).expanduser() / "processor_config.json"
+    path = expand_home(source) / "processor_config.json"
     if not path.is_file():
         return {}
     values = read_json(path)
-    return {key: values[key] for key in ("template", "image_aspect_ratio") if values.get(key)}
+    settings = {key: values[key] for key in ("template", "image_aspect_ratio") if values.get(key)}
+    try:
+        get_template(settings.get("template", "v1"))
+        if settings.get("image_aspect_ratio", "pad") not in ASPECT_RATIOS:
+            raise UserError(
+                f"image_aspect_ratio {settings['image_aspect_ratio']!r}: allowed are {', '.join(ASPECT_RATIOS)}."
+            )
+    except (UserError, TypeError) as error:
+        raise UserError(f"model: {path}: {error}") from error
+    return settings

@@ -21,9 +21,9 @@ from llava_npu.hub.hubs import local_folder
 from llava_npu.models.adapters import BASE, is_adapter_folder, load_adapters, merge_adapters
 from llava_npu.models.agreement import check_agreement
 from llava_npu.models.checkpoints.convert import as_hugging_face
+from llava_npu.models.checkpoints.weight_files import check_finite
 from llava_npu.models.composing import change_aspect_ratio, compose
-from llava_npu.models.configuration import LlavaNpuConfig
-from llava_npu.models.loaded import LoadedModel, load_processor
+from llava_npu.models.loaded import LoadedModel, check_capacity, load_processor, open_config
 from llava_npu.models.modeling import LlavaNpuForConditionalGeneration
 from llava_npu.models.proof import check_language_model
 from llava_npu.models.sources import MODEL_FOLDER, ModelSource, read_source
@@ -92,17 +92,30 @@ def _load_whole(
     source: str, device: torch.device | str | None, dtype: torch.dtype | None, quantization: Any | None
 ) -> LlavaNpuForConditionalGeneration:
     check_model_folder(Path(source), "model")
+    config = open_config(Path(source), "model")
+    check_capacity(config, LlavaNpuForConditionalGeneration, Path(source), "model")
     # Quantised weights are made where they stay: they cannot be moved afterwards.
     placed = {} if quantization is None else {"quantization_config": quantization, "device_map": {"": device or "cpu"}}
-
-    def read() -> Any:
-        check_language_model(LlavaNpuConfig.from_pretrained(source).text_config, "model")
-        return LlavaNpuForConditionalGeneration.from_pretrained(
-            source, dtype=dtype or "auto", output_loading_info=True, ignore_mismatched_sizes=True, **placed
-        )
-
-    model, info = open_part(read, "model", source)
+    check_language_model(config.text_config, "model")
+    model, info = open_part(
+        lambda: LlavaNpuForConditionalGeneration.from_pretrained(
+            source,
+            config=config,
+            dtype=dtype or "auto",
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+            **placed,
+        ),
+        "model",
+        source,
+    )
     check_loaded(info, "model", source)
+    check_finite(model.named_parameters(), f"model: {source}")
+    ends = model.generation_config.eos_token_id
+    if not all(isinstance(end, int) for end in (ends if isinstance(ends, list) else [ends or 0])):
+        raise UserError(
+            f"model: {source}/generation_config.json: `eos_token_id` is {ends!r:.60}; it takes one token id, or a list."
+        )
     return model
 
 

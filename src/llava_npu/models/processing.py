@@ -103,6 +103,7 @@ class LlavaNpuProcessor(LlavaProcessor):
             token_grid=_as_json(tiling.token_grid) if tiling is not None else None,
         )
         processor._plain_model_type = config.plain_model_type if config.is_plain_llava else None
+        processor._check_pixels(config.input_size)
         return processor
 
     def to_dict(self) -> dict[str, Any]:
@@ -147,6 +148,25 @@ class LlavaNpuProcessor(LlavaProcessor):
         else:
             images = [self._bounded(image) for image in images]
         return self.image_processor(images=list(images), return_tensors="pt")["pixel_values"]
+
+    def _check_pixels(self, size: Size) -> None:
+        """Raises `UserError` unless an image becomes finite pixels of (height, width) `size`."""
+        try:
+            pixels = self.preprocess_images([Image.new("RGB", (size[1], size[0]))])
+        except UserError:
+            raise
+        except Exception as error:  # whatever a setting of a wrong type leads to
+            raise UserError(
+                f"the image processor's settings cannot be used: {error}. Use those saved with the model."
+            ) from error
+        found = tuple(pixels.shape[-2:])
+        if found != size:
+            raise UserError(
+                f"the image processor makes images of {found[0]}×{found[1]} pixels, but the model takes "
+                f"{size[0]}×{size[1]} (`image_size` of its tower). Use the image processor saved with the model."
+            )
+        if not pixels.isfinite().all():
+            raise UserError("the image processor makes infinite pixels: see its `image_mean` and `image_std`.")
 
     def _bounded(self, image: Image.Image) -> Image.Image:
         """Padded if this model pads, and of a long thin image no more than the image processor will keep."""

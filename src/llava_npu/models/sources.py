@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from llava_npu.errors import UserError
+from llava_npu.files.home import expand_home
 from llava_npu.hub.hubs import is_local
+from llava_npu.hub.models import SMALL_FILES
 
 MODEL_FOLDER = "model"  # where a run folder keeps its final model
 _PARTS = ("vision_tower", "language_model")
@@ -68,6 +70,8 @@ def read_source(path: Path) -> ModelSource:
         values = json.loads(path.read_text(encoding="utf-8"))
         source = ModelSource(values.get("checkpoint"), values.get("changes", {}), values.get("parts", {}))
         locations, fingerprints = source.locations, dict(values.get("fingerprints", {}))
+        if not all(isinstance(text, str) for text in locations.values()):
+            raise TypeError(f"{', '.join(locations)} should be texts")
     except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:
         raise UserError(f"{path}: cannot be read as the description of a base model ({error}).") from error
     for key, location in locations.items():
@@ -102,5 +106,15 @@ def weights_fingerprint(folder: str) -> str:
     return f"sha256:{digest.hexdigest()}"
 
 
+def model_fingerprint(folder: str | Path) -> str:
+    """Of all that a model's folder holds: its weights (`weights_fingerprint`), configuration, tokenizer, processor."""
+    root = expand_home(folder)
+    digest = hashlib.sha256(weights_fingerprint(str(root)).encode())
+    root = root / MODEL_FOLDER if (root / MODEL_FOLDER).is_dir() else root
+    for file in sorted({path for pattern in SMALL_FILES for path in root.glob(pattern)}):
+        digest.update(f"{file.name}\n".encode() + hashlib.sha256(file.read_bytes()).digest())
+    return f"sha256:{digest.hexdigest()}"
+
+
 def _absolute(location: str) -> str:
-    return str(Path(location).expanduser().resolve()) if is_local(location) else location
+    return str(expand_home(location).resolve()) if is_local(location) else location

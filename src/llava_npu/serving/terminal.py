@@ -5,13 +5,13 @@ from __future__ import annotations
 import shlex
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
 from llava_npu.data.images import load_image
 from llava_npu.errors import UserError, nearest
+from llava_npu.files.home import expand_home
 from llava_npu.inference.engine import InferenceEngine
 from llava_npu.inference.prompts import prepare_prompt, with_images_first
 from llava_npu.inference.request import Sampling
@@ -174,7 +174,7 @@ def _command(
     rest = rest.strip()
     if name == "/image":
         for path in _paths(rest):
-            conversation.attach(load_image(Path(path).expanduser(), "/image"))
+            conversation.attach(load_image(expand_home(path), "/image"))
             show_image(path)
     elif name == "/clear":
         conversation.clear()

@@ -10,13 +10,15 @@ from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer
 from llava_npu.config import ModelConfig, RunConfig
 from llava_npu.config.recipes import find_writer
 from llava_npu.errors import UserError
-from llava_npu.hub.folders import check_configuration
+from llava_npu.files.home import expand_home
+from llava_npu.hub.folders import check_configuration, open_part
 from llava_npu.hub.hubs import fetch, is_local, local_folder, on_hub, parse_source
 from llava_npu.hub.models import HubModel
 from llava_npu.models.adapters import BASE, is_adapter_folder
 from llava_npu.models.agreement import check_agreement
 from llava_npu.models.composing import EMBEDDING_MULTIPLE, chosen_resolutions
 from llava_npu.models.configuration import LlavaNpuConfig
+from llava_npu.models.loaded import open_config
 from llava_npu.models.projectors import grid_defaults
 from llava_npu.models.published import published_model, published_models
 from llava_npu.models.sources import MODEL_FOLDER, read_source
@@ -38,7 +40,7 @@ def find_tokenizer(config: RunConfig) -> Any | None:
         source = str(Path(source) / MODEL_FOLDER)
     try:
         return AutoTokenizer.from_pretrained(source, local_files_only=True)
-    except (OSError, ValueError, KeyError):
+    except Exception:  # noqa: BLE001  damaged ones raise every type; whoever needs its weights opens it again and says so
         return None
 
 
@@ -147,7 +149,7 @@ def _part(source: str, field: str, remarks: list[str]) -> Any:
     parsed = parse_source(source, field)
     assert isinstance(parsed, HubModel)
     if parsed.hub == "modelscope":
-        return AutoConfig.from_pretrained(fetch(parsed, field, weights=False))
+        return _read(str(fetch(parsed, field, weights=False)), field)
     source, revision = parsed.name, parsed.revision
     try:
         return AutoConfig.from_pretrained(source, revision=revision or "main", local_files_only=True)
@@ -158,7 +160,7 @@ def _part(source: str, field: str, remarks: list[str]) -> Any:
         remarks.append(f"{field} {source}: its published shape (models/published.py)")
         return known
     try:
-        return AutoConfig.from_pretrained(fetch(parsed, field, weights=False))
+        return _read(str(fetch(parsed, field, weights=False)), field)
     except UserError as error:
         raise UserError(
             f"{error}\nA plan only needs its config.json: a folder that holds one is enough. Known without any: "
@@ -168,7 +170,7 @@ def _part(source: str, field: str, remarks: list[str]) -> Any:
 
 def _without_adapters(choice: ModelConfig) -> ModelConfig:
     """The base of a checkpoint that holds adapters: starting from it is starting from its base with these added."""
-    folder = Path(choice.checkpoint or "").expanduser()
+    folder = expand_home(choice.checkpoint or "")
     if choice.checkpoint is None or not is_local(choice.checkpoint):
         return choice
     folder = next((each for each in (folder, folder / MODEL_FOLDER) if is_adapter_folder(each)), folder)
@@ -195,7 +197,7 @@ def _without_adapters(choice: ModelConfig) -> ModelConfig:
 
 
 def _checkpoint(source: str) -> LlavaNpuConfig:
-    folder = Path(source).expanduser()
+    folder = expand_home(source)
     if is_local(source):
         if not folder.exists():
             raise UserError(
@@ -205,17 +207,11 @@ def _checkpoint(source: str) -> LlavaNpuConfig:
             )
         inner = folder / MODEL_FOLDER
         folder = inner if not (folder / "config.json").is_file() and inner.is_dir() else folder
-        check_configuration(folder, "model.checkpoint")
-        return LlavaNpuConfig.from_pretrained(folder)
-    return LlavaNpuConfig.from_pretrained(local_folder(source, "model.checkpoint", weights=False))
+        return open_config(folder, "model.checkpoint")
+    return open_config(local_folder(source, "model.checkpoint", weights=False), "model.checkpoint")
 
 
 def _read(source: str, field: str) -> Any:
-    folder = Path(source).expanduser()
+    folder = expand_home(source)
     check_configuration(folder, field)
-    try:
-        return AutoConfig.from_pretrained(folder)
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(
-            f"{field}: {folder / 'config.json'} is not the configuration of a known model: {error}"
-        ) from error
+    return open_part(lambda: AutoConfig.from_pretrained(folder), field, str(folder / "config.json"))

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from llava_npu.data import IGNORE_INDEX
 from llava_npu.data.dataset import ConversationDataset, Sample, collate, pack
 from llava_npu.data.plan import BatchLayout, Indices
 from llava_npu.distributed.launched import worker_dies_with_parent
 from llava_npu.errors import UserError
+
+_SHM, _LEAST_SHM = Path("/dev/shm"), 2**20
+_SHARED_MEMORY = (
+    "The shared memory (/dev/shm) through which they hand over batches is too small or full. Make it larger (docker "
+    "run --shm-size=16g …), or set data.workers=0."
+)
 
 
 @dataclass(frozen=True)
@@ -52,6 +60,14 @@ class MicroBatch:
             (len(self.tensors[name]) for name in ("pixel_values", "vision_features") if name in self.tensors), 0
         )
 
+    def share_memory(self) -> MicroBatch:
+        """Moves the tensors to where another process finds them. A worker's queue would do it too, but in a thread
+        whose errors nobody hears of: with no room left, everybody would wait for ever.
+        """
+        for tensor in self.tensors.values():
+            tensor.share_memory_()
+        return self
+
     def pin_memory(self) -> MicroBatch:
         """Copies into memory from which an accelerator can fetch while the host continues."""
         return replace(self, tensors={name: tensor.pin_memory() for name, tensor in self.tensors.items()})
@@ -80,6 +96,8 @@ def steps(
     def shares() -> Iterator[Sequence[Indices]]:  # as they are needed: a list of millions of numbers would be held
         return (layout.share(step, rank) for step in range(first_step, last_step))
 
+    if workers and _SHM.is_dir() and shutil.disk_usage(_SHM).free < _LEAST_SHM:  # semaphores are files there too
+        raise UserError(f"data.workers: {_SHARED_MEMORY}")
     processor = dataset.processor
     loader = DataLoader(
         _ErrorsAsSamples(dataset),
@@ -98,8 +116,20 @@ def steps(
         worker_init_fn=_start_worker,
         persistent_workers=False,
     )
-    batches = map(_raise_error, iter(loader))
+    batches = map(_raise_error, _until_a_worker_dies(loader))
     return ([next(batches) for _ in share] for share in shares())
+
+
+def _until_a_worker_dies(loader: Iterable[MicroBatch | UserError]) -> Iterator[MicroBatch | UserError]:
+    try:
+        yield from loader
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise UserError(
+            f"data.workers: a process that loads data died: {str(error).splitlines()[0]} Of a bus error the cause is: "
+            f"{_SHARED_MEMORY} If it was killed, the machine ran out of memory: set data.workers lower."
+        ) from error
 
 
 def _start_worker(worker: int) -> None:
@@ -133,9 +163,13 @@ def _collate(
     errors = [sample for sample in samples if isinstance(sample, UserError)]
     if errors:
         return errors[0]
-    return micro_batch(
+    batch = micro_batch(
         [sample for sample in samples if isinstance(sample, Sample)], pack_length, pad_token_id, image_token_id
     )
+    try:
+        return batch if get_worker_info() is None else batch.share_memory()
+    except RuntimeError as error:
+        return UserError(f"data.workers: {_SHARED_MEMORY} ({error})")
 
 
 def micro_batch(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -10,9 +11,11 @@ from typing import Any
 from llava_npu import devices
 from llava_npu.config import RunConfig
 from llava_npu.devices import Device
+from llava_npu.errors import UserError
+from llava_npu.hub.hubs import local_folder
 from llava_npu.models.configuration import LlavaNpuConfig
 from llava_npu.models.proof import check_packing
-from llava_npu.models.sources import ModelSource
+from llava_npu.models.sources import ModelSource, model_fingerprint
 from llava_npu.training.architecture import find_tokenizer, model_config
 from llava_npu.training.checkpointing.export import model_source
 from llava_npu.training.data import RunData, check_images, data_fingerprint, open_run_data, sources
@@ -84,6 +87,16 @@ class ResolvedRun:
     def check_images(self) -> None:
         """Raises `UserError` where an image to train or to validate on does not exist."""
         check_images(self.data, self.config.data.bad_samples)
+
+    @cached_property
+    def model_fingerprints(self) -> dict[str, str]:
+        """Of the content of each model that the run starts from, by its key, without those that are gone by now."""
+        found = {}
+        for key, name in self.source.locations.items():
+            with suppress(UserError):  # a finished run's base may be gone, and its hub out of reach
+                if (folder := local_folder(name, f"model.{key}")).is_dir():
+                    found[key] = model_fingerprint(folder)
+        return found
 
     @cached_property
     def data_fingerprint(self) -> str:

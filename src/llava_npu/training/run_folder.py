@@ -1,6 +1,6 @@
 """The run folder: one run's configuration, checkpoints, metrics and final model; opened as a new run or to resume one.
 
-run.yaml              the resolved configuration and the data's fingerprint
+run.yaml              the resolved configuration, and fingerprints of the data and of the model it starts from
 metrics.jsonl         one line per logged step
 bad_samples.jsonl     one line per sample that was replaced, if any
 nonfinite_steps.jsonl one line per step that was skipped, if any
@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -45,21 +45,30 @@ ACCEPTED = "accepted_changes"
 _LOCK_PATIENCE_SECONDS = 5.0
 
 
-def open_run(config: RunConfig, data_fingerprint: str, *, fresh: bool = False, accept_changes: bool = False) -> Path:
+def open_run(
+    config: RunConfig,
+    data_fingerprint: str,
+    model_fingerprints: Mapping[str, str] | None = None,
+    *,
+    fresh: bool = False,
+    accept_changes: bool = False,
+) -> Path:
     """Creates the run folder, or checks that it belongs to this very run, to continue it.
 
     Args:
+        model_fingerprints: of the models that the run starts from, by their keys.
         fresh: delete what a run left there.
-        accept_changes: continue although configuration or data changed; run.yaml then holds the new ones and what
-            changed.
+        accept_changes: continue although configuration, data or model changed; run.yaml then holds the new ones and the
+            changes.
 
     Raises:
-        UserError: the folder holds something else, or a run with another configuration or other data.
+        UserError: the folder holds something else, or a run with another configuration, other data or another model.
     """
     folder = config.output_path
     description = {
         "config": config.model_dump(mode="json"),
         RUN_ID: secrets.token_hex(8),
+        "model_fingerprints": dict(model_fingerprints or {}),
         "data_fingerprint": data_fingerprint,
     }
     if not fresh:
@@ -191,7 +200,14 @@ def _changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
         values = _flatten({key: value for key, value in run.items() if key not in (ACCEPTED, RUN_ID)})
         return {key.removeprefix("config."): value for key, value in values.items()}
 
-    return sorted(changes(flat(before), flat(now), lambda key: not _is_free(key)))
+    old, new = flat(before), flat(now)
+
+    def matters(key: str) -> bool:
+        if key.startswith("model_fingerprints."):  # a model that is gone by now, or that no one noted, is not another
+            return key in old and key in new
+        return not _is_free(key)
+
+    return sorted(changes(old, new, matters))
 
 
 def _is_free(key: str) -> bool:

@@ -108,7 +108,7 @@ def _run_folder(run: ResolvedRun, accelerator: Accelerator, fresh: bool, accept_
     folder, fingerprint = run.config.output_path, run.data_fingerprint
     if accelerator.is_main_process:
         with only_process(folder) if (folder / RUN_FILE).is_file() else nullcontext():
-            open_run(run.config, fingerprint, fresh=fresh, accept_changes=accept_changes)
+            open_run(run.config, fingerprint, run.model_fingerprints, fresh=fresh, accept_changes=accept_changes)
     with only_process(folder) if accelerator.is_main_process else nullcontext():
         accelerator.wait_for_everyone()
         yield folder

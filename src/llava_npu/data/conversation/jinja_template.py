@@ -19,6 +19,7 @@ from llava_npu.data.conversation.chat_template import takes_parts
 from llava_npu.data.conversation.special_tokens import opening_token, special_texts, swallows_first_space
 from llava_npu.data.conversation.templates import BOS, EOS, TOKENIZER, VALUE, Template, get_template
 from llava_npu.data.conversation.turns import IMAGE_MARK, Segment
+from llava_npu.errors import UserError
 
 _MARK = json.dumps(IMAGE_MARK)
 # `messages` → `asked.turns`, alternating texts that start with a question, and `asked.system`. The text of each message
@@ -111,6 +112,10 @@ def chat_template(name: str, tokenizer: Any) -> str:
     """The Jinja text of the template called `name` for this tokenizer."""
     template = get_template(name)
     if template is TOKENIZER:
+        if not tokenizer.chat_template:
+            raise UserError(
+                "template 'tokenizer' needs a tokenizer that has a chat template; use a named template such as 'v1'."
+            )
         inner = tokenizer.get_chat_template().removesuffix("\n")  # as Jinja does at the end of a template
         if inner.startswith(_READ_MESSAGES):  # it was saved by llava-npu
             return inner

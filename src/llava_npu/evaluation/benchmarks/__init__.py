@@ -20,6 +20,7 @@ from llava_npu.evaluation.judge.judging import JudgeRule
 from llava_npu.evaluation.questions import Dataset, Question
 from llava_npu.evaluation.reports.submissions import Submission
 from llava_npu.evaluation.statistics.accuracy import Score
+from llava_npu.files.home import expand_home
 
 Parsed = dict[str, str | None]  # extraction rule → what it read from an answer
 
@@ -121,7 +122,7 @@ def load_modules(names: Iterable[str]) -> None:
             continue
         try:
             if name.endswith(".py"):
-                _import_file(key, Path(name).expanduser())
+                _import_file(key, expand_home(name))
             else:
                 import_module(name)
         except Exception as error:

@@ -58,6 +58,15 @@ def check_images(dataset: Dataset) -> None:
         )
 
 
+def path_inside(root: Path, name: str) -> Path | None:
+    """The path of a file below the resolved folder `root`; None if its name leads out of it, or nowhere."""
+    try:
+        path = (root / name).resolve()
+    except (RuntimeError, ValueError, OSError):  # links in a circle, a null byte, too long a name
+        return None
+    return path if path.is_relative_to(root) else None
+
+
 class QuestionImages:
     """The folder of the images that a question file names."""
 
@@ -76,7 +85,7 @@ class QuestionImages:
             UserError: the field is missing, or leads out of the folder.
         """
         value = record.need(field)
-        path = (self._root / value).resolve()
-        if not path.is_relative_to(self._root):
+        path = path_inside(self._root, value)
+        if path is None:
             raise record.error(field, f"{value!r} leads out of the image folder {self._root}.")
         return ImageFile(path, f"{record.file}, {record.place}")

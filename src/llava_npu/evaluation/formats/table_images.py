@@ -14,6 +14,7 @@ import hashlib
 from collections.abc import Sequence
 
 from llava_npu.data.image_sources import EmbeddedImage, ImageFile, ImageSource
+from llava_npu.evaluation.formats.locating import path_inside
 from llava_npu.evaluation.formats.tables import Row, Table, missing_column
 
 _MAX_REFERENCE = 64  # characters; a longer `image` is an image
@@ -69,8 +70,8 @@ class TableImages:
         root = row.file.parent.resolve()
         images = []
         for part in _parts(row, "image_path", value):
-            path = (root / part).resolve()
-            if not path.is_relative_to(root):
+            path = path_inside(root, part)
+            if path is None:
                 raise row.error("image_path", f"{part!r} leads out of the table's folder {root}.")
             images.append(ImageFile(path, f"{row.file}, row {row.number}, column 'image_path'"))
         return tuple(images)

@@ -6,8 +6,9 @@ memory; here one tensor at a time is held.
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,10 @@ from typing import Any
 import torch
 
 from llava_npu.errors import UserError
+from llava_npu.models.adapters import ADAPTER_CONFIG, check_kind
 from llava_npu.models.checkpoints.weight_files import read_weights
 
 ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin")
-_PLAIN = {"use_dora": False, "fan_in_fan_out": False, "bias": "none", "rank_pattern": {}, "alpha_pattern": {}}
 _NAME = re.compile(r"(?:base_model\.model\.)?(?P<module>.+)\.lora_(?P<which>[AB])(?:\.default)?\.weight")
 
 
@@ -43,19 +44,10 @@ def read_adapter(folder: Path, settings: dict[str, Any]) -> dict[str, LowRank]:
     Raises:
         UserError: the adapter is of a kind that is not plain LoRA, or incomplete.
     """
-    if settings.get("peft_type") != "LORA":
-        raise UserError(f"{folder}/adapter_config.json: peft_type {settings.get('peft_type')!r}; only LORA is known.")
-    for key, plain in _PLAIN.items():
-        if settings.get(key, plain) not in (plain, None):
-            raise UserError(
-                f"{folder}/adapter_config.json: {key} is {settings[key]!r}, which this conversion does not know. Merge "
-                "the adapter with peft (`merge_and_unload`) and convert the result."
-            )
+    check_kind(settings, f"{folder / ADAPTER_CONFIG}", ("rank_pattern", "alpha_pattern"))
     file = next((folder / name for name in ADAPTER_FILES if (folder / name).is_file()), None)
     if file is None:
         raise UserError(f"{folder}: has an adapter_config.json but neither {' nor '.join(ADAPTER_FILES)}.")
-    rank, alpha = int(settings["r"]), float(settings["lora_alpha"])
-    scale = alpha / rank**0.5 if settings.get("use_rslora") else alpha / rank
     halves: dict[str, dict[str, torch.Tensor]] = {}
     for name, tensor in read_weights(file):
         match = _NAME.fullmatch(name)
@@ -65,7 +57,22 @@ def read_adapter(folder: Path, settings: dict[str, Any]) -> dict[str, LowRank]:
     broken = sorted(name for name, pair in halves.items() if len(pair) != 2)
     if broken:
         raise UserError(f"{file}: lora_A or lora_B is missing for {', '.join(broken[:6])}.")
-    return {name: LowRank(pair["A"], pair["B"], scale) for name, pair in halves.items()}
+    return {
+        name: LowRank(pair["A"], pair["B"], _scale(settings, name.removesuffix(".weight")))
+        for name, pair in halves.items()
+    }
+
+
+def _scale(settings: Mapping[str, Any], module: str) -> float:
+    """α/r, or α/√r, of one layer; patterns give single layers a rank or α of their own, by peft's rule."""
+
+    def of_layer(patterns: str, usual: Any) -> float:
+        own = settings.get(patterns) or {}
+        key = next((key for key in own if re.match(rf"(.*\.)?({key})$", module)), None)
+        return float(usual if key is None else own[key])
+
+    rank, alpha = of_layer("rank_pattern", settings["r"]), of_layer("alpha_pattern", settings["lora_alpha"])
+    return alpha / math.sqrt(rank) if settings.get("use_rslora") else alpha / rank
 
 
 def merged(

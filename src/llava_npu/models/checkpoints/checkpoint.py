@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from llava_npu.errors import UserError
+from llava_npu.models.checkpoints.weight_files import check_finite
 from llava_npu.models.checkpoints.weight_names import LM_HEAD, hub_name
 from llava_npu.models.configuration import LlavaNpuConfig
 from llava_npu.models.modeling import LlavaNpuForConditionalGeneration
@@ -40,7 +41,7 @@ class Checkpoint:
 
 
 def checked(checkpoint: Checkpoint) -> Weights:
-    """The weights of a checkpoint, each known to its model and of the right shape, none twice, none missing.
+    """The weights of a checkpoint, each known to its model, of the right shape and finite, none twice, none missing.
 
     Raises:
         UserError: as soon as a weight does not fit, or at the end, with the names of those that are missing.
@@ -64,6 +65,7 @@ def checked(checkpoint: Checkpoint) -> Weights:
             raise UserError(
                 f"{checkpoint.source}: {name} has shape {tuple(tensor.shape)}; its config calls for {expected[name]}."
             )
+        check_finite([(name, tensor)], checkpoint.source)
         seen.add(name)
         yield name, tensor
     missing = sorted(name for name in expected if name and name not in seen and not (tied and name == LM_HEAD))

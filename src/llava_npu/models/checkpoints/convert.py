@@ -13,16 +13,20 @@ from typing import Literal
 from llava_npu.errors import UserError
 from llava_npu.files.atomic import write_folder
 from llava_npu.files.cache import build_once, cache_root
+from llava_npu.files.home import expand_home
 from llava_npu.files.json_objects import read_json
+from llava_npu.hub.folders import check_model_folder, open_part
 from llava_npu.models.adapters import BASE
 from llava_npu.models.checkpoints.checkpoint import Checkpoint
 from llava_npu.models.checkpoints.hugging_face import is_hugging_face, read_hugging_face, write_hugging_face
-from llava_npu.models.checkpoints.official import is_official, read_official
+from llava_npu.models.checkpoints.official import is_official, parts_of_official, read_official
 from llava_npu.models.checkpoints.official_writing import write_official
 from llava_npu.models.checkpoints.weight_files import SHARD_BYTES
-from llava_npu.models.sources import MODEL_FOLDER
+from llava_npu.models.sources import MODEL_FOLDER, model_fingerprint
+from llava_npu.version import __version__
 
 Target = Literal["hf", "official"]
+_FORMAT = 2  # part of the name of a converted copy: raise it when the same model is converted otherwise than before
 
 
 @dataclass(frozen=True)
@@ -83,9 +87,11 @@ def open_checkpoint(source: str, help: Help) -> Checkpoint:
             raise UserError(f"{folder}: is of Hugging Face's layout; --base and --template are for official LLaVA's.")
         return read_hugging_face(folder)
     if is_official(folder, values):
-        return read_official(folder, help.base, help.vision_tower, help.template)
+        return open_part(
+            lambda: read_official(folder, help.base, help.vision_tower, help.template), "model", str(folder)
+        )
     raise UserError(
-        f"{folder}: not a LLaVA model. Its config.json has neither vision_config and text_config (Hugging Face, "
+        f"{folder}: is not a LLaVA model. Its config.json has neither vision_config and text_config (Hugging Face, "
         "llava-npu) nor mm_vision_tower (official LLaVA), and there is no mm_projector.bin."
     )
 
@@ -101,20 +107,30 @@ def as_hugging_face(folder: Path, report: Callable[[str], None], template: str |
     path = folder / "config.json"
     if not path.is_file() or is_hugging_face(values := read_json(path)) or not is_official(folder, values):
         return folder
-    files = sorted((file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in folder.iterdir())
-    digest = hashlib.sha256(json.dumps([str(folder.resolve()), files, template]).encode()).hexdigest()[:16]
+    parts = [model_fingerprint(part) for part in parts_of_official(folder, values)]
+    digest = hashlib.sha256(json.dumps([__version__, _FORMAT, template, *parts]).encode()).hexdigest()[:16]
     copy = cache_root() / "converted" / digest
-    if not copy.is_dir():
+
+    def build(target: Path) -> None:
         report(f"{folder} is of official LLaVA's layout; a copy in Hugging Face's is made once, in {copy}")
         checkpoint = open_checkpoint(str(folder), Help(template=template))
         report(f"its conversation template is {checkpoint.processor.template!r}; --template gives another")
         _check_space(copy, checkpoint.num_bytes)
-        build_once(copy, lambda target: write_hugging_face(checkpoint, target, SHARD_BYTES))
-    return copy
+        write_hugging_face(checkpoint, target, SHARD_BYTES)
+
+    return build_once(copy, build, _is_whole)
+
+
+def _is_whole(folder: Path) -> bool:
+    try:
+        check_model_folder(folder, "converted")
+    except UserError:
+        return False
+    return True
 
 
 def _folder(source: str) -> Path:
-    folder = Path(source).expanduser()
+    folder = expand_home(source)
     if not folder.is_dir():
         raise UserError(f"{source}: is not a folder.")
     if not (folder / "config.json").is_file() and (folder / MODEL_FOLDER / "config.json").is_file():

@@ -6,13 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from llava_npu.errors import UserError
-from llava_npu.hub.folders import open_part
 from llava_npu.models.checkpoints.checkpoint import Checkpoint, Weights, checked
 from llava_npu.models.checkpoints.remote_code import write_remote_code
 from llava_npu.models.checkpoints.weight_files import find_weights, write_weights
 from llava_npu.models.checkpoints.weight_names import hub_name
-from llava_npu.models.configuration import LlavaNpuConfig
-from llava_npu.models.loaded import load_processor
+from llava_npu.models.loaded import load_processor, open_config
 
 # What transformers does not write again, or what other programs look for next to the weights.
 COMPANIONS = ("tokenizer.model", "generation_config.json")
@@ -25,7 +23,7 @@ def read_hugging_face(folder: Path) -> Checkpoint:
         UserError: a file is missing or damaged.
     """
     source = str(folder)
-    config = open_part(lambda: LlavaNpuConfig.from_pretrained(source), "model (config)", source)
+    config = open_config(folder, "model")
     files = find_weights(folder)
     if files is None:
         raise UserError(f"{folder}: has a config.json but no weights.")

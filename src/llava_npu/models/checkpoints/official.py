@@ -26,8 +26,9 @@ from transformers import AutoConfig, LlavaConfig, PretrainedConfig
 
 from llava_npu.data.tokenizer import open_tokenizer
 from llava_npu.errors import UserError
+from llava_npu.files.home import expand_home
 from llava_npu.files.json_objects import read_json
-from llava_npu.hub.folders import check_model_folder, open_part
+from llava_npu.hub.folders import check_model_folder, check_num_layers, open_part
 from llava_npu.hub.hubs import local_folder
 from llava_npu.models.checkpoints.adapters import merged, read_adapter
 from llava_npu.models.checkpoints.checkpoint import Checkpoint, Weights
@@ -67,17 +68,25 @@ class Parts:
         values: its config.json.
         base: the folder of the language model's weights and tokenizer: `folder` itself, or the base model's.
         tower: folder or hub id of the vision tower.
+        tower_field: the setting that names it, for messages.
     """
 
     folder: Path
     values: dict[str, Any]
     base: Path
     tower: str
+    tower_field: str
 
 
 def is_official(folder: Path, values: dict[str, Any]) -> bool:
     """Whether a folder's content is official LLaVA's, whatever the folder is called."""
     return "mm_vision_tower" in values or (folder / PROJECTOR_FILE).is_file() or (folder / TRAINABLES_FILE).is_file()
+
+
+def parts_of_official(folder: Path, values: dict[str, Any]) -> list[Path]:
+    """The folders that an official model is read from: its own, its language model's, its vision tower's."""
+    parts = _locate(folder, values, None, None)
+    return list(dict.fromkeys([parts.folder, parts.base, Path(parts.tower)]))
 
 
 def read_official(
@@ -96,7 +105,7 @@ def read_official(
     """
     values = _read_config(folder / "config.json")
     parts = _locate(folder, values, base, vision_tower)
-    tower_config = _tower_config(parts.tower)
+    tower_config = _tower_config(parts)
     projector = _projector(parts)
     # Else transformers would read config.json, whose "llava" is another.
     tokenizer = open_tokenizer(parts.base, "model", LlavaConfig() if parts.base == folder else None)
@@ -106,7 +115,7 @@ def read_official(
     wanted = max(rows, len(tokenizer))
     text_config.vocab_size = -(-wanted // EMBEDDING_MULTIPLE) * EMBEDDING_MULTIPLE if wanted > rows else rows
     config = _config(parts, tower_config, text_config, projector, image_token_id)
-    image_processor = load_image_processor(parts.tower, "--vision-tower")
+    image_processor = load_image_processor(parts.tower, parts.tower_field)
     processor = LlavaNpuProcessor.for_config(
         config,
         image_processor,
@@ -145,6 +154,7 @@ def read_official(
 def _read_config(path: Path) -> dict[str, Any]:
     """config.json, with numbers and truth values that were written as text; what is needed and not there is refused."""
     values = {key: _from_text(value) for key, value in read_json(path).items()}
+    check_num_layers(values, str(path))
     if values.get("mm_use_im_start_end"):
         raise UserError(
             f"{path}: mm_use_im_start_end is true: the model was trained with <im_start> and <im_end> around each "
@@ -211,11 +221,11 @@ def _locate(folder: Path, values: dict[str, Any], base: str | None, vision_tower
     home = folder
     if needs_base:
         named = base or _named_base(folder, values)
-        if named is None or not Path(named).expanduser().is_dir():
+        if named is None or not expand_home(named).is_dir():
             what = "LoRA weights" if (folder / ADAPTER_CONFIG).is_file() else "a projector alone"
             said = f" Its config names {named!r}, which is not a local folder." if named and not base else ""
             raise UserError(f"{folder}: holds {what}.{said} Give the folder of its language model with --base.")
-        home = Path(named).expanduser()
+        home = expand_home(named)
     elif base is not None:
         raise UserError(f"--base {base}: {folder} is a whole model and needs no base.")
     tower = vision_tower or values.get("mm_vision_tower")
@@ -224,7 +234,8 @@ def _locate(folder: Path, values: dict[str, Any], base: str | None, vision_tower
     if vision_tower is None and not Path(str(tower)).is_dir():  # the folder has moved since it was written
         local = folder / Path(str(tower)).name
         tower = str(local) if local.is_dir() else tower
-    return Parts(folder, values, home, str(local_folder(str(tower), "--vision-tower")))
+    field = "--vision-tower" if vision_tower else f"{folder / 'config.json'}: `mm_vision_tower`"
+    return Parts(folder, values, home, str(local_folder(str(tower), field)), field)
 
 
 def _named_base(folder: Path, values: dict[str, Any]) -> str | None:
@@ -280,8 +291,11 @@ def _projector(parts: Parts) -> ProjectorWeights:
     layout = "llava_npu_2024" if any(each in named for each in _PREDECESSOR_ONLY) else "llava"
     # MobileVLM's first projector and the predecessor's are both called `ldp`; their weights tell.
     first = named == "ldp" and any(name.startswith("model.") for name in weights)
-    kind = "ldp" if first else type_from_original(layout, named)
-    converted = from_original(kind, layout, weights)
+    try:
+        kind = "ldp" if first else type_from_original(layout, named)
+        converted = from_original(kind, layout, weights)
+    except UserError as error:
+        raise UserError(f"{parts.folder}: {error}") from error
     options = {} if kind == "identity" else infer_options(kind, converted)
     if kind in ("tokenpacker", "c_abstractor"):
         for name in ("scale_factor", "num_input_tokens"):
@@ -314,9 +328,9 @@ def _without_defaults(kind: str, options: dict[str, Any]) -> dict[str, Any]:
 # ---- configuration ----
 
 
-def _tower_config(tower: str) -> Any:
-    check_model_folder(Path(tower), "--vision-tower")
-    config = open_part(lambda: AutoConfig.from_pretrained(tower), "--vision-tower", tower)
+def _tower_config(parts: Parts) -> Any:
+    check_model_folder(Path(parts.tower), parts.tower_field)
+    config = open_part(lambda: AutoConfig.from_pretrained(parts.tower), parts.tower_field, parts.tower)
     return getattr(config, "vision_config", config)
 
 

@@ -15,11 +15,19 @@ import torch
 
 from llava_npu.errors import UserError
 from llava_npu.files.json_objects import read_json
+from llava_npu.hub.hubs import local_folder
 from llava_npu.models.checkpoints.checkpoint import Checkpoint, Weights, checked
 from llava_npu.models.checkpoints.official import LANGUAGE_MODELS, TEMPLATE_KEY
 from llava_npu.models.checkpoints.projectors import LAYOUTS, to_original
-from llava_npu.models.checkpoints.weight_files import write_weights
-from llava_npu.models.checkpoints.weight_names import EMBEDDING, LM_HEAD, PROJECTOR, VISION_TOWER, to_official
+from llava_npu.models.checkpoints.weight_files import find_weights, write_weights
+from llava_npu.models.checkpoints.weight_names import (
+    EMBEDDING,
+    LM_HEAD,
+    PROJECTOR,
+    VISION_TOWER,
+    to_official,
+    tower_weight,
+)
 from llava_npu.models.configuration import LlavaNpuConfig
 from llava_npu.models.projectors import canonical_type, registered_name
 
@@ -89,7 +97,9 @@ def write_official(
             yield to_official(PROJECTOR + name), tensor
 
     write_weights(folder, language_model(), shard_bytes)
-    if vision_tower is None:
+    if vision_tower is not None:
+        _check_equal_tower(checkpoint, tower, vision_tower)
+    else:
         _write_tower(checkpoint, tower, folder / TOWER_FOLDER, shard_bytes)
     values = _config_values(checkpoint, rows, layout, vision_tower or str(final.resolve() / TOWER_FOLDER))
     (folder / "config.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
@@ -124,6 +134,25 @@ def _write_tower(checkpoint: Checkpoint, weights: Mapping[str, torch.Tensor], fo
     write_weights(folder, iter(weights.items()), shard_bytes)
     checkpoint.config.vision_config.save_pretrained(folder)
     checkpoint.processor.image_processor.save_pretrained(folder)
+
+
+def _check_equal_tower(checkpoint: Checkpoint, weights: Mapping[str, torch.Tensor], named: str) -> None:
+    """Raises `UserError` unless the tower that will be named has this model's weights: training it would be lost."""
+    folder = local_folder(named, "--vision-tower")
+    files = find_weights(folder) if folder.is_dir() else None
+    if files is None:
+        raise UserError(f"--vision-tower: {named} is not a folder with the weights of a vision tower.")
+    kind, equal = checkpoint.config.tower.kind, set()
+    for name, tensor in files:
+        own = weights.get(tower_weight(name.removeprefix("vision_tower."), kind).removeprefix(VISION_TOWER))
+        if own is not None and own.shape == tensor.shape and torch.equal(own, tensor.to(own.dtype)):
+            equal.add(name)
+    if len(equal) < len(weights):
+        raise UserError(
+            f"--vision-tower: {len(weights) - len(equal)} of {len(weights)} weights of the vision tower in "
+            f"{checkpoint.source} are not those of {named}: it was trained, or is another tower. Leave the option out, "
+            "and its weights are written next to the model."
+        )
 
 
 def _config_values(checkpoint: Checkpoint, rows: int, layout: str, tower: str) -> dict[str, Any]:
@@ -182,6 +211,6 @@ def _write_tokenizer(checkpoint: Checkpoint, folder: Path, rows: int) -> None:
     settings = read_json(path)
     for key in ("additional_special_tokens", "extra_special_tokens", "added_tokens_decoder"):
         settings.pop(key, None)
-    if checkpoint.processor.tokenizer.pad_token_id >= rows:
+    if (checkpoint.processor.tokenizer.pad_token_id or 0) >= rows:
         settings.pop("pad_token", None)
     path.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

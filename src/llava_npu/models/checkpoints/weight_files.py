@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 
 from llava_npu.errors import UserError
-from llava_npu.files.json_objects import read_json
+from llava_npu.files.damage import describe_damage
+from llava_npu.hub.folders import describe, read_shards
 
 SHARD_BYTES = 2 * 2**30
 # In this order: where a folder has both, safetensors cannot run code and load faster.
@@ -65,8 +66,14 @@ def read_weights(file: Path, wanted: Callable[[str], bool] = lambda name: True) 
                     yield name, weights.get_tensor(name)
         else:
             yield from ((name, tensor) for name, tensor in _unpickled(file).items() if wanted(name))
-    except (OSError, EOFError, SafetensorError, RuntimeError, pickle.UnpicklingError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    except UserError:
+        raise
+    except Exception as error:  # damaged pickles raise every type
+        if damage := describe_damage(file):
+            raise UserError(f"{file} {damage}. Download or copy it again.") from error
+        reason = describe(error)
+        if isinstance(error, pickle.UnpicklingError):  # whose text is advice on how to run what the file says
+            reason = "it is damaged, or holds more than tensors, which could run code"
         raise UserError(f"{file}: cannot be read as weights: {reason}") from error
 
 
@@ -78,6 +85,33 @@ def _unpickled(file: Path) -> dict[str, torch.Tensor]:
     if not isinstance(values, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in values.values()):
         raise UserError(f"{file}: holds something else than named tensors.")
     return values
+
+
+def check_finite(weights: Iterable[tuple[str, torch.Tensor]], place: str) -> None:
+    """Raises `UserError` where a weight is NaN or infinite: nothing that such a model answers means anything.
+
+    One pass over the memory of each tensor, on its device; one wait for all.
+    """
+    flags = {name: _is_finite(tensor) for name, tensor in weights if tensor.is_floating_point() and tensor.numel()}
+    flags = {name: flag for name, flag in flags.items() if flag.device.type != "meta"}
+    if not flags or bool(torch.stack(list(flags.values())).all()):
+        return
+    broken = [name for name, flag in flags.items() if not flag]
+    shown = ", ".join(broken[:6]) + (" …" if len(broken) > 6 else "")
+    raise UserError(
+        f"{place}: weights that are NaN or infinite, {len(broken)} in all: {shown}. The file is damaged, or training "
+        "diverged before it was written; take another copy or an earlier checkpoint."
+    )
+
+
+def _is_finite(tensor: torch.Tensor) -> torch.Tensor:
+    tensor = tensor.detach()
+    if tensor.element_size() == 1:  # eight-bit floats know few operations
+        tensor = tensor.float()
+    if tensor.device.type == "cpu":  # the least and the greatest take no further memory
+        least, greatest = torch.aminmax(tensor)
+        return least.isfinite() & greatest.isfinite()
+    return tensor.isfinite().all()
 
 
 def write_weights(folder: Path, weights: Iterable[tuple[str, torch.Tensor]], shard_bytes: int = SHARD_BYTES) -> None:
@@ -118,10 +152,7 @@ def _numbered(folder: Path, number: int) -> Path:
 
 
 def _shards(index: Path) -> list[str]:
-    try:
-        names = sorted(set(read_json(index)["weight_map"].values()))
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise UserError(f"{index}: is not an index of weights: {error}") from error
+    names = read_shards(index)
     missing = [name for name in names if not (index.parent / name).is_file()]
     if missing:
         raise UserError(f"{index}: names files that are missing: {', '.join(missing)}.")

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 from PIL import Image
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from llava_npu.data.image_roots import ImagePath
@@ -41,13 +42,15 @@ class FeatureStore:
         self._files: dict[ImagePath, Path] = {}
 
     def __getitem__(self, image: ImagePath) -> torch.Tensor:
-        file = self._file(image)
-        if not file.is_file():
-            raise KeyError(image)
-        return load_file(file)["features"]
+        return load_file(self._file(image))["features"]
 
     def __contains__(self, image: ImagePath) -> bool:
-        return self._file(image).is_file()
+        """Whether its file is there and whole; a damaged one is computed again."""
+        try:
+            with safe_open(self._file(image), framework="pt"):  # reads the head, which says how long the file is
+                return True
+        except (OSError, SafetensorError):
+            return False
 
     def put(self, image: ImagePath, features: torch.Tensor) -> None:
         """Keeps the features (tiles, tokens, channels) of an image."""
