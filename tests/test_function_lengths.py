@@ -6,7 +6,7 @@ import ast
 from pathlib import Path
 
 PRODUCT = Path(__file__).resolve().parent.parent / "src/llava_npu"
-LONGEST, MOST_LONG = 60, 4
+LONGEST, MOST_LONG = 60, 3
 
 
 def test_no_more_long_functions() -> None:

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from llava_npu import devices
 from llava_npu.config import RunConfig
-from llava_npu.devices.profiling import Operation, ascend_kind, kernel_kind, operator_kind
+from llava_npu.devices.profiling import ProfiledOperation, ascend_kind, kernel_kind, operator_kind
 from llava_npu.errors import UserError
 from llava_npu.training import train
 from llava_npu.training.monitoring.profiling import ProfiledSteps, StepProfiler, time_by_kind
@@ -82,14 +82,14 @@ def test_steps_past_the_end_are_refused(make_run: MakeRun) -> None:
 @pytest.mark.parametrize("host_computes", [True, False])
 def test_each_moment_counts_once(host_computes: bool) -> None:
     operations = [
-        Operation("llava_npu: step", "range", 0, 100),
-        Operation("llava_npu: input", "range", 0, 20),
-        Operation("aten::mul", "vector", 10, 30),  # half of it while data is loaded
-        Operation("aten::mm", "matrix", 25, 50),
-        Operation("attention", "attention", 40, 60),
-        Operation("all_reduce", "communication", 50, 80),
-        Operation("synchronize", "waiting", 80, 90),
-        Operation("aten::mm", "matrix", 110, 120),  # after the last step
+        ProfiledOperation("llava_npu: step", "range", 0, 100),
+        ProfiledOperation("llava_npu: input", "range", 0, 20),
+        ProfiledOperation("aten::mul", "vector", 10, 30),  # half of it while data is loaded
+        ProfiledOperation("aten::mm", "matrix", 25, 50),
+        ProfiledOperation("attention", "attention", 40, 60),
+        ProfiledOperation("all_reduce", "communication", 50, 80),
+        ProfiledOperation("synchronize", "waiting", 80, 90),
+        ProfiledOperation("aten::mm", "matrix", 110, 120),  # after the last step
     ]
     times = time_by_kind(operations, host_computes=host_computes)
     assert {kind: round(1e9 * seconds) for kind, seconds in times.items()} == {

@@ -11,8 +11,6 @@ from llava_npu.errors import UserError
 from llava_npu.files.home import expand_home
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from llava_npu.comparison.table import TrialRow
 
 
@@ -42,16 +40,10 @@ def compare(
 
     Exit status 1 if a trial failed.
     """
-    from llava_npu.files.console import SafeConsole
-
     if report:
         if device or retry_failed or dry_run or debug_size:
             raise UserError("--report runs nothing; only --output can be combined with it.")
-        from llava_npu.comparison.existing import report_on
-
-        folders = [expand_home(folder) for folder in config]
-        page, lines = report_on(folders, output or folders[0])
-        _show(SafeConsole(), lines, page)
+        _report([expand_home(folder) for folder in config], output)
         return
     if output is not None:
         raise UserError("--output is for --report; the folder of a comparison is `output` in its file: output=DIR.")
@@ -77,13 +69,22 @@ def compare(
     from llava_npu.comparison.run import compare as run_comparison
 
     page, lines = run_comparison(comparison, str(file), devices=device or (), retry_failed=retry_failed)
-    _show(SafeConsole(), lines, page)
+    _show(lines, page)
     if any(line.failure and line.failure.kind == "failed" for line in lines):
         raise typer.Exit(1)
 
 
-def _show(console: Console, lines: list[TrialRow], page: Path) -> None:
-    from llava_npu.comparison.table import as_terminal
+def _report(folders: list[Path], output: Path | None) -> None:
+    from llava_npu.comparison.existing import report_on
 
+    page, lines = report_on(folders, output or folders[0])
+    _show(lines, page)
+
+
+def _show(lines: list[TrialRow], page: Path) -> None:
+    from llava_npu.comparison.table import as_terminal
+    from llava_npu.files.console import SafeConsole
+
+    console = SafeConsole()
     console.print(as_terminal(lines))
     console.print(f"Tables, plot and page: {page}", soft_wrap=True, highlight=False)

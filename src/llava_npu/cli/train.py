@@ -70,6 +70,10 @@ def train(
         flags = _flags(device, profile, **switches, ignore_plan=ignore_plan)
         launch_and_exit(["train", config, *(overrides or []), *flags], devices)
         return
+    _train(run, fresh=fresh, accept_changes=accept_changes, ignore_plan=ignore_plan, profile=profile)
+
+
+def _train(run: RunConfig, *, fresh: bool, accept_changes: bool, ignore_plan: bool, profile: str | None) -> None:
     from llava_npu.distributed import launched
     from llava_npu.planning.check import refuse_what_cannot_fit
     from llava_npu.training import train as run_training

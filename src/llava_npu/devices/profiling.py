@@ -30,7 +30,7 @@ _MATRIX_KERNEL = re.compile(r"gemm|gemv|cutlass|cublas|xmma|wgmma|nvjet|convolve
 
 
 @dataclass(frozen=True)
-class Operation:
+class ProfiledOperation:
     """Something that took time, from `start` to `end`.
 
     Attributes:
@@ -62,7 +62,7 @@ class Profiler(ABC):
         """Stops watching, and writes the trace."""
 
     @abstractmethod
-    def operations(self) -> list[Operation]:
+    def operations(self) -> list[ProfiledOperation]:
         """What was seen, once `stop` has been called."""
 
 
@@ -81,11 +81,11 @@ class TorchProfiler(Profiler):
         self._file.parent.mkdir(parents=True, exist_ok=True)
         self._profiler.export_chrome_trace(str(self._file))
 
-    def operations(self) -> list[Operation]:
+    def operations(self) -> list[ProfiledOperation]:
         found = (self._operation(event) for event in trace_events(self._file))
         return [each for each in found if each is not None]
 
-    def _operation(self, event: dict[str, Any]) -> Operation | None:
+    def _operation(self, event: dict[str, Any]) -> ProfiledOperation | None:
         kind = self._kind(event["name"], event.get("cat", ""))
         return None if kind is None else operation(event, kind)
 
@@ -137,8 +137,8 @@ class AscendProfiler(Profiler):
     def stop(self) -> None:
         self._profiler.stop()
 
-    def operations(self) -> list[Operation]:
-        found: list[Operation] = []
+    def operations(self) -> list[ProfiledOperation]:
+        found: list[ProfiledOperation] = []
         for output in self._folder.glob("*_ascend_pt/ASCEND_PROFILER_OUTPUT"):
             if (table := output / "kernel_details.csv").is_file():
                 found += _kernels(table)
@@ -147,12 +147,12 @@ class AscendProfiler(Profiler):
         return found
 
 
-def _kernels(table: Path) -> Iterator[Operation]:
+def _kernels(table: Path) -> Iterator[ProfiledOperation]:
     with table.open(newline="", encoding="utf-8") as lines:
         for row in csv.DictReader(lines):
             start, duration = (_nanoseconds(row[name]) for name in ("Start Time(us)", "Duration(us)"))
             kind = ascend_kind(row.get("Type") or row["Name"], row.get("Accelerator Core") or "")
-            yield Operation(row["Name"], kind, start, start + duration)
+            yield ProfiledOperation(row["Name"], kind, start, start + duration)
 
 
 def _host_kind(name: str) -> Kind | None:
@@ -170,10 +170,10 @@ def trace_events(file: Path) -> list[dict[str, Any]]:
     return [event for event in events if event.get("ph") == "X"]
 
 
-def operation(event: dict[str, Any], kind: Kind) -> Operation:
+def operation(event: dict[str, Any], kind: Kind) -> ProfiledOperation:
     """An event of such a trace."""
     start = _nanoseconds(event["ts"])
-    return Operation(event["name"], kind, start, start + _nanoseconds(event["dur"]))
+    return ProfiledOperation(event["name"], kind, start, start + _nanoseconds(event["dur"]))
 
 
 def _nanoseconds(microseconds: str | float) -> int:

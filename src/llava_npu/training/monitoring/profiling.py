@@ -13,7 +13,7 @@ from rich.table import Table
 from torch.profiler import record_function
 
 from llava_npu.devices import Device
-from llava_npu.devices.profiling import Operation, Profiler
+from llava_npu.devices.profiling import ProfiledOperation, Profiler
 from llava_npu.errors import UserError
 
 PROFILES = "profile"  # in the run folder
@@ -124,7 +124,7 @@ class StepProfiler:
             self._console.print(_table(steps, times, count), f"trace: {self._folder}", sep="\n")
 
 
-def time_by_kind(operations: Sequence[Operation], *, host_computes: bool) -> dict[str, float]:
+def time_by_kind(operations: Sequence[ProfiledOperation], *, host_computes: bool) -> dict[str, float]:
     """Seconds of each kind between the first step's start and the last one's end; each moment counts once.
 
     A moment belongs to what the device computes then, else to what it sends, else to what the host does meanwhile.
@@ -157,7 +157,7 @@ def time_by_kind(operations: Sequence[Operation], *, host_computes: bool) -> dic
     return {kind: time / 1e9 for kind, time in nanoseconds.items()}
 
 
-def _kind(operation: Operation) -> str | None:
+def _kind(operation: ProfiledOperation) -> str | None:
     if operation.kind == "range":
         return {_STEP: "host", _INPUT: "input"}.get(operation.name)
     return "idle" if operation.kind == "waiting" else operation.kind
