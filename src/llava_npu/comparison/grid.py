@@ -8,7 +8,7 @@ import itertools
 import json
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +69,7 @@ def expand(config: ComparisonConfig, where: str) -> list[Trial]:
     trials = []
     for encoder, projector in itertools.product(_encoders(config, where), _projectors(config, where)):
         for varied, variant in variants:
-            trials.append(_trial(variant, encoder, projector, varied, where, fingerprints))
+            trials.append(replace(_trial(variant, encoder, projector, where, fingerprints), varied=varied))
     digests = [trial.folder.name.rpartition("-")[2] for trial in trials]
     for trial, digest in zip(trials, digests, strict=True):
         if digests.count(digest) > 1:
@@ -140,7 +140,6 @@ def _trial(
     config: ComparisonConfig,
     encoder: _Encoder,
     projector: _Projector,
-    varied: dict[str, Any],
     where: str,
     fingerprints: dict[str, str],
 ) -> Trial:
@@ -160,7 +159,7 @@ def _trial(
     if finetune is not None:
         start = finetune.model.model_copy(update={"checkpoint": align.output})
         finetune = finetune.model_copy(update={"output": str(folder / "finetune"), "model": start})
-    return Trial(encoder.name, projector.name, varied, align, finetune, folder)
+    return Trial(encoder.name, projector.name, {}, align, finetune, folder)
 
 
 def _run(

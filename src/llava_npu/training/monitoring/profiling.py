@@ -53,7 +53,7 @@ class ProfiledSteps:
         return cls(first, last)
 
     def check(self, num_steps: int) -> None:
-        """Raises `UserError` where a run does not have so many steps."""
+        """Raises `UserError` where a run has fewer steps."""
         if self.last > num_steps:
             raise UserError(f"--profile {self}: the run has {num_steps} steps; give steps from 1 to {num_steps}.")
 
