@@ -38,6 +38,7 @@ from llava_npu.comparison.grid import Trial
 from llava_npu.comparison.results import BenchmarkResult, Estimate, Result, SampleOutput
 from llava_npu.config import RunConfig
 from llava_npu.config.comparison import BenchmarkConfig
+from llava_npu.config.parts import StageName
 from llava_npu.data.records import load_records
 from llava_npu.devices import Device
 from llava_npu.distributed import launched
@@ -115,7 +116,7 @@ def run_trial(folder: Path, device_name: str) -> Result | None:
     return result
 
 
-def _measure(folder: Path, device: Device, peaks: Mapping[str, int], console: Console) -> Result:
+def _measure(folder: Path, device: Device, peaks: Mapping[StageName, int], console: Console) -> Result:
     """What is to be known of the trained model; `peaks`: bytes, of each stage."""
     trial, measured = read_trial(folder)
     dtype = device.autocast_dtype or torch.float32
