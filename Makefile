@@ -4,10 +4,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 LMMS_EVAL := $(VENV)/.lmms-eval
+VLLM := .venv-vllm
 # The interpreter must be new enough before anything is downloaded.
 CHECK := import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed; this is " + sys.version.split()[0] + ". Give another: make PYTHON=/path/to/python3.11")
 
-.PHONY: demo test test-fast lint format docs clean help
+.PHONY: demo test test-fast test-vllm lint format docs clean help
 .DEFAULT_GOAL := help
 
 help: ## show this list
@@ -35,6 +36,13 @@ test: $(LMMS_EVAL) ## set up, then run all tests, on this machine's devices and 
 test-fast: $(INSTALLED) ## the tests that take less than about 2 seconds each, on this machine's devices (under 3 minutes on 2 cores)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadscope -m "not slow" $(ARGS)
 
+$(VLLM)/.installed: tests/in_vllm/install.sh constraints.txt
+	rm -rf $(VLLM)
+	tests/in_vllm/install.sh $(VLLM) $(PYTHON)
+
+test-vllm: $(VLLM)/.installed ## open exported models in a real vLLM, in an environment of its own (Linux; 1 GB)
+	OMP_NUM_THREADS=1 $(VLLM)/bin/python -m pytest tests/in_vllm $(ARGS)
+
 lint: $(INSTALLED) ## style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -50,4 +58,4 @@ docs: $(INSTALLED) ## generate the reference pages and build the site into site/
 	$(BIN)/mkdocs build --strict --quiet
 
 clean: ## remove the environment and caches
-	rm -rf $(VENV) site .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VLLM) site .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
-from transformers import AutoProcessor, LlavaProcessor, pipeline
+from transformers import AutoProcessor, BitImageProcessor, Dinov2Config, Dinov2Model, LlavaProcessor, pipeline
 
 from llava_npu import LlavaNpuProcessor, UserError
 from llava_npu.data import encode_conversation
@@ -131,9 +132,19 @@ def test_pipeline_answers(parts: Path, tmp_path: Path) -> None:
     assert answer == expected
 
 
-def test_every_tool_pads_pictures_as_training_did(parts: Path, tmp_path: Path) -> None:
+def _write_dinov2(folder: Path) -> Path:
+    size = {"height": 28, "width": 28}
+    config = Dinov2Config(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, image_size=28, patch_size=7)
+    Dinov2Model(config).save_pretrained(folder)
+    BitImageProcessor(size={"shortest_edge": 32}, crop_size=size).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("tower", ["clip", "siglip", "dinov2"])
+def test_every_tool_pads_images_as_training_did(parts: Path, tmp_path: Path, tower: str) -> None:
     """Hugging Face's own processor, which plain LLaVA models are opened with, on an image that is not square."""
-    model, processor = compose(str(parts / "clip"), str(parts / "lm"))
+    source = _write_dinov2(tmp_path / tower) if tower == "dinov2" else parts / tower
+    model, processor = compose(str(source), str(parts / "lm"))
     for number in ("first", "again"):  # what was saved and loaded is saved the same
         folder = tmp_path / number
         model.save_pretrained(folder)
@@ -142,4 +153,7 @@ def test_every_tool_pads_pictures_as_training_did(parts: Path, tmp_path: Path) -
         assert type(theirs) is LlavaProcessor
         pixels = theirs(images=PICTURE, text="<image>", return_tensors="pt")["pixel_values"]
         torch.testing.assert_close(pixels, processor.preprocess_images([PICTURE]), atol=0, rtol=0)
+        # vLLM chooses by this name; our plug-in says what vLLM's LLaVA cannot do.
+        (architecture,) = json.loads((folder / "config.json").read_text())["architectures"]
+        assert architecture == ("LlavaNpu" if tower == "dinov2" else "Llava") + "ForConditionalGeneration"
         model, processor = load(folder)

@@ -1,4 +1,4 @@
-"""The vLLM plug-in against stand-ins of the classes that it touches: vLLM cannot be installed next to these tests."""
+"""The vLLM plug-in against stand-ins of the classes that it touches; `make test-vllm` opens models in vLLM itself."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import importlib
 import importlib.metadata
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 from torch import nn
 
 import tiny
+from in_vllm.outcomes import table
 from llava_npu import LlavaNpuConfig, LlavaNpuForConditionalGeneration, UserError
 from llava_npu.models.projectors import build_projector
 
@@ -67,6 +69,11 @@ def vllm(monkeypatch: pytest.MonkeyPatch) -> Iterator[_Registry]:
         monkeypatch.setitem(sys.modules, name, module)
     yield registry
     sys.modules.pop("llava_npu.serving.vllm.model", None)
+
+
+def test_the_outcomes_in_vllm_are_in_the_docs() -> None:
+    """Each row is held by tests/in_vllm."""
+    assert table() in (Path(__file__).parents[2] / "docs" / "serving.md").read_text()
 
 
 def _config(projector: str, **options: Any) -> LlavaNpuConfig:

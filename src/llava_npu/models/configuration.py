@@ -14,6 +14,7 @@ from llava_npu.models.vision.multiscale import check_scales
 from llava_npu.models.vision.towers import Tower, check_layers, describe_tower
 
 PLAIN_PROJECTOR = "mlp2x_gelu"  # the one that transformers' own LLaVA has
+VLLM_TOWERS = ("clip_vision_model", "siglip_vision_model")  # that vLLM's LLaVA has
 
 
 @strict
@@ -157,8 +158,12 @@ class LlavaNpuConfig(LlavaConfig):
 
     def to_dict(self) -> dict[str, Any]:
         values = super().to_dict()
+        # transformers chooses by the model type, vLLM by the architecture: ours leads to the plug-in, which also says
+        # what vLLM's LLaVA cannot do.
+        values["architectures"] = ["LlavaNpuForConditionalGeneration"]
         if self.is_plain_llava:
             values["model_type"] = self.plain_model_type
-            anyres = self.image_grid_pinpoints is not None
-            values["architectures"] = [f"Llava{'Next' if anyres else ''}ForConditionalGeneration"]
+            if self.vision_config.model_type in VLLM_TOWERS:
+                anyres = self.image_grid_pinpoints is not None
+                values["architectures"] = [f"Llava{'Next' if anyres else ''}ForConditionalGeneration"]
         return values

@@ -18,10 +18,12 @@ from llava_npu.errors import UserError
 from llava_npu.models.configuration import LlavaNpuConfig
 from llava_npu.models.projectors.grid import Grid
 from llava_npu.models.vision.anyres import Size, Tiling
-from llava_npu.models.vision.image_processors import as_llava_next, processor_size
+from llava_npu.models.vision.image_processors import as_llava_next, processor_size, with_pillow
 
 IMAGE_TOKEN = "<image>"
 ASPECT_RATIOS = ("pad", "square", "anyres")
+# Image processors that resize, crop, rescale and normalise, as LLaVA's does after it has padded.
+_PADDED_BY_LLAVAS = ("CLIPImageProcessor", "SiglipImageProcessor", "BitImageProcessor")
 
 
 class LlavaNpuProcessor(LlavaProcessor):
@@ -53,7 +55,7 @@ class LlavaNpuProcessor(LlavaProcessor):
         **kwargs: Any,
     ):
         super().__init__(
-            image_processor,
+            with_pillow(image_processor),
             tokenizer,
             patch_size=patch_size,
             vision_feature_select_strategy=vision_feature_select_strategy,
@@ -112,9 +114,11 @@ class LlavaNpuProcessor(LlavaProcessor):
         if self._plain_model_type == "llava":
             values["processor_class"] = LlavaProcessor.__name__
             images = values.get("image_processor", {})
-            if self.image_aspect_ratio == "pad" and images.get("image_processor_type") == "CLIPImageProcessor":
-                # CLIP's own crops what is not square; LLaVA's pads with the mean colour first, as in training.
-                values["image_processor"] = {**images, "image_processor_type": "LlavaImageProcessor", "do_pad": True}
+            if self.image_aspect_ratio == "pad" and images.get("image_processor_type") in _PADDED_BY_LLAVAS:
+                # Their own crops or stretches what is not square; LLaVA's pads with the mean colour first, as in
+                # training, and crops unless told otherwise.
+                padded = {"image_processor_type": "LlavaImageProcessor", "do_pad": True}
+                values["image_processor"] = {**images, **padded, "do_center_crop": bool(images.get("do_center_crop"))}
         elif self._plain_model_type == "llava_next":
             assert self.tiling is not None
             values["processor_class"] = LlavaNextProcessor.__name__

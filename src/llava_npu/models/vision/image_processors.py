@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import transformers
 from transformers import CLIPImageProcessorPil, LlavaImageProcessorPil, LlavaNextImageProcessorPil
 
 from llava_npu.hub.folders import open_image_processor
@@ -24,6 +25,12 @@ def load_image_processor(source: str, field: str) -> Any:
     if isinstance(processor, LlavaNextImageProcessorPil | LlavaImageProcessorPil):  # tiles and padding are ours
         return CLIPImageProcessorPil.from_dict(_settings(processor))
     return processor
+
+
+def with_pillow(image_processor: Any) -> Any:
+    """The same image processor with transformers' Pillow backend, which its Auto classes take where nothing else is."""
+    pillow = getattr(transformers, f"{type(image_processor).__name__}Pil", None)
+    return image_processor if pillow is None else pillow.from_dict(image_processor.to_dict())
 
 
 def as_llava_next(image_processor: Any, tiling: Tiling) -> LlavaNextImageProcessorPil:

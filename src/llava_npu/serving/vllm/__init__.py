@@ -2,8 +2,7 @@
 
 A model with the two-layer MLP needs none of this: its checkpoint is plain LLaVA, which vLLM has.
 
-vLLM could not be run where this was written: the plug-in follows vLLM's documentation and source, and was tested
-against stand-ins of the few classes that it touches.
+`make test-vllm` opens models of every projector in a real vLLM.
 """
 
 from __future__ import annotations

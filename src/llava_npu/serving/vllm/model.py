@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from torch import nn
+from transformers import PretrainedConfig
 from vllm.model_executor.models.llava import (
     LlavaDummyInputsBuilder,
     LlavaForConditionalGeneration,
@@ -18,20 +19,17 @@ from vllm.model_executor.models.llava import (
 from vllm.multimodal import MULTIMODAL_REGISTRY
 
 from llava_npu.errors import UserError
-from llava_npu.models.configuration import LlavaNpuConfig
+from llava_npu.models.configuration import VLLM_TOWERS, LlavaNpuConfig
 from llava_npu.models.processing import LlavaNpuProcessor
 from llava_npu.models.projectors import build_projector
-
-_TOWERS = ("clip_vision_model", "siglip_vision_model")
 
 
 class LlavaNpuProcessingInfo(LlavaProcessingInfo):
     """How many tokens an image takes: the projector's answer, whatever its size, since all are brought to one."""
 
     def get_hf_config(self) -> LlavaNpuConfig:
-        config = self.ctx.get_hf_config(LlavaNpuConfig)
-        _check(config)  # here, before vLLM starts the process that loads the model
-        return config
+        _check(self.ctx.get_hf_config(PretrainedConfig))  # here, before vLLM starts the process that loads the model
+        return self.ctx.get_hf_config(LlavaNpuConfig)
 
     def get_hf_processor(self, **kwargs: object) -> LlavaNpuProcessor:
         return self.ctx.get_hf_processor(LlavaNpuProcessor, **kwargs)
@@ -47,30 +45,32 @@ class VllmLlavaNpu(LlavaForConditionalGeneration):
     """vLLM's LLaVA; everything but the projector is its own."""
 
     def __init__(self, *, vllm_config: Any, prefix: str = "") -> None:
-        config: LlavaNpuConfig = vllm_config.model_config.hf_config
+        config = vllm_config.model_config.hf_config
         _check(config)
         super().__init__(vllm_config=vllm_config, prefix=prefix)
         self.multi_modal_projector = _projector(config)
 
 
-def _check(config: LlavaNpuConfig) -> None:
-    """Raises `UserError` for what vLLM's LLaVA cannot do, and would not notice."""
+def _check(config: Any) -> None:
+    """Raises `UserError` for what vLLM's LLaVA cannot do, and would not notice.
+
+    `config` is a `LlavaNpuConfig`, or transformers' for a plain LLaVA with a tower that vLLM does not have.
+    """
     tower = config.vision_config.model_type
-    beyond = [
-        (tower not in _TOWERS, f"it has a vision tower of type {tower!r}"),
-        (
-            len(config.feature_layers) > 1,
-            f"projector {config.projector_type!r} takes {len(config.feature_layers)} layers",
-        ),
-        (list(config.scales) != [1], f"images are seen at the scales {config.scales}"),
-        (config.tiling is not None, "images are seen as several tiles (anyres)"),
-    ]
-    for is_so, what in beyond:
-        if is_so:
-            raise UserError(
-                f"vLLM cannot run this model: {what}; vLLM's LLaVA knows CLIP and SigLIP, and one layer, one size and "
-                "one tile of an image. Use `llava-npu serve`."
-            )
+    what = None
+    if tower not in VLLM_TOWERS:
+        what = f"it has a vision tower of type {tower!r}"
+    elif len(config.feature_layers) > 1:
+        what = f"projector {config.projector_type!r} takes {len(config.feature_layers)} layers"
+    elif list(config.scales) != [1]:
+        what = f"images are seen at the scales {config.scales}"
+    elif config.tiling is not None:
+        what = "images are seen as several tiles (anyres)"
+    if what is not None:
+        raise UserError(
+            f"vLLM cannot run this model: {what}; vLLM's LLaVA knows CLIP and SigLIP, and one layer, one size and "
+            "one tile of an image. Use `llava-npu serve`."
+        )
 
 
 def _projector(config: LlavaNpuConfig) -> nn.Module:

@@ -101,7 +101,7 @@ class Export:
         else:
             model = self.model or build_model(config).model
             write_weights(folder, self._named(model, trained))
-            model.config.architectures, model.config.dtype = [type(model).__name__], torch.float32
+            model.config.dtype = torch.float32
             model.config.save_pretrained(folder)
             model.generation_config.save_pretrained(folder)
         self.processor.save_pretrained(folder)
