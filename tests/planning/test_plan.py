@@ -43,6 +43,32 @@ def plan(*arguments: str) -> Any:
     return CliRunner().invoke(app, ["plan", *arguments])
 
 
+def test_a_split_sequence_takes_a_part_of_the_memory(make_run: MakeRun) -> None:
+    changes = {"batch_size": 16, "micro_batch_size": 4, "engine": "fsdp2"}
+    whole, split = (
+        plan_run(ResolvedRun(make_run(**changes, sequence_parallel_size=parts)), small_target(2**40, count=4), mfu=0.4)
+        for parts in (1, 4)
+    )
+    of_whole, of_part = (each.configured.at_configured.device for each in (whole, split))
+    assert (of_part.weights, of_part.optimizer) == (of_whole.weights, of_whole.optimizer)  # shared by all, as ever
+    assert of_part.activations == pytest.approx(of_whole.activations / 4, rel=0.15)
+    # Each of 2 layers sends queries, keys, values and results of 4 heads (keys and values: of 2, one for each device)
+    # with 12 channels of 4 bytes, forward and backward; a quarter of it stays.
+    tokens = 16 * split.samples.mean_length / 4
+    assert split.work.exchanges == 2 * 2 * 2
+    assert split.work.exchanged == pytest.approx(tokens * 2 * 2 * 0.75 * 4 * 4 * 12 * 4, rel=1e-6)
+    assert (whole.work.exchanges, whole.work.exchanged) == (0, 0)
+
+
+def test_groups_of_devices_have_to_be_whole(make_run: MakeRun) -> None:
+    for changes, message in (
+        ({"sequence_parallel_size": 4}, "sequence_parallel_size: 4 does not divide the number of devices, 6"),
+        ({"sequence_parallel_size": 2, "batch_size": 8}, "8 does not divide over 3 groups of 2 devices; use 6 or 9"),
+    ):
+        with pytest.raises(UserError, match=message):
+            plan_run(ResolvedRun(make_run(**changes)), small_target(2**40, count=6), mfu=0.4)
+
+
 @pytest.mark.slow
 def test_a_published_recipe_is_planned_offline(tmp_path: Path) -> None:
     result = plan(str(RECIPES / "llava-v1.5-7b-align.yaml"), "--device", "ascend-910b2", "--json")

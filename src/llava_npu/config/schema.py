@@ -27,6 +27,7 @@ FREE_KEYS = (
     "device",
     "engine",
     "engine_options",
+    "sequence_parallel_size",
     "micro_batch_size",
     "gradient_checkpointing",
     "data.workers",
@@ -311,6 +312,13 @@ class RunConfig(Section):
     engine_options: dict[str, Any] = Field(
         default_factory=dict, description="Options of that engine, such as `offload: true`; see docs/training.md."
     )
+    sequence_parallel_size: int = Field(
+        1,
+        ge=1,
+        description="Number of devices that work on each sequence together, every one on a part of it (Ulysses): for "
+        "packs or samples that are longer than a device has memory for. It divides the number of devices and the "
+        "language model's attention heads.",
+    )
     compile: Literal["inductor", "aot_eager"] | None = Field(
         None,
         description="`torch.compile` the language model's layers with this backend: `inductor` makes faster code after "
@@ -348,6 +356,8 @@ class RunConfig(Section):
     def _compiles_something(self) -> RunConfig:
         if self.compile and self.gradient_checkpointing:
             raise ValueError("torch compiles nothing inside `gradient_checkpointing`; turn off one of the two")
+        if self.compile and self.sequence_parallel_size > 1:
+            raise ValueError("`compile` has not been tried with `sequence_parallel_size`; leave out one of the two")
         return self
 
     @model_validator(mode="after")

@@ -199,16 +199,19 @@ class ConversationDataset(Dataset[Sample]):
         return [image_size(path, record.name) for path in record.image_paths]
 
 
-def collate(samples: Sequence[Sample], pad_token_id: int) -> dict[str, Tensor]:
+def collate(samples: Sequence[Sample], pad_token_id: int, length: int | None = None) -> dict[str, Tensor]:
     """Right-pads samples to the model's keyword arguments.
 
+    Args:
+        length: of the rows; None: that of the longest sample.
+
     Returns:
-        input_ids, attention_mask, labels: (batch, longest sample). Which positions are padding is in the mask alone: a
+        input_ids, attention_mask, labels: (batch, length). Which positions are padding is in the mask alone: a
         pad id within a text stays a token like others.
         pixel_values or vision_features: all images of the batch in order, first axis; absent where there are none.
         image_sizes: (images, 2), their heights and widths, where the model needs them.
     """
-    length = max(len(sample.input_ids) for sample in samples)
+    length = length or max(len(sample.input_ids) for sample in samples)
     input_ids = torch.full((len(samples), length), pad_token_id, dtype=torch.long)
     labels = torch.full((len(samples), length), IGNORE_INDEX, dtype=torch.long)
     attention_mask = torch.zeros((len(samples), length), dtype=torch.long)

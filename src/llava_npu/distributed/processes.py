@@ -88,6 +88,18 @@ def form_group(backend: str, timeout: timedelta | None = None) -> None:
     dist.init_process_group(backend, store=named, rank=rank, world_size=size, timeout=timeout)
 
 
+def neighbours(size: int) -> dist.ProcessGroup | None:
+    """The group of `size` processes with neighbouring ranks that this one belongs to; None: it is alone.
+
+    Every process calls it, once for each formed group.
+    """
+    if size == 1:
+        return None
+    starts = range(0, dist.get_world_size(), size)
+    groups = [dist.new_group(list(range(start, start + size))) for start in starts]
+    return groups[dist.get_rank() // size]
+
+
 @cache
 def _rendezvous() -> tuple[dist.Store, int, int]:
     """The launcher's store, this process's rank, and how many there are. One store lasts for all groups."""

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import nn
 from transformers import AutoModel, LlavaForConditionalGeneration
 from transformers.conversion_mapping import (
@@ -224,8 +225,10 @@ class LlavaNpuModel(LlavaNpuPreTrainedModel, LlavaModel):
         vision_features: torch.Tensor | None = None,
         image_sizes: ImageSizes | None = None,
         image_positions: torch.Tensor | None = None,
+        image_tokens: torch.Tensor | None = None,
         sequence_lengths: Sequence[int] | None = None,
         key_lengths: Sequence[int] | None = None,
+        sequence_group: dist.ProcessGroup | None = None,
         **kwargs: Any,
     ) -> Any:
         """As `LlavaModel.forward`, and:
@@ -237,7 +240,9 @@ class LlavaNpuModel(LlavaNpuPreTrainedModel, LlavaModel):
             image_positions: (image tokens,), where they stand in the flattened `input_ids`. Whoever built the batch
                 knows it; without it the image tokens are searched for, which on an accelerator makes the host wait.
                 Empty: the images stand nowhere (see `dummy_image_inputs`).
+            image_tokens: with `image_positions`, which of the images' tokens stand there; None: all, in order.
             sequence_lengths, key_lengths: what the host knows of the batch (`KnownLengths`).
+            sequence_group: processes that have an equal part of every row each (sequence parallel).
         """
         if vision_features is not None and pixel_values is not None:
             raise ValueError("give pixel_values or vision_features, not both")
@@ -247,17 +252,23 @@ class LlavaNpuModel(LlavaNpuPreTrainedModel, LlavaModel):
             if image_positions is None:
                 inputs["mm_encoder_outputs"] = {"image": images}
             else:
-                inputs = {"inputs_embeds": self._splice(input_ids, images.pooler_output, image_positions)}
-        with known_lengths(sequence_lengths, key_lengths):
+                inputs = {"inputs_embeds": self._splice(input_ids, images.pooler_output, image_positions, image_tokens)}
+        with known_lengths(sequence_lengths, key_lengths, sequence_group):
             return super().forward(**{**kwargs, **inputs})
 
     def _splice(
-        self, input_ids: torch.Tensor | None, images: list[torch.Tensor], image_positions: torch.Tensor
+        self,
+        input_ids: torch.Tensor | None,
+        images: list[torch.Tensor],
+        image_positions: torch.Tensor,
+        image_tokens: torch.Tensor | None,
     ) -> torch.Tensor:
         """(batch, length, hidden): words, and the images' tokens where the host knows them to stand."""
         words = self.get_input_embeddings()(input_ids)
         tokens = torch.cat(images).to(words.dtype)  # (image tokens, hidden)
-        if not len(image_positions):
+        if image_tokens is not None:
+            tokens = tokens.index_select(0, image_tokens)
+        elif not len(image_positions):
             tokens = tokens[:0]
         return words.flatten(0, 1).index_copy(0, image_positions, tokens).view_as(words)
 

@@ -67,6 +67,25 @@ def check_packing(text_config: PreTrainedConfig) -> None:
         )
 
 
+def check_splitting(text_config: PreTrainedConfig, parts: int) -> None:
+    """Raises `UserError` where several devices cannot work on a part of each sequence each (sequence parallel)."""
+    key, kind = "sequence_parallel_size", text_config.model_type
+    if reason := examine(text_config).packing:  # both need attention to be told what the sequences are
+        raise UserError(
+            f"{key}: sequences of a language model of type {kind!r} cannot be split: {reason}. Set it to 1."
+        )
+    heads = text_config.num_attention_heads
+    if heads % parts:
+        allowed = ", ".join(str(each) for each in range(1, heads + 1) if heads % each == 0)
+        raise UserError(f"{key}: {parts} does not divide the language model's {heads} attention heads; use {allowed}.")
+    rope = (getattr(text_config, "rope_parameters", None) or {}).get("rope_type")
+    if rope in ("dynamic", "longrope"):
+        raise UserError(
+            f"{key}: rotary embedding of type {rope!r} depends on the longest position of a batch, of which each "
+            "device would see another. Set it to 1."
+        )
+
+
 def examine(text_config: PreTrainedConfig) -> Findings:
     """Tries an architecture out; what was found is kept for this process."""
     try:

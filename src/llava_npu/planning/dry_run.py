@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -38,6 +39,17 @@ class BatchShape:
     images: int
     sequences: int = 1
     cached_features: bool = False
+
+    def part(self, parts: int) -> BatchShape:
+        """Of one of several devices that have a part of every row each; images are spread alike.
+
+        Attention is over whole rows then, but of as many heads less: it holds and computes what it would of a part.
+        """
+        if parts == 1:
+            return self
+        length, supervised, images = (math.ceil(each / parts) for each in (self.length, self.supervised, self.images))
+        sequences = math.ceil(self.sequences / parts)
+        return replace(self, length=length, supervised=supervised, images=images, sequences=sequences)
 
 
 def fake_model(

@@ -75,11 +75,13 @@ class StepShape:
         devices: how many share the work.
         micro_batches: of a step, one after the other. From the first of several on, gradients are there.
         on_cpu: whether the device's memory is the host's, where a step's other micro-batches wait.
+        exchanged: bytes that a layer's attention has to send and has received where sequences are split.
     """
 
     devices: int
     micro_batches: int = 1
     on_cpu: bool = False
+    exchanged: int = 0
 
 
 def peak(engine: EngineChoice, trace: StepTrace, model: ModelSizes, step: StepShape) -> PeakMemory:
@@ -101,7 +103,7 @@ def peak(engine: EngineChoice, trace: StepTrace, model: ModelSizes, step: StepSh
             copies=moment.copies,
             activations=moment.activations,
             logits=moment.logits,
-            buffers=moment.buffers + memory.passing + waiting,
+            buffers=moment.buffers + memory.passing + waiting + step.exchanged,
         )
         for moment in trace.moments
     ]

@@ -12,6 +12,7 @@ from llava_npu.config import RunConfig
 from llava_npu.models.configuration import LlavaNpuConfig
 from llava_npu.models.modeling import LlavaNpuForConditionalGeneration
 from llava_npu.planning.dry_run import fake_model, trace_step
+from llava_npu.planning.exchange import SequenceExchange
 from llava_npu.planning.memory import EngineChoice, PeakMemory, StepShape, engine_choices, peak
 from llava_npu.planning.sizing import Sizing
 from llava_npu.planning.target import Target
@@ -60,10 +61,20 @@ class MemoryModel:
     def sizes(self) -> ModelSizes:
         return count_sizes(self.prepared, (self._target.compute_dtype or torch.float32).itemsize)
 
+    @cached_property
+    def exchange(self) -> SequenceExchange:
+        return SequenceExchange.between(self._sizing.parts, self._model.text_config, self._target.compute_dtype)
+
     def peak(self, engine: EngineChoice, checkpointing: bool, size: int) -> PeakMemory:
         """`size`: of a micro-batch, in what `sizing` counts."""
         trace = self._trace(self._gathered_in_16_bits(engine), checkpointing, size)
-        step = StepShape(self._target.count, self._sizing.accumulated(size), on_cpu=self._target.kind == "cpu")
+        shape, sizing = self._sizing.shape(size), self._sizing
+        step = StepShape(
+            self._target.count,
+            sizing.accumulated(size),
+            on_cpu=self._target.kind == "cpu",
+            exchanged=2 * shape.rows * shape.length * self.exchange.to_heads,
+        )
         return peak(engine, trace, self.sizes, step)
 
     def _gathered_in_16_bits(self, engine: EngineChoice) -> bool:
@@ -117,7 +128,7 @@ def recommended(choices: Sequence[Option], sizing: Sizing) -> Option | None:
     """
     ordered = sorted(choices, key=lambda choice: (bool(choice.engine.on_host), choice.gradient_checkpointing))
     fitting = [choice for choice in ordered if choice.largest]
-    busy = (choice for choice in fitting if sizing.tokens(choice.largest) >= ENOUGH_TOKENS)
+    busy = (choice for choice in fitting if sizing.tokens(choice.largest) / sizing.parts >= ENOUGH_TOKENS)
     return next(busy, next(iter(fitting), None))
 
 

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from llava_npu.config import RunConfig
-from llava_npu.models.flops import FlopModel, Flops, flop_model
+from llava_npu.models.flops import Flops, flop_model
 from llava_npu.planning.memory import configured_engine
 from llava_npu.planning.options import MemoryModel, Option, options, recommended
 from llava_npu.planning.samples import Samples, expected_samples
@@ -27,6 +27,9 @@ class Work:
         steps, total: of the whole run, in optimizer steps and operations; None where the number of samples is unknown.
         mfu: the part of the devices' peak that is taken to be reached, padding and recomputation not counted as work.
         hours: with that; None where the peak or the number of samples is unknown.
+        parts: devices that work on each sequence together.
+        exchanges: their all-to-alls in a micro-batch.
+        exchanged: bytes that each sends in them, in an optimizer step.
     """
 
     sample: Flops
@@ -36,6 +39,9 @@ class Work:
     total: int | None
     mfu: float
     hours: float | None
+    parts: int
+    exchanges: int
+    exchanged: int
 
 
 @dataclass(frozen=True)
@@ -107,7 +113,7 @@ def plan_run(run: ResolvedRun, target: Target, mfu: float) -> RunPlan:
         size_key=sizing.key,
         size=sizing.configured,
         samples=samples,
-        work=_work(config, flop_model(memory.prepared), sizing, target, mfu),
+        work=_work(config, memory, sizing, target, mfu),
         options=tuple(choices),
         configured=next(
             choice
@@ -119,8 +125,8 @@ def plan_run(run: ResolvedRun, target: Target, mfu: float) -> RunPlan:
     )
 
 
-def _work(config: RunConfig, flops: FlopModel, sizing: Sizing, target: Target, mfu: float) -> Work:
-    samples = sizing.samples
+def _work(config: RunConfig, memory: MemoryModel, sizing: Sizing, target: Target, mfu: float) -> Work:
+    samples, flops, exchange = sizing.samples, flop_model(memory.prepared), memory.exchange
     sample = flops.count(  # of a thousand samples, so that means may be broken numbers
         round(1000 * samples.mean_length),
         round(1000 * samples.mean_pairs),
@@ -140,6 +146,9 @@ def _work(config: RunConfig, flops: FlopModel, sizing: Sizing, target: Target, m
         total=total,
         mfu=mfu,
         hours=None if total is None or rate is None else total / rate / 3600,
+        parts=exchange.parts,
+        exchanges=exchange.calls(config.gradient_checkpointing),
+        exchanged=exchange.sent(sizing.per_group * samples.mean_length / exchange.parts, config.gradient_checkpointing),
     )
 
 

@@ -93,6 +93,9 @@ def _work(plan: RunPlan) -> Iterator[str]:
         yield f"\ntime: no peak is published for {target.name} in {numbers}"
     else:
         yield "\ntime: the number of samples is unknown"
+    if work.parts > 1:
+        yield f"\nsequence parallel: {work.parts} devices work on each sequence; each sends {amount(work.exchanged)} "
+        yield f"per step, in {work.exchanges} all-to-alls per micro-batch"
     if work.padding > 0.01:
         yield f"\npadding: {work.padding:.0%} of a micro-batch's tokens, on average"
 

@@ -13,6 +13,7 @@ from llava_npu.data.plan import Plan
 from llava_npu.errors import UserError
 from llava_npu.planning.dry_run import BatchShape
 from llava_npu.planning.samples import Samples
+from llava_npu.training.data import num_groups
 
 
 @dataclass(frozen=True)
@@ -23,15 +24,17 @@ class Sizing:
         packed: whether a size counts the tokens of a packed row (`pack_tokens`), or rows (`micro_batch_size`).
         configured: the run's own; of packed rows, the length that they will have.
         candidates: what it might be, the largest first.
-        per_device: samples of a step for one device.
+        per_group: samples of a step for one device, or for those that work on a sequence together.
+        parts: how many do (`sequence_parallel_size`).
     """
 
     packed: bool
     configured: int
     candidates: tuple[int, ...]
-    per_device: int
+    per_group: int
     samples: Samples
     cached_features: bool
+    parts: int = 1
 
     @property
     def key(self) -> str:
@@ -39,15 +42,20 @@ class Sizing:
         return "pack_tokens" if self.packed else "micro_batch_size"
 
     def tokens(self, size: int) -> float:
-        """In a micro-batch, on average, padding not counted."""
+        """In a micro-batch, over the devices that share it, on average, padding not counted."""
         return size if self.packed else size * self.samples.mean_length
 
     def accumulated(self, size: int) -> int:
         """Micro-batches of this size in a step."""
-        return max(1, math.ceil(self.per_device * self.samples.mean_length / self.tokens(size)))
+        return max(1, math.ceil(self.per_group * self.samples.mean_length / self.tokens(size)))
 
     def shape(self, size: int) -> BatchShape:
-        """The micro-batch that takes the most memory: padded, one row is of the longest sample, and all with it."""
+        """What one device has of the micro-batch that takes the most memory: padded, one row is of the longest sample,
+        and all with it.
+        """
+        return self._whole(size).part(self.parts)
+
+    def _whole(self, size: int) -> BatchShape:
         samples = self.samples
         if self.packed:
             sequences = max(1, math.ceil(size / samples.mean_length))
@@ -64,27 +72,31 @@ def choose_sizing(config: RunConfig, samples: Samples, devices: int) -> Sizing:
     Raises:
         UserError: the batch does not divide over the devices.
     """
-    if config.batch_size % devices:
-        below = max(config.batch_size // devices, 1) * devices
+    groups = num_groups(config, devices)
+    if config.batch_size % groups:
+        below = max(config.batch_size // groups, 1) * groups
+        of_devices = "" if groups == devices else f"groups of {config.sequence_parallel_size} "
         raise UserError(
-            f"batch_size: {config.batch_size} does not divide over {devices} devices; use {below} or {below + devices}."
+            f"batch_size: {config.batch_size} does not divide over {groups} {of_devices}devices; use {below} or "
+            f"{below + groups}."
         )
-    share = config.batch_size // devices
+    share = config.batch_size // groups
     cached = bool(config.data.cache_features)  # "auto": if the disk has room
+    parts = config.sequence_parallel_size
     if config.pack_tokens is None:
         divisors = tuple(rows for rows in range(share, 0, -1) if share % rows == 0)
-        return Sizing(False, min(config.micro_batch_size, share), divisors, share, samples, cached)
-    configured = _pack_length(config, samples, devices)
+        return Sizing(False, min(config.micro_batch_size, share), divisors, share, samples, cached, parts)
+    configured = _pack_length(config, samples, groups)
     least = math.ceil(samples.longest / TILE)
     tiles = range(max(least, math.ceil(share * samples.mean_length / TILE)), least - 1, -1)
-    return Sizing(True, configured, tuple(TILE * tile for tile in tiles), share, samples, cached)
+    return Sizing(True, configured, tuple(TILE * tile for tile in tiles), share, samples, cached, parts)
 
 
-def _pack_length(config: RunConfig, samples: Samples, devices: int) -> int:
+def _pack_length(config: RunConfig, samples: Samples, groups: int) -> int:
     """The length of the rows that packing will make: at most `pack_tokens`, and no longer than a step needs."""
     assert config.pack_tokens is not None
     if max(samples.lengths) > config.pack_tokens:
         return config.pack_tokens  # packing refuses such a sample, by its name
     counts = TokenCounts(np.array(samples.lengths), np.array(samples.image_counts))
     plan = Plan(len(samples.lengths), config.batch_size, seed=config.seed)
-    return plan_packs(plan, counts, config.pack_tokens, devices).pack_length
+    return plan_packs(plan, counts, config.pack_tokens, groups).pack_length

@@ -14,7 +14,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from llava_npu.data import IGNORE_INDEX
-from llava_npu.data.dataset import ConversationDataset, Sample, collate, pack
+from llava_npu.data.dataset import ConversationDataset, Processor, Sample, collate, pack
 from llava_npu.data.plan import BatchLayout, Indices
 from llava_npu.distributed.launched import worker_dies_with_parent
 from llava_npu.errors import UserError
@@ -34,6 +34,9 @@ class MicroBatch:
         tensors: what `SupervisedLoss` takes.
         sequence_lengths: tokens of each sample, row after row, the padding behind them counted as another.
         sample_lengths: the same without the padding.
+        parts: how many equal parts the rows are split into, of which `tensors` are one (`part_of`); all other lengths
+            and counts but `supervised_tokens` are of the whole rows.
+        part_tokens: with several parts, the tokens of this one, padding not counted.
         supervised_tokens: how many tokens are learned from.
         replaced: what was wrong with the samples that others stand in for.
         names: of the samples, for messages.
@@ -47,11 +50,13 @@ class MicroBatch:
     replaced: tuple[str, ...] = ()
     names: tuple[str, ...] = ()
     image_sizes: tuple[tuple[int, int], ...] | None = None
+    parts: int = 1
+    part_tokens: int | None = None
 
     @property
     def tokens(self) -> int:
-        """How many there are, padding not counted."""
-        return sum(self.sample_lengths)
+        """How many this process has, padding not counted."""
+        return sum(self.sample_lengths) if self.part_tokens is None else self.part_tokens
 
     @property
     def images(self) -> int:
@@ -78,13 +83,38 @@ class MicroBatch:
         return batch if self.image_sizes is None else {**batch, "image_sizes": self.image_sizes}
 
 
+@dataclass(frozen=True)
+class SequenceSplit:
+    """Which of several equal parts of every row a process has: the `index`-th of `parts`."""
+
+    index: int = 0
+    parts: int = 1
+
+
+WHOLE = SequenceSplit()
+
+
+@dataclass(frozen=True)
+class Share:
+    """Which of a run's data a process has: that of group `group`, and there the part `split` of every row."""
+
+    group: int
+    split: SequenceSplit = WHOLE
+
+    @classmethod
+    def of_process(cls, index: int, sequence_parallel_size: int) -> Share:
+        """Processes with neighbouring numbers, as a node's, share a sequence."""
+        group, part = divmod(index, sequence_parallel_size)
+        return cls(group, SequenceSplit(part, sequence_parallel_size))
+
+
 def steps(
     dataset: ConversationDataset,
     layout: BatchLayout,
     *,
     first_step: int,
     last_step: int,
-    rank: int,
+    share: Share,
     workers: int,
     pin_memory: bool,
 ) -> Iterator[list[MicroBatch]]:
@@ -94,7 +124,7 @@ def steps(
     """
 
     def shares() -> Iterator[Sequence[Indices]]:  # as they are needed: a list of millions of numbers would be held
-        return (layout.share(step, rank) for step in range(first_step, last_step))
+        return (layout.share(step, share.group) for step in range(first_step, last_step))
 
     if workers and _SHM.is_dir() and shutil.disk_usage(_SHM).free < _LEAST_SHM:  # semaphores are files there too
         raise UserError(f"data.workers: {_SHARED_MEMORY}")
@@ -102,13 +132,13 @@ def steps(
     loader = DataLoader(
         _ErrorsAsSamples(dataset),
         batch_sampler=(
-            [(int(index), layout.room(int(index))) for index in samples] for share in shares() for samples in share
+            [(int(index), layout.room(int(index))) for index in samples] for step in shares() for samples in step
         ),
         collate_fn=partial(
             _collate,
             pack_length=layout.pack_length,
-            pad_token_id=processor.tokenizer.pad_token_id,
-            image_token_id=processor.image_token_id,
+            processor=processor,
+            split=share.split,
         ),
         num_workers=workers,
         pin_memory=pin_memory,
@@ -117,7 +147,7 @@ def steps(
         persistent_workers=False,
     )
     batches = map(_raise_error, _until_a_worker_dies(loader))
-    return ([next(batches) for _ in share] for share in shares())
+    return ([next(batches) for _ in step] for step in shares())
 
 
 def _until_a_worker_dies(loader: Iterable[MicroBatch | UserError]) -> Iterator[MicroBatch | UserError]:
@@ -158,14 +188,19 @@ def _raise_error(batch: MicroBatch | UserError) -> MicroBatch:
 
 
 def _collate(
-    samples: Sequence[Sample | UserError], pack_length: int | None, pad_token_id: int, image_token_id: int
+    samples: Sequence[Sample | UserError], pack_length: int | None, processor: Processor, split: SequenceSplit
 ) -> MicroBatch | UserError:
     errors = [sample for sample in samples if isinstance(sample, UserError)]
     if errors:
         return errors[0]
-    batch = micro_batch(
-        [sample for sample in samples if isinstance(sample, Sample)], pack_length, pad_token_id, image_token_id
+    whole = micro_batch(
+        [sample for sample in samples if isinstance(sample, Sample)],
+        pack_length,
+        processor.tokenizer.pad_token_id,
+        processor.image_token_id,
+        multiple=split.parts,
     )
+    batch = part_of(whole, split, processor)
     try:
         return batch if get_worker_info() is None else batch.share_memory()
     except RuntimeError as error:
@@ -173,23 +208,28 @@ def _collate(
 
 
 def micro_batch(
-    samples: Sequence[Sample], pack_length: int | None, pad_token_id: int, image_token_id: int
+    samples: Sequence[Sample], pack_length: int | None, pad_token_id: int, image_token_id: int, multiple: int = 1
 ) -> MicroBatch:
-    """Samples as one forward pass: packed into a row of `pack_length` tokens or, where that is None, padded."""
+    """Samples as one forward pass: packed into a row of `pack_length` tokens or, where that is None, padded.
+
+    Args:
+        multiple: rows are padded until their length is one of this number.
+    """
     lengths = [len(sample.input_ids) for sample in samples]
+    row = max(lengths) if pack_length is None else pack_length
+    row = -(-row // multiple) * multiple
     if pack_length is None:
-        tensors = collate(samples, pad_token_id)
-        longest = max(lengths)
-        sequences = [part for length in lengths for part in (length, longest - length)]
+        tensors = collate(samples, pad_token_id, row)
+        sequences = [part for length in lengths for part in (length, row - length)]
     else:
-        tensors = pack(samples, pack_length, pad_token_id)
-        sequences = [*lengths, pack_length - sum(lengths)]
+        tensors = pack(samples, row, pad_token_id)
+        sequences = [*lengths, row - sum(lengths)]
     # Padding is a sequence of its own: nothing attends to it, and no mask has to be read back from the device.
     sizes = tensors.pop("image_sizes", None)
     positions = torch.cat([torch.arange(length) for length in sequences])
     tensors["position_ids"] = positions.view_as(tensors["input_ids"])
     tensors["attention_mask"] = torch.ones_like(tensors["input_ids"])
-    tensors["supervised_positions"] = (tensors["labels"][:, 1:].flatten() != IGNORE_INDEX).nonzero().flatten()
+    tensors["supervised_positions"] = _supervised_positions(tensors["labels"])
     if "pixel_values" in tensors or "vision_features" in tensors:
         tensors["image_positions"] = (tensors["input_ids"].flatten() == image_token_id).nonzero().flatten()
     return MicroBatch(
@@ -201,3 +241,74 @@ def micro_batch(
         names=tuple(sample.name for sample in samples),
         image_sizes=None if sizes is None else tuple((height, width) for height, width in sizes.tolist()),
     )
+
+
+def part_of(batch: MicroBatch, split: SequenceSplit, processor: Processor) -> MicroBatch:
+    """A part of every row, and of the images those that have tokens in it.
+
+    An image at a border belongs to both parts: each encodes it, and takes the tokens that it has places for.
+
+    Args:
+        batch: whole rows, their length a multiple of the number of parts.
+        processor: says how many tokens, and tiles, an image has.
+    """
+    if split.parts == 1:
+        return batch
+    rows, length = batch.tensors["input_ids"].shape
+    size = length // split.parts
+    start = split.index * size
+    columns = slice(start, start + size)
+    # Copies: a worker sends what a tensor is a view of.
+    tensors = {
+        name: batch.tensors[name][:, columns].clone() for name in ("input_ids", "position_ids", "attention_mask")
+    }
+    # The part's last token predicts the first one of the next.
+    tensors["labels"] = batch.tensors["labels"][:, start : start + size + 1].clone()
+    tensors["supervised_positions"] = _supervised_positions(tensors["labels"])
+    images, sizes = _images_in(batch, start, size, processor)
+    lengths = batch.sample_lengths if rows > 1 else (sum(batch.sample_lengths),)
+    return replace(
+        batch,
+        tensors=tensors | images,
+        image_sizes=sizes,
+        supervised_tokens=len(tensors["supervised_positions"]),
+        replaced=batch.replaced if split.index == 0 else (),
+        parts=split.parts,
+        part_tokens=sum(min(max(each - start, 0), size) for each in lengths),
+    )
+
+
+def _images_in(
+    batch: MicroBatch, start: int, size: int, processor: Processor
+) -> tuple[dict[str, torch.Tensor], tuple[tuple[int, int], ...] | None]:
+    """The images with tokens in columns `start` to `start + size` of a batch, and their sizes."""
+    if "image_positions" not in batch.tensors:
+        return {}, None
+    if batch.image_sizes is None:
+        tokens, tiles = [processor.num_image_tokens] * batch.images, [1] * batch.images
+    else:
+        tokens = [processor.count_image_tokens(each) for each in batch.image_sizes]
+        tiles = [processor.tiling.num_tiles(each) for each in batch.image_sizes]
+    positions, length = batch.tensors["image_positions"], batch.tensors["input_ids"].shape[1]
+    row, column = positions // length, positions % length
+    inside = (column >= start) & (column < start + size)
+    of_image = torch.arange(len(tokens)).repeat_interleave(torch.tensor(tokens))
+    kept = of_image[inside].unique()
+    if not len(kept):
+        return {}, None
+    of_tile = torch.arange(len(tiles)).repeat_interleave(torch.tensor(tiles))
+    pixels = {
+        name: batch.tensors[name][torch.isin(of_tile, kept)]
+        for name in ("pixel_values", "vision_features")
+        if name in batch.tensors
+    }
+    places = {
+        "image_positions": row[inside] * size + column[inside] - start,
+        "image_tokens": inside[torch.isin(of_image, kept)].nonzero().flatten(),
+    }
+    sizes = batch.image_sizes
+    return pixels | places, None if sizes is None else tuple(sizes[number] for number in kept.tolist())
+
+
+def _supervised_positions(labels: torch.Tensor) -> torch.Tensor:
+    return (labels[:, 1:].flatten() != IGNORE_INDEX).nonzero().flatten()

@@ -159,6 +159,21 @@ def _exist(images: Sequence[ImagePath], threads: ThreadPoolExecutor) -> list[boo
     return [there[image] if isinstance(image, Path) else exists(image) for image in images]
 
 
+def num_groups(config: RunConfig, num_devices: int) -> int:
+    """How many groups of devices have batches of their own; those of a group work on each sequence together.
+
+    Raises:
+        UserError: the devices do not make whole groups.
+    """
+    size = config.sequence_parallel_size
+    if num_devices % size:
+        raise UserError(
+            f"sequence_parallel_size: {size} does not divide the number of devices, {num_devices}. Start the run on a "
+            f"multiple of {size} devices (--devices {size}), or set it to 1."
+        )
+    return num_devices // size
+
+
 def choose_layout(
     config: RunConfig,
     dataset: ConversationDataset,
@@ -172,8 +187,9 @@ def choose_layout(
     Raises:
         UserError: the batch does not divide over the processes, or a sample does not fit into a pack.
     """
+    groups = num_groups(config, num_processes)
     if config.pack_tokens is None:
-        return PaddedLayout(plan, num_processes, min(config.micro_batch_size, config.batch_size // num_processes))
+        return PaddedLayout(plan, groups, min(config.micro_batch_size, config.batch_size // groups))
     mixture = [(source.weight, source.limit) for source in sources(config.data)]
     held_out = config.data.validation and config.data.validation.model_dump(include={"size", "fraction"})
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
@@ -184,17 +200,19 @@ def choose_layout(
             workers=default_workers(len(dataset)),
             report=lambda count: progress.advance(task, count),
         )
-    return plan_packs(plan, counts, config.pack_tokens, num_processes)
+    return plan_packs(plan, counts, config.pack_tokens, groups)
 
 
-def describe_layout(layout: BatchLayout) -> str | None:
-    """What packing makes of a step, in a line; None where nothing is packed."""
+def describe_layout(layout: BatchLayout, sequence_parallel_size: int) -> str | None:
+    """What packing and splitting make of a step, in a line; None where there is neither."""
+    split = f"each sequence is split over {sequence_parallel_size} devices"
     if not isinstance(layout, PackedLayout):
-        return None
+        return split if sequence_parallel_size > 1 else None
     packs = "pack" if layout.packs_per_process == 1 else "packs"
     return (
-        f"{layout.packs_per_process} {packs} of {layout.pack_length} tokens per device and step, "
-        f"{layout.fill():.1%} of them used"
+        f"{layout.packs_per_process} {packs} of {layout.pack_length} tokens per "
+        f"{'device' if sequence_parallel_size == 1 else f'{sequence_parallel_size} devices'} and step, "
+        f"{layout.fill():.1%} of them used{f'; {split}' if sequence_parallel_size > 1 else ''}"
     )
 
 

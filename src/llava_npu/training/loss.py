@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import nn
 
 from llava_npu.models.modeling import LlavaNpuForConditionalGeneration
@@ -18,6 +19,7 @@ _MODEL_INPUTS = (
     "pixel_values",
     "vision_features",
     "image_positions",
+    "image_tokens",
     "image_sizes",
 )
 
@@ -28,12 +30,19 @@ class SupervisedLoss(nn.Module):
     Args:
         always_encode: run the vision tower in batches of text alone too. Needed where processes gather its weights from
             each other, or its gradients: one that leaves it out would keep the others waiting for ever.
+        sequence_group: processes that have a part of every batch each (`batches.part_of`); their losses add up.
     """
 
-    def __init__(self, model: LlavaNpuForConditionalGeneration, always_encode: bool = False):
+    def __init__(
+        self,
+        model: LlavaNpuForConditionalGeneration,
+        always_encode: bool = False,
+        sequence_group: dist.ProcessGroup | None = None,
+    ):
         super().__init__()
         self.model = model
         self._always_encode = always_encode
+        self._sequence_group = sequence_group
 
     def forward(self, batch: Mapping[str, Any], sequence_lengths: tuple[int, ...]) -> torch.Tensor:
         """Sum, not mean: the caller divides by the supervised tokens of the whole step, over devices and micro-batches.
@@ -41,7 +50,8 @@ class SupervisedLoss(nn.Module):
         Args:
             batch: `input_ids`, `labels`, `position_ids`, `attention_mask` (batch, length); `supervised_positions`, the
                 supervised tokens' indices into the flattened, shifted labels; and if there are images, `pixel_values`
-                or `vision_features`, `image_positions`, and with anyres `image_sizes`, host integers too.
+                or `vision_features`, `image_positions`, and with anyres `image_sizes`, host integers too. A part of
+                longer rows has a label more, that of the token after it, unless it is the last.
             sequence_lengths: tokens of each sequence, row after row, the padding behind one counted as another; host
                 integers, so that no layer asks the device.
         """
@@ -50,13 +60,14 @@ class SupervisedLoss(nn.Module):
             # Engines that wait for every parameter's gradient, or gather weights, would wait for this process for ever.
             inputs |= self.model.model.dummy_image_inputs(batch["input_ids"].device, encode=self._always_encode)
         hidden = self.model.model(
-            **inputs, sequence_lengths=sequence_lengths, use_cache=False
+            **inputs, sequence_lengths=sequence_lengths, sequence_group=self._sequence_group, use_cache=False
         ).last_hidden_state  # (batch, length, hidden)
+        labels = batch["labels"][:, 1:]
         head = self.model.lm_head
         return linear_cross_entropy(
-            hidden[:, :-1],
+            hidden[:, : labels.shape[1]],
             head.weight,
-            batch["labels"][:, 1:],
+            labels,
             bias=head.bias,
             positions=batch["supervised_positions"],
             transform=head.transform,

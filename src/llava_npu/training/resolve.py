@@ -14,7 +14,7 @@ from llava_npu.devices import Device
 from llava_npu.errors import UserError
 from llava_npu.hub.hubs import local_folder
 from llava_npu.models.configuration import LlavaNpuConfig
-from llava_npu.models.proof import check_packing
+from llava_npu.models.proof import check_packing, check_splitting
 from llava_npu.models.sources import ModelSource, model_fingerprint
 from llava_npu.training.architecture import find_tokenizer, model_config
 from llava_npu.training.checkpointing.export import model_source
@@ -68,10 +68,13 @@ class ResolvedRun:
 
     def check_model(self) -> None:
         """Raises `UserError` where the model cannot be found, is not what the configuration says of it, or cannot be
-        trained on packs though the run asks for them.
+        trained on packs or parts of sequences though the run asks for them.
         """
+        text_config, parts = self.model.text_config, self.config.sequence_parallel_size
         if self.config.pack_tokens is not None:
-            check_packing(self.model.text_config)
+            check_packing(text_config)
+        if parts > 1:
+            check_splitting(text_config, parts)
         _ = self.model
 
     @property

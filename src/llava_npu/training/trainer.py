@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -27,12 +28,12 @@ from llava_npu.models.flops import flop_model
 from llava_npu.models.sources import MODEL_FOLDER
 from llava_npu.ops.fuse import install_kernels
 from llava_npu.training.bad_samples import report_bad_samples, rewind_bad_samples
-from llava_npu.training.batches import MicroBatch, steps
+from llava_npu.training.batches import WHOLE, MicroBatch, Share, steps
 from llava_npu.training.checkpointing import saving
 from llava_npu.training.checkpointing.checkpoints import BEST, linked, prune, write_folder
 from llava_npu.training.checkpointing.export import Export, build_model, with_trained_template
 from llava_npu.training.compiling import compile_layers
-from llava_npu.training.data import cache_features, choose_layout, describe_layout
+from llava_npu.training.data import cache_features, choose_layout, describe_layout, num_groups
 from llava_npu.training.engines import Engine, find_engine, open_engine
 from llava_npu.training.introduction import disk_needed, fused_operations, introduction, remarks
 from llava_npu.training.loss import SupervisedLoss
@@ -148,6 +149,8 @@ class Trainer:
         self.plan = Plan(len(run.data.training), config.batch_size, config.epochs, config.seed)
         self.num_steps = min(self.plan.num_steps, config.max_steps or self.plan.num_steps)
         self.first_step = 0
+        num_groups(config, accelerator.num_processes)  # or this is an error now
+        self._share = Share.of_process(accelerator.process_index, config.sequence_parallel_size)
         if profiled is not None:
             profiled.check(self.num_steps)
         traces = self.folder / PROFILES / f"steps-{profiled}" / f"process-{accelerator.process_index}"
@@ -288,7 +291,9 @@ class Trainer:
         self._layout = choose_layout(
             config, self._dataset, self.plan, self.run.data_fingerprint, self.accelerator.num_processes, self.console
         )
-        if self.accelerator.is_main_process and (description := describe_layout(self._layout)):
+        if self.accelerator.is_main_process and (
+            description := describe_layout(self._layout, config.sequence_parallel_size)
+        ):
             self.console.print(description)
 
     def _resume(self) -> Path | None:
@@ -298,7 +303,11 @@ class Trainer:
         self.first_step = found.step if found else 0
         encodes = self.parts["vision_tower"].train != "frozen"
         self.engine.prepare(
-            SupervisedLoss(model, always_encode=encodes or (self.engine.shards_weights and self._features is None)),
+            SupervisedLoss(
+                model,
+                always_encode=encodes or (self.engine.shards_weights and self._features is None),
+                sequence_group=processes.neighbours(self.config.sequence_parallel_size),
+            ),
             lambda: build_optimizer(model, self.config.optimizer, self.parts),
         )
         if found is not None:
@@ -321,7 +330,7 @@ class Trainer:
             self.engine,
             self.device,
             limit=config.max_nonfinite_steps,
-            batches_of=lambda step: next(self._batches(step - 1, step, workers=0)),
+            batches_of=self._batches_again,
             save=self.save,
             console=self.console,
         )
@@ -334,13 +343,21 @@ class Trainer:
         run = MonitoredRun(self.run, self.engine, self.first_step, self.num_steps, self.console)
         self.monitor = Monitor(run, meter, self.guard, self._held_out)
 
-    def _batches(self, first_step: int, last_step: int, workers: int) -> Iterator[list[MicroBatch]]:
+    def _batches_again(self, step: int, whole: bool) -> list[MicroBatch]:
+        if not whole:
+            return next(self._batches(step - 1, step, workers=0))
+        share = replace(self._share, split=WHOLE)
+        return next(self._batches(step - 1, step, 0, share)) if self._share.split.index == 0 else []
+
+    def _batches(
+        self, first_step: int, last_step: int, workers: int, share: Share | None = None
+    ) -> Iterator[list[MicroBatch]]:
         return steps(
             self._dataset,
             self._layout,
             first_step=first_step,
             last_step=last_step,
-            rank=self.accelerator.process_index,
+            share=share or self._share,
             workers=workers,
             pin_memory=self.device.kind != "cpu",
         )

@@ -16,7 +16,7 @@ from llava_npu.data import IGNORE_INDEX
 from llava_npu.data.dataset import ConversationDataset, Sample
 from llava_npu.data.plan import Indices
 from llava_npu.devices import Device
-from llava_npu.training.batches import steps
+from llava_npu.training.batches import Share, steps
 from llava_npu.training.checkpointing.state import random_state, restore_random_state
 from llava_npu.training.engines import Engine
 
@@ -29,14 +29,20 @@ def is_due(step: int, num_steps: int, every: int) -> bool:
 
 
 def validation_loss(
-    engine: Engine, dataset: ConversationDataset, device: Device, *, micro_batch_size: int, workers: int
+    engine: Engine,
+    dataset: ConversationDataset,
+    device: Device,
+    *,
+    micro_batch_size: int,
+    workers: int,
+    sequence_parallel_size: int = 1,
 ) -> float:
     """Mean cross-entropy in nats per supervised token, over all samples and processes; every process calls it.
 
     Weights, random state and modes are afterwards what they were: a run that validates trains as one that does not.
     """
     accelerator = engine.accelerator
-    layout = _Once(len(dataset), accelerator.num_processes, micro_batch_size)
+    layout = _Once(len(dataset), accelerator.num_processes // sequence_parallel_size, micro_batch_size)
     generators = random_state(device)
     total, supervised = torch.zeros((), device=accelerator.device), 0
     with torch.no_grad(), _evaluation_mode(engine.objective):
@@ -45,7 +51,7 @@ def validation_loss(
             layout,
             first_step=0,
             last_step=layout.num_steps,
-            rank=accelerator.process_index,
+            share=Share.of_process(accelerator.process_index, sequence_parallel_size),
             workers=workers if len(dataset) > _FEW else 0,
             pin_memory=device.kind != "cpu",
         ):

@@ -187,7 +187,8 @@ def _check_heads(heads: int, key_value_heads: int) -> None:
         raise ValueError(f"attention: {heads} query heads are not a multiple of {key_value_heads} key/value heads")
 
 
-def _autocast(*tensors: torch.Tensor) -> list[torch.Tensor]:
+def autocast(*tensors: torch.Tensor) -> list[torch.Tensor]:
+    """The tensors in autocast's type, where it is on."""
     kind = tensors[0].device.type
     available = torch.amp.is_autocast_available(kind)  # not for shapes alone, on the meta device
     if not available or not torch.is_autocast_enabled(kind) or tensors[0].dtype == torch.float64:
@@ -204,7 +205,7 @@ def _inputs(
     softcap: float | None,
 ) -> AttentionInputs:
     scale = query.shape[-1] ** -0.5 if scale is None else scale
-    query, key, value = _autocast(query, key, value)
+    query, key, value = autocast(query, key, value)
     return AttentionInputs(query, key, value, scale, dropout, softcap)
 
 

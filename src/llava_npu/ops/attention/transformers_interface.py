@@ -23,21 +23,24 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.masking_utils import bidirectional_mask_function, causal_mask_function, sdpa_mask
 
 from llava_npu.errors import UserError
 from llava_npu.ops.attention.functional import (
+    autocast,
     batched_attention,
     cached_attention,
     masked_attention,
     packed_attention,
 )
 from llava_npu.ops.attention.sdpa import band_mask, lengths_mask
+from llava_npu.ops.attention.sequence_parallel import split_attention
 
 ATTENTION_NAME = "llava_npu"
 
@@ -52,10 +55,12 @@ class KnownLengths:
         sequence: lengths of packed sequences, row after row; None: one query for each row.
         key: with a cache, how many keys each sequence has: packed end to end next to `sequence`, or of each row the
             first ones. None: as many as queries.
+        group: processes that have an equal part of every row each, while the lengths are of the whole rows.
     """
 
     sequence: Sequence[int] | None = None
     key: Sequence[int] | None = None
+    group: dist.ProcessGroup | None = None
 
     @property
     def longest(self) -> int:
@@ -68,11 +73,13 @@ _known: ContextVar[KnownLengths | None] = ContextVar("known_lengths", default=No
 
 @contextmanager
 def known_lengths(
-    sequence_lengths: Sequence[int] | None = None, key_lengths: Sequence[int] | None = None
+    sequence_lengths: Sequence[int] | None = None,
+    key_lengths: Sequence[int] | None = None,
+    group: dist.ProcessGroup | None = None,
 ) -> Iterator[None]:
     """States the lengths of the batch that a language model computes inside; without any, nothing is stated."""
     given = sequence_lengths is not None or key_lengths is not None
-    token = _known.set(KnownLengths(sequence_lengths, key_lengths) if given else None)
+    token = _known.set(KnownLengths(sequence_lengths, key_lengths, group) if given else None)
     try:
         yield
     finally:
@@ -285,10 +292,18 @@ def _of_known_lengths(
         assert lengths.key is not None
         options = {name: options[name] for name in ("scale", "softcap")}  # nothing learns behind a cache
         return _cached(query, key, value, lengths.key, mask.window, options).transpose(1, 2)
-    q, k, v = (_token_rows(tensor) for tensor in (query, key, value))
-    out = packed_attention(
-        q, k, v, lengths.sequence, mask.causal, key_lengths=lengths.key, window=mask.window, **options
+    attend = partial(
+        packed_attention,
+        sequence_lengths=lengths.sequence,
+        causal=mask.causal,
+        key_lengths=lengths.key,
+        window=mask.window,
+        **options,
     )
+    if lengths.group is not None:
+        query, key, value = autocast(query, key, value)  # before they are sent
+        return split_attention(query, key, value, lengths.group, attend)
+    out = attend(*map(_token_rows, (query, key, value)))
     return out.unflatten(0, (query.shape[0], query.shape[2]))
 
 

@@ -145,6 +145,7 @@ class Monitor:
             self._run.run.device,
             micro_batch_size=config.micro_batch_size,
             workers=config.data.workers,
+            sequence_parallel_size=config.sequence_parallel_size,
         )
         if self._report is not None:
             self._report.validation(step, loss)

@@ -78,7 +78,7 @@ class ThroughputMeter:
         self._work += sum(
             self._flops.count(
                 each.tokens,
-                causal_pairs(each.sample_lengths),
+                causal_pairs(each.sample_lengths) // each.parts,
                 each.supervised_tokens,
                 each.images,
                 cached_features=self._cached_features,

@@ -38,7 +38,8 @@ class NonFiniteGuard:
 
     Args:
         limit: how many steps may be skipped.
-        batches_of: gives this process's micro-batches of a step.
+        batches_of: gives this process's micro-batches of a step; with True, those that it saves for `llava-npu replay`,
+            which are of whole rows.
         save: writes a checkpoint after that many steps.
 
     Attributes:
@@ -52,7 +53,7 @@ class NonFiniteGuard:
         device: Device,
         *,
         limit: int,
-        batches_of: Callable[[int], Sequence[MicroBatch]],
+        batches_of: Callable[[int, bool], Sequence[MicroBatch]],
         save: Callable[[int], None],
         console: Console,
     ) -> None:
@@ -91,11 +92,11 @@ class NonFiniteGuard:
     def _handle(self, step: int, now: int) -> None:
         engine = self._engine
         generators = random_state(self._device)
-        micro_batches = self._batches_of(step)  # loaded again: keeping them would take memory while all is well
+        micro_batches = self._batches_of(step, False)  # loaded again: keeping them would take memory while all is well
         finding = self._find(micro_batches)
         restore_random_state(generators, self._device)
         findings = [each for each in gather_object([finding]) if each is not None]
-        names = gather_object([name for micro_batch in micro_batches for name in micro_batch.names])
+        names = list(dict.fromkeys(gather_object([name for each in micro_batches for name in each.names])))
         if not findings and engine.scaler.is_enabled():  # computed once more without the scale, it is finite
             self._console.print(f"step {step}: skipped, its scaled gradient left float16's range; the scale was halved")
             return
@@ -103,7 +104,7 @@ class NonFiniteGuard:
         if engine.accelerator.is_main_process:
             note_step(self._folder, step, findings, names, self._console)
         if self.skipped > self._limit:
-            self._stop(step, now, micro_batches)
+            self._stop(step, now)
 
     def _find(self, micro_batches: Sequence[MicroBatch]) -> NonFinite | None:
         engine = self._engine
@@ -112,10 +113,11 @@ class NonFiniteGuard:
         engine.forget_gradients()
         return finding
 
-    def _stop(self, step: int, now: int, micro_batches: Sequence[MicroBatch]) -> None:
+    def _stop(self, step: int, now: int) -> None:
         accelerator = self._engine.accelerator
         self._save(now)
-        save_batch(self._folder, step, accelerator.process_index, micro_batches)
+        if micro_batches := self._batches_of(step, True):
+            save_batch(self._folder, step, accelerator.process_index, micro_batches)
         accelerator.wait_for_everyone()
         raise UserError(
             f"{self.skipped} steps had a gradient that is not finite, more than max_nonfinite_steps ({self._limit}); "

@@ -132,7 +132,7 @@ def _samples(tensor: torch.Tensor, micro_batch: MicroBatch) -> tuple[str, ...]:
     """Names of the samples in whose positions a tensor (rows, length, …) is not finite."""
     lengths, names = micro_batch.sequence_lengths, micro_batch.names
     rows = micro_batch.tensors["input_ids"].shape
-    if tuple(tensor.shape[:2]) != tuple(rows):
+    if tuple(tensor.shape[:2]) != tuple(rows) or micro_batch.parts > 1:
         return names
     positions = (~tensor.isfinite()).flatten(2).any(-1).flatten().nonzero().flatten().tolist()
     ends = list(accumulate(lengths))
