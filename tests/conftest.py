@@ -129,8 +129,8 @@ def device(request: pytest.FixtureRequest) -> torch.device:
 @pytest.fixture(scope="session")
 def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny model, to be read only. Its weights are large enough that every question has another answer."""
-    import tiny
     from llava_npu.models import compose
+    from support import tiny
 
     folder = tmp_path_factory.mktemp("parts") / "serving"
     words = tiny.write_language_model(folder / "lm", tie_word_embeddings=False, initializer_range=0.3)
@@ -153,7 +153,7 @@ def pictures() -> list[Image.Image]:
     """Small images of one colour each."""
     from PIL import Image
 
-    import tiny
+    from support import tiny
 
     return [Image.new("RGB", (30, 20), colour) for colour in tiny.COLOURS.values()]
 

@@ -79,3 +79,9 @@ def test_no_import_circles() -> None:
 def test_every_package_has_a_floor() -> None:
     packages = {path.parent.name for path in PACKAGE.glob("*/__init__.py")} - {"debug_size"}
     assert packages | {"errors"} == set().union(*_floors())
+
+
+def test_test_files_have_distinct_names() -> None:
+    """Pytest imports a file by its name, unless its folder is a package."""
+    files = [path.name for path in ROOT.glob("tests/**/test_*.py") if not (path.parent / "__init__.py").exists()]
+    assert sorted(files) == sorted(set(files))

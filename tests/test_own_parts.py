@@ -15,7 +15,6 @@ import pytest
 import torch
 from torch import nn
 
-import tiny
 from llava_npu import load
 from llava_npu.config.section import Section
 from llava_npu.data.image_sources import ImageFile
@@ -36,7 +35,8 @@ from llava_npu.training.engines import Engine, EngineMemory, ModelSizes
 from llava_npu.training.engines import registry as engine_registry
 from llava_npu.training.loss import SupervisedLoss
 from llava_npu.training.resolve import ResolvedRun
-from small_run import small_run, write_material
+from support import tiny
+from support.small_run import small_run, write_material
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-import tiny
 from llava_npu import __version__
+from support import tiny
 
 
 def _run(*arguments: str, timeout: float = 600, typed: str = "") -> subprocess.CompletedProcess[str]:

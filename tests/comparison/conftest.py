@@ -3,7 +3,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from comparison_samples import write_material
+
+from support.comparison_samples import write_material
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,6 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
-from comparison_samples import QUESTIONS
 
 from llava_npu import devices
 from llava_npu.comparison import measures
@@ -21,6 +20,7 @@ from llava_npu.comparison.folder import Failure, read_failure, read_result
 from llava_npu.evaluation.predictions import read_predictions
 from llava_npu.models import compose
 from llava_npu.models.loaded import LoadedModel
+from support.comparison_samples import QUESTIONS
 
 DEBUG = Path(__file__).parents[2] / "src/llava_npu/recipes/compare-debug.yaml"
 

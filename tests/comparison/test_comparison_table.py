@@ -8,14 +8,13 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-from comparison_samples import result
-
 from llava_npu.comparison import pareto, table
 from llava_npu.comparison.examples import ExampleQuestion
 from llava_npu.comparison.folder import Failure
 from llava_npu.comparison.report import ComparisonReport, write_report
 from llava_npu.comparison.results import Result
 from llava_npu.comparison.table import TrialRow
+from support.comparison_samples import result
 
 RESULTS = [
     result("mlp2x_gelu", 576, 0.64, 300),

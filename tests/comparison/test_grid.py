@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from comparison_samples import values
 
 from llava_npu.comparison.folder import Measured
 from llava_npu.comparison.grid import Trial, expand
 from llava_npu.config import set_key, validate
 from llava_npu.config.comparison import BenchmarkConfig, ComparisonConfig
 from llava_npu.errors import UserError
+from support.comparison_samples import values
 
 
 def trials(material: Path, output: Path, **changes: Any) -> list[Trial]:

@@ -9,7 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from comparison_samples import result
 
 from llava_npu.comparison import pairs, table
 from llava_npu.comparison.folder import HELD_OUT
@@ -19,6 +18,7 @@ from llava_npu.comparison.table import TrialRow
 from llava_npu.evaluation.reports.samples import write_samples
 from llava_npu.evaluation.statistics.accuracy import OVERALL, Score, ScoreSample
 from llava_npu.evaluation.statistics.significance import paired_difference
+from support.comparison_samples import result
 
 RIGHT = {"mlp2x_gelu": "110100", "resampler": "111101", "ldpv2": "000111"}  # of six questions
 LOSSES = {"mlp2x_gelu": (2.0, 4.0, 3.0), "resampler": (1.9, 3.8, 2.7), "ldpv2": (2.5, 3.5, 3.0)}  # of three captions

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from comparison_samples import values
 
 from llava_npu.comparison import scheduler as schedule
 from llava_npu.comparison.folder import read_failure
@@ -14,6 +13,7 @@ from llava_npu.config import validate
 from llava_npu.config.comparison import ComparisonConfig
 from llava_npu.devices.cuda import CudaDevice
 from llava_npu.errors import UserError
+from support.comparison_samples import values
 
 
 def grid(material: Path, output: Path) -> list[Trial]:

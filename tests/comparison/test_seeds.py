@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from comparison_samples import result
 
 from llava_npu.comparison.grid import expand
 from llava_npu.comparison.report import ComparisonReport, write_report
@@ -21,6 +20,7 @@ from llava_npu.errors import UserError
 from llava_npu.evaluation.reports.samples import write_samples
 from llava_npu.evaluation.statistics.accuracy import OVERALL, Score, ScoreSample
 from llava_npu.evaluation.statistics.significance import corrected, paired_difference, seeded_differences
+from support.comparison_samples import result
 
 
 def _config(folder: Path, **values: Any) -> ComparisonConfig:

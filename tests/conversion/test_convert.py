@@ -19,7 +19,6 @@ from transformers import (
 )
 from typer.testing import CliRunner
 
-import tiny
 from llava_npu import UserError
 from llava_npu.cli import app
 from llava_npu.models import compose, load
@@ -27,7 +26,8 @@ from llava_npu.models.checkpoints.adapters import read_adapter
 from llava_npu.models.checkpoints.convert import Help, convert
 from llava_npu.models.checkpoints.projectors import to_original
 from llava_npu.models.projectors import build_projector
-from official_models import (
+from support import tiny
+from support.official_models import (
     IMAGE_TOKEN_ID,
     ROWS,
     official_config,

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-import tiny
 from llava_npu import UserError
 from llava_npu.models import compose, load
 from llava_npu.models.checkpoints.convert import convert
+from support import tiny
 
 
 def test_there_and_back(tmp_path: Path) -> None:

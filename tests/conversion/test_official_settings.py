@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from transformers import LlavaForConditionalGeneration
 
-import tiny
 from llava_npu import UserError, load
 from llava_npu.models.checkpoints.convert import Help, convert, open_checkpoint
-from official_models import official_weights, reference_model, write_official
+from support import tiny
+from support.official_models import official_weights, reference_model, write_official
 
 LLAMA_3_ROPE = {
     "rope_theta": 500000.0,

@@ -12,9 +12,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-import tiny
 from llava_npu.models import compose
 from llava_npu.models.checkpoints.convert import convert
+from support import tiny
 
 _WITHOUT_PACKAGE = """
 import sys

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-import tiny
 from llava_npu.data import token_counts
 from llava_npu.data.dataset import BadSamples, ConversationDataset
 from llava_npu.data.records import open_records
@@ -17,6 +16,7 @@ from llava_npu.data.token_counts import load_token_counts
 from llava_npu.errors import UserError
 from llava_npu.files.cache import cache_root
 from llava_npu.models import compose
+from support import tiny
 
 Open = Callable[..., ConversationDataset]
 

@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 import torch
-from evaluation_samples import circular_rows, plain_image, question_row, write_tsv
 
 import llava_npu
 from llava_npu.data.conversation.labels import encode_conversation, expand_images
@@ -32,6 +31,7 @@ from llava_npu.inference import engine, features
 from llava_npu.inference.features import FeatureCache
 from llava_npu.inference.prefix_cache import BLOCK
 from llava_npu.models.loaded import LoadedModel
+from support.evaluation_samples import circular_rows, plain_image, question_row, write_tsv
 
 
 @pytest.fixture

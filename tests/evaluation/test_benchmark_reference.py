@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from evaluation_samples import FakeAnswerer, circular_rows, knows, write_tsv
 
 from llava_npu.errors import UserError
 from llava_npu.evaluation.benchmarks import available
@@ -13,6 +12,7 @@ from llava_npu.evaluation.formats.datasets import checksum_note, md5_of
 from llava_npu.evaluation.formats.locating import find_data
 from llava_npu.evaluation.reports.reference import facts, reference
 from llava_npu.evaluation.run import evaluate
+from support.evaluation_samples import FakeAnswerer, circular_rows, knows, write_tsv
 
 DOCS = Path(__file__).parents[2] / "docs"
 

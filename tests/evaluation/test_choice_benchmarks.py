@@ -9,17 +9,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from benchmark_samples import LETTER, qbench, scienceqa, seedbench, write_json
-from evaluation_samples import (
-    COLUMNS,
-    FakeAnswerer,
-    circular_rows,
-    encoded_image,
-    knows,
-    plain_image,
-    question_row,
-    write_tsv,
-)
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -29,6 +18,17 @@ from llava_npu.evaluation.extraction import rules
 from llava_npu.evaluation.questions import Question
 from llava_npu.evaluation.reports.report import Report
 from llava_npu.evaluation.run import EvaluationOptions, evaluate
+from support.benchmark_samples import LETTER, qbench, scienceqa, seedbench, write_json
+from support.evaluation_samples import (
+    COLUMNS,
+    FakeAnswerer,
+    circular_rows,
+    encoded_image,
+    knows,
+    plain_image,
+    question_row,
+    write_tsv,
+)
 
 
 def run(name: str, data: Path, tmp_path: Path, respond: Callable[[Question], str] = knows) -> Report:

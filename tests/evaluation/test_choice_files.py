@@ -7,12 +7,12 @@ import csv
 from pathlib import Path
 
 import pytest
-from evaluation_samples import COLUMNS, circular_rows, encoded_image, plain_image, question_row, write_tsv
 
 from llava_npu.data.image_sources import UnreadableImageError
 from llava_npu.errors import UserError
 from llava_npu.evaluation import benchmarks
 from llava_npu.evaluation.questions import Dataset
+from support.evaluation_samples import COLUMNS, circular_rows, encoded_image, plain_image, question_row, write_tsv
 
 
 def read(path: Path, name: str = "mmbench") -> Dataset:

@@ -8,17 +8,17 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import benchmark_samples as samples
 import pytest
 import typer
-from benchmark_samples import mme, pope
-from evaluation_samples import circular_rows, write_tsv
-from judge_server import JudgeServer
 from typer.testing import CliRunner
 
 from llava_npu.cli.eval import eval_
 from llava_npu.errors import UserError
 from llava_npu.evaluation.benchmarks import available
+from support import benchmark_samples as samples
+from support.benchmark_samples import mme, pope
+from support.evaluation_samples import circular_rows, write_tsv
+from support.judge_server import JudgeServer
 
 app = typer.Typer()
 app.command("eval")(eval_)

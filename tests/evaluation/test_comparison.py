@@ -9,8 +9,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from benchmark_samples import mme, pope, vqav2
-from evaluation_samples import FakeAnswerer, always_a, circular_rows, knows, write_tsv
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
@@ -24,6 +22,8 @@ from llava_npu.evaluation.reports.comparison_report import as_terminal, write_co
 from llava_npu.evaluation.run import EvaluationOptions, evaluate
 from llava_npu.evaluation.statistics.accuracy import ScoreSample
 from llava_npu.evaluation.statistics.significance import mcnemar_p, paired_difference
+from support.benchmark_samples import mme, pope, vqav2
+from support.evaluation_samples import FakeAnswerer, always_a, circular_rows, knows, write_tsv
 
 
 def sample(*right: float) -> ScoreSample:

@@ -8,13 +8,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import benchmark_samples as samples
 import pytest
-from evaluation_samples import circular_rows, encoded_image, write_tsv
 
 from llava_npu.errors import UserError
 from llava_npu.evaluation.benchmarks import get
 from llava_npu.evaluation.formats.datasets import read_dataset
+from support import benchmark_samples as samples
+from support.evaluation_samples import circular_rows, encoded_image, write_tsv
 
 IMAGE = encoded_image((1, 2, 3))
 TABLES: dict[str, dict[str, str]] = {

@@ -10,8 +10,6 @@ import json
 from pathlib import Path
 
 import pytest
-from benchmark_samples import save_image, write_json
-from evaluation_samples import FakeAnswerer, encoded_image, image_bytes, knows, write_parquet, write_tsv
 
 from llava_npu.errors import UserError
 from llava_npu.evaluation.benchmarks import get
@@ -20,6 +18,8 @@ from llava_npu.evaluation.formats.datasets import read_dataset
 from llava_npu.evaluation.questions import Question
 from llava_npu.evaluation.reports.report import Report
 from llava_npu.evaluation.run import evaluate
+from support.benchmark_samples import save_image, write_json
+from support.evaluation_samples import FakeAnswerer, encoded_image, image_bytes, knows, write_parquet, write_tsv
 
 SHORT = "Answer the question using a single word or phrase."
 

@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from evaluation_samples import FakeAnswerer, always_a, circular_rows, knows, question_row, write_tsv
 from rich.console import Console
 
 from llava_npu.errors import UserError
@@ -22,6 +21,7 @@ from llava_npu.evaluation.predictions import Prediction, append_predictions, rea
 from llava_npu.evaluation.questions import Answer, Question
 from llava_npu.evaluation.reports.report import Report, as_terminal
 from llava_npu.evaluation.run import EvaluationOptions, Progress, evaluate
+from support.evaluation_samples import FakeAnswerer, always_a, circular_rows, knows, question_row, write_tsv
 
 
 @pytest.fixture
@@ -230,7 +230,7 @@ _KILLED = """
 import signal, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
-from evaluation_samples import FakeAnswerer, always_a
+from support.evaluation_samples import FakeAnswerer, always_a
 from llava_npu.evaluation.run import EvaluationOptions, evaluate
 
 asked = []
@@ -248,7 +248,7 @@ evaluate("mmbench", Path(sys.argv[2]), FakeAnswerer(hang), Path(sys.argv[3]), Ev
 @pytest.mark.slow
 def test_kill_9_loses_at_most_the_batch_in_flight(bench: Path, tmp_path: Path) -> None:
     output = tmp_path / "out"
-    script = [sys.executable, "-c", _KILLED, str(Path(__file__).parent), str(bench), str(output)]
+    script = [sys.executable, "-c", _KILLED, str(Path(__file__).parents[1]), str(bench), str(output)]
     process = subprocess.Popen(script, stderr=subprocess.PIPE)
     predictions = output / "predictions.jsonl"
     deadline = time.monotonic() + 300  # a shared machine may be slow to start Python

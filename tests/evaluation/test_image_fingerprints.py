@@ -8,8 +8,6 @@ import shutil
 from pathlib import Path
 
 import pytest
-from benchmark_samples import pope, save_image
-from evaluation_samples import FakeAnswerer
 
 from llava_npu.data.image_sources import ImageFile
 from llava_npu.errors import UserError
@@ -18,6 +16,8 @@ from llava_npu.evaluation.predictions import read_predictions
 from llava_npu.evaluation.questions import Question
 from llava_npu.evaluation.reports.comparison import compare_runs, read_runs
 from llava_npu.evaluation.run import EvaluationOptions, evaluate
+from support.benchmark_samples import pope, save_image
+from support.evaluation_samples import FakeAnswerer
 
 FIRST = "COCO_val2014_000000000000.png"
 

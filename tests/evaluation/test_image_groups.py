@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from evaluation_samples import circular_rows, write_tsv
 
 from llava_npu.evaluation import benchmarks
 from llava_npu.evaluation.answering import ChooseLikeliest, GenerateText, ModelAnswerer
 from llava_npu.evaluation.questions import Question
 from llava_npu.inference import runner
 from llava_npu.models.loaded import LoadedModel
+from support.evaluation_samples import circular_rows, write_tsv
 
 
 @pytest.fixture

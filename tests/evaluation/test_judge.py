@@ -8,9 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from benchmark_samples import llavabench, mmvet, write_json
-from evaluation_samples import FakeAnswerer, circular_rows, encoded_image, question_row, write_tsv
-from judge_server import JudgeServer, Responder
 
 from llava_npu.errors import UserError
 from llava_npu.evaluation.judge import client as judge_client
@@ -18,6 +15,9 @@ from llava_npu.evaluation.judge.client import JudgeClient, JudgeError, JudgeSett
 from llava_npu.evaluation.questions import Question
 from llava_npu.evaluation.reports.report import Report
 from llava_npu.evaluation.run import EvaluationOptions, Progress, evaluate
+from support.benchmark_samples import llavabench, mmvet, write_json
+from support.evaluation_samples import FakeAnswerer, circular_rows, encoded_image, question_row, write_tsv
+from support.judge_server import JudgeServer, Responder
 
 HELLO = [{"role": "user", "content": "Hello?"}]
 

@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from benchmark_samples import SHORT, gqa, save_image, scienceqa, textvqa, vizwiz, vqav2, write_jsonl
-from evaluation_samples import FakeAnswerer, encoded_image, knows, write_tsv
 
 from llava_npu.errors import UserError
 from llava_npu.evaluation.benchmarks import get
 from llava_npu.evaluation.questions import Question
 from llava_npu.evaluation.reports.report import Report
 from llava_npu.evaluation.run import evaluate
+from support.benchmark_samples import SHORT, gqa, save_image, scienceqa, textvqa, vizwiz, vqav2, write_jsonl
+from support.evaluation_samples import FakeAnswerer, encoded_image, knows, write_tsv
 
 INSUFFICIENT = "When the provided information is insufficient, respond with 'Unanswerable'."
 

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import typer
-from benchmark_samples import write_jsonl
 from typer.testing import CliRunner
 
 from llava_npu.cli.eval import eval_
@@ -15,6 +14,7 @@ from llava_npu.cli.report import report
 from llava_npu.errors import UserError
 from llava_npu.evaluation import benchmarks
 from llava_npu.evaluation.benchmarks import load_modules
+from support.benchmark_samples import write_jsonl
 
 TOY = '''
 """Parity: is the number in the question even?"""

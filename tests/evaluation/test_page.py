@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from benchmark_samples import textvqa
-from evaluation_samples import FakeAnswerer, always_a, circular_rows, knows, question_row, write_tsv
 
 from llava_npu.evaluation.questions import Question
 from llava_npu.evaluation.reports import page
 from llava_npu.evaluation.reports.comparison import compare_runs, read_runs
 from llava_npu.evaluation.reports.comparison_report import write_comparison
 from llava_npu.evaluation.run import EvaluationOptions, evaluate
+from support.benchmark_samples import textvqa
+from support.evaluation_samples import FakeAnswerer, always_a, circular_rows, knows, question_row, write_tsv
 
 ATTACK = '</script><script>document.title = "taken"</script><img src=x onerror="document.title = 1">'
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

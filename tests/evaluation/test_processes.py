@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 import torch
-from evaluation_samples import FakeAnswerer, always_a, circular_rows, write_tsv
 from typer.testing import CliRunner
 
 from llava_npu.cli import app
@@ -22,6 +21,7 @@ from llava_npu.evaluation.processes import ALONE, Processes, check_devices, join
 from llava_npu.evaluation.questions import Answer, Question
 from llava_npu.evaluation.run import evaluate
 from llava_npu.evaluation.run_folder import collect_predictions, predictions_path
+from support.evaluation_samples import FakeAnswerer, always_a, circular_rows, write_tsv
 
 
 @pytest.fixture

@@ -13,8 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from benchmark_samples import mme, mmvet, pope, save_image, scienceqa, seedbench, write_json
-from evaluation_samples import FakeAnswerer, encoded_image, knows, question_row, write_tsv
 
 from llava_npu.errors import UserError
 from llava_npu.evaluation.benchmarks import get
@@ -23,6 +21,8 @@ from llava_npu.evaluation.extraction.rules import extract_strict
 from llava_npu.evaluation.questions import Question
 from llava_npu.evaluation.reports.report import Report
 from llava_npu.evaluation.run import evaluate
+from support.benchmark_samples import mme, mmvet, pope, save_image, scienceqa, seedbench, write_json
+from support.evaluation_samples import FakeAnswerer, encoded_image, knows, question_row, write_tsv
 
 
 def run(name: str, data: Path, tmp_path: Path, respond: Callable[[Question], str] = knows) -> Report:

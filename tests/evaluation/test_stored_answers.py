@@ -8,8 +8,6 @@ from typing import Any
 
 import pytest
 import typer
-from benchmark_samples import gqa, mme, mmvet, seedbench, textvqa, vizwiz, write_jsonl
-from evaluation_samples import circular_rows, write_tsv
 from typer.testing import CliRunner
 
 from llava_npu.cli.eval import eval_
@@ -19,6 +17,8 @@ from llava_npu.evaluation.formats.datasets import read_dataset
 from llava_npu.evaluation.questions import Question
 from llava_npu.evaluation.reports.submissions import as_spreadsheet
 from llava_npu.evaluation.stored_answers import StoredAnswers
+from support.benchmark_samples import gqa, mme, mmvet, seedbench, textvqa, vizwiz, write_jsonl
+from support.evaluation_samples import circular_rows, write_tsv
 
 app = typer.Typer()
 app.command("eval")(eval_)

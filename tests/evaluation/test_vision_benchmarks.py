@@ -10,8 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from benchmark_samples import CHAIR_SYNONYMS, chair, save_image, write_json, write_jsonl
-from evaluation_samples import FakeAnswerer, encoded_image, image_bytes, write_parquet, write_tsv
 
 from llava_npu.errors import UserError
 from llava_npu.evaluation.benchmarks import get
@@ -20,6 +18,8 @@ from llava_npu.evaluation.extraction.coco_objects import coco_objects, singular
 from llava_npu.evaluation.formats.datasets import read_dataset
 from llava_npu.evaluation.reports.report import Report
 from llava_npu.evaluation.run import evaluate
+from support.benchmark_samples import CHAIR_SYNONYMS, chair, save_image, write_json, write_jsonl
+from support.evaluation_samples import FakeAnswerer, encoded_image, image_bytes, write_parquet, write_tsv
 
 LETTER = "Answer with the option's letter from the given choices directly."
 

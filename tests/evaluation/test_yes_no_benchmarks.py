@@ -8,8 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from benchmark_samples import POPE_CATEGORIES, SHORT, mme, pope, write_jsonl
-from evaluation_samples import FakeAnswerer, encoded_image, knows, write_tsv
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -18,6 +16,8 @@ from llava_npu.evaluation.benchmarks import get
 from llava_npu.evaluation.questions import Question
 from llava_npu.evaluation.reports.report import Report
 from llava_npu.evaluation.run import EvaluationOptions, evaluate
+from support.benchmark_samples import POPE_CATEGORIES, SHORT, mme, pope, write_jsonl
+from support.evaluation_samples import FakeAnswerer, encoded_image, knows, write_tsv
 
 BALANCED = [["yes", "no"] * 3] * 3
 TASKS = {"existence": 2, "artwork": 2, "code_reasoning": 1}

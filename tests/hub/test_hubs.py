@@ -10,12 +10,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from fake_hubs import COMMIT, Hub, serving
 
-import tiny
 from llava_npu.errors import UserError
 from llava_npu.hub.hubs import on_hub, parse_source
 from llava_npu.hub.models import HubModel, wanted_patterns
+from support import tiny
+from support.fake_hubs import COMMIT, Hub, serving
 
 
 @pytest.mark.parametrize(

@@ -38,7 +38,6 @@ from transformers import (
     SiglipVisionModel,
 )
 
-import tiny
 from in_vllm.outcomes import EXPORTS, ROWS, Row
 from llava_npu import answer_all, load
 from llava_npu.inference.prompts import prepare_prompt
@@ -49,8 +48,9 @@ from llava_npu.models.checkpoints.merging import merge
 from llava_npu.models.loaded import LoadedModel
 from llava_npu.models.projectors import registered_name
 from llava_npu.training import train
-from message_forms import FORMS, REFUSED, as_url
-from small_run import small_run
+from support import tiny
+from support.message_forms import FORMS, REFUSED, as_url
+from support.small_run import small_run
 
 QUESTION = "What is it?"
 NUM_TOKENS = 12

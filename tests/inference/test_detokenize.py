@@ -11,11 +11,11 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from transformers import LlamaTokenizer
 
-import tiny
 from llava_npu.inference.detokenize import AnswerText, finished_text
 from llava_npu.inference.request import Sampling
 from llava_npu.inference.sampling import TokenChooser
 from llava_npu.models.stopping import surrounding_space
+from support import tiny
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "llama_tokenizer.model"
 BYTES = tiny.tokenizer()

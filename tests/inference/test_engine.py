@@ -10,7 +10,6 @@ import pytest
 import torch
 from PIL import Image
 
-import tiny
 from llava_npu import LlavaNpuProcessor, UserError
 from llava_npu.inference.engine import InferenceEngine
 from llava_npu.inference.prompts import prepare_prompt, with_images_first
@@ -18,6 +17,7 @@ from llava_npu.inference.request import Delta, Prompt, Request, Sampling
 from llava_npu.models import compose, load
 from llava_npu.models.loaded import LoadedModel
 from llava_npu.models.stopping import stopping_arguments
+from support import tiny
 
 
 @pytest.fixture

@@ -17,12 +17,12 @@ import pytest
 import torch
 from PIL import Image
 
-import tiny
 from llava_npu.data.conversation.labels import encode_conversation, expand_images
 from llava_npu.errors import UserError
 from llava_npu.evaluation.answering import build_answerer
 from llava_npu.evaluation.run import evaluate
 from llava_npu.models import compose, load
+from support import tiny
 
 pytestmark = pytest.mark.slow
 

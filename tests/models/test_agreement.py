@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 import yaml
 
-import tiny
 from llava_npu import UserError
 from llava_npu.config import ModelConfig, RunConfig, load_config, render_config
 from llava_npu.models import compose
 from llava_npu.models.agreement import check_agreement
 from llava_npu.models.configuration import LlavaNpuConfig
 from llava_npu.training import train
+from support import tiny
 
 SCALES, LAYERS = [1, 2], 3  # of the tiny model
 

@@ -20,12 +20,12 @@ from transformers import (
     pipeline,
 )
 
-import tiny
 from llava_npu import LlavaNpuConfig, LlavaNpuForConditionalGeneration, LlavaNpuProcessor, UserError
 from llava_npu.models import compose, load
 from llava_npu.models.composing import change_aspect_ratio
 from llava_npu.models.loaded import LoadedModel
 from llava_npu.models.vision.anyres import Tiling, default_resolutions, resolutions_from_llava
+from support import tiny
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden/misc.json").read_text())["anyres"]
 LLAVA_16 = [[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]]  # (width, height)

@@ -12,9 +12,9 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText, AutoProcessor, CLIPConfig, CLIPModel, LlavaProcessor, ResNetModel
 
-import tiny
 from llava_npu import LlavaNpuForConditionalGeneration, LlavaNpuProcessor, UserError
 from llava_npu.models import compose, load
+from support import tiny
 
 PROJECTORS = [
     ("mlp2x_gelu", {}, 16),

@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
-import tiny
 from llava_npu import UserError
 from llava_npu.config import RunConfig
 from llava_npu.models import load
 from llava_npu.models.checkpoints.convert import Help, convert
 from llava_npu.training.resolve import ResolvedRun
+from support import tiny
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:" + "0" * 64 + "\nsize 14000000000\n"
 Damage = Callable[[Path], object]

@@ -26,8 +26,8 @@ from llava_npu.serving.api.messages import Message, read_messages
 from llava_npu.serving.api.service import Service
 from llava_npu.serving.terminal import Conversation
 from llava_npu.serving.web.conversation import ChatHistory, ServedModel, UploadedImage, stream_answers
-from message_forms import FORMS, NOT_SAID, REFUSED, Form, as_url, table
 from models.test_prompt_ids import _saved
+from support.message_forms import FORMS, NOT_SAID, REFUSED, Form, as_url, table
 
 PICTURE = Image.new("RGB", (40, 20), (200, 30, 30))
 URL = as_url(PICTURE)

@@ -10,11 +10,11 @@ import pytest
 from PIL import Image
 from transformers import AutoProcessor, CLIPImageProcessor, LlavaProcessor
 
-import tiny
 from llava_npu import LlavaNpuConfig, LlavaNpuProcessor
 from llava_npu.inference.prompts import prepare_prompt
 from llava_npu.models.composing import add_special_tokens
 from llava_npu.models.loaded import load_processor
+from support import tiny
 
 PICTURE = Image.new("RGB", (28, 28), (200, 30, 30))
 # As LLaVA's on the hub: contents are lists of parts, images come first, answers have no end token.

@@ -18,13 +18,13 @@ from PIL import Image
 from torch.nn import functional as F
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedModel
 
-import tiny
 from llava_npu.inference.engine import InferenceEngine
 from llava_npu.inference.prompts import prepare_prompt
 from llava_npu.inference.request import Prompt, Request, Sampling
 from llava_npu.models import LoadedModel, compose, load
 from llava_npu.ops.fuse import Operation, fuse, install_kernels
 from llava_npu.training.loss import SupervisedLoss
+from support import tiny
 
 DOCS = Path(__file__).resolve().parents[2] / "docs/parts.md"
 ALL: tuple[Operation, ...] = ("rms_norm", "rotary", "swiglu")

@@ -9,8 +9,8 @@ import pytest
 import torch
 from transformers import LlavaConfig, LlavaForConditionalGeneration
 
-import tiny
 from llava_npu import LlavaNpuConfig, LlavaNpuForConditionalGeneration
+from support import tiny
 
 IMAGE_TOKEN_ID = 300
 TOWERS = {"clip": (tiny.clip_config, "default"), "siglip": (tiny.siglip_config, "full")}

@@ -13,7 +13,6 @@ import pytest
 from PIL import Image
 from transformers import AutoProcessor, AutoTokenizer, CLIPImageProcessor, PreTrainedTokenizerBase
 
-import tiny
 from llava_npu import LlavaNpuConfig, LlavaNpuProcessor
 from llava_npu.data import encode_conversation
 from llava_npu.data.conversation.labels import expand_images
@@ -22,6 +21,7 @@ from llava_npu.inference.prompts import prepare_prompt
 from llava_npu.models.composing import add_special_tokens
 from llava_npu.models.loaded import load_processor
 from llava_npu.serving.api.messages import ImagePart, Message, read_messages
+from support import tiny
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 PICTURE = Image.new("RGB", (40, 20), (200, 30, 30))

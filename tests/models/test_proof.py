@@ -21,7 +21,6 @@ from transformers import (
     PreTrainedConfig,
 )
 
-import tiny
 from llava_npu.config import RunConfig
 from llava_npu.errors import UserError
 from llava_npu.models import compose, language_models, load, proof
@@ -29,6 +28,7 @@ from llava_npu.models.language_models import HeadShape, config_from_json, tiny_j
 from llava_npu.models.proof import Findings, check_language_model, check_packing, examine
 from llava_npu.ops.attention import transformers_interface
 from llava_npu.training.resolve import ResolvedRun
+from support import tiny
 
 
 def test_sizes_of_one_architecture_share_one_copy() -> None:

@@ -21,11 +21,11 @@ from transformers import (
     ViTImageProcessorPil,
 )
 
-import tiny
 from llava_npu import LlavaNpuConfig, UserError
 from llava_npu.models import compose, load
 from llava_npu.models.vision.tower_probe import probe_tower
 from llava_npu.models.vision.towers import describe_tower
+from support import tiny
 
 SMALL = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4}
 SIZE = {"image_size": 28, "patch_size": 7}

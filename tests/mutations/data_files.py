@@ -9,11 +9,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
-import benchmark_samples as samples
-from evaluation_samples import FakeAnswerer, always_a, circular_rows, write_tsv
 from PIL import Image
 
-import tiny
 from llava_npu.data.conversation.labels import IGNORE_INDEX, encode_conversation
 from llava_npu.data.formats.archives import open_archive
 from llava_npu.data.images import image_size, load_image
@@ -25,6 +22,9 @@ from llava_npu.evaluation.formats.datasets import read_dataset
 from llava_npu.evaluation.run import evaluate
 from llava_npu.evaluation.stored_answers import StoredAnswers
 from mutations import Case, WrongError, break_file, broken_bytes, broken_json
+from support import benchmark_samples as samples
+from support import tiny
+from support.evaluation_samples import FakeAnswerer, always_a, circular_rows, write_tsv
 
 
 class Records:

@@ -13,7 +13,6 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-import tiny
 from llava_npu.config import RunConfig
 from llava_npu.inference.batch import answer_all
 from llava_npu.inference.request import Sampling
@@ -25,7 +24,8 @@ from llava_npu.models.loading import open_source
 from llava_npu.models.sources import ModelSource
 from llava_npu.training.resolve import ResolvedRun
 from mutations import Case, break_file
-from official_models import official_config, official_weights, reference_model
+from support import tiny
+from support.official_models import official_config, official_weights, reference_model
 
 
 class ModelFolders:

@@ -6,17 +6,17 @@ from collections.abc import Sequence
 
 import pytest
 import torch
-from eager_attention import (
-    assert_equal_to_eager,
-    block_diagonal_mask,
-    build_mask,
-    eager,
-)
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from llava_npu.ops.attention import batched_attention, cached_attention, masked_attention, packed_attention
 from llava_npu.ops.kernels.npu import attention as npu_attention
+from support.eager_attention import (
+    assert_equal_to_eager,
+    block_diagonal_mask,
+    build_mask,
+    eager,
+)
 
 HEADS = [(4, 4), (4, 2), (4, 1)]  # multi-head, grouped-query, multi-query
 CAUSAL = lambda row, column: column <= row  # noqa: E731

@@ -13,11 +13,11 @@ from typing import Any
 
 import pytest
 import torch
-from eager_attention import block_diagonal_mask, build_mask, eager
 
 from llava_npu.ops.attention.implementation import AttentionInputs
 from llava_npu.ops.attention.lengths import Lengths
 from llava_npu.ops.kernels.cuda import attention as cuda
+from support.eager_attention import block_diagonal_mask, build_mask, eager
 
 CUDA = cuda.CudaAttention()
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from llava_npu.config import RunConfig
-from small_run import small_run, write_material
+from support.small_run import small_run, write_material
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,6 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPVisionConfig, LlamaConfig, Olmo2Config, Phi3Config, SiglipVisionConfig
 
-import tiny
 from llava_npu.config.parts import PartsConfig, StageName, resolve_parts
 from llava_npu.models.configuration import LlavaNpuConfig
 from llava_npu.models.flops import FlopModel, Flops, causal_pairs, flop_model
@@ -18,6 +17,7 @@ from llava_npu.models.modeling import LlavaNpuForConditionalGeneration
 from llava_npu.ops.fuse import install_kernels
 from llava_npu.training.loss import SupervisedLoss
 from llava_npu.training.parts import prepare_parts
+from support import tiny
 
 PROJECTORS = {
     "identity": {},

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-import tiny
 from llava_npu.cli import app
 from llava_npu.config import load_config
 from llava_npu.errors import UserError
 from llava_npu.planning.new_run import DataSummary, NewRun, look_at_data
+from support import tiny
 
 
 @pytest.fixture(scope="module")

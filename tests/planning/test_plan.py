@@ -15,7 +15,6 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-import tiny
 from llava_npu import UserError
 from llava_npu.cli import app
 from llava_npu.config import RunConfig, load_config, render_config
@@ -29,6 +28,7 @@ from llava_npu.planning.target import Target, product
 from llava_npu.training.data import choose_layout
 from llava_npu.training.resolve import ResolvedRun
 from llava_npu.training.trainer import build_model
+from support import tiny
 
 MakeRun = Callable[..., RunConfig]
 RECIPES = Path(__file__).resolve().parents[2] / "src" / "llava_npu" / "recipes"

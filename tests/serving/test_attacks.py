@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from running import connect, http, make_service, running, running_app
 from starlette.types import Message, Receive, Scope, Send
 
 from llava_npu.errors import UserError
@@ -20,6 +19,7 @@ from llava_npu.serving.api.admission import AdmissionMiddleware
 from llava_npu.serving.api.app import build_app
 from llava_npu.serving.api.limits import Limits
 from llava_npu.serving.api.metrics import Metrics
+from support.running import connect, http, make_service, running, running_app
 
 QUESTION = {"messages": [{"role": "user", "content": "What?"}], "max_tokens": 2, "temperature": 0}
 PATH = "/v1/chat/completions"

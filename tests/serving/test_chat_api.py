@@ -13,13 +13,13 @@ from typing import Any
 import pytest
 from PIL import Image, ImageFile
 from prometheus_client import parser
-from running import http, make_service, running
 
 from llava_npu import Sampling, answer_all
 from llava_npu.inference import engine
 from llava_npu.models.loaded import LoadedModel
 from llava_npu.serving.api.chat import _UNSUPPORTED, _WITHOUT_EFFECT
 from llava_npu.serving.api.limits import Limits
+from support.running import http, make_service, running
 
 openai = pytest.importorskip("openai")
 

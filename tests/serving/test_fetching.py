@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from running import http, make_service, running
 
 from llava_npu import UserError
 from llava_npu.serving.api.fetching import Address, ImageFetcher, is_public
+from support.running import http, make_service, running
 
 
 @pytest.mark.parametrize(

@@ -10,9 +10,9 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from running import http, make_service, running
 
 from llava_npu.serving.api.limits import Limits
+from support.running import http, make_service, running
 
 SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "serving.py"
 

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from running import http, make_service, running
+
+from support.running import http, make_service, running
 
 KEY = "schlüssel-鍵"
 

@@ -21,9 +21,9 @@ import pytest
 import schemathesis
 from hypothesis import HealthCheck, given, seed, settings
 from PIL import Image
-from running import make_service, running
 
 from llava_npu.serving.api.limits import Limits
+from support.running import make_service, running
 
 CASES = int(os.environ.get("LLAVA_NPU_API_CASES", "30"))  # of each operation; of damaged requests eight times as many
 OPERATIONS = [

@@ -12,13 +12,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from running import connect, http, make_service, running
 
 from llava_npu import UserError
 from llava_npu.inference.request import Delta, Request
 from llava_npu.serving.addresses import open_port
 from llava_npu.serving.api.limits import Limits
 from llava_npu.serving.api.service import Service
+from support.running import connect, http, make_service, running
 
 LONG = {"messages": [{"role": "user", "content": "What?"}], "max_tokens": 400, "temperature": 0}
 

@@ -10,7 +10,6 @@ import pytest
 import torch
 from PIL import Image
 
-import tiny
 from llava_npu import UserError
 from llava_npu.inference.engine import InferenceEngine
 from llava_npu.inference.request import Sampling
@@ -18,6 +17,7 @@ from llava_npu.models import compose
 from llava_npu.models.loaded import LoadedModel
 from llava_npu.models.stopping import stopping_arguments
 from llava_npu.serving.terminal import Conversation, answer_once, chat_loop
+from support import tiny
 
 PICTURE = Image.new("RGB", (30, 20), (200, 0, 0))
 EIGHT = Sampling(max_new_tokens=8)

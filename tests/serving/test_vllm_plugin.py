@@ -14,10 +14,10 @@ import pytest
 import torch
 from torch import nn
 
-import tiny
 from in_vllm.outcomes import table
 from llava_npu import LlavaNpuConfig, LlavaNpuForConditionalGeneration, UserError
 from llava_npu.models.projectors import build_projector
+from support import tiny
 
 IMAGE_TOKEN_ID = 300
 

@@ -15,9 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from running import running_app
 
-import tiny
 from llava_npu import Sampling, UserError, answer_all
 from llava_npu.inference.engine import InferenceEngine
 from llava_npu.models import compose, load
@@ -35,6 +33,8 @@ from llava_npu.serving.web.conversation import (
     without_last,
 )
 from llava_npu.serving.web.model_view import model_view
+from support import tiny
+from support.running import running_app
 
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
 PICTURE = UploadedImage("red.png", Image.new("RGB", (60, 40), (200, 30, 30)))

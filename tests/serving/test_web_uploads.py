@@ -11,7 +11,6 @@ from pathlib import Path
 import httpx
 import pytest
 from PIL import Image
-from running import connect, http, running_app
 
 from llava_npu.errors import UserError
 from llava_npu.inference.engine import InferenceEngine
@@ -21,6 +20,7 @@ from llava_npu.serving.background import BackgroundEngine
 from llava_npu.serving.web import uploads
 from llava_npu.serving.web.conversation import ServedModel
 from llava_npu.serving.web.page import build_page, page_app
+from support.running import connect, http, running_app
 
 pytest.importorskip("gradio")
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from llava_npu.config import RunConfig
-from small_run import small_run, write_material
+from support.small_run import small_run, write_material
 
 
 @pytest.fixture(scope="session")

@@ -14,9 +14,9 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-import tiny
 from llava_npu.config import RunConfig
 from llava_npu.training import train
+from support import tiny
 
 SHAPES = [(30, 20), (28, 28), (90, 25), (25, 80), (60, 60), (14, 50)]  # (width, height)
 

@@ -20,7 +20,7 @@ from llava_npu.data.plan import PaddedLayout, Plan
 from llava_npu.data.records import load_records
 from llava_npu.training import train
 from llava_npu.training.monitoring.metrics import read_metrics
-from small_run import in_two_processes, small_run
+from support.small_run import in_two_processes, small_run
 
 # Batches of one sample: in the fourth step one is of text alone, beside one with an image in the other process.
 ENGINES: dict[str, dict[str, Any]] = {

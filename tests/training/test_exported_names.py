@@ -12,12 +12,12 @@ import pytest
 import torch
 from safetensors import safe_open
 
-import tiny
 from llava_npu import load
 from llava_npu.config import RunConfig
 from llava_npu.models import compose
 from llava_npu.models.checkpoints.merging import merge
 from llava_npu.training import train
+from support import tiny
 
 MakeRun = Callable[..., RunConfig]
 HUB_NAME = re.compile(

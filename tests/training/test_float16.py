@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import torch
 from accelerate import Accelerator
-from crashed_run import crash_after
 from rich.console import Console
 
 from llava_npu import UserError
@@ -30,6 +29,7 @@ from llava_npu.training.monitoring.jsonl import read_lines
 from llava_npu.training.monitoring.metrics import read_metrics
 from llava_npu.training.optimizer import build_optimizer
 from llava_npu.training.parts import prepare_parts, trained_parameters
+from support.crashed_run import crash_after
 
 MakeRun = Callable[..., RunConfig]
 

@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-import killed_runs
 import psutil
 import pytest
 import torch
@@ -26,6 +25,7 @@ from llava_npu.distributed.launching import launch
 from llava_npu.training import train
 from llava_npu.training.checkpointing.checkpoints import checkpoints, verify
 from llava_npu.training.monitoring.metrics import read_metrics
+from support import killed_runs
 
 MakeRun = Callable[..., RunConfig]
 # Dropout: without the random state of host and device where it was, no number would be the same.

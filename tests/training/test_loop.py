@@ -15,10 +15,8 @@ from typing import Any
 
 import pytest
 import torch
-from crashed_run import crash_after
 from safetensors.torch import load_file
 
-import tiny
 from llava_npu import UserError
 from llava_npu.config import RunConfig, render_config
 from llava_npu.data.plan import Plan
@@ -26,6 +24,8 @@ from llava_npu.models import load
 from llava_npu.training import train
 from llava_npu.training.checkpointing.checkpoints import checkpoints
 from llava_npu.training.monitoring.metrics import read_metrics
+from support import tiny
+from support.crashed_run import crash_after
 
 MakeRun = Callable[..., RunConfig]
 

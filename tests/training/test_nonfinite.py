@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from poisoned_run import poisoned_run
 from rich.console import Console
 from safetensors.torch import load_file
 
@@ -29,6 +28,7 @@ from llava_npu.training.nonfinite.guard import load_batch, save_batch
 from llava_npu.training.nonfinite.replay import _Bare, replay
 from llava_npu.training.nonfinite.search import LOSS, NonFinite, find_nonfinite
 from llava_npu.training.parts import prepare_parts
+from support.poisoned_run import poisoned_run
 
 MakeRun = Callable[..., RunConfig]
 

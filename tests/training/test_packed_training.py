@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from crashed_run import crash_after
 from safetensors.torch import load_file
 
 from llava_npu.config import RunConfig
@@ -22,6 +21,7 @@ from llava_npu.training.checkpointing.export import build_model
 from llava_npu.training.loss import SupervisedLoss
 from llava_npu.training.monitoring.metrics import read_metrics
 from llava_npu.training.parts import prepare_parts, trained_parameters
+from support.crashed_run import crash_after
 
 MakeRun = Callable[..., RunConfig]
 Collate = Callable[..., MicroBatch]

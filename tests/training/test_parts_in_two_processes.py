@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 import torch
-from poisoned_run import poisoned_run
 from safetensors.torch import load_file
 
 from llava_npu.config import RunConfig
 from llava_npu.training import train
 from llava_npu.training.monitoring.jsonl import read_lines
 from llava_npu.training.monitoring.metrics import read_metrics
-from small_run import in_two_processes, small_run
+from support.poisoned_run import poisoned_run
+from support.small_run import in_two_processes, small_run
 
 ADAPTERS = {
     "parts": {"language_model": {"train": "lora"}, "vision_tower": {"train": "lora"}},

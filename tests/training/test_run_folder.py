@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from crashed_run import crash_after
 
 from llava_npu import UserError
 from llava_npu.config import RunConfig
@@ -16,6 +15,7 @@ from llava_npu.training.checkpointing.checkpoints import verify
 from llava_npu.training.monitoring.jsonl import rewind_lines
 from llava_npu.training.monitoring.metrics import read_metrics
 from llava_npu.training.run_folder import check_disk_space, is_finished, only_process, open_run, read_run_file
+from support.crashed_run import crash_after
 
 MakeRun = Callable[..., RunConfig]
 

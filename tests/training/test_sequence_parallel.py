@@ -14,10 +14,8 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from split_model import CASES, samples
 from transformers import MistralConfig, MistralForCausalLM
 
-import tiny
 from llava_npu.config import RunConfig
 from llava_npu.data import IGNORE_INDEX
 from llava_npu.errors import UserError
@@ -26,7 +24,9 @@ from llava_npu.models.proof import check_splitting
 from llava_npu.training import train
 from llava_npu.training.batches import SequenceSplit, micro_batch, part_of
 from llava_npu.training.monitoring.metrics import read_metrics
-from small_run import in_two_processes, small_run, write_material
+from support import split_model, tiny
+from support.small_run import in_two_processes, small_run, write_material
+from support.split_model import CASES, samples
 
 MakeRun = Callable[..., RunConfig]
 
@@ -50,13 +50,12 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def measured(parts: Path, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> dict[str, Any]:
     kind = "npu" if request.config.getoption("--simulated-npu") else "cpu"
     results = tmp_path_factory.mktemp("results") / "results.json"
-    script = Path(__file__).with_name("split_model.py")
     command = [
         sys.executable,
         "-m",
         "llava_npu.distributed.launching",
         "2",
-        str(script),
+        split_model.__file__,
         kind,
         str(parts),
         str(results),

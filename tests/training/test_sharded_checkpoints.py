@@ -26,7 +26,7 @@ from llava_npu.training.checkpointing.export import export_checkpoint
 from llava_npu.training.checkpointing.state import SavedState, weight_key
 from llava_npu.training.monitoring.metrics import read_metrics
 from llava_npu.training.run_folder import read_run_file
-from small_run import in_two_processes, small_run
+from support.small_run import in_two_processes, small_run
 
 MakeRun = Callable[..., RunConfig]
 STEPS: dict[str, Any] = {"max_steps": 4, "micro_batch_size": 4}

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from crashed_run import crash_after
 from rich.console import Console
 
 from llava_npu import UserError
@@ -30,6 +29,7 @@ from llava_npu.training import train
 from llava_npu.training.checkpointing.checkpoints import checkpoints
 from llava_npu.training.data import open_run_data
 from llava_npu.training.monitoring.metrics import read_metrics
+from support.crashed_run import crash_after
 
 MakeRun = Callable[..., RunConfig]
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-import tiny
 from llava_npu.data import IGNORE_INDEX, IMAGE_PLACEHOLDER, encode_conversation, encode_prompt
+from support import tiny
 
 CAPTION = [{"from": "human", "value": "<image>"}, {"from": "gpt", "value": "a cat"}]
 

@@ -11,7 +11,6 @@ import pytest
 import torch
 from PIL import Image
 from rich.console import Console
-from tests.tiny import tokenizer as tiny_tokenizer
 from transformers import LlamaConfig, LlamaForCausalLM, ResNetConfig, ResNetForImageClassification
 from typer.testing import CliRunner
 
@@ -23,6 +22,7 @@ from demo.run import run_demo
 from demo.shapes import COLOURS, KINDS
 from llava_npu.cli import app
 from llava_npu.errors import UserError
+from support.tiny import tokenizer as tiny_tokenizer
 
 NOUNS = sorted(
     word_set("zebra lemon trumpet camera tiger owl banana hammer rocket castle igloo candle teapot spoon kite tractor")

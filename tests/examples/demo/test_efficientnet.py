@@ -6,13 +6,13 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from known_stamps import assert_knows_stamps
 from torch.nn import functional as F
 from transformers import EfficientNetForImageClassification
 
 from demo import assets
 from demo.efficientnet import efficientnet_lite2, lite2_config, lite_state
 from llava_npu.models.vision.towers import describe_tower
+from support.known_stamps import assert_knows_stamps
 
 # EfficientNet-Lite2's blocks, as its source spells them: (repeats, kernel, stride, expansion, channels in, out).
 _STAGES = (

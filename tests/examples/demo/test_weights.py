@@ -6,13 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from known_stamps import assert_knows_stamps
 from PIL import Image
 from torch.nn import functional
 from transformers import AutoImageProcessor, AutoModelForCausalLM, AutoTokenizer
 
 from demo import assets, weights
 from llava_npu.errors import UserError
+from support.known_stamps import assert_knows_stamps
 
 
 def test_convolution_and_norm_equal_keras():

@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 import torch
-from golden_fill import features, fill, uniform
 
 from llava_npu.models.checkpoints.projectors import from_original
 from llava_npu.models.projectors import Projector, build_projector
 from llava_npu.models.projectors.positions import sincos_table
+from support.golden_fill import features, fill, uniform
 
 GOLDEN = json.loads((Path(__file__).parents[2] / "golden" / "projectors.json").read_text())
 WIDTHS = {"clip": (1024, 576), "siglip": (1152, 729)}

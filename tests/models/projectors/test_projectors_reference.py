@@ -9,7 +9,6 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-import reference_projectors as reference
 import torch
 from torch import nn
 from torch.nn import functional
@@ -18,6 +17,7 @@ from llava_npu.models.checkpoints.projectors import from_original, to_original
 from llava_npu.models.projectors import Projector, build_projector, load_weights
 from llava_npu.models.projectors.grid import average_pool, to_blocks
 from llava_npu.models.projectors.tokenpacker import block_centres
+from support import reference_projectors as reference
 
 CASES: list[tuple[str, dict[str, Any], int, int, tuple[int, int]]] = [
     ("mlp1x_gelu", {}, 12, 20, (3, 5)),

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 from transformers import AutoTokenizer, LlavaConfig, LlavaForConditionalGeneration
 
-import tiny
+from support import tiny
 
 ROWS = 283  # of the tiny tokenizer: the vocabulary of the language model, before tokens are added
 IMAGE_TOKEN_ID = ROWS

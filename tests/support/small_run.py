@@ -11,9 +11,11 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-import tiny
 from llava_npu.config import RunConfig
 from llava_npu.distributed.launching import meeting_port
+from support import tiny
+
+TESTS = Path(__file__).resolve().parents[1]
 
 
 def write_material(folder: Path) -> Path:
@@ -74,7 +76,9 @@ def in_two_processes(
     }
     environment["PYTHONFAULTHANDLER"] = "1"
     environment.setdefault("ASCEND_HOME_PATH", str(folder))  # what CANN's set_env.sh sets, and DeepSpeed asks for
-    command = [sys.executable, __file__, str(folder)]
+    inherited = os.environ.get("PYTHONPATH")
+    environment["PYTHONPATH"] = os.pathsep.join([str(TESTS), *([inherited] if inherited else [])])
+    command = [sys.executable, "-m", "support.small_run", str(folder)]
     started = [
         subprocess.Popen(
             command,

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import tiny
 from llava_npu.comparison.results import BenchmarkResult, Estimate, Result, SampleOutput, StageResult
+from support import tiny
 
 QUESTIONS = 6
 

@@ -1,6 +1,6 @@
 """One of two processes that have a half of each sequence: what they compute together, next to what one computes alone.
 
-python -m llava_npu.distributed.launching 2 tests/training/split_model.py DEVICE PARTS_FOLDER RESULTS
+python -m llava_npu.distributed.launching 2 tests/support/split_model.py DEVICE PARTS_FOLDER RESULTS
 """
 
 from __future__ import annotations

@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
-import tiny
 from llava_npu.models.composing import compose
 from llava_npu.models.loaded import LoadedModel
+from support import tiny
 
 _BAD = "~"  # a token that one record alone has
 

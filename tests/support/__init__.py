@@ -1,0 +1,1 @@
+"""What tests share: tiny models and data, small runs, servers and samples."""
