@@ -136,6 +136,28 @@ class BlockOptions(ProjectorOptions):
 
 
 @dataclass(frozen=True)
+class SquareOptions(ProjectorOptions):
+    """Options of a projector that gives a fixed number of tokens, laid out as a square.
+
+    Attributes:
+        num_queries: tokens out, a square number.
+    """
+
+    num_queries: int = 144
+
+    def check(self) -> None:
+        self.square_side("num_queries")
+
+    def num_tokens(self, grid: Grid, special_tokens: int = 0) -> int:
+        self.patches_only(grid, special_tokens)
+        return self.num_queries
+
+    def token_grid(self, grid: Grid) -> Grid | None:
+        side = self.square_side("num_queries")
+        return side, side
+
+
+@dataclass(frozen=True)
 class PatchOptions(ProjectorOptions):
     """Options of a projector that makes one token of each patch, and takes no other tokens."""
 

@@ -7,32 +7,15 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from llava_npu.models.projectors.base import Projector, ProjectorOptions
+from llava_npu.models.projectors.base import Projector, SquareOptions
 from llava_npu.models.projectors.grid import Grid, average_pool, to_map, to_tokens
 from llava_npu.models.projectors.layers import Mlp
 from llava_npu.models.projectors.registry import register
 
 
 @dataclass(frozen=True)
-class LdpV2Options(ProjectorOptions):
-    """Options of `ldpv2`.
-
-    Attributes:
-        num_queries: tokens out, a square number.
-    """
-
-    num_queries: int = 144
-
-    def check(self) -> None:
-        self.square_side("num_queries")
-
-    def num_tokens(self, grid: Grid, special_tokens: int = 0) -> int:
-        self.patches_only(grid, special_tokens)
-        return self.num_queries
-
-    def token_grid(self, grid: Grid) -> Grid | None:
-        side = self.square_side("num_queries")
-        return side, side
+class LdpV2Options(SquareOptions):
+    """Options of `ldpv2`."""
 
 
 @register("ldpv2", LdpV2Options, aliases=("ldp_v2", "ldpnetv2", "ldpnet_v2"))
