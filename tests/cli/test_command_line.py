@@ -41,6 +41,7 @@ for command in [[], *commands]:
 """
 
 
+@pytest.mark.slow
 def test_help_loads_nothing_heavy() -> None:
     """So that it is there at once. A measured time would say nothing on a machine that does other work."""
     result = subprocess.run([sys.executable, "-c", _HELP], capture_output=True, text=True, check=False, timeout=600)
@@ -86,6 +87,7 @@ def test_a_terminal_that_is_not_utf_8(tmp_path: Path) -> None:
     assert "? ? ?" in result.stdout  # 猫 → 狗
 
 
+@pytest.mark.slow
 def test_errors_are_one_message_without_a_traceback(tmp_path: Path) -> None:
     assert "no such configuration file" in _fails("train", str(tmp_path / "absent.yaml"))
     picture = tmp_path / "broken.png"

@@ -176,6 +176,7 @@ def test_a_comparison_by_name_through_both_stages_at_debug_size(
     assert result.benchmarks[0].score.count == 16
 
 
+@pytest.mark.slow
 def test_numbers_of_an_image_are_those_of_a_whole_picture_with_anyres(material: Path) -> None:
     """Not of one tile: 640×480 pixels are scaled into 56×56, two tiles by two, beside the whole image."""
     parts = (str(material / "clip"), str(material / "lm"), "linear")

@@ -8,6 +8,8 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
 from llava_npu.comparison import pareto, table
 from llava_npu.comparison.examples import ExampleQuestion
 from llava_npu.comparison.folder import Failure
@@ -85,6 +87,7 @@ def test_a_result_survives_its_file() -> None:
     assert Result.from_json(json.loads(json.dumps(RESULTS[0].as_json()))) == RESULTS[0]
 
 
+@pytest.mark.slow
 def test_the_report_is_complete_and_needs_nothing_else(tmp_path: Path) -> None:
     examples = [
         ExampleQuestion("1", "data:image/jpeg;base64,AAAA", "What <b>is</b> it?", {"A": "a cat", "B": "a dog"}, "A")
@@ -105,6 +108,7 @@ def test_the_report_is_complete_and_needs_nothing_else(tmp_path: Path) -> None:
     assert [cell["outcome"] for cell in cells[-2:]] == ["impossible: 27 is not divisible by 2", "not run yet"]
 
 
+@pytest.mark.slow
 def test_a_grid_of_encoders_is_shown_as_a_map(tmp_path: Path) -> None:
     grid = [result(name, 144, score, encoder=encoder) for name, encoder, score in (
         ("mlp", "CLIP", 0.5), ("ldp", "CLIP", 0.7), ("mlp", "SigLIP", 0.6)

@@ -98,6 +98,7 @@ def test_other_questions_other_captions_or_none_are_not_compared(tmp_path: Path)
     assert [sorted(by_measure) for by_measure in found.values()] == [["held-out loss"], ["MMBench"], []]
 
 
+@pytest.mark.slow
 def test_reports_hold_them_for_people_and_programs(tmp_path: Path) -> None:
     lines = [_line(tmp_path, "mlp2x_gelu"), _line(tmp_path, "resampler"), _line(tmp_path, "ldpv2", encoder="SigLIP")]
     page = write_report(ComparisonReport("T", "", lines, [], "", ""), tmp_path / "report")
@@ -123,6 +124,7 @@ def test_reports_hold_them_for_people_and_programs(tmp_path: Path) -> None:
     assert paired["measures"][0]["pairs"]["1-0"][0] == pytest.approx(100 / 3)
 
 
+@pytest.mark.slow
 def test_of_very_many_models_the_page_holds_differences_to_references_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -134,6 +136,7 @@ def test_of_very_many_models_the_page_holds_differences_to_references_alone(
     assert page.count("<option") == 1  # no other can be chosen
 
 
+@pytest.mark.slow
 def test_nothing_to_compare_is_no_section(tmp_path: Path) -> None:
     lines = [_line(tmp_path, "mlp2x_gelu")]
     assert table.differences_as_markdown(lines, pairs.against_references(lines)) == ""

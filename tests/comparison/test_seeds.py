@@ -75,6 +75,7 @@ def test_with_one_seed_it_is_the_paired_bootstrap() -> None:
     assert (seeded.value, seeded.low, seeded.high, seeded.p) == (paired.value, paired.low, paired.high, paired.p)
 
 
+@pytest.mark.slow
 def test_seeds_and_questions_both_count() -> None:
     """Of models that differ by luck alone, about 5 % are told apart; without the seeds' part it would be most."""
     generator = np.random.default_rng(2)
@@ -117,6 +118,7 @@ def _line(folder: Path, projector: str, seed: int, rate: float) -> TrialRow:
     return TrialRow("CLIP", projector, {"seed": seed}, made, folder=trial)
 
 
+@pytest.mark.slow
 def test_the_report_has_a_row_per_model(tmp_path: Path) -> None:
     lines = [
         _line(tmp_path, projector, seed, rate)

@@ -98,6 +98,7 @@ def test_an_official_model_computes_what_transformers_computes(tmp_path: Path, f
     assert "language_model.model.embed_tokens.weight" in names
 
 
+@pytest.mark.slow
 def test_an_official_model_loads_as_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     reference = reference_model()
     source = write_official(tmp_path / "x", write_tower(tmp_path / "tower"), official_weights(reference), "bin")

@@ -56,6 +56,7 @@ def test_json(machine: MakeMachine, monkeypatch: pytest.MonkeyPatch) -> None:
     assert report["machine"]["trial"]["devices"][1]["device"] == "npu:1"
 
 
+@pytest.mark.slow
 def test_on_this_machine_without_transformers_and_with_a_broken_torch(tmp_path: Path) -> None:
     """Everything heavy raises on import, here and in the probe; `doctor` reports torch and needs none of it."""
     for name in ("torch", "transformers", "numpy", "accelerate", "psutil"):

@@ -50,6 +50,7 @@ def test_a_torch_that_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert try_torch(20, has_backend=False).died == "import torch: no answer within 20 s"
 
 
+@pytest.mark.slow
 def test_a_torch_npu_that_crashes_leaves_the_cpu_undisturbed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _package(tmp_path, "torch_npu", CRASH)
     monkeypatch.syspath_prepend(tmp_path)
@@ -58,6 +59,7 @@ def test_a_torch_npu_that_crashes_leaves_the_cpu_undisturbed(tmp_path: Path, mon
     assert trial.died == "use npu devices: crashed (SIGSEGV)"
 
 
+@pytest.mark.slow
 def test_a_torch_npu_that_breaks_torch_by_autoloading(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _package(tmp_path, "torch_npu", "raise ImportError('libhccl.so: cannot open shared object file')\n")
     metadata = tmp_path / "torch_npu-2.9.0.dist-info"
@@ -73,6 +75,7 @@ def test_a_torch_npu_that_breaks_torch_by_autoloading(tmp_path: Path, monkeypatc
     assert [device.device for device in trial.devices if not device.accelerator] == ["cpu"]
 
 
+@pytest.mark.slow
 def test_a_global_hook_is_seen_wherever_it_hides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _package(tmp_path, "torch_npu", "")
     _package(tmp_path / "torch_npu", "contrib", "")

@@ -152,6 +152,7 @@ def _plant_fault(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(torch_npu, name, wrong(getattr(torch_npu, name)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", SIZES, ids=[f"{size.name}, {size.case}" for size in SIZES])
 def test_a_right_device_passes_at_each_real_size_and_a_planted_fault_is_found(
     device: torch.device, size: Operation, monkeypatch: pytest.MonkeyPatch
@@ -197,6 +198,7 @@ def test_a_step_that_should_be_skipped_and_is_not_is_found(
     assert failure.error == math.inf
 
 
+@pytest.mark.slow
 def test_the_command_compares_at_all_real_sizes_and_quick_does_so_in_16_bits(monkeypatch: pytest.MonkeyPatch) -> None:
     compared: list[tuple[int, torch.dtype]] = []
 

@@ -66,6 +66,7 @@ def test_children_end_with_a_killed_parent(tmp_path: Path, kind: str) -> None:
     _wait_until(lambda: not any(_lives(path.name) for path in found.iterdir() if path.name.isdigit()))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process that its parent is gone")
 def test_a_worker_whose_parent_is_gone_already_ends(tmp_path: Path) -> None:
     script, found = tmp_path / "script.py", tmp_path / "found"

@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 _MEET = """
 import os, sys, time
 from datetime import timedelta
@@ -28,6 +30,7 @@ Path(sys.argv[1], f"sums-{rank}.json").write_text(str(sums))
 """
 
 
+@pytest.mark.slow
 def test_groups_one_after_another(tmp_path: Path) -> None:
     (tmp_path / "meet.py").write_text(_MEET)
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]

@@ -76,6 +76,7 @@ def test_splits_are_scored_apart_and_secret_answers_not_at_all() -> None:
 answers = st.lists(st.sampled_from(["A", "B", "C", None]), min_size=12, max_size=12)
 
 
+@pytest.mark.slow
 @given(answers)
 def test_circular_is_never_above_vanilla(letters: list[str | None]) -> None:
     questions = questions_of(4)
@@ -87,6 +88,7 @@ def test_circular_is_never_above_vanilla(letters: list[str | None]) -> None:
         assert values[CIRCULAR] <= values[EVERY_ROTATION]
 
 
+@pytest.mark.slow
 @given(answers, st.randoms(use_true_random=False))
 def test_scores_do_not_depend_on_the_order_of_questions(letters: list[str | None], shuffler: random.Random) -> None:
     questions = questions_of(4)
@@ -96,6 +98,7 @@ def test_scores_do_not_depend_on_the_order_of_questions(letters: list[str | None
     assert score_choices(shuffled, parsed, "x", circular=True) == score_choices(questions, parsed, "x", circular=True)
 
 
+@pytest.mark.slow
 @given(answers, st.integers(0, 11))
 def test_one_more_right_answer_never_lowers_a_score(letters: list[str | None], place: int) -> None:
     questions = questions_of(4)

@@ -282,6 +282,7 @@ def test_evaluation_from_python(tiny: LoadedModel, tmp_path: Path) -> None:
     assert 0 <= report.overall("circular", "vlmevalkit", split="dev").value <= 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["generate", "likelihood", "likelihood-letter"])
 def test_whole_evaluation(tiny: LoadedModel, tmp_path: Path, mode: str) -> None:
     path = write_tsv(tmp_path / "bench.tsv", circular_rows(groups=3))

@@ -144,6 +144,7 @@ def test_runs_side_by_side(make: Make, tmp_path: Path) -> None:
     Console(file=open(os.devnull, "w"), width=100).print(as_terminal(comparison))  # noqa: SIM115, PTH123
 
 
+@pytest.mark.slow
 def test_comparison_files(make: Make, tmp_path: Path) -> None:
     comparison = compared(make("weak", always_a), make("strong", knows))
     assert write_comparison(comparison, tmp_path / "out") == []

@@ -77,6 +77,7 @@ def test_both_rules_read_a_plain_letter(letter: str, form: str) -> None:
     assert extract_strict(answer, CHOICES.options) == extract_vlmevalkit(answer, CHOICES.options) == letter
 
 
+@pytest.mark.slow
 @given(st.text(max_size=60), st.lists(st.text(min_size=1, max_size=12), min_size=2, max_size=6))
 def test_any_text_gives_a_known_letter_or_nothing(answer: str, texts: list[str]) -> None:
     options = dict(zip(string.ascii_uppercase, texts, strict=False))

@@ -49,6 +49,7 @@ def one_at_a_time(tiny: LoadedModel, method: Any, questions: list[Question]) -> 
 at_once = pytest.mark.parametrize("tokens_at_once", [1, 150, None], ids=["row by row", "some rows", "all rows"])
 
 
+@pytest.mark.slow
 @at_once
 def test_shared_batches_generate_what_one_at_a_time_does(
     tiny: LoadedModel, questions: list[Question], monkeypatch: pytest.MonkeyPatch, tokens_at_once: int | None
@@ -60,6 +61,7 @@ def test_shared_batches_generate_what_one_at_a_time_does(
     assert len({answer.text for answer in alone}) > 4
 
 
+@pytest.mark.slow
 @at_once
 @pytest.mark.parametrize("candidates", ["text", "letter"])
 def test_shared_batches_find_the_same_likelihoods(

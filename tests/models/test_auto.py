@@ -30,6 +30,7 @@ def test_auto_classes_know_the_model_type(first: str) -> None:
     assert _run(f"{first}; {KNOWN}") == "LlavaNpuConfig"
 
 
+@pytest.mark.slow
 def test_importing_the_package_or_its_projectors_loads_neither_torch_nor_transformers() -> None:
     assert _run("import sys, llava_npu, llava_npu.errors; print('torch' in sys.modules)") == "False"
     code = "import sys, llava_npu.models.projectors; print('transformers' in sys.modules)"

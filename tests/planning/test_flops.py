@@ -91,6 +91,7 @@ def counted_by_torch(model: LlavaNpuForConditionalGeneration, images: int, words
     return counter.get_total_flops()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["align", "finetune"])
 @pytest.mark.parametrize("projector", PROJECTORS)
 def test_a_step_counts_what_torch_counts(projector: str, stage: StageName) -> None:
@@ -119,6 +120,7 @@ def test_other_language_models(text: Any) -> None:
     assert ours.total == counted_by_torch(model, images=2, words=7, supervised=4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("trained", ["vision_tower", "vision_tower language_model", "embed_tokens", "norm", "_proj"])
 def test_any_parts_may_learn(trained: str) -> None:
     """With the language model's matrices alone ("_proj"), the first layer's input needs no gradient."""
@@ -143,6 +145,7 @@ def test_the_backward_pass_is_split_by_what_learns() -> None:
     assert align.projector == Flops(2 * tokens * (first + second), 2 * tokens * second, 2 * tokens * (first + second))
 
 
+@pytest.mark.slow
 def test_layers_that_nobody_reads_count_nothing() -> None:
     whole, without_last = (flop_model(build(vision_feature_layer=layer)).tower.forward for layer in (-1, -2))
     layers = [flop_model(build(vision_feature_layer=layer)).tower.forward for layer in (0, 1, 2, 3)]

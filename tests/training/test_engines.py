@@ -166,6 +166,7 @@ def test_two_processes_equal_one(runs: Runs, engine: str) -> None:
     runs.assert_equal(engine, "one")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("engine", SHARDING)
 def test_projectors_and_adapters_in_shards(runs: Runs, engine: str, variant: str) -> None:
@@ -173,6 +174,7 @@ def test_projectors_and_adapters_in_shards(runs: Runs, engine: str, variant: str
     runs.assert_equal(f"{engine}-{variant}", variant)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", RESUMED)
 def test_a_stopped_run_goes_on_bit_for_bit(runs: Runs, engine: str) -> None:
     _need(engine)
@@ -180,6 +182,7 @@ def test_a_stopped_run_goes_on_bit_for_bit(runs: Runs, engine: str) -> None:
     runs.assert_equal(f"{engine}-resumed", engine, tolerance=0)
 
 
+@pytest.mark.slow
 def test_every_engine_goes_on_from_every_other(runs: Runs) -> None:
     """One step with each in two processes, the last one in one process."""
     said = [text for name, text in runs.stopped.items() if name.startswith("relay")]
@@ -198,6 +201,7 @@ def test_sixteen_bits_in_shards(runs: Runs, engine: str) -> None:
     assert all(torch.equal(runs.weights(f"{engine}-bf16")[name], runs.weights("one")[name]) for name in frozen)
 
 
+@pytest.mark.slow
 def test_float16_in_shards_in_the_hosts_memory(runs: Runs) -> None:
     """Whose loss is scaled on the device, and whose gradients are divided on the host."""
     assert runs.losses("fsdp2-fp16") == pytest.approx(runs.losses("fp16"), abs=0.02)

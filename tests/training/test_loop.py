@@ -259,6 +259,7 @@ def test_a_run_that_would_train_nothing(make_run: MakeRun, material: Path, tmp_p
         train(make_run(stage="align", model=model))
 
 
+@pytest.mark.slow
 def test_a_mistake_in_a_run_that_never_began_can_be_mended_in_place(make_run: MakeRun) -> None:
     with pytest.raises(UserError, match="Did you mean 'resampler'"):
         train(make_run(max_steps=1, model={"projector": "resampller", "projector_options": {"num_queries": 4}}))
@@ -329,6 +330,7 @@ def test_an_unreadable_image_names_record_and_file(make_run: MakeRun, material: 
         train(make_run(data={"path": str(tmp_path / "own/train.json")}))
 
 
+@pytest.mark.slow
 def test_an_image_that_goes_bad_loses_no_step(make_run: MakeRun, material: Path, tmp_path: Path) -> None:
     shutil.copytree(material, tmp_path / "own")
     data = {"path": str(tmp_path / "own/train.json")}

@@ -85,6 +85,7 @@ def test_an_interrupted_run_goes_on_bit_for_bit(make_run: MakeRun) -> None:
         assert _column(cut, name) == _column(whole, name)
 
 
+@pytest.mark.slow
 def test_a_step_is_saved_before_its_validation(make_run: MakeRun) -> None:
     """An image that goes bad among what is held out loses nothing, and the validation is made up for."""
     changes = {"data": {"validation": {"size": 4, "every": 3}}, "save_every": 3}
@@ -107,6 +108,7 @@ def _fail(*arguments: Any, **options: Any) -> float:
     raise UserError("an image went bad")
 
 
+@pytest.mark.slow
 def test_links_lead_to_the_newest_checkpoint_and_to_the_best(
     make_run: MakeRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -131,6 +131,7 @@ def _read(archive: ImageArchive) -> list[bytes]:
     return [archive.locate(name, "").read_bytes() for name in COLORS]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 def test_workers(method: str, tmp_path: Path) -> None:
     archive = open_archive(WRITERS["zip"](tmp_path))

@@ -30,6 +30,7 @@ def record(number: int, words: str = "q") -> dict[str, Any]:
     return {"id": f"r{number}", "conversations": turns}
 
 
+@pytest.mark.slow
 @given(
     elements=st.lists(values, max_size=8),
     indent=st.sampled_from([None, 0, 3]),

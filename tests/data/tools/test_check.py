@@ -84,6 +84,7 @@ def tokenizer_folder(llama: PreTrainedTokenizerBase, tmp_path: Path) -> str:
     return str(tmp_path / "tokenizer")
 
 
+@pytest.mark.slow
 def test_with_a_tokenizer(path: Path, tokenizer_folder: str) -> None:
     options = CheckOptions(tokenizer=tokenizer_folder, max_length=100, image_tokens=10, examples=1)
     report = check_records([open_records(path)], options)
@@ -100,6 +101,7 @@ def test_with_a_tokenizer(path: Path, tokenizer_folder: str) -> None:
     assert counts(longer)["text cut off"] + counts(longer)["answers cut off"] > 2
 
 
+@pytest.mark.slow
 def test_workers_and_sources_change_nothing(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("llava_npu.data.tools.check._CHUNK", 4)
     alone = check_records([open_records(path)] * 2, CheckOptions())
@@ -152,6 +154,7 @@ def test_command_on_good_data(tmp_path: Path) -> None:
     assert "none of them bad" in result.output
 
 
+@pytest.mark.slow
 def test_command_on_a_training_configuration(path: Path, tokenizer_folder: str, tmp_path: Path) -> None:
     config = f"""
         output: x

@@ -80,6 +80,7 @@ def test_color(data: Path, llama: PreTrainedTokenizerBase) -> None:
     assert "1 of 4 records shown, 0 of them faulty" in text
 
 
+@pytest.mark.slow
 def test_command(data: Path, llama: PreTrainedTokenizerBase, tmp_path: Path) -> None:
     llama.save_pretrained(tmp_path / "tokenizer")
     command = ["inspect", str(data), "--tokenizer", str(tmp_path / "tokenizer"), "--template", "vicuna_v1"]

@@ -134,6 +134,7 @@ def test_interrupted_fetch_leaves_nothing_and_can_be_repeated(asset, tmp_path, m
     assert (fetch(asset) / "package/data.txt").is_file()
 
 
+@pytest.mark.slow
 def test_two_processes_fetch_once(asset, npm, tmp_path):
     program = tmp_path / "bin" / "npm"
     program.write_text(program.read_text().replace("cp ", "sleep 0.5; cp "))

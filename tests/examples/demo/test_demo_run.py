@@ -120,6 +120,7 @@ def _run(output: Path, seed: int = 0) -> Path:
     return run_demo("tiny", output, device="cpu", seed=seed, console=Console(quiet=True))
 
 
+@pytest.mark.slow
 def test_whole_way_and_going_on(tmp_path):
     output = tmp_path / "run"
     report = _run(output)
@@ -155,6 +156,7 @@ def test_whole_way_and_going_on(tmp_path):
         assert result.exit_code == 0, (command, result.output, result.exception)
 
 
+@pytest.mark.slow
 def test_same_seed_same_numbers_another_seed_another_split(tmp_path):
     first, second, third = (
         json.loads((_run(tmp_path / name, seed).parent / "results.json").read_text())
@@ -164,6 +166,7 @@ def test_same_seed_same_numbers_another_seed_another_split(tmp_path):
     assert first["split"]["held_out"] != third["split"]["held_out"]
 
 
+@pytest.mark.slow
 def test_without_apt_the_demo_goes_on_and_says_so(tmp_path):
     shutil.rmtree(next((assets.cache_root() / "assets").glob(f"{assets.STAMPS.name}-*")))
     page = _run(tmp_path / "run").read_text()
@@ -181,6 +184,7 @@ def test_output_of_something_else_is_left_alone(tmp_path):
     assert (tmp_path / "thesis.txt").read_text() == "mine"
 
 
+@pytest.mark.slow
 def test_no_network_on_the_first_run_is_one_error(tmp_path):
     shutil.rmtree(assets.cache_root() / "assets")
     with pytest.raises(UserError) as caught:

@@ -67,6 +67,7 @@ def _findings(tmp_path: Path, tuned: float, blind: float) -> Findings:
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_page_stands_alone_and_escapes_what_the_model_says(tmp_path):
     page = write_report(_findings(tmp_path, 0.6, 0.25), tmp_path).read_text()
     sources = re.findall(r'(?:src|href)="([^"]{0,30})', page)

@@ -67,6 +67,7 @@ def test_every_registered_projector_is_tested() -> None:
     assert {projectors.registered_name(name) for name in OPTIONS} == set(projectors.available())
 
 
+@pytest.mark.slow
 def test_imports_without_transformers() -> None:
     code = "import sys, llava_npu.models.projectors; sys.exit('transformers' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
@@ -99,6 +100,7 @@ def test_input_is_not_changed(type: str, options: dict[str, Any]) -> None:
     assert torch.equal(features, before)
 
 
+@pytest.mark.slow
 @settings(max_examples=60)
 @given(
     type=st.sampled_from(["adaptive_pool", "c_abstractor", "identity", "ldp", "ldpv2", "linear", "mlp2x_gelu",
@@ -150,6 +152,7 @@ def test_tokens_of_the_field(grid: tuple[int, int]) -> None:
         assert num_tokens("tokenpacker", grid) == num_tokens("pixel_shuffle", grid) == patches // 4
 
 
+@pytest.mark.slow
 @trainable_variants
 def test_gradient_reaches_every_parameter_and_it_trains(type: str, options: dict[str, Any]) -> None:
     projector = build(type, options)
