@@ -9,22 +9,30 @@ import statistics
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from transformers import Qwen2Config
 from typer.testing import CliRunner
 
 from llava_npu import UserError
 from llava_npu.cli import app
-from llava_npu.config import RunConfig, load_config, render_config
+from llava_npu.config import RunConfig, load_config, render_config, validate
 from llava_npu.data.dataset import ConversationDataset
 from llava_npu.data.plan import Plan
+from llava_npu.models.configuration import LlavaNpuConfig
+from llava_npu.models.modeling import LlavaNpuForConditionalGeneration
+from llava_npu.models.published import published_model
 from llava_npu.planning import check
+from llava_npu.planning.host import host_memory
+from llava_npu.planning.memory import EngineChoice, PeakMemory
 from llava_npu.planning.plan import plan_run
 from llava_npu.planning.samples import Samples, expected_samples
 from llava_npu.planning.sizing import choose_sizing
 from llava_npu.planning.target import Target, product
+from llava_npu.planning.tracing import Held
 from llava_npu.training.data import choose_layout
 from llava_npu.training.resolve import ResolvedRun
 from llava_npu.training.trainer import build_model
@@ -295,3 +303,60 @@ def test_a_layer_that_cannot_be_planned_is_trained_all_the_same(
     monkeypatch.setattr(check, "predict", cannot)
     outcome = check.refuse_what_cannot_fit(ResolvedRun(make_run(device="cpu")), 1)
     assert outcome == "warning: the run's memory could not be planned (aten::nonzero depends on data)"
+
+
+def test_training_refuses_what_the_host_cannot_hold(
+    make_run: MakeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = ResolvedRun(make_run(device="cpu", data={"workers": 4}))
+    monkeypatch.setattr(check, "available_memory", lambda: 2**30)
+    with pytest.raises(UserError, match=r"1 processes with 4 data workers each take .* GiB .* 1\.0 GiB are avail"):
+        check.refuse_what_cannot_fit(run, 1)
+    small = ResolvedRun(make_run(device="cpu"))
+    monkeypatch.setattr(check, "available_memory", lambda: 423 * MIB)  # Python fits, weights and a step do not
+    monkeypatch.setattr(check, "this_machine", lambda *_, **__: small_target(20 * MIB))
+    with pytest.raises(UserError, match=r"does not fit into this machine's memory: it takes .* of weights as stored"):
+        check.refuse_what_cannot_fit(small, 1)
+    monkeypatch.setattr(check, "available_memory", lambda: 2**40)
+    said = check.refuse_what_cannot_fit(small, 1)
+    assert said is not None
+    assert said.endswith("of 1,024.0 GiB of this machine's memory")
+    monkeypatch.setattr(check, "SHARED_MEMORY", tmp_path)
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=64 * 2**10))
+    with pytest.raises(UserError, match=r"data\.workers: 1 × 4 workers .* --shm-size=.* or set data\.workers=0"):
+        check.refuse_what_cannot_fit(run, 1)
+
+
+def test_a_node_holds_one_copy_of_the_weights_as_stored() -> None:
+    """72 B in shards of 16: two bytes a weight, whatever the number of processes."""
+    values = {
+        "output": "x",
+        "stage": "finetune",
+        "model": {"checkpoint": "some/model"},
+        "data": {"path": "llava_v1_5_mix665k.json"},
+        "engine": "fsdp2",
+    }
+    run = ResolvedRun(validate(RunConfig, values, "run.yaml"))
+    with torch.device("meta"):
+        model = LlavaNpuForConditionalGeneration(_seventy_two_billion())
+    peak, target = PeakMemory(Held(), host=0), product("ascend-910b2", 16, 1, "bf16")
+    host = host_memory(run, model, EngineChoice("fsdp2"), peak, target)
+    assert host.mapped == pytest.approx(2 * 73e9, rel=0.02)
+    assert host.total < 2 * 73e9 + 100 * 2**30
+    more = host_memory(run, model, EngineChoice("fsdp2"), peak, product("ascend-910b2", 16, 2, "bf16"))
+    assert more == host  # on each of two nodes
+
+
+def _seventy_two_billion() -> LlavaNpuConfig:
+    """LLaVA on CLIP-L and Qwen2-72B (its config.json on the hub)."""
+    text = Qwen2Config(
+        hidden_size=8192,
+        intermediate_size=29568,
+        num_hidden_layers=80,
+        num_attention_heads=64,
+        num_key_value_heads=8,
+        vocab_size=152064,
+        tie_word_embeddings=False,
+    )
+    tower = published_model("openai/clip-vit-large-patch14-336")
+    return LlavaNpuConfig(vision_config=tower, text_config=text, image_token_index=152000)

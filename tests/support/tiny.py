@@ -81,10 +81,11 @@ def siglip_config() -> SiglipVisionConfig:
     )
 
 
-def write_language_model(folder: Path, **changes: object) -> Path:
+def write_language_model(folder: Path, dtype: torch.dtype = torch.float32, **changes: object) -> Path:
     torch.manual_seed(0)
     words = tokenizer()
-    LlamaForCausalLM(text_config(len(words), **{"tie_word_embeddings": True, **changes})).save_pretrained(folder)
+    model = LlamaForCausalLM(text_config(len(words), **{"tie_word_embeddings": True, **changes}))
+    model.to(dtype).save_pretrained(folder)
     words.save_pretrained(folder)
     return folder
 

@@ -20,7 +20,7 @@ from llava_npu.models.loading import load_with_adapters
 from llava_npu.training import train
 from llava_npu.training.checkpointing.export import build_model
 from llava_npu.training.monitoring.metrics import read_metrics
-from llava_npu.training.parts import part_of, prepare_parts, trained_parameters
+from llava_npu.training.parts import kept_types, part_of, place_weights, prepare_parts, trained_parameters
 
 MakeRun = Callable[..., RunConfig]
 LORA = {"language_model": {"train": "lora"}}
@@ -105,6 +105,7 @@ def test_targets_are_exact(make_run: MakeRun) -> None:
     model, _ = build_model(run)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     prepare_parts(model, run.resolved_parts, torch.bfloat16, checkpointing=False, lora=run.lora)
+    place_weights(model, torch.device("cpu"), kept_types(model, torch.bfloat16))
     adapted = {name.split(".lora_")[0] for name, _ in trained_parameters(model) if ".lora_" in name}
     assert adapted == {f"model.language_model.layers.{layer}.self_attn.q_proj" for layer in (0, 1)}
     assert {part_of(name) for name, _ in trained_parameters(model)} == {"projector", "language_model"}

@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +18,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from llava_npu.config import RunConfig
+from llava_npu.config import RunConfig, render_config
 from llava_npu.data.plan import PaddedLayout, Plan
 from llava_npu.data.records import load_records
 from llava_npu.training import train
@@ -205,3 +208,15 @@ def test_sixteen_bits_in_shards(runs: Runs, engine: str) -> None:
 def test_float16_in_shards_in_the_hosts_memory(runs: Runs) -> None:
     """Whose loss is scaled on the device, and whose gradients are divided on the host."""
     assert runs.losses("fsdp2-fp16") == pytest.approx(runs.losses("fp16"), abs=0.02)
+
+
+def test_zero3_in_a_process_that_nobody_launched(material: Path, tmp_path: Path) -> None:
+    """DeepSpeed reads LOCAL_RANK, which only launchers set, while it trains."""
+    _need("zero3")
+    run = small_run(material, tmp_path / "run", "cpu", engine="zero3", max_steps=2)
+    (tmp_path / "run.yaml").write_text(render_config(run))
+    command = [sys.executable, "-m", "llava_npu", "train", str(tmp_path / "run.yaml")]
+    environment = {name: value for name, value in os.environ.items() if name != "LOCAL_RANK"}
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert result.returncode == 0, result.stderr
+    assert len(read_metrics(run.output_path)) == 2

@@ -72,6 +72,11 @@ def check_launcher() -> None:
         )
 
 
+def local_world_size() -> int:
+    """The number of this launch's processes on this machine, also before the processes are joined."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
 @dataclass(frozen=True)
 class ExitReport:
     """Why a process ended: its exit status, what to tell the user, and when."""

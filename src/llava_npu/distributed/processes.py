@@ -13,7 +13,7 @@ import torch.distributed as dist
 from accelerate import Accelerator
 
 from llava_npu.devices import Device
-from llava_npu.distributed.launched import world_size
+from llava_npu.distributed.launched import local_world_size, world_size
 from llava_npu.errors import UserError
 
 if TYPE_CHECKING:
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 # Set by `accelerate launch` for engines that it configures itself.
 _FOREIGN_ENGINES = ("ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_FSDP")
+# What a launcher of this one process would have set; DeepSpeed reads LOCAL_RANK at every step.
+_ALONE = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
 
 
 @contextmanager
@@ -51,15 +53,22 @@ def join(device: Device, needs_group: bool) -> Iterator[Accelerator]:
             form_group(gloo)
         else:
             dist.init_process_group(gloo, store=dist.HashStore(), rank=0, world_size=1)
+    variables: dict[str, str] = {}
     try:
-        yield Accelerator(cpu=device.kind == "cpu")
+        accelerator = Accelerator(cpu=device.kind == "cpu")
+        if needs_group and not launched:  # not before: accelerate would look for a launcher
+            variables = {name: value for name, value in _ALONE.items() if name not in os.environ}
+            os.environ.update(variables)
+        yield accelerator
     finally:
+        for name in variables:
+            os.environ.pop(name, None)
         if ours:
             dist.destroy_process_group()
 
 
 def _check_number(device: Device) -> None:
-    wanted = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    wanted = local_world_size()
     if device.kind != "cpu" and wanted > device.count:
         raise UserError(
             f"{wanted} processes on this machine, but it has {device.count} of the device {device.kind}: start one "

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from llava_npu.errors import UserError
 from llava_npu.files.atomic import write_folder
 from llava_npu.files.home import expand_home
 from llava_npu.files.locks import locked
+from llava_npu.version import __version__
 
 _ADVICE = "Free some space, or point LLAVA_NPU_CACHE to a folder that can be written"
 
@@ -20,6 +24,11 @@ def cache_root() -> Path:
         return expand_home(chosen).resolve()
     base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     return expand_home(base).resolve() / "llava-npu"
+
+
+def digest_of(*facts: Any) -> str:
+    """A name in the cache for what this version makes of some facts, which JSON can hold."""
+    return hashlib.sha256(json.dumps([__version__, *facts]).encode()).hexdigest()[:16]
 
 
 def build_once(

@@ -11,7 +11,8 @@ Next to them are the processor's files and `base.json`, which says which model t
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -97,12 +98,38 @@ def choose_layers(layers: Sequence[str], targets: Sequence[str] | None) -> list[
 def add_adapters(model: nn.Module, layers: Sequence[str], settings: AdapterSettings) -> None:
     """Adds a new adapter to each of the named layers, in place; their names in the model stay what they were.
 
-    An adapter starts as zero: the model computes what it did before. All else is frozen.
+    An adapter starts as zero: the model computes what it did before. All else is frozen. Adapters are float32,
+    whatever the layers are.
     """
     config = _peft_config(layers, settings)
     # One expression for the whole names: peft shortens long lists to suffixes.
     config.target_modules = "|".join(map(re.escape, layers))
-    _peft().inject_adapter_in_model(config, model, adapter_name=_NAME)
+    with _float32_stand_ins(model, layers):
+        _peft().inject_adapter_in_model(config, model, adapter_name=_NAME)
+    if settings.use_dora:
+        for layer in layers:
+            module: Any = model.get_submodule(layer)
+            # The length of each row: what peft takes it from is a stand-in, and adapters start as zero.
+            lengths = torch.linalg.norm(module.get_base_layer().weight.detach().float(), dim=1)
+            module.lora_magnitude_vector[_NAME].weight.data = lengths
+
+
+@contextmanager
+def _float32_stand_ins(model: nn.Module, layers: Sequence[str]) -> Iterator[None]:
+    """Puts something that says it is float32, and takes no memory, in place of weights of fewer bits.
+
+    peft rounds an adapter to the type of the layer next to it. A copy of every layer in float32 is what a model that
+    is mapped from its files must not need.
+    """
+    weights = [model.get_parameter(f"{layer}.weight") for layer in layers]
+    before = [weight.data for weight in weights]
+    for weight in weights:
+        weight.data = torch.zeros((), device=weight.device).expand(weight.shape)
+    try:
+        yield
+    finally:
+        for weight, data in zip(weights, before, strict=True):
+            weight.data = data
 
 
 def check_kind(settings: Mapping[str, Any], place: str, heeded: Collection[str] = ()) -> None:

@@ -12,6 +12,7 @@ from llava_npu.data.tokenizer import open_tokenizer
 from llava_npu.errors import UserError
 from llava_npu.hub.folders import check_loaded, check_model_folder, open_part
 from llava_npu.hub.hubs import local_folder
+from llava_npu.models.checkpoints.mapped import load_mapped
 from llava_npu.models.checkpoints.weight_files import check_finite
 from llava_npu.models.configuration import LlavaNpuConfig
 from llava_npu.models.loaded import LoadedModel, check_capacity
@@ -23,10 +24,10 @@ from llava_npu.models.vision.anyres import default_resolutions, resolutions_from
 from llava_npu.models.vision.image_processors import load_image_processor, set_processor_size
 from llava_npu.models.vision.resizing import fit_tower
 from llava_npu.models.vision.towers import describe_tower
+from llava_npu.models.vocabulary import enlarge_vocabulary, enlarge_vocabulary_once
 
 # Left over by right from a whole CLIP or a classifier, and missing by right where a tower was published without them.
 _NOT_THE_TOWER = ("text_", "logit_", "visual_projection", "classifier", "pooler.", "head.")
-EMBEDDING_MULTIPLE = 64  # vocabulary rows are padded to this multiple, as in transformers' LLaVA (32064)
 
 
 def compose(
@@ -44,6 +45,7 @@ def compose(
     template: str | None = None,
     seed: int = 0,
     dtype: torch.dtype = torch.float32,
+    mapped: bool = False,
 ) -> LoadedModel:
     """Joins a tower and a language model by a projector with fresh weights.
 
@@ -54,7 +56,7 @@ def compose(
         projector_type, projector_options: see `llava_npu.models.projectors`.
         vision_feature_layer: which hidden state of the tower the projector sees; −2 is LLaVA's choice for CLIP.
         keep_prefix_tokens: give the projector the tower's special tokens too (`cls_patch`).
-        image_aspect_ratio: "pad" (to a square, mean colour), "square" (the image processor's own resize and crop) or
+        image_aspect_ratio: "pad" (to a square, mean color), "square" (the image processor's own resize and crop) or
             "anyres" (several tiles; `anyres.py`).
         image_grid_pinpoints: with anyres, (width, height) of the resolutions to choose from; None: LLaVA-1.6's.
         image_size: pixels per side, if other than the tower's published size.
@@ -62,6 +64,8 @@ def compose(
         template: conversation template; None takes the tokenizer's own if it has one, else Vicuna's.
         seed: of the projector's weights and the new embedding rows.
         dtype: of all weights.
+        mapped: pretrained weights stay in their files, in the types that they have there (`mapped.py`); new ones get
+            `dtype`, which must be float32.
 
     Raises:
         UserError: a part cannot be loaded, or the parts do not fit.
@@ -70,16 +74,18 @@ def compose(
     language_model = _model_folder(language_model, "model.language_model")
     image_processor = load_image_processor(vision_tower, "model.vision_tower")
     tokenizer = open_tokenizer(Path(language_model), "model.language_model")
-    tower = open_part(lambda: load_tower(vision_tower, dtype), "model.vision_tower", vision_tower)
-    decoder = open_part(lambda: _load_language_model(language_model, dtype), "model.language_model", language_model)
-    tower, image_processor = fit_tower(tower, image_processor, image_size)
+    kept = None if mapped else dtype
+    tower = open_part(lambda: load_tower(vision_tower, kept), "model.vision_tower", vision_tower)
+    decoder = open_part(lambda: _load_language_model(language_model, kept), "model.language_model", language_model)
+    tower, image_processor = fit_tower(tower, image_processor, image_size, mapped=mapped)
     height, width = (side * max(scales or [1]) for side in describe_tower(tower.config).image_size)
     resolutions = _resolutions(image_aspect_ratio, image_grid_pinpoints, (height, width))
 
     torch.manual_seed(seed)
     image_token_id = add_special_tokens(tokenizer)
     if len(tokenizer) > decoder.get_input_embeddings().weight.shape[0]:  # never shrink a padded vocabulary
-        decoder.resize_token_embeddings(len(tokenizer), pad_to_multiple_of=EMBEDDING_MULTIPLE)
+        enlarge = enlarge_vocabulary_once if mapped else enlarge_vocabulary
+        enlarge(decoder, len(tokenizer))
 
     # What an option the user left out follows from the tower (C-Abstractor's positions) is written down for good.
     options = {**grid_defaults(projector_type, describe_tower(tower.config).grid), **(projector_options or {})}
@@ -143,7 +149,8 @@ def change_aspect_ratio(
         model.model.image_newline = None
     elif model.model.image_newline is None:
         torch.manual_seed(seed)
-        model.model.image_newline = _fresh_newline(config.text_config.hidden_size, model.dtype)
+        # The type in the configuration: of a mapped model weights have several.
+        model.model.image_newline = _fresh_newline(config.text_config.hidden_size, config.dtype or model.dtype)
     image_processor = processor.image_processor
     if resolutions is not None:
         image_processor = set_processor_size(image_processor, config.input_size)
@@ -188,12 +195,13 @@ def _fresh_newline(width: int, dtype: torch.dtype) -> torch.nn.Parameter:
     return torch.nn.Parameter(torch.randn(width, dtype=dtype) * width**-0.5)  # as LLaVA-1.6
 
 
-def load_tower(source: str, dtype: torch.dtype) -> Any:
+def load_tower(source: str, dtype: torch.dtype | None) -> Any:
+    """The vision tower of a model folder; `dtype` None: mapped, as stored."""
     config = AutoConfig.from_pretrained(source)
     config = getattr(config, "vision_config", config)  # a whole CLIP or SigLIP: its vision half
     describe_tower(config)  # refuses an unfit kind before anything large is loaded
     check_capacity(config, AutoModel.from_config, Path(source), "model.vision_tower")
-    tower, info = AutoModel.from_pretrained(source, config=config, dtype=dtype, output_loading_info=True)
+    tower, info = _pretrained(AutoModel, source, config, dtype)
     check_loaded(info, "model.vision_tower", source, ignore=_NOT_THE_TOWER)
     for name, parameter in tower.named_parameters():
         if name in info["missing_keys"]:  # a pooler: nothing reads it, and it should not differ from load to load
@@ -202,11 +210,23 @@ def load_tower(source: str, dtype: torch.dtype) -> Any:
     return tower
 
 
-def _load_language_model(source: str, dtype: torch.dtype) -> Any:
+def _pretrained(kind: Any, source: str, config: Any, dtype: torch.dtype | None) -> tuple[Any, dict[str, Any]]:
+    """A model of one of transformers' auto classes, with its loading information; `dtype` None: mapped, as stored."""
+    if dtype is not None:
+        loaded: tuple[Any, dict[str, Any]] = kind.from_pretrained(
+            source, config=config, dtype=dtype, output_loading_info=True
+        )
+        return loaded
+    with torch.device("meta"):
+        model_class = type(kind.from_config(config))
+    return load_mapped(model_class, Path(source), config)
+
+
+def _load_language_model(source: str, dtype: torch.dtype | None) -> Any:
     config = AutoConfig.from_pretrained(source)
     check_language_model(config, "model.language_model")  # before anything large is loaded
     check_capacity(config, AutoModelForCausalLM.from_config, Path(source), "model.language_model")
-    model, info = AutoModelForCausalLM.from_pretrained(source, config=config, dtype=dtype, output_loading_info=True)
+    model, info = _pretrained(AutoModelForCausalLM, source, config, dtype)
     check_loaded(info, "model.language_model", source)
     check_finite(model.named_parameters(), f"model.language_model: {source}")
     return model

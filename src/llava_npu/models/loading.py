@@ -16,17 +16,19 @@ import torch
 
 from llava_npu.devices.base import Device
 from llava_npu.errors import UserError
+from llava_npu.files.cache import build_once, cache_root, digest_of
 from llava_npu.hub.folders import check_loaded, check_model_folder, open_part
 from llava_npu.hub.hubs import local_folder
 from llava_npu.models.adapters import BASE, is_adapter_folder, load_adapters, merge_adapters
 from llava_npu.models.agreement import check_agreement
 from llava_npu.models.checkpoints.convert import as_hugging_face
+from llava_npu.models.checkpoints.mapped import load_mapped
 from llava_npu.models.checkpoints.weight_files import check_finite
 from llava_npu.models.composing import change_aspect_ratio, compose
 from llava_npu.models.loaded import LoadedModel, check_capacity, load_processor, open_config
 from llava_npu.models.modeling import LlavaNpuForConditionalGeneration
 from llava_npu.models.proof import check_language_model
-from llava_npu.models.sources import MODEL_FOLDER, ModelSource, read_source
+from llava_npu.models.sources import MODEL_FOLDER, ModelSource, model_fingerprint, read_source
 from llava_npu.ops.fuse import install_kernels
 
 
@@ -36,6 +38,8 @@ def load(
     dtype: torch.dtype | None = None,
     quantization: Any = None,
     template: str | None = None,
+    *,
+    mapped: bool = False,
 ) -> LoadedModel:
     """Loads a model, ready for inference, and its processor.
 
@@ -47,12 +51,15 @@ def load(
         quantization: what `quantization_config` gives, to load the language model's
             weights in fewer bits.
         template: name of the conversation template; None is the one that the model was trained with.
+        mapped: in place of a `dtype`: every weight stays in its file, in the type that it has there (`mapped.py`).
 
     Raises:
         UserError: a file is missing or damaged, weights do not fit the configuration, or the tokenizer has no image
             token.
     """
     source = resolve(str(source), template)
+    if mapped and is_adapter_folder(Path(source)):
+        source = _merged_once(Path(source))
     if is_adapter_folder(Path(source)):
         if quantization is not None:
             raise UserError(
@@ -62,7 +69,7 @@ def load(
         model = load_with_adapters(Path(source), dtype)
         merge_adapters(model)
     else:
-        model = _load_whole(source, device, dtype, quantization)
+        model = _load_whole(source, device, dtype, quantization, mapped)
     processor = load_processor(source, model.config)
     model.eval()
     if device is not None:
@@ -79,17 +86,40 @@ def load_with_adapters(folder: Path, dtype: torch.dtype | None = None) -> LlavaN
     return model
 
 
-def open_source(source: ModelSource, dtype: torch.dtype | None = None) -> LoadedModel:
-    """Loads or composes what `source` describes, on the CPU; `dtype` None keeps a checkpoint's."""
+def open_source(source: ModelSource, dtype: torch.dtype | None = None, *, mapped: bool = False) -> LoadedModel:
+    """Loads or composes what `source` describes, on the CPU.
+
+    Args:
+        dtype: of all weights; None keeps a checkpoint's.
+        mapped: in place of a `dtype`: pretrained weights stay in their files, in the types that they have there, and
+            new ones are float32.
+    """
     if source.checkpoint is not None:
-        loaded = load(source.checkpoint, dtype=dtype)
+        loaded = load(source.checkpoint, dtype=dtype, mapped=mapped)
         check_agreement(source.explicit, source.checkpoint, loaded.model.config)
         return change_aspect_ratio(loaded, **source.changes) if source.changes else loaded
-    return compose(**source.parts, dtype=dtype or torch.float32)
+    return compose(**source.parts, dtype=dtype or torch.float32, mapped=mapped)
+
+
+def _merged_once(folder: Path) -> str:
+    """A folder in the user's cache with adapters merged into their base, in float32: processes share what is in files.
+
+    One process of the host merges, the others wait for it.
+    """
+    read_source(folder / BASE)  # is the base what it was?
+    copy = cache_root() / "merged" / digest_of(model_fingerprint(folder))
+    if not copy.is_dir():
+        _report(f"{folder} has adapters; a copy with them merged into their base is made once, in {copy}")
+        build_once(copy, lambda target: load(folder, dtype=torch.float32).save_pretrained(target))
+    return str(copy)
+
+
+def _report(message: str) -> None:
+    print(message, file=sys.stderr)
 
 
 def _load_whole(
-    source: str, device: torch.device | str | None, dtype: torch.dtype | None, quantization: Any | None
+    source: str, device: torch.device | str | None, dtype: torch.dtype | None, quantization: Any | None, mapped: bool
 ) -> LlavaNpuForConditionalGeneration:
     check_model_folder(Path(source), "model")
     config = open_config(Path(source), "model")
@@ -98,13 +128,17 @@ def _load_whole(
     placed = {} if quantization is None else {"quantization_config": quantization, "device_map": {"": device or "cpu"}}
     check_language_model(config.text_config, "model")
     model, info = open_part(
-        lambda: LlavaNpuForConditionalGeneration.from_pretrained(
-            source,
-            config=config,
-            dtype=dtype or "auto",
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,
-            **placed,
+        lambda: (
+            load_mapped(LlavaNpuForConditionalGeneration, Path(source), config)
+            if mapped
+            else LlavaNpuForConditionalGeneration.from_pretrained(
+                source,
+                config=config,
+                dtype=dtype or "auto",
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
+                **placed,
+            )
         ),
         "model",
         source,
@@ -129,7 +163,7 @@ def resolve(source: str, template: str | None = None) -> str:
         raise UserError(f"model: {source} does not exist. Give a model folder, a run folder or a hub id.")
     inner = folder / MODEL_FOLDER
     folder = inner if _is_model_folder(inner) and not _is_model_folder(folder) else folder
-    return str(as_hugging_face(folder, lambda message: print(message, file=sys.stderr), template))
+    return str(as_hugging_face(folder, _report, template))
 
 
 def _is_model_folder(folder: Path) -> bool:

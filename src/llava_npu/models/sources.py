@@ -88,12 +88,36 @@ def read_source(path: Path) -> ModelSource:
     return source
 
 
+def _weight_files(folder: str) -> list[Path]:
+    root = Path(folder).expanduser()
+    root = root / MODEL_FOLDER if (root / MODEL_FOLDER).is_dir() else root
+    return sorted([*root.glob("*.safetensors"), *root.glob("*.bin")])
+
+
+def weight_stamps(source: ModelSource) -> dict[Path, tuple[int, int, int]]:
+    """What tells that a local weight file has been written to: its inode, its size, the time of its last change."""
+    folders = [place for place in source.locations.values() if is_local(place)]
+    return {file: _stamp(file) for folder in folders for file in _weight_files(folder)}
+
+
+def changed_in_place(stamps: Mapping[Path, tuple[int, int, int]]) -> list[Path]:
+    """Files that were written to since `weight_stamps`.
+
+    Of one that was deleted, or that another took the place of, what is mapped is still what it was.
+    """
+    now = {file: _stamp(file) for file in stamps if file.is_file()}
+    return [file for file, stamp in now.items() if stamp != stamps[file] and stamp[0] == stamps[file][0]]
+
+
+def _stamp(file: Path) -> tuple[int, int, int]:
+    status = file.stat()
+    return status.st_ino, status.st_size, status.st_mtime_ns
+
+
 def weights_fingerprint(folder: str) -> str:
     """Of the weight files in a model or run folder: names, sizes, and content (of large files 4 KiB of every MiB)."""
-    root = Path(folder)
-    root = root / MODEL_FOLDER if (root / MODEL_FOLDER).is_dir() else root
     digest = hashlib.sha256()
-    for file in sorted([*root.glob("*.safetensors"), *root.glob("*.bin")]):
+    for file in _weight_files(folder):
         size = file.stat().st_size
         digest.update(f"{file.name} {size}\n".encode())
         with file.open("rb") as stream:

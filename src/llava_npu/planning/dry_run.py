@@ -18,7 +18,7 @@ from llava_npu.ops.fake_ops import planned_for
 from llava_npu.ops.fuse import fuse, operations_worth_fusing
 from llava_npu.planning.tracing import StepTrace, Tracer
 from llava_npu.training.loss import SupervisedLoss
-from llava_npu.training.parts import prepare_parts
+from llava_npu.training.parts import kept_types, place_weights, prepare_parts
 
 
 @dataclass(frozen=True)
@@ -75,6 +75,7 @@ def fake_model(
         model = LlavaNpuForConditionalGeneration(config)
         unquantised = None if lora is None else lora.model_copy(update={"base_bits": None})
         prepare_parts(model, parts, compute_dtype, checkpointing, unquantised)
+        place_weights(model, torch.device("meta"), kept_types(model, compute_dtype))
     with FakeTensorMode(allow_non_fake_inputs=True):
         model.to_empty(device="cpu")
         model.tie_weights()

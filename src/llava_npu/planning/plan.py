@@ -8,6 +8,7 @@ from typing import Any
 
 from llava_npu.config import RunConfig
 from llava_npu.models.flops import Flops, flop_model
+from llava_npu.planning.host import HostMemory, host_memory
 from llava_npu.planning.memory import configured_engine
 from llava_npu.planning.options import MemoryModel, Option, options, recommended
 from llava_npu.planning.samples import Samples, expected_samples
@@ -52,6 +53,7 @@ class RunPlan:
         parameters, trained: elements.
         size_key, size: of a micro-batch, as configured: `micro_batch_size` or `pack_tokens`.
         options: every engine that makes sense on these devices, without and with gradient checkpointing.
+        hosts: memory of one node under each of them, in their order.
         configured: the run's own choice among them.
         recommended: what to choose; None where nothing fits.
         remarks: where figures come from.
@@ -67,6 +69,7 @@ class RunPlan:
     samples: Samples
     work: Work
     options: tuple[Option, ...]
+    hosts: tuple[HostMemory, ...]
     configured: Option
     recommended: Option | None
     remarks: tuple[str, ...]
@@ -115,6 +118,9 @@ def plan_run(run: ResolvedRun, target: Target, mfu: float) -> RunPlan:
         samples=samples,
         work=_work(config, memory, sizing, target, mfu),
         options=tuple(choices),
+        hosts=tuple(
+            host_memory(run, memory.prepared, choice.engine, choice.at_configured, target) for choice in choices
+        ),
         configured=next(
             choice
             for choice in choices

@@ -55,9 +55,9 @@ def _memory(plan: RunPlan) -> Table:
     )
     table.add_column("engine")
     table.add_column("recompute")
-    for column in (*KINDS, "total", "largest that fits"):
+    for column in (*KINDS, "total", "largest that fits", "host of a node"):
         table.add_column(column, justify="right")
-    for option in plan.options:
+    for option, host in zip(plan.options, plan.hosts, strict=True):
         peak = option.at_configured
         fits = peak.device.total <= plan.target.usable_memory
         table.add_row(
@@ -66,6 +66,7 @@ def _memory(plan: RunPlan) -> Table:
             *(f"{getattr(peak.device, kind) / unit:,.1f}" for kind in KINDS),
             Text(f"{peak.device.total / unit:,.1f}", style="green" if fits else "red"),
             f"{option.largest:,}" if option.largest else "none",
+            f"{host.total / unit:,.1f}",
             style="bold" if option is plan.configured else "",
         )
     return table

@@ -16,7 +16,7 @@ from llava_npu.hub.hubs import fetch, is_local, local_folder, on_hub, parse_sour
 from llava_npu.hub.models import HubModel
 from llava_npu.models.adapters import BASE, is_adapter_folder
 from llava_npu.models.agreement import check_agreement
-from llava_npu.models.composing import EMBEDDING_MULTIPLE, chosen_resolutions
+from llava_npu.models.composing import chosen_resolutions
 from llava_npu.models.configuration import LlavaNpuConfig
 from llava_npu.models.loaded import open_config
 from llava_npu.models.projectors import grid_defaults
@@ -25,6 +25,7 @@ from llava_npu.models.sources import MODEL_FOLDER, read_source
 from llava_npu.models.vision.image_processors import load_image_processor
 from llava_npu.models.vision.resizing import input_size, set_size
 from llava_npu.models.vision.towers import describe_tower
+from llava_npu.models.vocabulary import EMBEDDING_MULTIPLE
 
 _PROCESSOR_FILE = "preprocessor_config.json"
 _USUAL_SIZE = (224, 224)  # of convolutional towers, whose configuration names none

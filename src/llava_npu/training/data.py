@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
 
-from accelerate import Accelerator
 from accelerate.utils import gather_object
 from rich.console import Console
 from rich.progress import Progress
@@ -32,6 +31,8 @@ from llava_npu.models.vision.feature_cache import (
     space_left,
     space_needed,
 )
+from llava_npu.training.engines import Engine
+from llava_npu.training.parts import kept_types, place_weights
 
 # Checking this many takes seconds; more of them are checked as they are read.
 CHECKED_AT_START = 100_000
@@ -217,13 +218,15 @@ def describe_layout(layout: BatchLayout, sequence_parallel_size: int) -> str | N
 
 
 def cache_features(
-    loaded: LoadedModel, data: RunData, settings: DataConfig, accelerator: Accelerator, console: Console
+    loaded: LoadedModel, data: RunData, settings: DataConfig, engine: Engine, console: Console
 ) -> FeatureStore | None:
     """The run's feature cache, filled; None where `cache_features: auto` finds too little space on the disk.
 
     Raises:
         UserError: there is too little space and `cache_features` is true.
     """
+    accelerator, tower = engine.accelerator, loaded.model.model.vision_tower
+    place_weights(tower, accelerator.device, kept_types(tower, engine.compute_dtype))
     images = images_of(data, settings.bad_samples)
     skip_bad = settings.bad_samples == "skip"
     cache = open_feature_cache(loaded)
@@ -235,7 +238,6 @@ def cache_features(
             console.print(f"{problem}: they are computed in every pass.")
             return None
         raise UserError(f"data.cache_features: {problem}. Free some space, move the cache, or set it to false.")
-    loaded.model.model.vision_tower.to(accelerator.device)
     with accelerator.main_process_first(), Progress(console=console, disable=not console.is_terminal) as progress:
         task = progress.add_task("vision features", total=len(images))
         fill_feature_cache(cache, loaded, images, report=lambda count: progress.advance(task, count), skip_bad=skip_bad)

@@ -55,6 +55,6 @@ def disk_needed(model: nn.Module, config: RunConfig) -> int:
     One checkpoint more than are kept is there while one is saved, and another where the best one is kept too.
     """
     trained = sum(parameter.numel() * 4 for _, parameter in trained_parameters(model))
-    whole = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+    whole = 4 * sum(parameter.numel() for parameter in model.parameters())  # it is written in float32
     checkpoints = config.keep_checkpoints + 1 + (config.data.validation is not None)
     return 3 * trained * checkpoints + (trained if config.has_adapters else whole)

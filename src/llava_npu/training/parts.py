@@ -66,16 +66,12 @@ def prepare_parts(
     checkpointing: bool,
     lora: LoraConfig | None = None,
 ) -> None:
-    """Sets what is trained, adds adapters, and sets in which type each part is kept, and each part's mode.
-
-    Trained weights are float32 (small updates vanish in 16 bits). Frozen ones are kept in `compute_dtype`, if given:
-    half the memory, and the same products as under autocast. Batch normalisation stays float32 as a whole: its
-    statistics are buffers, and weights in another type than they are refused.
+    """Sets what is trained, adds adapters, and sets each part's mode; weights stay as they are until `place_weights`.
 
     Args:
+        compute_dtype: of a base in fewer bits (`lora.base_bits`).
         lora: the adapters of parts with `train: lora`; None: the default ones.
     """
-    unrounded = {id(parameter) for parameter in _batch_norm_parameters(model)}
     unused = unused_tower_parameters(model.config) if parts["vision_tower"].train != "frozen" else set()
     adapted = [name for name, part in parts.items() if part.train == "lora"]
     if adapted:
@@ -87,13 +83,41 @@ def prepare_parts(
             quantize_base(model, lora.base_bits, compute_dtype)
     for name, parameter in model.named_parameters():
         in_full = parts[part_of(name)].train == "full" and name not in unused
-        trained = in_full or is_adapter_parameter(name)
-        parameter.requires_grad_(trained)
-        if trained:
-            parameter.data = parameter.data.float()
-        elif compute_dtype is not None and id(parameter) not in unrounded:
-            parameter.data = parameter.data.to(compute_dtype)
+        parameter.requires_grad_(in_full or is_adapter_parameter(name))
     _set_modes(model, parts, checkpointing)
+
+
+def kept_types(model: nn.Module, compute_dtype: torch.dtype | None) -> dict[int, torch.dtype]:
+    """In which type each parameter, by its `id`, is kept in training.
+
+    Trained weights are float32 (small updates vanish in 16 bits). Frozen ones are kept in `compute_dtype`, if given:
+    half the memory, and the same products as under autocast. Batch normalisation stays float32 as a whole: its
+    statistics are buffers, and weights in another type than they are refused.
+    """
+    statistical = filter(is_batch_norm, model.modules())
+    unrounded = {id(parameter) for module in statistical for parameter in module.parameters()}
+    return {
+        id(parameter): torch.float32
+        if compute_dtype is None or parameter.requires_grad or id(parameter) in unrounded
+        else compute_dtype
+        for parameter in model.parameters()
+    }
+
+
+def place_weights(module: nn.Module, device: torch.device, types: Mapping[int, torch.dtype]) -> None:
+    """Moves weights to where they are trained and into the type that they have there, one after the other.
+
+    Until now they may be mapped from files, and of other types. A frozen weight that changes neither place nor type
+    stays mapped: on a CPU all processes share it. One that is trained becomes this process's own.
+
+    Args:
+        types: from `kept_types`.
+    """
+    for parameter in module.parameters():
+        # A weight in fewer bits is packed as it is moved, by the layer that it belongs to.
+        place = device if type(parameter) is nn.Parameter else parameter.device
+        parameter.data = parameter.data.to(place, types[id(parameter)], copy=parameter.requires_grad)
+    module.to(device)  # its buffers
 
 
 def trained_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
@@ -156,8 +180,15 @@ def recompute_activations(module: PreTrainedModel) -> None:
     enable({"use_reentrant": False})
 
 
-def _batch_norm_parameters(model: nn.Module) -> Iterator[nn.Parameter]:
-    return (parameter for module in model.modules() if is_batch_norm(module) for parameter in module.parameters())
+def frozen_weights(model: LlavaNpuForConditionalGeneration) -> dict[str, torch.Tensor]:
+    """What is not trained, by its name in the model, as it is now: engines change none of these tensors."""
+    trained = {name for name, _ in trained_parameters(model)}
+    buffers = {name for name, _ in model.named_buffers()}
+    return {
+        name: tensor.clone() if name in buffers else tensor
+        for name, tensor in model.state_dict().items()
+        if name not in trained
+    }
 
 
 def is_batch_norm(module: nn.Module) -> bool:

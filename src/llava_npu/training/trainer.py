@@ -6,6 +6,8 @@ Four things attach to the trainer, each through a few methods: `Monitor` (metric
 
 from __future__ import annotations
 
+import json
+import platform
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
@@ -21,11 +23,12 @@ from llava_npu.config import RunConfig
 from llava_npu.data.dataset import ConversationDataset
 from llava_npu.data.plan import Plan
 from llava_npu.distributed import processes
+from llava_npu.distributed.agreement import check_agreement, package_version
 from llava_npu.distributed.interruption import RunStopped, StopRequest, stop_on_signal
 from llava_npu.errors import UserError
 from llava_npu.files.console import SafeConsole
 from llava_npu.models.flops import flop_model
-from llava_npu.models.sources import MODEL_FOLDER
+from llava_npu.models.sources import MODEL_FOLDER, changed_in_place, weight_stamps
 from llava_npu.ops.fuse import install_kernels
 from llava_npu.training.bad_samples import report_bad_samples, rewind_bad_samples
 from llava_npu.training.batches import WHOLE, MicroBatch, Share, steps
@@ -46,11 +49,14 @@ from llava_npu.training.monitoring.throughput import ThroughputMeter, find_peak
 from llava_npu.training.monitoring.trackers import check_trackers
 from llava_npu.training.nonfinite.guard import NonFiniteGuard
 from llava_npu.training.optimizer import build_optimizer, schedule, set_learning_rate
-from llava_npu.training.parts import STAGE_TEMPLATES, compute_dtype, prepare_parts
+from llava_npu.training.parts import STAGE_TEMPLATES, compute_dtype, frozen_weights, prepare_parts
 from llava_npu.training.quantization import check_quantization
 from llava_npu.training.resolve import ResolvedRun
 from llava_npu.training.run_folder import RUN_FILE, check_disk_space, is_finished, only_process, open_run
 from llava_npu.training.step_statistics import sum_over_processes
+
+# What the numbers of a run depend on, and how its processes talk to each other.
+_PACKAGES = ("llava-npu", "torch", "transformers", "accelerate", "safetensors", "peft", "deepspeed", "torch-npu")
 
 
 def train(
@@ -89,6 +95,7 @@ def train(
     with processes.join(device, needs_group=not find_engine(config.engine).keeps_whole_layers) as accelerator:
         if not accelerator.is_main_process:
             console = SafeConsole(quiet=True)
+        check_agreement(_facts(run), accelerator)
         if run.data.left_out:
             console.print(f"{run.data.left_out:,} samples are not trained on: they are in data.validation.path too.")
         if fresh or not is_finished(config.output_path):
@@ -101,6 +108,18 @@ def train(
                 console.print(f"{folder} is finished; --fresh starts over.")
                 return folder / MODEL_FOLDER
             return Trainer(run, accelerator, stop, console, profiled).fit()
+
+
+def _facts(run: ResolvedRun) -> dict[str, str]:
+    """What must be the same in all processes of a run."""
+    values = run.config.model_dump(mode="json")
+    return {
+        "Python": platform.python_version(),
+        **{name: package_version(name) for name in _PACKAGES},
+        **{f"the configuration's {key}": json.dumps(value) for key, value in values.items()},
+        "the data's fingerprint": run.data_fingerprint,
+        **{f"the fingerprint of model.{key}": value for key, value in run.model_fingerprints.items()},
+    }
 
 
 @contextmanager
@@ -226,10 +245,11 @@ class Trainer:
         """Writes the final model, which takes the place of the checkpoints."""
         config, engine, folder = self.config, self.engine, self.folder
         self.saver.finish()
+        problem = self._changed_weights()
+        if any(gather_object([problem is not None])):
+            self._save_and_fail(self.num_steps, problem)
         engine.optimizer.state.clear()  # the export needs the room of its moments
         self.device.empty_cache()
-        # Frozen weights are exported as they came; in this process they may be in shards or rounded to 16 bits.
-        exact = not (config.has_adapters or engine.shards_weights or self._dtype is not None)
         trained = engine.weights()
         if not self.accelerator.is_main_process:
             for _ in trained:  # it takes part in gathering them
@@ -237,7 +257,7 @@ class Trainer:
         else:
             draw_plots(folder)
             model, processor = self._loaded
-            export = Export(config, processor, model if exact else None)
+            export = Export(config, processor, model, self._frozen)
             write_folder(folder / MODEL_FOLDER, lambda target: export.write(target, trained))
             best = linked(folder, BEST)
             if best is not None and best.step == self.num_steps:
@@ -254,17 +274,19 @@ class Trainer:
     # ---- setting up, in this order ----
 
     def _build_model(self) -> None:
-        """The model on the CPU, with its trained and frozen parts; the run introduces itself."""
+        """The model, its weights still in their files, with its trained and frozen parts; the run introduces itself."""
         config, device = self.config, self.device
         self._dtype = compute_dtype(config.precision, device)
         self.engine = open_engine(config, self.accelerator, self._dtype)
-        self._loaded = with_trained_template(build_model(config), config)
+        self._stamps = weight_stamps(self.run.source)
+        self._loaded = with_trained_template(build_model(config, mapped=True), config)
         model = self._loaded.model
         prepare_parts(model, self.parts, self._dtype, config.gradient_checkpointing, config.lora)
         fused = install_kernels(model, self.accelerator.device)
         compile_layers(model, device, config.compile)
         self._flops = flop_model(model)
         if self.accelerator.is_main_process:
+            self._frozen = frozen_weights(model)
             check_disk_space(self.folder, disk_needed(model, config))
             numbers = self._dtype or torch.float32
             self.console.print(introduction(self.run, model, self.accelerator.num_processes, self.num_steps, numbers))
@@ -277,7 +299,7 @@ class Trainer:
         """The samples to train and to validate on, and how each step's are laid out."""
         config, data, processor = self.config, self.run.data, self._loaded.processor
         self._features = (
-            cache_features(self._loaded, data, config.data, self.accelerator, self.console)
+            cache_features(self._loaded, data, config.data, self.engine, self.console)
             if config.data.cache_features
             else None
         )
@@ -310,6 +332,8 @@ class Trainer:
             ),
             lambda: build_optimizer(model, self.config.optimizer, self.parts),
         )
+        if problem := self._changed_weights():
+            raise problem
         if found is not None:
             saving.load_state(found.path, self.engine)
             console.print(f"resuming after step {found.step} from {found.path}")
@@ -318,6 +342,16 @@ class Trainer:
             rewind_bad_samples(folder, self.first_step)
             rewind_lines(folder / NONFINITE_STEPS, self.first_step)
         return found.path if found else None
+
+    def _changed_weights(self) -> UserError | None:
+        """What is wrong if a file was written to from which this process has mapped its weights."""
+        changed = ", ".join(map(str, changed_in_place(self._stamps)))
+        if not changed:
+            return None
+        return UserError(
+            f"{changed}: was written to since this run began to read its weights, so they may be a mix of old and new "
+            "ones. Put the old file back and start again. (Replacing a file by another, as `mv` does, is safe.)"
+        )
 
     def _attach_saver_and_guard(self) -> None:
         config = self.config

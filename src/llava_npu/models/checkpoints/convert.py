@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,7 +10,7 @@ from typing import Literal
 
 from llava_npu.errors import UserError
 from llava_npu.files.atomic import write_folder
-from llava_npu.files.cache import build_once, cache_root
+from llava_npu.files.cache import build_once, cache_root, digest_of
 from llava_npu.files.home import expand_home
 from llava_npu.files.json_objects import read_json
 from llava_npu.hub.folders import check_model_folder, open_part
@@ -23,7 +21,6 @@ from llava_npu.models.checkpoints.official import is_official, parts_of_official
 from llava_npu.models.checkpoints.official_writing import write_official
 from llava_npu.models.checkpoints.weight_files import SHARD_BYTES
 from llava_npu.models.sources import MODEL_FOLDER, model_fingerprint
-from llava_npu.version import __version__
 
 Target = Literal["hf", "official"]
 _FORMAT = 2  # part of the name of a converted copy: raise it when the same model is converted otherwise than before
@@ -108,8 +105,7 @@ def as_hugging_face(folder: Path, report: Callable[[str], None], template: str |
     if not path.is_file() or is_hugging_face(values := read_json(path)) or not is_official(folder, values):
         return folder
     parts = [model_fingerprint(part) for part in parts_of_official(folder, values)]
-    digest = hashlib.sha256(json.dumps([__version__, _FORMAT, template, *parts]).encode()).hexdigest()[:16]
-    copy = cache_root() / "converted" / digest
+    copy = cache_root() / "converted" / digest_of(_FORMAT, template, *parts)
 
     def build(target: Path) -> None:
         report(f"{folder} is of official LLaVA's layout; a copy in Hugging Face's is made once, in {copy}")

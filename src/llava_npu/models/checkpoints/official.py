@@ -43,11 +43,12 @@ from llava_npu.models.checkpoints.weight_names import (
     from_official,
     tower_weight,
 )
-from llava_npu.models.composing import EMBEDDING_MULTIPLE, add_special_tokens
+from llava_npu.models.composing import add_special_tokens
 from llava_npu.models.configuration import LlavaNpuConfig
 from llava_npu.models.processing import LlavaNpuProcessor
 from llava_npu.models.vision.anyres import resolutions_from_llava
 from llava_npu.models.vision.image_processors import load_image_processor
+from llava_npu.models.vocabulary import EMBEDDING_MULTIPLE
 
 PROJECTOR_FILE = "mm_projector.bin"
 ADAPTER_CONFIG = "adapter_config.json"

@@ -15,6 +15,8 @@ from torch.nn import functional as F
 from transformers import AutoModel
 
 from llava_npu.errors import UserError
+from llava_npu.hub.folders import check_loaded
+from llava_npu.models.checkpoints.mapped import with_weights
 from llava_npu.models.vision.image_processors import Size, processor_size, set_processor_size
 from llava_npu.models.vision.towers import Tower, describe_tower
 
@@ -23,12 +25,13 @@ _ANY_SIZE = ("dinov2", "dinov2_with_registers")
 _ANTIALIASED = ("dinov2_with_registers",)  # they do so with a filter that the others do without
 
 
-def fit_tower(tower: Any, image_processor: Any, image_size: int | None) -> tuple[Any, Any]:
+def fit_tower(tower: Any, image_processor: Any, image_size: int | None, *, mapped: bool = False) -> tuple[Any, Any]:
     """The tower and the image processor for images of one size.
 
     Args:
         tower, image_processor: as transformers loads them.
         image_size: pixels per side; None takes the image processor's size.
+        mapped: as for `resize_tower`.
 
     Raises:
         UserError: the size is not the tower's and its positions cannot be interpolated, or nobody asked for that.
@@ -37,7 +40,7 @@ def fit_tower(tower: Any, image_processor: Any, image_size: int | None) -> tuple
     if not hasattr(tower.config, "image_size"):  # a convolutional tower takes any size
         set_size(tower.config, size)
     if describe_tower(tower.config).image_size != size:
-        tower = resize_tower(tower, size)
+        tower = resize_tower(tower, size, mapped=mapped)
     return tower, image_processor if image_size is None else set_processor_size(image_processor, size)
 
 
@@ -67,8 +70,11 @@ def set_size(config: Any, size: Size) -> None:
     config.image_size = size[0] if isinstance(old, int) and size[0] == size[1] else list(size)
 
 
-def resize_tower(tower: Any, size: Size) -> Any:
+def resize_tower(tower: Any, size: Size, *, mapped: bool = False) -> Any:
     """The same tower for images of another (height, width): tables of positions are interpolated.
+
+    Args:
+        mapped: leave all other weights where and what they are; the tables become float32.
 
     Raises:
         UserError: its weights depend on the size in another way.
@@ -82,18 +88,13 @@ def resize_tower(tower: Any, size: Size) -> Any:
     weights = tower.state_dict()
     for name, weight in weights.items():
         if weight.shape != shapes[name]:
-            weights[name] = _interpolate(name, weight, old, new)
+            weights[name] = _interpolate(name, weight.float() if mapped else weight, old, new)
             if weights[name].shape != shapes[name]:
                 raise _cannot_resize(name, old)
-    return _with_weights(tower, config, weights)
-
-
-def _with_weights(tower: Any, config: Any, weights: dict[str, torch.Tensor]) -> Any:
-    """A tower of `config` with these weights, in the type and mode of `tower`."""
     with torch.random.fork_rng(devices=[]):
-        resized = AutoModel.from_config(config)
-    resized.load_state_dict(weights)
-    return resized.to(tower.dtype).train(tower.training)
+        resized, info = with_weights(type(tower), config, weights)
+    check_loaded(info, "model.vision_tower", tower.config.name_or_path)
+    return (resized if mapped else resized.to(tower.dtype)).train(tower.training)
 
 
 def _interpolate(name: str, table: torch.Tensor, old: Tower, new: Tower) -> torch.Tensor:

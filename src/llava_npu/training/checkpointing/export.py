@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -59,9 +59,9 @@ def model_source(config: RunConfig) -> ModelSource:
     )
 
 
-def build_model(config: RunConfig, dtype: torch.dtype = torch.float32) -> LoadedModel:
-    """The model that a run starts from, on the CPU."""
-    return open_source(model_source(config), dtype)
+def build_model(config: RunConfig, dtype: torch.dtype = torch.float32, *, mapped: bool = False) -> LoadedModel:
+    """The model that a run starts from, on the CPU; `mapped`: its weights as stored, in their files."""
+    return open_source(model_source(config), dtype, mapped=mapped)
 
 
 def with_trained_template(loaded: LoadedModel, config: RunConfig) -> LoadedModel:
@@ -81,13 +81,15 @@ class Export:
     Attributes:
         config: the run.
         processor: of the model, with the template of the training.
-        model: whose frozen weights are as they came; None: it is built again, for in training they may be in shards or
-            rounded to 16 bits.
+        model: what was trained.
+        frozen: its weights by name that were not trained, as they came, where in the model they may be in shards or
+            rounded to 16 bits by now.
     """
 
     config: RunConfig
     processor: LlavaNpuProcessor
-    model: LlavaNpuForConditionalGeneration | None = None
+    model: LlavaNpuForConditionalGeneration
+    frozen: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
     def write(self, folder: Path, trained: Iterable[tuple[str, torch.Tensor]]) -> None:
         """Writes the model in Hugging Face layout or, of a run with adapters, these in peft's.
@@ -95,29 +97,24 @@ class Export:
         Args:
             trained: (name in the model, whole weight) of everything that was trained, in any order.
         """
-        config = self.config
+        config, model = self.config, self.model
         if config.has_adapters:  # with the projector, and the name of the model that the run started from
             save_adapters(folder, dict(trained), adapter_settings(config.lora), model_source(config))
         else:
-            model = self.model or build_model(config).model
-            write_weights(folder, self._named(model, trained))
+            write_weights(folder, self._named(trained))
             model.config.dtype = torch.float32
             model.config.save_pretrained(folder)
             model.generation_config.save_pretrained(folder)
         self.processor.save_pretrained(folder)
 
-    def _named(
-        self, model: LlavaNpuForConditionalGeneration, trained: Iterable[tuple[str, torch.Tensor]]
-    ) -> Iterator[tuple[str, torch.Tensor]]:
+    def _named(self, trained: Iterable[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, torch.Tensor]]:
         """Every weight by its name on the hub: first those that were trained, then the frozen ones."""
-        weights = model.state_dict()
+        weights = {**self.model.state_dict(), **self.frozen}
         # Names alone: what is put there has no numbers, and is told apart by what it is.
-        hollow = {name: tensor.detach().to("meta") for name, tensor in weights.items()}
+        hollow = {name: torch.empty(tensor.shape, device="meta") for name, tensor in weights.items()}
         own_names = {id(tensor): name for name, tensor in hollow.items()}
-        hub_names = {own_names[id(tensor)]: name for name, tensor in model.hub_weights(hollow).items()}
+        hub_names = {own_names[id(tensor)]: name for name, tensor in self.model.hub_weights(hollow).items()}
         for name, tensor in trained:
-            if weights[name].shape != tensor.shape:
-                raise UserError(f"{name} has shape {tuple(tensor.shape)}, the model {tuple(weights[name].shape)}.")
             if name in hub_names:
                 yield hub_names.pop(name), tensor
         for name, hub_name in hub_names.items():
@@ -137,7 +134,10 @@ def export_checkpoint(checkpoint: Path, output: Path) -> None:
         raise UserError(f"{checkpoint}: {problem}.")
     saved = SavedState(checkpoint)
     config = validate(RunConfig, read_run_file(checkpoint)["config"], str(checkpoint / RUN_FILE))
-    model, processor = with_trained_template(build_model(config), config)
+    model, processor = with_trained_template(build_model(config, mapped=True), config)
     trained = [name.removeprefix(weight_key("")) for name in saved.shapes if name.startswith(weight_key(""))]
+    if not config.has_adapters:
+        wanted = set(trained)
+        saved.check({name: each.shape for name, each in model.named_parameters() if name in wanted})
     export = Export(config, processor, model)
     atomic.write_folder(output, lambda folder: export.write(folder, saved.wholes(trained, weight_key)))

@@ -211,11 +211,11 @@ def newest_for_all(folder: Path, accelerator: Accelerator, report: Callable[[str
 
 
 def load_weights(checkpoint: Path, model: nn.Module) -> None:
-    """Puts the trained weights into a model that is whole and in no engine."""
+    """Puts the trained weights, in float32, into a model that is whole and in no engine."""
     saved, trained = state.SavedState(checkpoint), dict(trained_parameters(model))
     saved.check({name: parameter.shape for name, parameter in trained.items()})
-    # Not into the model's own memory, which may be a file's.
-    tensors = {name: torch.empty_like(parameter, requires_grad=False) for name, parameter in trained.items()}
+    # Not into the model's own memory, which may be a file's and of fewer bits.
+    tensors = {name: torch.empty(parameter.shape) for name, parameter in trained.items()}
     saved.read({state.weight_key(name): tensor for name, tensor in tensors.items()})
     for name, parameter in trained.items():
         parameter.data = tensors[name]

@@ -12,11 +12,12 @@ from accelerate import Accelerator
 from torch import nn
 
 from llava_npu.config.section import Section
+from llava_npu.models.projectors import Projector
 from llava_npu.training.checkpointing.state import SavedState, moment_key, scale_key, weight_key
 from llava_npu.training.engines.memory import EngineMemory, ModelSizes
 from llava_npu.training.loss import SupervisedLoss
 from llava_npu.training.optimizer import clip_and_step
-from llava_npu.training.parts import trained_parameters
+from llava_npu.training.parts import is_batch_norm, trained_parameters
 
 
 class NoOptions(Section):
@@ -73,7 +74,10 @@ class Engine(ABC):
 
     @abstractmethod
     def prepare(self, objective: SupervisedLoss, make_optimizer: Callable[[], torch.optim.Optimizer]) -> None:
-        """Puts a model, until now whole and on the CPU, on the devices.
+        """Puts a model, until now whole, on the CPU and perhaps mapped from files, on the devices.
+
+        Weights may be of other types than `parts.kept_types` says: they are converted here, one after the other, so
+        that no process holds the whole model in memory of its own that its device does not hold.
 
         Args:
             objective: the model inside a module whose forward pass gives its loss.
@@ -174,3 +178,21 @@ class Engine(ABC):
     def _whole(self, tensor: torch.Tensor) -> torch.Tensor:
         """The tensor of which each process may hold a part: a copy on the host of the main process."""
         return tensor.cpu().clone() if self.accelerator.is_main_process else torch.empty(0)
+
+
+def sharding_units(objective: nn.Module) -> list[nn.Module]:
+    """What is gathered at once: a transformer layer, the projector; and batch normalisation, which stays float32.
+
+    Inner modules come before outer ones.
+    """
+    layers = {name for module in objective.modules() for name in getattr(module, "_no_split_modules", None) or ()}
+    found = [
+        module for module in objective.modules() if isinstance(module, Projector) or type(module).__name__ in layers
+    ]
+    outermost: list[nn.Module] = []
+    seen: set[int] = set()
+    for module in found:  # parents come first
+        if id(module) not in seen and any(True for _ in module.parameters()):
+            outermost.append(module)
+        seen.update(id(inner) for inner in module.modules())
+    return [*(module for module in objective.modules() if is_batch_norm(module)), *outermost]

@@ -7,11 +7,13 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
+from torch.nn.parallel import DistributedDataParallel
 
 from llava_npu.training.engines.base import Engine
 from llava_npu.training.engines.memory import EngineMemory, ModelSizes
 from llava_npu.training.engines.registry import register
 from llava_npu.training.loss import SupervisedLoss
+from llava_npu.training.parts import kept_types, place_weights
 
 
 @register("ddp")
@@ -32,9 +34,13 @@ class DdpEngine(Engine):
         return EngineMemory(weights, 4 * model.trained, 8 * model.trained, buckets, passing_at_step=buckets)
 
     def prepare(self, objective: SupervisedLoss, make_optimizer: Callable[[], torch.optim.Optimizer]) -> None:
-        objective.to(self.accelerator.device)
+        place_weights(objective, self.accelerator.device, kept_types(objective, self.compute_dtype))
         self._model = objective.model
         self.optimizer = make_optimizer()
+        # Frozen weights are not sent to other processes, which have read the same files: one that is written to would
+        # no longer be shared between them.
+        frozen = [name for name, parameter in objective.named_parameters() if not parameter.requires_grad]
+        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(objective, frozen)
         self.objective = self.accelerator.prepare_model(objective)
 
     def micro_step(self, last: bool) -> AbstractContextManager[object]:

@@ -6,7 +6,7 @@ Built on torch's own function: accelerate's wrapper for it leaves out CPUs, on w
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -25,12 +25,11 @@ from torch.distributed.tensor import DTensor
 
 from llava_npu.config.section import Section
 from llava_npu.errors import UserError
-from llava_npu.models.projectors import Projector
-from llava_npu.training.engines.base import Engine
+from llava_npu.training.engines.base import Engine, sharding_units
 from llava_npu.training.engines.memory import EngineMemory, ModelSizes
 from llava_npu.training.engines.registry import register
 from llava_npu.training.loss import SupervisedLoss
-from llava_npu.training.parts import is_batch_norm
+from llava_npu.training.parts import is_batch_norm, kept_types
 
 
 class Fsdp2Options(Section):
@@ -96,8 +95,8 @@ class Fsdp2Engine(Engine):
         offload = CPUOffloadPolicy(pin_memory=mesh.device_type != "cpu") if self._options.offload else OffloadPolicy()
         # True, and harmless: nothing changes a projector's output in place.
         warnings.filterwarnings("ignore", message=r"FSDP2-wrapped module \(FSDP\w*Projector\) returned a view")
-        # Each call moves what it shards to the device: never more than one layer is there as a whole.
-        for module in [*_units(objective), objective]:
+        whole = _without_numbers(objective, kept_types(objective, self.compute_dtype))
+        for module in [*sharding_units(objective), objective]:
             fully_shard(
                 module,
                 mesh=mesh,
@@ -110,6 +109,7 @@ class Fsdp2Engine(Engine):
                 # Sums, not averages: HCCL is not known to have the latter, and the loss is divided already.
                 module.set_force_sum_reduction_for_comms(True)
                 module.set_gradient_divide_factor(1.0)
+        _fill_shards(objective, whole, torch.device("cpu") if self._options.offload else self.accelerator.device)
         for name, buffer in objective.named_buffers():
             owner, _, own_name = name.rpartition(".")
             objective.get_submodule(owner)._buffers[own_name] = buffer.to(self.accelerator.device)
@@ -142,19 +142,41 @@ def _mesh(device_type: str, num_processes: int, shard_group: int | None) -> Devi
     return init_device_mesh(device_type, shape, mesh_dim_names=("replicate", "shard"))
 
 
-def _units(objective: nn.Module) -> list[nn.Module]:
-    """What is gathered at once: a transformer layer, the projector; and batch normalisation, which stays float32.
+def _without_numbers(objective: nn.Module, types: Mapping[int, torch.dtype]) -> dict[str, torch.Tensor]:
+    """Puts every parameter on the meta device, in the type that it will have; returns the weights as they were."""
+    whole = {name: parameter.detach() for name, parameter in objective.named_parameters()}
+    _replace_parameters(
+        objective, lambda old: torch.empty_like(old, dtype=types[id(old)], device="meta", requires_grad=False)
+    )
+    return whole
 
-    Inner modules come before outer ones.
-    """
-    layers = {name for module in objective.modules() for name in getattr(module, "_no_split_modules", None) or ()}
-    found = [
-        module for module in objective.modules() if isinstance(module, Projector) or type(module).__name__ in layers
-    ]
-    outermost: list[nn.Module] = []
-    seen: set[int] = set()
-    for module in found:  # parents come first
-        if id(module) not in seen and any(True for _ in module.parameters()):
-            outermost.append(module)
-        seen.update(id(inner) for inner in module.modules())
-    return [*(module for module in objective.modules() if is_batch_norm(module)), *outermost]
+
+def _fill_shards(objective: nn.Module, whole: Mapping[str, torch.Tensor], device: torch.device) -> None:
+    """Gives sharded parameters their numbers: of each weight this process reads its own part only."""
+    parts = {id(parameter): whole[name] for name, parameter in objective.named_parameters()}
+    _replace_parameters(objective, lambda old: _shard(parts[id(old)], old, device))
+    objective._apply(lambda tensor: tensor)  # `fully_shard` looks at its parameters again
+
+
+def _replace_parameters(module: nn.Module, make: Callable[[nn.Parameter], torch.Tensor]) -> None:
+    """Puts other parameters in the place of a module's; shared ones stay shared."""
+    made: dict[nn.Parameter, nn.Parameter] = {}
+    for each in module.modules():
+        for name, old in each._parameters.items():
+            if old is not None:
+                if old not in made:
+                    made[old] = nn.Parameter(make(old), requires_grad=old.requires_grad)
+                each._parameters[name] = made[old]
+
+
+def _shard(whole: torch.Tensor, parameter: torch.Tensor, device: torch.device) -> DTensor:
+    """This process's part of a whole tensor, copied to `device`, in the type and the form of `parameter`."""
+    assert isinstance(parameter, DTensor)
+    mesh, last = parameter.device_mesh, parameter.device_mesh.ndim - 1  # copies, if there are, are the dimension before
+    parts = whole.chunk(mesh.size(last))
+    rank = mesh.get_local_rank(last)
+    part = parts[rank] if rank < len(parts) else whole[:0]
+    shard = torch.empty_like(parameter, device=device, requires_grad=False)
+    assert isinstance(shard, DTensor)
+    shard.to_local().copy_(part)
+    return shard

@@ -6,7 +6,6 @@ torch's AdamW also where its state is offloaded to the host: DeepSpeed's own wou
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -23,11 +22,11 @@ from llava_npu.config.section import Section
 from llava_npu.errors import UserError
 from llava_npu.models.projectors import Projector
 from llava_npu.training.checkpointing.state import SavedState, moment_key, weight_key
-from llava_npu.training.engines.base import Engine
+from llava_npu.training.engines.base import Engine, sharding_units
 from llava_npu.training.engines.memory import EngineMemory, ModelSizes
 from llava_npu.training.engines.registry import register
 from llava_npu.training.loss import SupervisedLoss
-from llava_npu.training.parts import is_batch_norm, trained_parameters
+from llava_npu.training.parts import is_batch_norm, place_weights, trained_parameters
 
 _BUCKET = 200_000_000  # elements sent at once
 
@@ -98,13 +97,16 @@ class _ZeroEngine(Engine):
         warnings.filterwarnings("ignore", message=r"`torch\.distributed\.\w+` is deprecated", category=FutureWarning)
         config = self._config(bucket=min(_BUCKET, trained))
         self._model = objective.model
-        with _local_rank(self.accelerator.local_process_index):
-            if self.compute_dtype is not None:
-                self._round_statistics(objective)
-            if self._stage == 3:
-                self._shard(objective, config)
-            self.optimizer = make_optimizer()
-            self._engine, *_ = self._deepspeed.initialize(model=objective, optimizer=self.optimizer, config=config)
+        if self.compute_dtype is not None:
+            self._round_statistics(objective)
+        if self._stage == 3:
+            self._shard(objective, config)
+        else:
+            kept = self.compute_dtype or torch.float32
+            types = {id(parameter): kept for parameter in objective.parameters()}
+            place_weights(objective, self.accelerator.device, types)
+        self.optimizer = make_optimizer()
+        self._engine, *_ = self._deepspeed.initialize(model=objective, optimizer=self.optimizer, config=config)
         self.objective = self._engine
 
     def _round_statistics(self, objective: SupervisedLoss) -> None:
@@ -116,17 +118,25 @@ class _ZeroEngine(Engine):
                         module._buffers[name] = buffer.to(self.compute_dtype)
 
     def _shard(self, objective: SupervisedLoss, config: dict[str, Any]) -> None:
-        """Moves weights to the devices one by one, each only as its shard; otherwise all would be there at first."""
-        zero = self._deepspeed.zero
-        if self.compute_dtype is not None:
-            for parameter in objective.parameters():
-                parameter.data = parameter.data.to(self.compute_dtype)
+        """Moves weights to the devices layer by layer, as shards; otherwise all would be there at first.
+
+        The main process reads them; the others get their shards from it (`zero.Init`).
+        """
+        zero, dtype, device = self._deepspeed.zero, self.compute_dtype or torch.float32, self.accelerator.device
         for module in objective.modules():
             if isinstance(module, Projector):
                 # It uses weights of layers that it does not call (a query, an attention's matrices): gathered as one.
                 self._deepspeed.utils.set_z3_leaf_module(module, True)
                 module.register_forward_pre_hook(_with_gradients)
-        zero.Init(module=objective, config_dict_or_path=config, dtype=self.compute_dtype or torch.float32)
+        for unit in [*sharding_units(objective), objective]:
+            for parameter in unit.parameters():
+                if not hasattr(parameter, "ds_id"):  # not in shards yet
+                    parameter.data = (
+                        parameter.data.to(device, dtype, copy=True)
+                        if self.accelerator.is_main_process
+                        else torch.empty(parameter.shape, dtype=dtype, device=device)
+                    )
+            zero.Init(module=unit, config_dict_or_path=config, dtype=dtype)
         for name, buffer in objective.named_buffers():
             owner, _, own_name = name.rpartition(".")
             objective.get_submodule(owner)._buffers[own_name] = buffer.to(self.accelerator.device)
@@ -335,17 +345,3 @@ def _import_deepspeed(device_type: str) -> Any:
         # A helper for tensor-parallel inference, which DeepSpeed would compile for a minute before the first run.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     return deepspeed
-
-
-@contextmanager
-def _local_rank(index: int) -> Iterator[None]:
-    """DeepSpeed reads which device is this process's from LOCAL_RANK, which only launchers set."""
-    before = os.environ.get("LOCAL_RANK")
-    os.environ["LOCAL_RANK"] = str(index)
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ["LOCAL_RANK"]
-        else:
-            os.environ["LOCAL_RANK"] = before

@@ -21,7 +21,7 @@ from llava_npu.training.loss import SupervisedLoss
 from llava_npu.training.monitoring.jsonl import REPLAYS
 from llava_npu.training.nonfinite.guard import describe, load_batch
 from llava_npu.training.nonfinite.search import find_nonfinite
-from llava_npu.training.parts import Precision, compute_dtype, prepare_parts
+from llava_npu.training.parts import Precision, compute_dtype, kept_types, place_weights, prepare_parts
 from llava_npu.training.run_folder import RUN_FILE, read_run_file
 
 
@@ -50,10 +50,10 @@ def replay(folder: Path, device: Device, precision: Precision | None, say: Calla
     config = validate(RunConfig, description["config"], str(folder / RUN_FILE))
     dtype = compute_dtype(precision or config.precision, device)
 
-    model = build_model(config).model
+    model = build_model(config, mapped=True).model
     prepare_parts(model, config.resolved_parts, dtype, config.gradient_checkpointing, config.lora)
     load_weights(checkpoint.path, model)
-    model.to(device.torch_device)
+    place_weights(model, device.torch_device, kept_types(model, dtype))
     install_kernels(model, device.torch_device)
     say(
         f"{batches[-1].name} on the weights after step {checkpoint.step}, in {str(dtype or torch.float32)[6:]} "
