@@ -9,7 +9,7 @@ import pytest
 from llava_npu import UserError
 from llava_npu.config import load_config, render_config
 from llava_npu.config.recipes import find_recipe
-from llava_npu.config.yaml_reader import read_yaml
+from llava_npu.config.yaml_reader import read_yaml, write_yaml
 
 GOOD = """
 output: runs/x
@@ -226,7 +226,16 @@ def test_values_that_cannot_be_are_refused_with_their_key(tmp_path: Path, text: 
         load_config(tmp_path / "run.yaml")
 
 
-@pytest.mark.parametrize("override", ["optimizer.weight_decay=.inf", "optimizer.betas=[.nan,0.9]", "seed=010"])
+@pytest.mark.parametrize(
+    "override",
+    [
+        "optimizer.weight_decay=.inf",
+        "optimizer.betas=[.nan,0.9]",
+        "seed=010",
+        f"output={300 * 'x'}",
+        f"output={5000 * '9'}",
+    ],
+)
 def test_overrides_are_held_to_the_same(file: Path, override: str) -> None:
     with pytest.raises(UserError, match=rf"command line: .*{override.split('=')[0]}"):
         load_config(file, [override])
@@ -239,6 +248,13 @@ def test_overrides_are_held_to_the_same(file: Path, override: str) -> None:
 def test_numbers_as_people_write_them(text: str, value: float) -> None:
     assert read_yaml(text) == value
     assert type(read_yaml(text)) is type(value)
+
+
+@pytest.mark.parametrize(
+    "text", ["2e-05", "1_0", "0x1f", "010", "1:30", "2026-11-30", "yes", "null", ".inf", "=", "a\nb", ""]
+)
+def test_text_that_looks_like_something_else_is_written_as_text(text: str) -> None:
+    assert read_yaml(write_yaml({"note": text})) == {"note": text}
 
 
 def test_home_folders_are_expanded_wherever_a_path_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

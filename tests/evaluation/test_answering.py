@@ -196,6 +196,19 @@ def test_a_prompt_longer_than_the_models_context_is_an_error_of_that_question(
     assert second.text
 
 
+@pytest.mark.parametrize("method", [GenerateText(2), ChooseLikeliest("text"), ChooseLikeliest("letter")])
+def test_text_that_spells_a_special_token_costs_only_its_question(
+    tiny: LoadedModel, questions: list[Question], method: Any
+) -> None:
+    bad = replace(questions[0], id="bad", prompt="What does </s> mean?")
+    option = replace(questions[0], id="option", options={"A": "blue", "B": "</s>"})
+    answers = ModelAnswerer(tiny, method).answer([bad, option, *questions[1:3]])
+    assert "its text contains '</s>', which template 'v1'" in (answers[0].error or "")
+    assert (answers[1].error is None) is (method != ChooseLikeliest("text"))  # the others' prompts do not show it
+    alone = ModelAnswerer(tiny, method).answer(questions[1:3])
+    assert [answer.text for answer in answers[2:]] == [answer.text for answer in alone]
+
+
 def test_a_batch_too_large_for_memory_is_one_clear_error(
     tiny: LoadedModel, questions: list[Question], monkeypatch: pytest.MonkeyPatch
 ) -> None:

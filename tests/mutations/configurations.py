@@ -16,6 +16,7 @@ from llava_npu.config.comparison import ComparisonConfig
 from llava_npu.config.loading import load_as
 from llava_npu.config.recipes import find_comparison, find_recipe
 from mutations import Case, WrongError, broken_bytes, broken_json
+from support import tiny
 
 RECIPES = (
     "llava-npu-7b-align",
@@ -30,11 +31,13 @@ class Configurations:
     """What is read is a whole configuration that reads the same when it is written."""
 
     def make(self, folder: Path) -> None:
+        tiny.write_records(folder, 3)
         for name in RECIPES:
             schema: type[BaseModel] = ComparisonConfig if name.startswith("compare") else RunConfig
             values = load_as(schema, (find_comparison if schema is ComparisonConfig else find_recipe)(name)).model_dump(
                 mode="json"
             )
+            _use_data(values, str(folder / "train.json"))
             (folder / f"{name}.yaml").write_text(yaml.safe_dump(values, sort_keys=False))
 
     def case(self, rng: random.Random, material: Path, folder: Path) -> Case:
@@ -52,7 +55,9 @@ class Configurations:
         else:
             path.write_text(text)
             overrides = [done := _override(rng, yaml.safe_load(text))]
-        return Case(f"{name}, {kind} {done!a}", lambda: self._use(schema, path, overrides), (path.name, "command"))
+        return Case(
+            f"{name}, {kind} {done!a}", lambda: self._use(schema, path, overrides), (path.name, "command", "data file")
+        )
 
     def _use(self, schema: type[Any], path: Path, overrides: list[str]) -> str:
         config = load_as(schema, path, overrides) if schema is ComparisonConfig else load_config(path, overrides)
@@ -63,6 +68,15 @@ class Configurations:
         if schema is ComparisonConfig:
             expand(config, str(path))
         return "read"
+
+
+def _use_data(values: dict[str, Any], data: str) -> None:
+    """Makes every run of a configuration train on this file."""
+    for key, value in values.items():
+        if key == "data" and isinstance(value, dict):
+            value["path"] = data
+        elif isinstance(value, dict):
+            _use_data(value, data)
 
 
 def _override(rng: random.Random, values: dict[str, Any]) -> str:

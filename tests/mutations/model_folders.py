@@ -91,7 +91,13 @@ class ModelFolders:
             uses = {"compose": lambda: _compose(parts), "train": lambda: _start(parts, folder)}
         use = rng.choice(list(uses))
         never = done.startswith("weights") and not done.endswith("type")
-        names = (str(model), "the tokenizer's chat template", "model.vision_tower", "model.language_model")
+        names = (
+            str(model),
+            "the tokenizer's chat template",
+            "and this tokenizer has none",
+            "model.vision_tower",
+            "model.language_model",
+        )
         return Case(f"{use} {kind}, {done}", uses[use], names, never)
 
 

@@ -20,9 +20,9 @@ from mutations import Subject, run_cases
 SUBJECTS: dict[str, tuple[Subject, int]] = {
     "records": (Records(), 150),
     "evaluation_files": (EvaluationFiles(), 100),
-    "configurations": (Configurations(), 0),
-    "images": (Images(), 0),
-    "model_folders": (ModelFolders(), 0),
+    "configurations": (Configurations(), 150),
+    "images": (Images(), 150),
+    "model_folders": (ModelFolders(), 30),
 }
 
 

@@ -9,12 +9,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
 from llava_npu.config.datasets import with_named_datasets
 from llava_npu.config.schema import RunConfig
-from llava_npu.config.yaml_reader import YamlError, read_yaml, read_yaml_file, read_yaml_text
+from llava_npu.config.yaml_reader import YamlError, read_yaml, read_yaml_file, read_yaml_text, write_yaml
 from llava_npu.errors import UserError, nearest
 from llava_npu.files.home import expand_home
 
@@ -138,7 +137,7 @@ def set_key(values: dict[str, Any], key: str, value: Any, where: str) -> None:
 
 def render_config(config: BaseModel) -> str:
     """The whole resolved configuration as YAML, defaults included."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    return write_yaml(config.model_dump(mode="json"))
 
 
 def _as_mapping(values: Any, path: Path) -> dict[str, Any]:

@@ -45,8 +45,15 @@ _Loader.yaml_implicit_resolvers = {
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
     if first != "="
 }
-_Loader.add_implicit_resolver(_IMPLICIT[0], _INT, list("-+0123456789"))
-_Loader.add_implicit_resolver(_IMPLICIT[1], _FLOAT, list("-+0123456789."))
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes text that either version of YAML takes for something else."""
+
+
+for _class in (_Loader, _Dumper):
+    _class.add_implicit_resolver(_IMPLICIT[0], _INT, list("-+0123456789"))
+    _class.add_implicit_resolver(_IMPLICIT[1], _FLOAT, list("-+0123456789."))
 
 
 def _construct_number(loader: _Loader, node: yaml.ScalarNode) -> Any:
@@ -67,6 +74,11 @@ def _construct_date(loader: _Loader, node: yaml.ScalarNode) -> _Date:
 
 
 _Loader.add_constructor("tag:yaml.org,2002:timestamp", _construct_date)
+
+
+def write_yaml(value: Any, width: int = 80) -> str:
+    """A value as YAML of lines of about `width` characters, which `read_yaml` reads as the same value."""
+    return str(yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=width))
 
 
 def read_yaml_file(path: Path) -> Any:

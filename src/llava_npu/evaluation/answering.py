@@ -44,6 +44,10 @@ class Method(Protocol):
     @property
     def settings(self) -> Settings: ...
 
+    def candidates(self, question: Question) -> list[str]:
+        """The texts that the model reads as answers to a question."""
+        ...
+
     def answer(self, engine: InferenceEngine, questions: Sequence[Question], features: Features) -> list[Answer]: ...
 
 
@@ -78,7 +82,8 @@ class ModelAnswerer:
         }
 
     def answer(self, questions: Sequence[Question]) -> list[Answer]:
-        """One answer for each question; one with an unreadable image, or too long a prompt, gets an error instead.
+        """One answer for each question; one with an unreadable image, too long a prompt or text that cannot be
+        asked gets an error instead.
 
         Raises:
             UserError: the batch does not fit the device's memory.
@@ -104,7 +109,8 @@ class ModelAnswerer:
         errors: dict[str, str] = {}
         for question in questions:
             missing = [unreadable[image.key] for image in question.images if image.key in unreadable]
-            error = missing[0] if missing else _too_long(self._loaded, question, features)
+            candidates = self._method.candidates(question)
+            error = missing[0] if missing else _defect(self._loaded, question, candidates, features)
             if error:
                 errors[question.id] = error
         readable = [question for question in questions if question.id not in errors]
@@ -132,6 +138,9 @@ class GenerateText:
     def settings(self) -> Settings:
         return {"answer": "generate", "max_new_tokens": self.max_new_tokens}
 
+    def candidates(self, question: Question) -> list[str]:
+        return []
+
     def answer(self, engine: InferenceEngine, questions: Sequence[Question], features: Features) -> list[Answer]:
         """Generates an answer to each question."""
         texts = [_full_prompt(question) for question in questions]
@@ -147,18 +156,21 @@ class ChooseLikeliest:
     """The option that is likeliest as the assistant's answer, all options of a batch in one forward.
 
     Attributes:
-        candidates: "text" or "letter"; see the module's description.
+        form: of the candidates, "text" or "letter"; see the module's description.
     """
 
-    candidates: str
+    form: str
 
     @property
     def settings(self) -> Settings:
-        return {"answer": "likelihood", "candidates": self.candidates, "end_token": self.candidates == "text"}
+        return {"answer": "likelihood", "candidates": self.form, "end_token": self.form == "text"}
+
+    def candidates(self, question: Question) -> list[str]:
+        return list(_CANDIDATES[self.form](question)[1].values())
 
     def answer(self, engine: InferenceEngine, questions: Sequence[Question], features: Features) -> list[Answer]:
         """Scores the options of each question."""
-        forms = [_CANDIDATES[self.candidates](question) for question in questions]
+        forms = [_CANDIDATES[self.form](question) for question in questions]
         # Rotations of a question ask for the same texts under the same prompt and image: each is scored once.
         items: dict[_Asked, AnsweredPrompt] = {}
         for question, (prompt, candidates) in zip(questions, forms, strict=True):
@@ -166,7 +178,7 @@ class ChooseLikeliest:
                 name = f"question {question.id}, option {letter}"
                 item = AnsweredPrompt(_turns(prompt, candidate), question.images, name)
                 items.setdefault(_asked(question, prompt, candidate), item)
-        ends = self.candidates == "text"  # behind a letter the end says nothing
+        ends = self.form == "text"  # behind a letter the end says nothing
         found = answer_log_probabilities(engine, list(items.values()), features, ends=ends)
         means = {asked: score.mean for asked, score in zip(items, found, strict=True)}
         answers = []
@@ -234,10 +246,15 @@ def _encode_prompts(
     ]
 
 
-def _too_long(loaded: LoadedModel, question: Question, features: Features) -> str | None:
-    """What is wrong with a prompt for which the language model does not have enough positions, if that is so."""
-    positions = longest(loaded.model)
-    (prompt,) = _encode_prompts(loaded.processor, [_full_prompt(question)], [question], features)
+def _defect(loaded: LoadedModel, question: Question, candidates: Sequence[str], features: Features) -> str | None:
+    """What is wrong with a question that cannot be asked: too long a prompt, or text that spells special tokens."""
+    positions, name = longest(loaded.model), f"question {question.id}"
+    try:
+        (prompt,) = _encode_prompts(loaded.processor, [_full_prompt(question)], [question], features)
+        for candidate in candidates:
+            loaded.processor.encode_prompt(_turns(candidate), [], name)
+    except UserError as error:
+        return str(error).removeprefix(f"{name}: ").replace("conversations[0].value", "its text")
     if len(prompt.input_ids) < positions:
         return None
     return f"its prompt has {len(prompt.input_ids)} tokens, images included; the model has positions for {positions}"

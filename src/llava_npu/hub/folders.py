@@ -11,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 from llava_npu.errors import UserError
 from llava_npu.files.damage import describe_damage
 from llava_npu.files.json_objects import read_json
+from llava_npu.files.untrusted import printable
 
 _T = TypeVar("_T")
 _INDICES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")  # of weights in several files
@@ -107,7 +108,7 @@ def open_part(load: Callable[[], _T], field: str, source: str) -> _T:
 
 def describe(error: Exception) -> str:
     """What a library says of a bad file, in one line."""
-    reason = " ".join(str(error).split())
+    reason = printable(" ".join(str(error).split()))
     if not isinstance(error, OSError | ValueError | RuntimeError | SafetensorError) or not reason:
         reason = f"{type(error).__name__}: {reason}" if reason else type(error).__name__
     return reason if len(reason) <= _MAX_REASON else f"{reason[:_MAX_REASON]} …"

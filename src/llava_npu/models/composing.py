@@ -15,7 +15,7 @@ from llava_npu.hub.hubs import local_folder
 from llava_npu.models.checkpoints.mapped import load_mapped
 from llava_npu.models.checkpoints.weight_files import check_finite
 from llava_npu.models.configuration import LlavaNpuConfig
-from llava_npu.models.loaded import LoadedModel, check_capacity
+from llava_npu.models.loaded import LoadedModel, check_capacity, make_processor
 from llava_npu.models.modeling import LlavaNpuForConditionalGeneration
 from llava_npu.models.processing import IMAGE_TOKEN, LlavaNpuProcessor
 from llava_npu.models.projectors import build_projector, grid_defaults
@@ -119,10 +119,9 @@ def compose(
 
     if resolutions is not None or config.scales != [1]:
         image_processor = set_processor_size(image_processor, config.input_size)
-    processor = LlavaNpuProcessor.for_config(
-        config, image_processor, tokenizer, template=template, image_aspect_ratio=image_aspect_ratio
-    )
-    return LoadedModel(model, processor)
+    settings = {"template": template, "image_aspect_ratio": image_aspect_ratio}
+    source = f"{vision_tower} with {language_model}"
+    return LoadedModel(model, make_processor(source, config, image_processor, tokenizer, **settings))
 
 
 def change_aspect_ratio(

@@ -65,14 +65,15 @@ def load_processor(source: str, config: LlavaNpuConfig) -> LlavaNpuProcessor:
     older = expand_home(source) / "chat_template.json"  # processors of transformers before 4.50 wrote this
     if not tokenizer.chat_template and older.is_file():
         tokenizer.chat_template = read_json(older).get("chat_template")
+    return make_processor(source, config, image_processor, tokenizer, **settings)
+
+
+def make_processor(
+    source: str, config: LlavaNpuConfig, image_processor: Any, tokenizer: Any, **settings: Any
+) -> LlavaNpuProcessor:
+    """As `LlavaNpuProcessor.for_config`; its errors name `source`."""
     return open_part(
-        lambda: LlavaNpuProcessor.for_config(
-            config,
-            image_processor,
-            tokenizer,
-            template=settings.get("template"),
-            image_aspect_ratio=settings.get("image_aspect_ratio", "pad"),
-        ),
+        lambda: LlavaNpuProcessor.for_config(config, image_processor, tokenizer, **settings),
         "model (processor)",
         source,
     )

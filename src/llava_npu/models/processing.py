@@ -15,6 +15,7 @@ from llava_npu.data.conversation.special_tokens import settle_bos
 from llava_npu.data.conversation.templates import default_template, get_template
 from llava_npu.data.images import centre_of, pad_to_square, padding_color
 from llava_npu.errors import UserError
+from llava_npu.hub.folders import describe
 from llava_npu.models.configuration import LlavaNpuConfig
 from llava_npu.models.projectors.grid import Grid
 from llava_npu.models.vision.anyres import Size, Tiling
@@ -161,7 +162,7 @@ class LlavaNpuProcessor(LlavaProcessor):
             raise
         except Exception as error:  # whatever a setting of a wrong type leads to
             raise UserError(
-                f"the image processor's settings cannot be used: {error}. Use those saved with the model."
+                f"the image processor's settings cannot be used: {describe(error)}. Use those saved with the model."
             ) from error
         found = tuple(pixels.shape[-2:])
         if found != size:

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import yaml
-
+from llava_npu.config.yaml_reader import write_yaml
 from llava_npu.data.formats.parsing import Record
 from llava_npu.data.image_roots import exists
 from llava_npu.data.records import open_records
@@ -156,4 +155,4 @@ _STAGES = {
 
 
 def _text(value: str) -> str:
-    return yaml.safe_dump(value, allow_unicode=True, width=10**6).removesuffix("...\n").strip()
+    return write_yaml(value, width=10**6).removesuffix("...\n").strip()

@@ -26,6 +26,7 @@ import yaml
 
 from llava_npu.config import RunConfig
 from llava_npu.config.schema import FREE_KEYS
+from llava_npu.config.yaml_reader import write_yaml
 from llava_npu.errors import UserError
 from llava_npu.files.atomic import write_text
 from llava_npu.files.locks import LOCK, locked
@@ -215,7 +216,7 @@ def _is_free(key: str) -> bool:
 
 
 def _write(path: Path, description: dict[str, Any]) -> None:
-    write_text(path, yaml.safe_dump(description, sort_keys=False))
+    write_text(path, write_yaml(description))
 
 
 def _clear(folder: Path) -> None:
