@@ -40,18 +40,10 @@ def inspect_command(
 ) -> None:
     """Show samples as the model will see them, supervised tokens marked. Exit status 1 if a shown record is faulty."""
     from llava_npu.data.tokenizer import load_tokenizer
-    from llava_npu.data.tools.inspect import inspect_records
+    from llava_npu.data.tools.inspect import InspectOptions, inspect_records
 
-    num_faulty = inspect_records(
-        file,
-        load_tokenizer(tokenizer),
-        template,
-        image_root,
-        limit,
-        start=start,
-        allow_absolute_paths=allow_absolute_paths,
-        html=html,
-    )
+    options = InspectOptions(template, image_root, allow_absolute_paths, start, limit, html)
+    num_faulty = inspect_records(file, load_tokenizer(tokenizer), options)
     if num_faulty:
         raise typer.Exit(1)
 

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from llava_npu.data.tools.check import CheckOptions as CheckOptions
     from llava_npu.data.tools.check import check_records as check_records
     from llava_npu.data.tools.defects import RecordError as RecordError
+    from llava_npu.data.tools.inspect import InspectOptions as InspectOptions
     from llava_npu.data.tools.inspect import inspect_records as inspect_records
 
 _NAMES = {
@@ -45,7 +46,7 @@ _NAMES = {
     "dataset": ("ConversationDataset", "Sample", "collate"),
     "tools.defects": ("RecordError",),
     "images": ("load_image", "pad_to_square", "padding_color"),
-    "tools.inspect": ("inspect_records",),
+    "tools.inspect": ("InspectOptions", "inspect_records"),
     "conversation.labels": (
         "IGNORE_INDEX",
         "IMAGE_PLACEHOLDER",

@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from typer.testing import CliRunner
 
 from llava_npu.cli.data import app
-from llava_npu.data import IMAGE_PLACEHOLDER, encode_conversation, inspect_records
+from llava_npu.data import IMAGE_PLACEHOLDER, InspectOptions, encode_conversation, inspect_records
 from llava_npu.data.tools.inspect_html import tokens
 from llava_npu.errors import UserError
 
@@ -49,7 +49,7 @@ def shown(path: Path, tokenizer: PreTrainedTokenizerBase, *, color: bool, limit:
         color_system="truecolor" if color else None,
         highlight=False,
     )
-    num_faulty = inspect_records(path, tokenizer, "v1", limit=limit, console=console)
+    num_faulty = inspect_records(path, tokenizer, InspectOptions(limit=limit), console)
     return num_faulty, console.file.getvalue()  # type: ignore[attr-defined]
 
 
@@ -109,7 +109,7 @@ def test_command_errors(
 
 def test_page(data: Path, llama: PreTrainedTokenizerBase, tmp_path: Path) -> None:
     page = tmp_path / "page.html"
-    inspect_records(data, llama, "v1", limit=9, console=Console(file=io.StringIO()), html=page)
+    inspect_records(data, llama, InspectOptions(limit=9, html=page), Console(file=io.StringIO()))
     text = page.read_text()
     learned = html.unescape("".join(re.findall(r'<span class="learned"[^>]*>(.*?)</span>', text, re.DOTALL)))
     assert "A [red]cat.↵\n猫</s>" in learned
@@ -129,7 +129,7 @@ def test_page_shows_data_as_text(llama: PreTrainedTokenizerBase, tmp_path: Path)
     Image.new("RGB", (2, 2)).save(tmp_path / '">x.png')
     path = tmp_path / "train.json"
     path.write_text(json.dumps([{"id": bad, "image": '">x.png', "conversations": turns}]))
-    inspect_records(path, llama, "v1", console=Console(file=io.StringIO()), html=tmp_path / "page.html")
+    inspect_records(path, llama, InspectOptions(html=tmp_path / "page.html"), Console(file=io.StringIO()))
     text = (tmp_path / "page.html").read_text()
     assert "<script" not in text
     assert '">x.png' not in text
@@ -156,10 +156,10 @@ def test_a_record_in_the_middle_and_one_that_is_none(
     data: Path, llama: PreTrainedTokenizerBase, tmp_path: Path
 ) -> None:
     console = Console(file=io.StringIO(), width=200)
-    assert inspect_records(data, llama, "v1", limit=1, start=3, console=console) == 0
+    assert inspect_records(data, llama, InspectOptions(limit=1, start=3), console) == 0
     assert "record 3 (id 'odd')" in console.file.getvalue()  # type: ignore[attr-defined]
     with pytest.raises(UserError, match="record 4 does not exist; the last one is 3"):
-        inspect_records(data, llama, "v1", start=4)
+        inspect_records(data, llama, InspectOptions(start=4))
     data.write_text(json.dumps([{"id": "x"}, *json.loads(data.read_text())]))
-    assert inspect_records(data, llama, "v1", limit=2, console=console) == 1
+    assert inspect_records(data, llama, InspectOptions(limit=2), console) == 1
     assert "has no 'conversations'" in console.file.getvalue()  # type: ignore[attr-defined]

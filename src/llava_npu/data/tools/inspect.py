@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,24 +29,34 @@ IMAGE_STYLE = "bold magenta"
 BRACKETS = ("⟦", "⟧")  # without colour
 
 
+@dataclass(frozen=True)
+class InspectOptions:
+    """What to show.
+
+    Args:
+        template: the conversation template.
+        image_root, allow_absolute_paths: as for `open_records`.
+        start, limit: the first record, and how many.
+        html: also write them to this page, token by token, with the images.
+    """
+
+    template: str = "v1"
+    image_root: str | Path | None = None
+    allow_absolute_paths: bool = False
+    start: int = 0
+    limit: int = 5
+    html: Path | None = None
+
+
 def inspect_records(
     path: str | Path,
     tokenizer: PreTrainedTokenizerBase,
-    template: str = "v1",
-    image_root: str | Path | None = None,
-    limit: int = 5,
+    options: InspectOptions = InspectOptions(),
     console: Console | None = None,
-    *,
-    start: int = 0,
-    allow_absolute_paths: bool = False,
-    html: Path | None = None,
 ) -> int:
-    """Prints `limit` records from `start` on; supervised text is green, or in ⟦ ⟧ where the output has no colour.
+    """Prints records; supervised text is green, or in ⟦ ⟧ where the output has no colour.
 
     A record that cannot be read or encoded is shown with its error, and the others follow.
-
-    Args:
-        html: also write them to this page, token by token, with the images.
 
     Returns:
         The number of shown records that cannot be trained on: wrong text, or a missing or damaged image.
@@ -54,20 +65,20 @@ def inspect_records(
         UserError: the file cannot be read, the template is unknown, or the page cannot be written.
     """
     console = console or SafeConsole(highlight=False)
-    form = get_template(template)
-    records = open_records(path, image_root, allow_absolute_paths=allow_absolute_paths)
-    if start >= len(records):
-        raise UserError(f"{path}: record {start} does not exist; the last one is {len(records) - 1}")
-    numbers = range(start, min(start + limit, len(records)))
+    form = get_template(options.template)
+    records = open_records(path, options.image_root, allow_absolute_paths=options.allow_absolute_paths)
+    if options.start >= len(records):
+        raise UserError(f"{path}: record {options.start} does not exist; the last one is {len(records) - 1}")
+    numbers = range(options.start, min(options.start + options.limit, len(records)))
     samples = [inspect_sample(records, number, tokenizer, form) for number in numbers]
     for sample in samples:
         _print(sample, tokenizer, console)
     num_faulty = sum(bool(sample.problems) for sample in samples)
     summary = f"{len(samples)} of {len(records)} records shown, {num_faulty} of them faulty; template {form.name}"
     console.print(Text(summary))
-    if html is not None:
-        write_page(html, samples, tokenizer, title=Path(path).name, summary=summary)
-        console.print(Text(f"page: {html}"))
+    if options.html is not None:
+        write_page(options.html, samples, tokenizer, title=Path(path).name, summary=summary)
+        console.print(Text(f"page: {options.html}"))
     return num_faulty
 
 
