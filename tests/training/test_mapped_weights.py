@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -24,6 +23,7 @@ from llava_npu.training import train
 from llava_npu.training.checkpointing.export import build_model
 from llava_npu.training.parts import kept_types, part_of, place_weights, prepare_parts
 from llava_npu.training.trainer import Trainer
+from support import tiny
 
 MakeRun = Callable[..., RunConfig]
 CPU = torch.device("cpu")
