@@ -119,6 +119,9 @@ def run(app: typer.Typer) -> None:
     except RunStopped as stopped:
         typer.secho(str(stopped), fg="yellow", err=True)
         sys.exit(EXIT_STATUS)
+    except launched.PeerLostError as error:
+        typer.secho(f"error: {error}", fg="red", err=True)
+        sys.exit(1)
     except KeyboardInterrupt:
         typer.secho("interrupted", fg="yellow", err=True)
         sys.exit(130)

@@ -77,6 +77,10 @@ def local_world_size() -> int:
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
+class PeerLostError(RuntimeError):
+    """Another process of the launch is gone. Why, that process or its launcher says."""
+
+
 @dataclass(frozen=True)
 class ExitReport:
     """Why a process ended: its exit status, what to tell the user, and when."""
@@ -96,6 +100,8 @@ def reporting(command: Callable[[], None]) -> None:
         _leave(EXIT_STATUS, str(stopped))
     except KeyboardInterrupt:
         _leave(130, "interrupted")
+    except PeerLostError as error:
+        _leave(1, f"error: {error}")
     except Exception:  # noqa: BLE001  shown by the launcher
         _leave(1, f"process {os.environ['RANK']} failed:\n{traceback.format_exc()}")
 
