@@ -46,10 +46,10 @@ TRAPS: list[tuple[str, dict[str, Any], Level, str, str, str]] = [
         Level.ERROR,
         "transformers",
         "4.37.2",
-        "pip install 'transformers>=5.13,<6'",
+        "pip install 'transformers>=5.18,<6'",
     ),
     ("new transformers", {"versions": {"transformers": "6.0"}}, Level.ERROR, "transformers", "6.0", "<6"),
-    ("old peft", {"versions": {"peft": "0.4"}}, Level.WARNING, "peft", "0.4", "pip install 'peft>=0.17'"),
+    ("old peft", {"versions": {"peft": "0.4"}}, Level.WARNING, "peft", "0.4", "pip install 'peft>=0.18'"),
     (
         "DeepSpeed without offload on NPUs",
         {"versions": {"deepspeed": "0.14.2"}},

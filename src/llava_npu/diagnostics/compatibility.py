@@ -36,14 +36,14 @@ PYTHON = "3.11"
 # Source: this package's own metadata (pyproject.toml), which a test compares with this table.
 LIBRARIES = (
     Library("torch", "2.7"),
-    Library("transformers", "5.13", below="6"),
+    Library("transformers", "5.18", below="6"),
     Library("accelerate", "1.10"),
-    Library("tokenizers", "0.22"),
-    Library("safetensors", "0.6"),
+    Library("tokenizers", "0.23.1"),
+    Library("safetensors", "0.8"),
     Library("numpy", "1.26"),
     Library("pillow", "11"),
     Library("sentencepiece", "0.2", required=False, purpose="Llama and Vicuna tokenizers"),
-    Library("peft", "0.17", required=False, purpose="LoRA"),
+    Library("peft", "0.18", required=False, purpose="LoRA"),
     # 0.14.3 is the first whose ZeRO-3 with CPU offload works on an Ascend (hiyouga/LLaMA-Factory issue 4146).
     Library("deepspeed", "0.14.3", required=False, purpose="ZeRO"),
 )

@@ -175,7 +175,7 @@ def _set_modes(model: LlavaNpuForConditionalGeneration, parts: Mapping[PartName,
 
 def recompute_activations(module: PreTrainedModel) -> None:
     """Gradient checkpointing in all layers of a part that are in training mode."""
-    # Its name in transformers 5.13, the oldest that we take, is deprecated in later ones.
+    # Its name in transformers 5.18, the oldest that we take, is deprecated in later ones.
     enable = getattr(module, "activation_checkpointing_enable", None) or module.gradient_checkpointing_enable
     enable({"use_reentrant": False})
 
