@@ -24,10 +24,11 @@ def _messages(question: Any = "Why?", answer: Any = "Because.", **keys: Any) -> 
     return [{"role": "user", "content": question}, {"role": "assistant", "content": answer, **keys}]
 
 
-@pytest.mark.parametrize("key", ["loss", "weight", "train", "training", "train_on_turn"])
+@pytest.mark.parametrize("key", ["loss", "weight", "train_on_turn", "calculate_loss", "mask"])
 @pytest.mark.parametrize("template", ["v1", "llama_2", "mistral", "chatml"])
 def test_an_excluded_answer_is_not_learned(key: str, template: str, llama: PreTrainedTokenizerBase) -> None:
-    bad, good = _messages("One?", "BAD", **{key: 0}), _messages("Two?", "GOOD", **{key: 1})
+    excludes = int(key == "mask")
+    bad, good = _messages("One?", "BAD", **{key: excludes}), _messages("Two?", "GOOD", **{key: 1 - excludes})
     record = _parse(messages=[*bad, *good])
     masked = encode_conversation(record.conversations, llama, template, record=record)
     whole = encode_conversation(_parse(messages=[*_messages("One?", "BAD"), *good]).conversations, llama, template)
@@ -60,6 +61,14 @@ def test_an_excluded_answer_is_not_learned(key: str, template: str, llama: PreTr
         (_messages("Image 1: <img>a.png</img>\nWhat?"), "contains '<img>a.png</img>', another project's mark"),
         (_messages("<|image_1|>\nWhat?"), "another project's mark of an image"),
         (_messages("<image_placeholder>What?"), "another project's mark of an image"),
+        *[
+            (_messages(f"{mark}\nWhat?"), "another project's mark of an image")
+            for mark in ("![a](a.png)", "[IMG]", "<IMG_CONTEXT>", "<image/>", "<Image>", "<__media__>")
+        ],
+        (_messages("<speech>\nWhat?"), "contains '<speech>', but only images are read"),
+        (_messages("<|video_pad|>What?"), r"contains '<\|video_pad\|>', but only images are read"),
+        (_messages(thought="Hm."), r"messages\[1\]: 'thought' is 'Hm.'; it would not be learned"),
+        (_messages([{"type": "text", "text": "What?", "image": "a.png"}]), r"messages\[0\]: part 0: 'image' is"),
     ],
 )
 def test_what_cannot_be_learned_is_refused(messages: list[dict[str, Any]], message: str) -> None:
@@ -78,6 +87,15 @@ def test_what_cannot_be_learned_is_refused(messages: list[dict[str, Any]], messa
         ("tools", "[]x"),
         ("rejected_response", "No."),
         ("objects", {"bbox": [[0, 0, 1, 1]]}),
+        ("Video", "v.mp4"),
+        ("videoPath", "v.mp4"),
+        ("sound", "a.wav"),
+        ("frames", ["a.png"]),
+        ("media", ["a.png"]),
+        ("image-path", "a.png"),
+        ("chosen", "Yes."),
+        ("history", [["Who?", "I."]]),
+        ("loss", False),
     ],
 )
 def test_keys_of_a_record_that_matter_are_refused(key: str, value: Any) -> None:
@@ -89,8 +107,16 @@ def test_what_does_not_matter_is_silent() -> None:
     _parse(
         messages=_messages(tool_calls=None, reasoning_content="", loss=True), videos=[], tools=None, source="web", x=1
     )
+    _parse(messages=_messages(), image_id=7, video_id="x", label="cat", frames=[], weight=0.5, length=3)
+    _parse(messages=_messages("How do I write ![this](a.png), [image] or <img> in a README?"))
     _parse(messages=_messages("<image>\nWhat?"), image="a.png", image_url="https://example.org/a.png")
     _parse(messages=_messages("How does HTML's <video> work?\n<video>\n</video>"))
+
+
+def test_an_excluded_answer_of_a_pair() -> None:
+    pairs = [{"user": "One?", "assistant": "BAD", "loss": False}, {"user": "Two?", "assistant": "GOOD", "source": "x"}]
+    turns = _parse(texts=pairs).conversations
+    assert [turn.text for turn in turns if turn.role == "gpt" and turn.supervised] == ["GOOD"]
 
 
 def test_parts_of_a_message_are_lines() -> None:

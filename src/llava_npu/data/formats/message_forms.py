@@ -17,7 +17,9 @@ refused: a template brings its own, the one it was trained with.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from itertools import islice
 from typing import Any
 
@@ -28,34 +30,41 @@ from llava_npu.errors import nearest
 CONVERSATION_KEYS = ("conversations", "messages", "texts")
 # ShareGPT's own files say all of these.
 _ROLES = {"human": "human", "user": "human", "gpt": "gpt", "assistant": "gpt", "chatgpt": "gpt"}
-# Exclude answers from the loss in other projects' files.
-_LEARNED_KEYS = ("loss", "weight", "train", "training", "train_on_turn")
+# Exclude answers from the loss in other projects' files: when false, and when true.
+_LEARNED_KEYS = (
+    "loss", "weight", "train", "training", "train_on_turn", "trainable", "learn", "supervise", "supervised",
+    "calculate_loss", "compute_loss",
+)  # fmt: skip
+_EXCLUDED_KEYS = ("mask", "masked", "is_masked", "ignore", "ignored", "ignore_loss", "no_loss")
 _NO_MEDIA = "only images are read: remove the record, or keep frames of it as images"
 _NO_LOSS_SCALE = "only whole answers can be excluded from the loss, by 'loss': false; remove it"
 _NO_REASONING = "it would not be learned: put it into the answer's text, or remove it"
 _NO_TOOLS = "tool calls are not learned: write them into the answer's text, or remove the record"
 _NO_PREFERENCES = "preferences are not learned: keep the chosen answer, and remove it"
-_MEDIA_KEYS = ("video", "videos", "video_path", "audio", "audios", "audio_path")
-_OTHER_IMAGE_KEYS = (
-    "image_path", "image_paths", "image_file", "image_files", "image_url", "image_urls", "image_list", "img",
-    "imgs", "img_path", "img_paths", "picture", "pictures", "photo",
-)  # fmt: skip
-_RECORD_KEYS = {
-    **dict.fromkeys(_MEDIA_KEYS, _NO_MEDIA),
-    **dict.fromkeys(("tools", "functions"), _NO_TOOLS),
-    **dict.fromkeys(("rejected", "rejected_response", "rejected_messages"), _NO_PREFERENCES),
-    "objects": "boxes and references to them are not read: write them into the text",
-}
-_TURN_KEYS = {
-    **dict.fromkeys(_MEDIA_KEYS, _NO_MEDIA),
-    **dict.fromkeys(("tool_calls", "function_call"), _NO_TOOLS),
-    **dict.fromkeys(("reasoning_content", "reasoning", "thinking"), _NO_REASONING),
-    **dict.fromkeys(("loss_scale", "loss_mask", "train_detail"), _NO_LOSS_SCALE),
-    **dict.fromkeys(
-        ("image", "images", *_OTHER_IMAGE_KEYS),
-        f"list the record's images in 'images', with '{IMAGE_MARK}' in the text",
-    ),
-}
+_NO_ONE_ANSWER = "it would not be heeded: exclude answers one by one, by 'loss': false in their turns, or remove it"
+_SUFFIX = "(_(path|file|url|list|name|data|bytes|base64|b64)s?)?"
+_IMAGE_KEY = rf"(images?|imgs?|pictures?|pics?|photos?|media|pixel_values){_SUFFIX}"
+_Patterns = tuple[tuple[str, str], ...]  # of keys in snake case, and what to do about them
+_IMAGE_KEYS: _Patterns = ((_IMAGE_KEY, "rename it to 'image'"),)
+_MEDIA = (rf"(videos?|audios?|sounds?|speech|frames){_SUFFIX}", _NO_MEDIA)
+_PREFERENCES = (r"rejected(_\w+)?|chosen(_\w+)?|kto_tag", _NO_PREFERENCES)
+# Keys that matter and are not read.
+_RECORD_KEYS: _Patterns = (
+    _MEDIA,
+    _PREFERENCES,
+    ("tools|functions", _NO_TOOLS),
+    ("loss|loss_mask|loss_scale|weights", _NO_ONE_ANSWER),
+    ("history", "turns outside of the conversation are not read: write them into it"),
+    ("objects", "boxes and references to them are not read: write them into the text"),
+)
+_TURN_KEYS: _Patterns = (
+    _MEDIA,
+    _PREFERENCES,
+    ("tool_calls?|function_call", _NO_TOOLS),
+    (r"reasoning(_\w+)?|thinking|think|thoughts?|refusal", _NO_REASONING),
+    ("loss_scale|loss_mask|train_detail", _NO_LOSS_SCALE),
+    (_IMAGE_KEY, f"list the record's images in 'images', with '{IMAGE_MARK}' in the text"),
+)
 _NO_SYSTEM = (
     "templates bring their own system prompt; move its words into the first question, or remove it (and choose a "
     "template whose system prompt suits)"
@@ -100,9 +109,9 @@ def _listed_images(entry: Mapping[str, Any], name: str) -> list[Any]:
     field = "images" if entry.get("images") is not None else "image"
     value = entry.get(field)
     if value is None:
-        for key in _OTHER_IMAGE_KEYS:
-            if _is_given(entry, key):
-                raise RecordError(f"{name}: {key!r} is {shown(entry[key])}; rename it to 'image'", "image count")
+        for key in entry:
+            if _find(key, _IMAGE_KEYS) and _is_given(entry, key):
+                raise RecordError(f"{name}: {key!r} is {shown(entry[key])}; {_find(key, _IMAGE_KEYS)}", "image count")
         return []
     return list(value) if isinstance(value, list | tuple) else [value]
 
@@ -133,24 +142,32 @@ def _is_given(values: Mapping[str, Any], key: str) -> bool:
     return key in values and values[key] not in (None, "", [], (), {})
 
 
-def _refuse_keys(values: Mapping[str, Any], where: str, refused: Mapping[str, str]) -> None:
-    for key, fix in refused.items():
-        if _is_given(values, key):
+def _refuse_keys(values: Mapping[str, Any], where: str, refused: _Patterns) -> None:
+    for key in values:
+        if (fix := _find(key, refused)) and _is_given(values, key):
             raise RecordError(f"{where}: {key!r} is {shown(values[key])}; {fix}")
 
 
+@lru_cache(10_000)  # the same few keys in millions of records
+def _find(key: Any, patterns: _Patterns) -> str:
+    """What goes with the pattern that a key in snake case matches; "" if none does."""
+    name = re.sub(r"(?<=[a-z])(?=[A-Z])|[-\s]", "_", str(key)).lower()
+    return next((found for pattern, found in patterns if re.fullmatch(pattern, name)), "")
+
+
 def _is_learned(turn: Mapping[str, Any], where: str, *, is_answer: bool) -> bool:
-    """Whether an answer is trained on, as ms-swift ("loss"), OpenAI ("weight") and axolotl ("train") write it."""
+    """Whether an answer is trained on, as ms-swift ("loss"), OpenAI ("weight"), axolotl ("train") and others do."""
     learned = True
-    for key in _LEARNED_KEYS:
+    for key in (*_LEARNED_KEYS, *_EXCLUDED_KEYS):
         value = turn.get(key)
         if value is None:
             continue
         if value not in (0, 1):  # True and False among them
             raise RecordError(f"{where}: {key!r} is {shown(value)}; allowed are true and false (or 1 and 0)")
-        if value and not is_answer:
+        keeps = bool(value) is (key in _LEARNED_KEYS)
+        if keeps and not is_answer:
             raise RecordError(f"{where}: {key!r} is {shown(value)}, but only answers are learned; leave it out here")
-        learned = learned and bool(value)
+        learned = learned and keeps
     return learned or not is_answer
 
 
@@ -159,6 +176,7 @@ def _join_parts(parts: list[Any] | tuple[Any, ...], where: str, listed: Iterator
     for i, part in enumerate(parts):
         kind = part.get("type") if isinstance(part, Mapping) else None
         if kind == "text" and isinstance(part.get("text"), str):
+            _refuse_keys(part, f"{where}: part {i}", _TURN_KEYS)
             texts.append(part["text"])
         elif kind in ("image", "image_url"):
             image = _named_image(part)
@@ -195,8 +213,12 @@ def _from_pairs(pairs: list[Any] | tuple[Any, ...], num_images: int, name: str) 
     for i, pair in enumerate(pairs):
         if not isinstance(pair, Mapping) or "user" not in pair or "assistant" not in pair:
             raise RecordError(f"{name}: texts[{i}] is {shown(pair)}; a pair is {{'user': '…', 'assistant': '…'}}")
+        where = f"{name}: texts[{i}]"
+        _refuse_keys(pair, where, _TURN_KEYS)
+        learned = _is_learned(pair, where, is_answer=True)
         question = pair["user"]
         if i == 0 and isinstance(question, str) and IMAGE_MARK not in question:
             question = f"{IMAGE_MARK}\n" * num_images + question
-        turns += [{"from": "human", "value": question}, {"from": "gpt", "value": pair["assistant"]}]
+        answer = {"from": "gpt", "value": pair["assistant"], "supervised": learned}
+        turns += [{"from": "human", "value": question}, answer]
     return turns

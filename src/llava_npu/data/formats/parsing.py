@@ -15,10 +15,15 @@ from llava_npu.data.image_roots import ImagePath, ImageRoot, check_image_name
 from llava_npu.data.tools.defects import RecordError, shown
 
 # At the beginning of a line: within one, a text may speak of the HTML element.
-_MEDIA_MARK = re.compile(r"^[ \t]*<(?P<kind>video|audio)>", re.MULTILINE)
+_MEDIA_MARK = re.compile(
+    r"^[ \t]*<(?P<kind>video|audio|speech|sound)>|<\|(?:video|audio|VIDEO|AUDIO)(?:_pad|_bos)?\|>", re.MULTILINE
+)
 _FOREIGN_IMAGE_MARK = re.compile(
     r"<img>[^<]+</img>|<\|image\|>|<\|image_\d+\|>|<\|(?:image_pad|vision_start)\|>|<image_placeholder>|<ImageHere>"
-    r"|<start_of_image>|<image[ _]\d+>"
+    r"|<start_of_image>|<image[ _]\d+>|<IMG_CONTEXT>|<image_soft_token>|<\|endofimage\|>|<__(?:media|image)__>"
+    r"|^[ \t]*(?:<(?:image/|Image|IMAGE|img|picture)>|\[(?:IMG|Image|image)\]|\{image\})"
+    r"|^[ \t]*!\[[^\]\n]*\]\([^)\s]+\)[ \t]*$",  # of Markdown, alone on its line
+    re.MULTILINE,
 )
 
 
@@ -126,11 +131,11 @@ def _refuse_foreign_marks(turns: Sequence[Turn], has_images: bool, name: str) ->
             continue
         where = f"{name}: conversations[{i}].value"
         if (mark := _MEDIA_MARK.search(turn.text)) and f"</{mark['kind']}>" not in turn.text:
-            raise RecordError(f"{where} contains '<{mark['kind']}>', but only images are read; remove the record")
+            raise RecordError(f"{where} contains {mark[0].strip()!r}, but only images are read; remove the record")
         if not has_images and (mark := _FOREIGN_IMAGE_MARK.search(turn.text)):
             raise RecordError(
-                f"{where} contains {mark[0]!r}, another project's mark of an image; write '{IMAGE_MARK}' there, and "
-                "the image's path into the field 'image'",
+                f"{where} contains {mark[0].strip()!r}, another project's mark of an image; write '{IMAGE_MARK}' "
+                "there, and the image's path into the field 'image'",
                 "image count",
             )
 
