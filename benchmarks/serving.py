@@ -231,7 +231,7 @@ class Reference:
 
     def __init__(self, model: str, options: argparse.Namespace):
         from llava_npu.cli.options import load_model
-        from llava_npu.models.stopping import stop_string, stopping_arguments
+        from llava_npu.inference.detokenize import stop_string, stopping_arguments
 
         (self._model, self._processor), _ = load_model(model, options.device, options.dtype, bits=16)
         template = self._processor.template

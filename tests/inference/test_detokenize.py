@@ -11,10 +11,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from transformers import LlamaTokenizer
 
-from llava_npu.inference.detokenize import AnswerText, finished_text
+from llava_npu.inference.detokenize import AnswerText, finished_text, surrounding_space
 from llava_npu.inference.request import Sampling
 from llava_npu.inference.sampling import TokenChooser
-from llava_npu.models.stopping import surrounding_space
 from support import tiny
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "llama_tokenizer.model"

@@ -11,12 +11,12 @@ import torch
 from PIL import Image
 
 from llava_npu import LlavaNpuProcessor, UserError
+from llava_npu.inference.detokenize import stopping_arguments
 from llava_npu.inference.engine import InferenceEngine
 from llava_npu.inference.prompts import prepare_prompt, with_images_first
 from llava_npu.inference.request import Delta, Prompt, Request, Sampling
 from llava_npu.models import compose, load
 from llava_npu.models.loaded import LoadedModel
-from llava_npu.models.stopping import stopping_arguments
 from support import tiny
 
 

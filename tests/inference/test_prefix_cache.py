@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from llava_npu.inference.detokenize import stopping_arguments
 from llava_npu.inference.engine import InferenceEngine, offline_engine
 from llava_npu.inference.prefix_cache import BLOCK, block_keys
 from llava_npu.inference.prompts import prepare_prompt
@@ -22,7 +23,6 @@ from llava_npu.inference.runner import Prefill
 from llava_npu.models import compose, load
 from llava_npu.models.loaded import LoadedModel
 from llava_npu.models.modeling import LlavaNpuForConditionalGeneration
-from llava_npu.models.stopping import stopping_arguments
 from support import tiny
 
 LONG = "Look at it very closely, and then say in a few words what you see. " * 2

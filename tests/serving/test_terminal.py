@@ -11,11 +11,11 @@ import torch
 from PIL import Image
 
 from llava_npu import UserError
+from llava_npu.inference.detokenize import stopping_arguments
 from llava_npu.inference.engine import InferenceEngine
 from llava_npu.inference.request import Sampling
 from llava_npu.models import compose
 from llava_npu.models.loaded import LoadedModel
-from llava_npu.models.stopping import stopping_arguments
 from llava_npu.serving.terminal import Conversation, answer_once, chat_loop
 from support import tiny
 

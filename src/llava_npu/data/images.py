@@ -101,7 +101,7 @@ def _without_pixels(file: IO[bytes]) -> bytes:
     kept = [file.read(8)]
     while len(head := file.read(8)) == 8:
         length, kind = struct.unpack(">I4s", head)
-        if kind == b"IEND":  # what follows is no part of the image
+        if kind == b"IEND":  # what follows does not belong to the image
             break
         if kind in (b"IDAT", b"fdAT"):
             file.seek(length + 4, io.SEEK_CUR)

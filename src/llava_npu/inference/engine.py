@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 
 from llava_npu.errors import UserError
-from llava_npu.inference.detokenize import AnswerText
+from llava_npu.inference.detokenize import AnswerText, stop_string, stopping_arguments, surrounding_space
 from llava_npu.inference.features import FeatureCache
 from llava_npu.inference.kv_cache import KVCache
 from llava_npu.inference.prompts import prepare_prompt
@@ -30,7 +30,6 @@ from llava_npu.inference.sampling import TokenChooser, choose_tokens
 from llava_npu.models.loaded import LoadedModel
 from llava_npu.models.modeling import LlavaNpuForConditionalGeneration
 from llava_npu.models.proof import examine
-from llava_npu.models.stopping import stop_string, stopping_arguments, surrounding_space
 
 Event = tuple[Request, Delta]
 

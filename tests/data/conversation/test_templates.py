@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 from llava_npu.data import IGNORE_INDEX, TEMPLATES, encode_conversation, encode_prompt, get_template
 from llava_npu.data.conversation.templates import ALIASES
 from llava_npu.errors import UserError
-from llava_npu.models.stopping import stop_string, stopping_arguments
+from llava_npu.inference.detokenize import stop_string, stopping_arguments
 
 TURNS = [
     {"from": "human", "value": "<image>\nWhat is it?"},
