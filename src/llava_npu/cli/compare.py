@@ -12,6 +12,7 @@ from llava_npu.files.home import expand_home
 
 if TYPE_CHECKING:
     from llava_npu.comparison.table import TrialRow
+    from llava_npu.config.comparison import ComparisonConfig
 
 
 def compare(
@@ -22,8 +23,16 @@ def compare(
             "--report", help="Train nothing: a report of the folders given (comparisons, trials, runs, evaluations)."
         ),
     ] = False,
+    published: Annotated[
+        str | None,
+        typer.Option(
+            help="Train nothing: set a published table (TABLE or TABLE/MODEL,…; see docs/comparison.md) beside the "
+            "evaluations in the folders given."
+        ),
+    ] = None,
     output: Annotated[
-        Path | None, typer.Option(help="Folder of the report with --report; by default the first folder given.")
+        Path | None,
+        typer.Option(help="Folder of the report with --report (by default the first folder given) or --published."),
     ] = None,
     device: Annotated[
         list[str] | None, typer.Option(help="Such as npu:0 or cpu; repeat it for several: trials run in parallel.")
@@ -40,26 +49,17 @@ def compare(
 
     Exit status 1 if a trial failed.
     """
-    if report:
-        if device or retry_failed or dry_run or debug_size:
-            raise UserError("--report runs nothing; only --output can be combined with it.")
-        _report([expand_home(folder) for folder in config], output)
+    if report or published:
+        if device or retry_failed or dry_run or debug_size or (report and published):
+            raise UserError("--report and --published run nothing; only --output can be combined with one of them.")
+        folders = [expand_home(folder) for folder in config]
+        _report(folders, output) if published is None else _beside_published(published, folders, output)
         return
     if output is not None:
-        raise UserError("--output is for --report; the folder of a comparison is `output` in its file: output=DIR.")
-    from llava_npu.config import load_as
-    from llava_npu.config.comparison import ComparisonConfig
-    from llava_npu.config.recipes import find_comparison
-
-    file = find_comparison(config[0])
-    comparison = load_as(ComparisonConfig, file, config[1:])
-    if debug_size:
-        from llava_npu.debug_size.assets import make_assets, make_questions
-        from llava_npu.debug_size.config import ASSETS, comparison_at_debug_size
-
-        comparison = comparison_at_debug_size(comparison, file)
-        make_assets(ASSETS)
-        make_questions(ASSETS)
+        raise UserError(
+            "--output is for --report and --published; the folder of a comparison is `output` in its file: output=DIR."
+        )
+    comparison, file = _read(config, debug_size)
     if dry_run:
         from llava_npu.comparison.grid import expand
 
@@ -74,11 +74,50 @@ def compare(
         raise typer.Exit(1)
 
 
+def _read(config: list[str], debug_size: bool) -> tuple[ComparisonConfig, Path]:
+    """The comparison and its file; at debug size with what it needs made."""
+    from llava_npu.config import load_as
+    from llava_npu.config.comparison import ComparisonConfig
+    from llava_npu.config.recipes import find_comparison
+
+    file = find_comparison(config[0])
+    comparison = load_as(ComparisonConfig, file, config[1:])
+    if not debug_size:
+        return comparison, file
+    from llava_npu.debug_size.assets import make_assets, make_questions
+    from llava_npu.debug_size.config import ASSETS, comparison_at_debug_size
+
+    comparison = comparison_at_debug_size(comparison, file)
+    make_assets(ASSETS)
+    make_questions(ASSETS)
+    return comparison, file
+
+
 def _report(folders: list[Path], output: Path | None) -> None:
     from llava_npu.comparison.existing import report_on
 
     page, lines = report_on(folders, output or folders[0])
     _show(lines, page)
+
+
+def _beside_published(name: str, folders: list[Path], output: Path | None) -> None:
+    from llava_npu.comparison.published import beside_published, evaluations_in, read_published
+    from llava_npu.files.atomic import write_text
+    from llava_npu.files.console import SafeConsole
+
+    published = read_published(name)
+    table = beside_published(published, evaluations_in(folders))
+    notes = [f"Published: {published.source}.", *([published.note] if published.note else [])]
+    notes += [f"{row}: {model.setting}." for row, model in published.models.items()]
+    console = SafeConsole()
+    console.print(table.as_terminal(f"{published.title} and ours"))
+    for note in notes:
+        console.print(note, style="dim", markup=False, highlight=False)
+    if output is not None:
+        output.mkdir(parents=True, exist_ok=True)
+        text = "".join(f"\n{note}\n" for note in notes)
+        write_text(output / "published.md", f"# {published.title} and ours\n\n{table.as_markdown()}{text}")
+        console.print(f"Table: {output / 'published.md'}", soft_wrap=True, highlight=False)
 
 
 def _show(lines: list[TrialRow], page: Path) -> None:

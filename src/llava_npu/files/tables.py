@@ -49,8 +49,8 @@ class TextTable:
 
         table = RichTable(title=escape(title) or None, **options)
         for number, column in enumerate(self.columns):
-            is_name = number < self.num_names
-            table.add_column(escape(column), justify="left" if is_name else "right", no_wrap=not is_name)
+            # All may wrap: in a narrow terminal the widest give way first, and no column vanishes.
+            table.add_column(escape(column), justify="left" if number < self.num_names else "right", overflow="fold")
         for number, row in enumerate(self.rows):
             if sections and number in sections:
                 table.add_section()
