@@ -18,7 +18,7 @@ from llava_npu.inference.engine import InferenceEngine
 from llava_npu.models import compose, load
 from llava_npu.serving.api.limits import Limits
 from llava_npu.serving.api.service import Service
-from serving.running import running
+from support.running import running
 
 TUTORIALS = Path(__file__).parents[1] / "docs" / "tutorials"
 BLOCK = re.compile(r"^```(bash|python|yaml)\n(.*?)^```", flags=re.DOTALL | re.MULTILINE)
@@ -103,7 +103,6 @@ def test_compare_projectors(folder: Path) -> None:
     _follow("compare-projectors.md", folder)
     table = (folder / "runs/grid/comparison.md").read_text(encoding="utf-8")
     assert "resampler" in table
-    assert "cannot be cut" in table or "impossible" in table
     assert (folder / "both/index.html").is_file()
 
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from benchmark_samples import mme, pope, vqav2
-from evaluation_samples import FakeAnswerer
 from typer.testing import CliRunner
 
 from llava_npu.cli import app
@@ -14,6 +12,8 @@ from llava_npu.comparison.published import published_tables, read_published
 from llava_npu.errors import UserError
 from llava_npu.evaluation.benchmarks import available
 from llava_npu.evaluation.run import EvaluationOptions, evaluate
+from support.benchmark_samples import mme, pope, vqav2
+from support.evaluation_samples import FakeAnswerer
 
 
 @pytest.mark.parametrize("name", published_tables())
