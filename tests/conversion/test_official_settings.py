@@ -61,6 +61,7 @@ def official(original: Path, tmp_path: Path) -> Any:
         ({"mm_resampler_type": "spatial_pool"}, "mm_resampler_type 'spatial_pool'"),
         ({"image_aspect_ratio": "anyres"}, "image_grid_pinpoints None; it must be a list"),
         ({"image_aspect_ratio": "anyres_max_9"}, "image_aspect_ratio 'anyres_max_9'"),
+        ({"s2": True, "s2_scales": "336,672"}, "s2 is true"),
         ({"model_type": "llava_mpt"}, "model_type 'llava_mpt' is not known"),
     ],
 )

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from llava_npu.errors import UserError
+from llava_npu.hub.folders import open_part
 from llava_npu.models.checkpoints.weight_files import check_finite
 from llava_npu.models.checkpoints.weight_names import LM_HEAD, hub_name
 from llava_npu.models.configuration import LlavaNpuConfig
@@ -48,7 +49,7 @@ def checked(checkpoint: Checkpoint) -> Weights:
     """
     kind = checkpoint.config.tower.kind
     with torch.device("meta"):
-        model = LlavaNpuForConditionalGeneration(checkpoint.config)
+        model = open_part(lambda: LlavaNpuForConditionalGeneration(checkpoint.config), "model", checkpoint.source)
     expected = {hub_name(name, kind): tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     tied = checkpoint.config.tie_word_embeddings
     seen: set[str] = set()

@@ -163,6 +163,8 @@ def _read_config(path: Path) -> dict[str, Any]:
         )
     if values.get("mm_resampler_type") not in (None, "identity"):
         raise UserError(f"{path}: mm_resampler_type {values['mm_resampler_type']!r} is not known here.")
+    if values.get("s2"):
+        raise UserError(f"{path}: s2 is true: its tower sees images in several sizes (S²), which is not converted.")
     layer, feature = values.get("mm_vision_select_layer"), values.get("mm_vision_select_feature", "patch")
     if type(layer) is not int and not isinstance(layer, list):
         found = "is missing" if layer is None else f"is {layer!r}"
