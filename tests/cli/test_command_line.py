@@ -49,6 +49,7 @@ def test_help_loads_nothing_heavy() -> None:
     assert result.stdout.count("Usage") >= 17
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="has no pseudo-terminals")
 def test_a_terminal_hears_at_once_what_runs(tmp_path: Path) -> None:
     """Before anything heavy is imported: here torch is replaced by a module that says when it is."""
@@ -74,6 +75,7 @@ def _fails(*arguments: str) -> str:
     return result.stderr
 
 
+@pytest.mark.slow
 def test_a_terminal_that_is_not_utf_8(tmp_path: Path) -> None:
     """Progress, reports and messages have characters that ASCII has not; so have answers and file names."""
     turns = [{"from": "human", "value": "什么？"}, {"from": "gpt", "value": "猫 → 狗"}]

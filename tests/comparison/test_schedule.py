@@ -52,6 +52,7 @@ def test_devices_that_train_a_trial_together(monkeypatch: pytest.MonkeyPatch) ->
         schedule.share_out(four, 8)
 
 
+@pytest.mark.slow
 def test_different_encoders_come_first_and_a_dying_worker_takes_no_other_with_it(
     material: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

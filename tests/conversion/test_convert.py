@@ -273,6 +273,7 @@ def test_a_projector_of_the_predecessor_goes_in_and_out(tmp_path: Path, kind: st
 # ---- out, and round ----
 
 
+@pytest.mark.slow
 def test_official_to_hugging_face_and_back_is_exact_to_the_bit(tmp_path: Path) -> None:
     weights = official_weights(reference_model())
     tower = write_tower(tmp_path / "tower")
@@ -330,6 +331,7 @@ def test_every_spelling_of_hugging_face_is_read(tmp_path: Path, spelling: object
         assert torch.equal(again.state_dict()[name], tensor), name
 
 
+@pytest.mark.slow
 def test_tied_embeddings_stay_tied(tmp_path: Path) -> None:
     model, processor = compose(
         str(tiny.write_clip(tmp_path / "clip")),

@@ -32,6 +32,7 @@ def test_there_and_back(tmp_path: Path) -> None:
     assert back_processor.tiling == processor.tiling
 
 
+@pytest.mark.slow
 def test_special_tokens_in_tiles_are_llavas_flat_form(tmp_path: Path) -> None:
     tiny.write_language_model(tmp_path / "lm")
     tiny.write_clip(tmp_path / "clip")

@@ -32,6 +32,7 @@ def peak(action: Callable[[], Any]) -> int:
         tracemalloc.stop()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", [".json", ".jsonl"])
 def test_memory_is_flat(suffix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LLAVA_NPU_CACHE", str(tmp_path / "cache"))

@@ -185,6 +185,7 @@ def test_scores_that_are_no_shares_are_compared_too(tmp_path: Path) -> None:
     assert f1.value == pytest.approx(2 / 3 - 1)
 
 
+@pytest.mark.slow
 def test_other_data_is_shown_and_not_tested(make: Make, bench: Path, tmp_path: Path) -> None:
     first = make("first", knows)
     write_tsv(bench, circular_rows(groups=11))

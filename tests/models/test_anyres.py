@@ -349,6 +349,7 @@ def _answer(model: LlavaNpuForConditionalGeneration, processor: LlavaNpuProcesso
     return model.generate(**inputs, max_new_tokens=4, do_sample=False)[0].tolist()
 
 
+@pytest.mark.slow
 def test_a_model_of_squares_goes_on_with_tiles_and_gets_a_newline_only_where_rows_end(parts: Path) -> None:
     for projector, options, newline in (("resampler", {"num_queries": 4}, False), ("ldpv2", {"num_queries": 4}, True)):
         model, processor = compose(str(parts / "clip"), str(parts / "lm"), projector, options)

@@ -60,6 +60,7 @@ def test_saved_model_answers_as_before(
     assert type(automatic_processor) is (LlavaProcessor if plain else LlavaNpuProcessor)
 
 
+@pytest.mark.slow
 def test_composing_twice_with_a_seed_gives_the_same_weights(parts: Path) -> None:
     first, _ = compose(str(parts / "clip"), str(parts / "lm"), seed=7)
     again, _ = compose(str(parts / "clip"), str(parts / "lm"), seed=7)

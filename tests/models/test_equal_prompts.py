@@ -129,7 +129,7 @@ def _web(form: Form, processor: LlavaNpuProcessor, monkeypatch: pytest.MonkeyPat
 
 def _answer_all(form: Form, processor: LlavaNpuProcessor, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     engine = _Engine(processor)
-    monkeypatch.setattr(batch, "Engine", lambda *args, **kwargs: engine)
+    monkeypatch.setattr(batch, "InferenceEngine", lambda *args, **kwargs: engine)
     ((text, images),) = _questions(form)
     batch.answer_all(LoadedModel(None, processor), [text], [[PICTURE] * images])  # type: ignore[arg-type]
     return engine.prompts[-1].input_ids

@@ -67,6 +67,7 @@ def test_pixels_are_the_official_ones(
     assert levels.abs().mean() < 0.01  # not one pixel in a hundred differs at all
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [(1, 60_000), (60_000, 1), (40_000, 600), (1, 1_000_000)])
 @pytest.mark.parametrize("way", ["pad", "square"])
 @pytest.mark.parametrize("tower", ["clip", "siglip"])

@@ -114,6 +114,7 @@ def test_another_family_is_refused_before_anything_is_loaded(tmp_path: Path) -> 
         compose(str(tmp_path / "clip"), str(tmp_path / "gpt2"))
 
 
+@pytest.mark.slow
 def test_a_grown_vocabulary_keeps_the_head(tmp_path: Path) -> None:
     """Phi-2's bias grows with it; what is saved loads again, and is not said to be transformers' plain LLaVA."""
     tiny.write_clip(tmp_path / "clip")

@@ -261,6 +261,7 @@ def test_a_mask_over_one_query_hides_every_masked_key(keys: int, device: torch.d
     torch.testing.assert_close(out.cpu().double(), expected, rtol=2e-2, atol=2e-2)
 
 
+@pytest.mark.slow
 def test_more_sequences_than_one_call_takes(device: torch.device) -> None:
     check_packed((1, 2, 0) * 700, (1, 2, 0) * 700, causal=True, device=device)
 

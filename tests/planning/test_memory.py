@@ -35,6 +35,7 @@ def benchmark() -> ModuleType:
     return module
 
 
+@pytest.mark.slow
 def test_predicted_peaks_are_those_of_whole_runs(
     benchmark: ModuleType, device: torch.device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -53,6 +54,7 @@ def test_predicted_peaks_are_those_of_whole_runs(
         assert predicted == pytest.approx(measured, rel=0.1), comparison.setting
 
 
+@pytest.mark.slow
 def test_sizes_in_between_lie_on_a_line(make_run: MakeRun) -> None:
     run = make_run(precision="bf16")
     config = ResolvedRun(run).model
@@ -65,6 +67,7 @@ def test_sizes_in_between_lie_on_a_line(make_run: MakeRun) -> None:
     assert _most(guessed).total == pytest.approx(_most(traced(7)).total, rel=0.01)
 
 
+@pytest.mark.slow
 def test_planning_for_an_npu_needs_none_and_leaves_nothing_behind(make_run: MakeRun) -> None:
     run = make_run()
     config = ResolvedRun(run).model

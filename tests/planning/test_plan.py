@@ -51,6 +51,7 @@ def plan(*arguments: str) -> Any:
     return CliRunner().invoke(app, ["plan", *arguments])
 
 
+@pytest.mark.slow
 def test_a_split_sequence_takes_a_part_of_the_memory(make_run: MakeRun) -> None:
     changes = {"batch_size": 16, "micro_batch_size": 4, "engine": "fsdp2"}
     whole, split = (

@@ -128,6 +128,7 @@ def test_two_processes_killed(make_run: MakeRun, tmp_path: Path, engine: str, dr
     _assert_same(run, whole)
 
 
+@pytest.mark.slow
 def test_an_error_of_all_processes_is_said_once(tmp_path: Path) -> None:
     outcome = launch(["train", str(tmp_path / "absent.yaml")], 2)
     assert outcome.status == 2

@@ -55,6 +55,7 @@ def test_align_then_finetune_learns(make_run: MakeRun) -> None:
     load(finetune.output_path)  # a run folder is as good as its model folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("stage", "learning"),
     [("align", {"multi_modal_projector"}), ("finetune", {"multi_modal_projector", "language_model"})],
@@ -268,6 +269,7 @@ def test_a_mistake_in_a_run_that_never_began_can_be_mended_in_place(make_run: Ma
     ).is_dir()
 
 
+@pytest.mark.slow
 def test_other_data_or_another_base_in_the_same_folder_is_refused(
     make_run: MakeRun, material: Path, tmp_path: Path
 ) -> None:
@@ -317,6 +319,7 @@ def test_a_full_disk_while_saving_leaves_nothing_half_written(
     train(run)  # with space again, the same command finishes
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_no_number_stops_the_run(make_run: MakeRun) -> None:
     optimizer = {"learning_rate": 1e30, "max_grad_norm": 0.0, "warmup_ratio": 0.0}
     with pytest.raises(UserError, match="3 steps had a gradient that is not finite, more than max_nonfinite_steps"):

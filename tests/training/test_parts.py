@@ -57,6 +57,7 @@ def test_weights_behind_the_chosen_layer_are_found(make_run: MakeRun) -> None:
     assert all("layers.2." in name for name in unused if "encoder" in name)
 
 
+@pytest.mark.slow
 def test_each_part_has_its_own_rate(make_run: MakeRun) -> None:
     parts = {"projector": {"learning_rate": 1e-2}, "language_model": {"learning_rate": 0.5e-3}}
     run = make_run(parts=parts, max_steps=2, optimizer={"warmup_ratio": 0.0})

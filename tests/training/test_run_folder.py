@@ -44,6 +44,7 @@ def test_a_damaged_run_file_is_taken_from_a_checkpoint(stopped: RunConfig) -> No
     assert [line["step"] for line in read_metrics(stopped.output_path)] == [1, 2, 3, 4]
 
 
+@pytest.mark.slow
 def test_the_room_that_checkpoints_take_counts_as_free(stopped: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     files = (stopped.output_path / "checkpoint-000002").rglob("*")
     taken = sum(file.stat().st_size for file in files if file.is_file())

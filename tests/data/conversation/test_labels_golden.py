@@ -109,6 +109,7 @@ def test_v0_trains_an_answer_before_the_first_question(llama: PreTrainedTokenize
     assert [label for label in encoded.labels if label != IGNORE_INDEX] == first + second
 
 
+@pytest.mark.slow
 def test_bos_is_the_same_whether_stated_or_left_to_the_default(llama_folder: Any, llama: Any) -> None:
     """transformers 5 leaves `<s>` out when it builds a Llama tokenizer from a bare tokenizer.model."""
     conversations = CASES[0]["conversations"]

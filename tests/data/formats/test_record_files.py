@@ -57,6 +57,7 @@ def test_a_number_across_windows(number: str, window: int, monkeypatch: pytest.M
     assert [content[start : start + length].decode() for start, length, _ in spans] == [number] * 2
 
 
+@pytest.mark.slow
 @given(st.text(alphabet='[]{},:"\\ 1e-ntu\n', max_size=30), st.integers(1, 16))
 def test_what_is_no_json_list_is_refused(text: str, window: int) -> None:
     """Exactly what `json` refuses, or reads as something else than a list; never a bare exception."""

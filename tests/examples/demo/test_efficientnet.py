@@ -93,6 +93,7 @@ def test_it_equals_the_original_and_its_gates_stand_open() -> None:
     torch.testing.assert_close(found.last_hidden_state, head, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_the_tower_is_seen_as_a_map_of_patches() -> None:
     tower = describe_tower(lite2_config(128))
     assert (tower.grid, tower.hidden_size, tower.num_prefix_tokens, tower.last_layer_only) == ((4, 4), 352, 0, True)

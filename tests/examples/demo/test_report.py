@@ -80,6 +80,7 @@ def test_page_stands_alone_and_escapes_what_the_model_says(tmp_path):
     assert EASY_VQA.licence in page
 
 
+@pytest.mark.slow
 def test_numbers_are_in_table_and_json(tmp_path):
     findings = _findings(tmp_path, 0.6, 0.25)
     write_report(findings, tmp_path)
@@ -102,6 +103,7 @@ def test_a_score_within_reach_of_a_baseline_is_said_not_to_be_shown(tmp_path, tu
     assert "does not exclude" in answering[1]
 
 
+@pytest.mark.slow
 def test_plots_are_pictures(tmp_path):
     write_report(_findings(tmp_path, 0.6, 0.25), tmp_path)
     for name in ("losses.png", "accuracy.png"):
