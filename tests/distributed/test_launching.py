@@ -35,6 +35,40 @@ if __name__ == "__main__":
         context.Process(target=work, args=(sys.argv[1],)).start()
     time.sleep(600)
 """
+_TRIALS = """
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from llava_npu.comparison import scheduler
+
+scheduler.WORKER = (sys.argv[2],)
+trials = [SimpleNamespace(folder=Path(sys.argv[1], name), encoder=name) for name in ("alone", "launched")]
+for trial in trials:
+    trial.folder.mkdir()
+scheduler.run_trials(trials, [scheduler.Slot("cpu"), scheduler.Slot("cpu", 2)], print)
+"""
+_TRIAL = """
+import os, sys, time
+from pathlib import Path
+Path(sys.argv[1]).with_name(str(os.getpid())).touch()
+time.sleep(600)
+"""
+_LOADER = """
+import time
+from torch.utils.data import DataLoader
+from llava_npu.training.batches import _start_worker
+
+class Slow:
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, index):
+        time.sleep(600)
+
+if __name__ == "__main__":
+    iter(DataLoader(Slow(), num_workers=2, multiprocessing_context="spawn", worker_init_fn=_start_worker))
+    time.sleep(600)
+"""
 
 
 def _wait_until(condition, seconds: float = 300) -> None:  # type: ignore[no-untyped-def]
@@ -52,15 +86,25 @@ def _lives(number: str) -> bool:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process that its parent is gone")
-@pytest.mark.parametrize("kind", ["launched", "workers"])
-def test_children_end_with_a_killed_parent(tmp_path: Path, kind: str) -> None:
-    script, found = tmp_path / "script.py", tmp_path / "found"
-    script.write_text(_LAUNCHED if kind == "launched" else _POOL)
+@pytest.mark.parametrize(
+    ("kind", "count"),
+    [
+        ("launched", 2),
+        ("workers", 2),
+        pytest.param("trials", 3, marks=pytest.mark.slow),
+    ],
+)
+def test_children_end_with_a_killed_parent(tmp_path: Path, kind: str, count: int) -> None:
+    """Processes of `--devices` (of `train` and `eval`), of data commands, and of a comparison's trials."""
+    script, worker, found = tmp_path / "script.py", tmp_path / "worker.py", tmp_path / "found"
+    script.write_text({"launched": _LAUNCHED, "workers": _POOL, "trials": _TRIALS}[kind])
+    worker.write_text(_TRIAL)
     found.mkdir()
     launcher = ["-m", "llava_npu.distributed.launching", "2"] if kind == "launched" else []
     (found / "go").touch()
-    parent = subprocess.Popen([sys.executable, *launcher, str(script), str(found)])
-    _wait_until(lambda: len([path for path in found.iterdir() if path.name.isdigit()]) == 2)
+    arguments = [str(script), str(found), *([str(worker)] if kind == "trials" else [])]
+    parent = subprocess.Popen([sys.executable, *launcher, *arguments])
+    _wait_until(lambda: len([path for path in found.iterdir() if path.name.isdigit()]) == count)
     parent.kill()
     parent.wait()
     _wait_until(lambda: not any(_lives(path.name) for path in found.iterdir() if path.name.isdigit()))
@@ -80,6 +124,24 @@ def test_a_worker_whose_parent_is_gone_already_ends(tmp_path: Path) -> None:
     (found / "go").touch()
     _wait_until(lambda: not any(map(_lives, workers)))
     assert not (found / "survived").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process that its parent is gone")
+def test_workers_of_a_loader_end_with_a_parent_killed_in_their_first_second(tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text(_LOADER)
+    parent = subprocess.Popen([sys.executable, str(tmp_path / "script.py")])
+    loading = psutil.Process(parent.pid)
+    children: list[psutil.Process] = []
+
+    def started() -> bool:
+        children[:] = [each for each in loading.children() if "spawn_main" in " ".join(each.cmdline())]
+        return len(children) == 2
+
+    _wait_until(started)
+    parent.kill()
+    parent.wait()
+    _wait_until(lambda: not any(_lives(str(child.pid)) for child in children))
 
 
 def test_what_a_program_gets_and_how_its_failure_is_told(tmp_path: Path) -> None:
