@@ -70,7 +70,7 @@ def test_a_table_of_ones_own(runs: Path, tmp_path: Path) -> None:
 
 def test_what_is_not_there_is_named(runs: Path, tmp_path: Path) -> None:
     for name, message in {
-        "llava15": r"there is no table 'llava15'. Did you mean 'llava-1.5'\? Tables: honeybee, llava-1.5",
+        "llava15": r"table 'llava15' does not exist. Did you mean 'llava-1.5'\? Tables: honeybee, llava-1.5",
         "llava-1.5/8b": r"llava-1.5 has no setting '8b'.*Its settings:\n  7b: CLIP-L/336",
         "gone.yaml": r"gone.yaml",
     }.items():

@@ -26,7 +26,7 @@ def compare(
     published: Annotated[
         str | None,
         typer.Option(
-            help="Train nothing: set a published table (TABLE or TABLE/MODEL,…; see docs/comparison.md) beside the "
+            help="Train nothing: set a published table (TABLE or TABLE/MODEL,…; see docs/comparison.md) next to the "
             "evaluations in the folders given."
         ),
     ] = None,

@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import statistics
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from PIL import Image
 
 from llava_npu.comparison.results import Estimate, StageResult
+from llava_npu.data.image_roots import ImagePath
+from llava_npu.data.image_sources import EmbeddedImage, ImageFile, ImageSource
+from llava_npu.data.images import image_size
 from llava_npu.devices import Device
 from llava_npu.errors import UserError
 from llava_npu.inference.engine import InferenceEngine
-from llava_npu.inference.features import FeatureCache
+from llava_npu.inference.features import FeatureCache, ImageFeatures
 from llava_npu.inference.prompts import prepare_prompt
 from llava_npu.inference.request import Request, Sampling
 from llava_npu.models.flops import causal_pairs, flop_model
 from llava_npu.models.loaded import LoadedModel
 from llava_npu.models.modeling import LlavaNpuForConditionalGeneration
 from llava_npu.models.vision.anyres import TYPICAL
+from llava_npu.models.vision.feature_cache import FeatureStore, open_feature_cache, space_left
 from llava_npu.training.monitoring.metrics import read_metrics
 
 PROMPT = "<image>\nWhat is in the image?"
@@ -100,3 +106,44 @@ def first_token(loaded: LoadedModel, device: Device) -> Estimate:
         seconds.append(1000 * (time.perf_counter() - started))
     low, middle, high = statistics.quantiles(seconds[_WARM_UP:], n=4)
     return Estimate(middle, low, high, _REPEATS)
+
+
+class StoredFeatures(FeatureCache):
+    """Features in memory that come from disk where another trial has computed them, and go there where none has."""
+
+    def __init__(self, loaded: LoadedModel):
+        super().__init__(loaded)
+        self._store: FeatureStore = open_feature_cache(loaded)
+
+    def load(self, images: Sequence[ImageSource]) -> tuple[dict[str, ImageFeatures], dict[str, str]]:
+        """As `FeatureCache.load`."""
+        new = {image.key: file for image in images if image.key not in self._features and (file := _file(image))}
+        stored = {key for key, file in new.items() if file in self._store}
+        for key in stored:
+            self._features[key] = ImageFeatures(self._store[new[key]], image_size(new[key]))
+        found, errors = super().load(images)
+        if space_left(self._store) > 0:
+            for key in new.keys() - stored - errors.keys():
+                self._store.put(new[key], found[key].tensor)
+        return found, errors
+
+
+@dataclass(frozen=True)
+class _InMemory:
+    """An encoded image that reads like a file."""
+
+    key: str
+    data: bytes = field(repr=False, compare=False)
+
+    def read_bytes(self) -> bytes:
+        return self.data
+
+    def is_file(self) -> bool:
+        return True
+
+
+def _file(image: ImageSource) -> ImagePath | None:
+    """What the store knows the image by; None for one that is not a file's content."""
+    if isinstance(image, EmbeddedImage):
+        return _InMemory(image.key, image.data)
+    return image.path if isinstance(image, ImageFile) and image.path.is_file() else None

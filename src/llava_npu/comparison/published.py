@@ -1,6 +1,6 @@
-"""Published tables beside our own evaluations: `comparison/published_tables/`, a file each, with its source.
+"""Published tables next to our own evaluations: `comparison/published_tables/`, a file each, with its source.
 
-A published score is set beside the score of ours that is computed as it was, as far as its authors say: the metric, the
+A published score is set next to our score that is computed as it was, as far as its authors say: the metric, the
 part and the scorer's rule that the table's file names. Splits, judges and prompts may still differ; `note` says what is
 known.
 """
@@ -59,15 +59,16 @@ def read_published(name: str) -> PublishedTable:
     """A table by its name, or from a file of one's own; `NAME/MODEL,MODEL` takes these rows alone.
 
     Raises:
-        UserError: there is no such table or row; it says which there are.
+        UserError: the table or row does not exist; the message lists those that do.
     """
     table_name, _, rows = name.partition("/") if not expand_home(name).is_file() else (name, "", "")
     known = published_tables()
     path = expand_home(table_name) if table_name.endswith((".yaml", ".yml")) else known.get(table_name)
     if path is None:
         raise UserError(
-            f"--published: there is no table {table_name!r}.{nearest(table_name, known)} Tables: {', '.join(known)}; "
-            "or a YAML file of your own, in the form of those in comparison/published_tables/."
+            f"--published: table {table_name!r} does not exist.{nearest(table_name, known)} "
+            f"Tables: {', '.join(known)}; or a YAML file of your own, in the form of those in "
+            "comparison/published_tables/."
         )
     table = load_as(PublishedTable, path)
     for row, model in table.models.items():
@@ -134,7 +135,7 @@ def _model_of(run: FinishedRun) -> str:
 
 
 def comparable_score(column: PublishedBenchmark, run: FinishedRun) -> Score | None:
-    """The score of ours that was computed as the published one; None where this evaluation has none."""
+    """Our score that was computed as the published one; None where this evaluation has none."""
     scores: Iterable[Score] = run.scores.values()
     scores = [score for score in scores if score.name == (column.part or OVERALL)]
     metric = column.metric or next((score.metric for score in scores), None)

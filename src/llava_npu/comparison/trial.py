@@ -21,7 +21,6 @@ from rich.console import Console
 from llava_npu import devices
 from llava_npu.comparison import measures
 from llava_npu.comparison.examples import example_questions
-from llava_npu.comparison.features import StoredFeatures
 from llava_npu.comparison.folder import (
     DELETE,
     EVALUATION,
@@ -35,6 +34,7 @@ from llava_npu.comparison.folder import (
     write_result,
 )
 from llava_npu.comparison.grid import Trial
+from llava_npu.comparison.measures import StoredFeatures
 from llava_npu.comparison.results import BenchmarkResult, Estimate, Result, SampleOutput
 from llava_npu.config import RunConfig
 from llava_npu.config.comparison import BenchmarkConfig
