@@ -200,15 +200,17 @@ def main() -> None:
     parser.add_argument("--hidden", type=int, default=1280)
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--vocabulary", type=int, default=150_000)
+    parser.add_argument("--precision", default="bf16", choices=["bf16", "fp32"], help="what is computed in")
+    parser.add_argument("--stored", default="bfloat16", choices=["bfloat16", "float32"], help="of the language model")
     parser.add_argument("--no-step", action="store_true", help="end each run once it is loaded")
     parser.add_argument("--folder", type=Path, help="where models and runs go and stay; by default a temporary folder")
     parser.add_argument("--curve", type=Path, help="write every sample here: engine, stage, processes, seconds, bytes")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.folder or Path(temporary)
-        material = folder / f"material-{options.hidden}-{options.layers}-{options.vocabulary}"
+        material = folder / f"material-{options.hidden}-{options.layers}-{options.vocabulary}-{options.stored}"
         if not material.is_dir():
-            write_models(material, options.hidden, options.layers, options.vocabulary)
+            write_models(material, options.hidden, options.layers, options.vocabulary, getattr(torch, options.stored))
         stored = sum(file.stat().st_size for file in material.rglob("*.safetensors"))
         print(f"weights as stored: {stored / MB:,.0f} MB\n")
         print(
@@ -222,7 +224,7 @@ def main() -> None:
                 for processes in options.processes:
                     run = folder / f"{stage}-{engine}-{processes}"
                     run.mkdir(exist_ok=True)
-                    config = run_config(engine, stage, processes, run, material)
+                    config = run_config(engine, stage, processes, run, material, options.precision)
                     measured = measure(config, processes, run, step=not options.no_step)
                     with_step = "| | |"
                     if measured.step is not None:

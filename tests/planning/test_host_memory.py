@@ -26,6 +26,7 @@ def benchmark() -> ModuleType:
     return module
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="needs Linux's count of shared pages")
 @pytest.mark.parametrize(("engine", "stage"), [("ddp", "align"), ("fsdp2", "finetune")])
 def test_a_node_takes_what_is_planned(benchmark: ModuleType, tmp_path: Path, engine: str, stage: str) -> None:
@@ -35,7 +36,8 @@ def test_a_node_takes_what_is_planned(benchmark: ModuleType, tmp_path: Path, eng
     folder.mkdir()
     config = benchmark.run_config(engine, stage, 2, folder, material, precision="fp32")
     measured = benchmark.measure(config, 2, folder)
-    assert benchmark.planned(config, 2) == pytest.approx(measured.step, rel=0.2)
+    # Never too little. A sharding engine gives up what was mapped before its step takes most; the plan adds both.
+    assert 0.95 < benchmark.planned(config, 2) / measured.step < 1.35
     stored = sum(file.stat().st_size for file in material.rglob("*.safetensors"))
     if engine == "ddp":  # frozen weights: one copy for both
         assert measured.step < 1.6 * stored + 2 * PROCESS + LAUNCHER

@@ -26,7 +26,7 @@ from llava_npu.training.trainer import Trainer
 from support import tiny
 
 MakeRun = Callable[..., RunConfig]
-CPU = torch.device("cpu")
+CPU = torch.device("cpu", 0)  # as accelerate names it in a launch
 LORA = {"parts": {"language_model": {"train": "lora"}, "vision_tower": {"train": "full"}}}
 COMPOSED: dict[str, dict[str, Any]] = {
     "plain": {},

@@ -113,6 +113,8 @@ def place_weights(module: nn.Module, device: torch.device, types: Mapping[int, t
     Args:
         types: from `kept_types`.
     """
+    if device.type == "cpu":
+        device = torch.device("cpu")  # accelerate numbers it in a launch, and `to` would copy to "cpu:0"
     for parameter in module.parameters():
         # A weight in fewer bits is packed as it is moved, by the layer that it belongs to.
         place = device if type(parameter) is nn.Parameter else parameter.device
