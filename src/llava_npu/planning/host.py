@@ -30,8 +30,8 @@ from llava_npu.training.parts import part_of
 from llava_npu.training.resolve import ResolvedRun
 
 MIB = 2**20
-# Measured with a tiny model on a CPU: 431 MiB for one process, 1,061 for two, 1,815 for four with their launcher, of which
-# a step is 30 to 100 each. Drivers of an accelerator come on top.
+# Measured with a tiny model on a CPU: 431 MiB for one process, 1,061 for two and 1,815 for four with their launcher.
+# Drivers of an accelerator come on top.
 PROCESS = 350 * MIB  # Python, torch, transformers and what they hold, of one process of several
 LAUNCHER = 310 * MIB  # the process that started them
 WORKER = 330 * MIB  # of `data.workers`: an estimate, not measured

@@ -41,7 +41,8 @@ class DdpEngine(Engine):
         # no longer be shared between them.
         frozen = [name for name, parameter in objective.named_parameters() if not parameter.requires_grad]
         DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(objective, frozen)
-        self.objective = self.accelerator.prepare_model(objective)
+        # Placed already; on a CPU accelerate would copy all to "cpu:0".
+        self.objective = self.accelerator.prepare_model(objective, device_placement=False)
 
     def micro_step(self, last: bool) -> AbstractContextManager[object]:
         context: AbstractContextManager[object] = self.accelerator.no_sync(self.objective)
