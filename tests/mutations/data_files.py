@@ -75,7 +75,8 @@ class Records:
         for words in _words(turns[1:] if opens_with_answer else entry):  # LLaVA drops an answer that opens
             if words not in shown and words.strip() not in shown:
                 raise WrongError(f"{words!r} is in the record and not in {shown!r}")
-        answers = [turn.text.strip() for turn in record.conversations if turn.role == "gpt" and turn.supervised]
+        heard = record.conversations[1:] if opens_with_answer else record.conversations
+        answers = [turn.text.strip() for turn in heard if turn.role == "gpt" and turn.supervised]
         if not all(answer in learned for answer in answers):
             raise WrongError(f"of {answers} is learned {learned!r}")
         named = sum(str(text).endswith(".png") for text in _texts(entry))
