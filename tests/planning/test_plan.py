@@ -7,6 +7,7 @@ import json
 import re
 import statistics
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -67,6 +68,26 @@ def test_a_split_sequence_takes_a_part_of_the_memory(make_run: MakeRun) -> None:
     assert split.work.exchanges == 2 * 2 * 2
     assert split.work.exchanged == pytest.approx(tokens * 2 * 2 * 0.75 * 4 * 4 * 12 * 4, rel=1e-6)
     assert (whole.work.exchanges, whole.work.exchanged) == (0, 0)
+
+
+def test_the_roofline_is_made_of_peak_bandwidth_and_links(make_run: MakeRun) -> None:
+    run = ResolvedRun(make_run(batch_size=8, engine="fsdp2", pack_tokens=512))
+    target = replace(small_target(2**40, count=2), bandwidth=1e30, link=1e30)
+
+    def work(**changes: float | None) -> Any:
+        return plan_run(run, replace(target, **changes), mfu=0.4).work
+
+    computed = work()
+    assert computed.roofline.vector < 1e-9 * computed.roofline.matrix  # products alone take time
+    assert 0.7 < computed.best_mfu <= 1.02  # of a pack's tokens a few are padding
+    slow = work(bandwidth=1e6).roofline
+    assert slow.vector == pytest.approx(1e24 * computed.roofline.vector)
+    assert slow.matrix > computed.roofline.matrix
+    assert slow.optimizer == pytest.approx(1e24 * computed.roofline.optimizer)
+    assert computed.roofline.communication < 1e-9
+    linked = work(link=1.0).roofline.communication
+    assert work(link=0.5).roofline.communication == pytest.approx(2 * linked, rel=0.01)  # nothing hides that much
+    assert work(bandwidth=None).roofline is None
 
 
 def test_groups_of_devices_have_to_be_whole(make_run: MakeRun) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -23,6 +24,9 @@ class Peak:
         memory_gib: usable device memory.
         source: where the figures come from.
         cores, clock_ghz: of an Ascend, from which its bf16 figure follows (`cube_tflops`).
+        memory_gb_s: of its memory, in 10⁹ bytes per second; from the same sources.
+        link_gb_s: one way to the other devices of its node; None: not known.
+        node_link_gb_s: one way to other nodes; for GPUs an assumption, a 400 Gbit/s adapter for each.
     """
 
     kind: str
@@ -34,6 +38,9 @@ class Peak:
     source: str
     cores: int | None = None
     clock_ghz: float | None = None
+    memory_gb_s: float | None = None
+    link_gb_s: float | None = None
+    node_link_gb_s: float = 50.0
 
     def tflops(self, dtype: torch.dtype) -> float:
         """Dense TFLOP/s for `dtype`; 0.0 where none is published."""
@@ -48,25 +55,49 @@ def cube_tflops(cores: int, clock_ghz: float) -> float:
     return cores * _FLOP_PER_CYCLE * clock_ghz / 1e3
 
 
-def _ascend(match: str, cores: int, clock_ghz: float, fp16: float, memory_gib: int) -> Peak:
-    return Peak("npu", match, round(cube_tflops(cores, clock_ghz), 1), fp16, 0.0, memory_gib, _ASCEND, cores, clock_ghz)
+def _ascend(match: str, cores: int, clock_ghz: float, fp16: float, **others: Any) -> Peak:
+    bf16 = round(cube_tflops(cores, clock_ghz), 1)
+    return Peak("npu", match, bf16, fp16, 0.0, source=_ASCEND, cores=cores, clock_ghz=clock_ghz, **others)
 
+
+_A2 = {"memory_gib": 64, "memory_gb_s": 1759, "link_gb_s": 196, "node_link_gb_s": 25}
 
 # The first match counts: longer names stand before shorter ones.
 PEAKS = (
-    Peak("cuda", "H200", 989.0, 989.0, 67.0, 141, _NVIDIA),
-    Peak("cuda", "H100 PCIe", 756.0, 756.0, 51.0, 80, _NVIDIA),
-    Peak("cuda", "H100", 989.0, 989.0, 67.0, 80, _NVIDIA),
-    Peak("cuda", "A100-SXM4-40GB", 312.0, 312.0, 19.5, 40, _NVIDIA),
-    Peak("cuda", "A100", 312.0, 312.0, 19.5, 80, _NVIDIA),
+    Peak("cuda", "H200", 989.0, 989.0, 67.0, 141, _NVIDIA, memory_gb_s=4800, link_gb_s=450),
+    Peak("cuda", "H100 PCIe", 756.0, 756.0, 51.0, 80, _NVIDIA, memory_gb_s=2000, link_gb_s=64),
+    Peak("cuda", "H100", 989.0, 989.0, 67.0, 80, _NVIDIA, memory_gb_s=3350, link_gb_s=450),
+    Peak("cuda", "A100-SXM4-40GB", 312.0, 312.0, 19.5, 40, _NVIDIA, memory_gb_s=1555, link_gb_s=300),
+    Peak("cuda", "A100", 312.0, 312.0, 19.5, 80, _NVIDIA, memory_gb_s=2039, link_gb_s=300),
     # The 376T, 313T and 280T products. Which name belongs to which rests on third-party logs.
-    _ascend("910B1", cores=24, clock_ghz=1.8, fp16=376.0, memory_gib=64),
-    _ascend("910B2", cores=24, clock_ghz=1.8, fp16=376.0, memory_gib=64),
-    _ascend("910B3", cores=20, clock_ghz=1.8, fp16=313.0, memory_gib=64),
-    _ascend("910B4", cores=20, clock_ghz=1.5, fp16=280.0, memory_gib=32),
+    _ascend("910B1", cores=24, clock_ghz=1.8, fp16=376.0, **_A2),
+    _ascend("910B2", cores=24, clock_ghz=1.8, fp16=376.0, **_A2),
+    _ascend("910B3", cores=20, clock_ghz=1.8, fp16=313.0, **_A2),
+    # Listed with 32 GiB as a PCIe card only.
+    _ascend("910B4", 20, 1.5, 280.0, memory_gib=32, memory_gb_s=880, link_gb_s=64, node_link_gb_s=25),
     # One die of an A3; a node has sixteen. Of the smaller product (560T) the name is not published.
-    _ascend("910_93", cores=24, clock_ghz=1.8, fp16=376.0, memory_gib=64),
-    Peak("npu", "950PR", 378.0, 378.0, 0.0, 112, "Ascend/msmodeling tensor_cast/device.py, class A5 (Atlas 350)"),
+    _ascend(
+        "910_93",
+        cores=24,
+        clock_ghz=1.8,
+        fp16=376.0,
+        memory_gib=64,
+        memory_gb_s=1759,
+        link_gb_s=196,
+        node_link_gb_s=196,
+    ),
+    Peak(
+        "npu",
+        "950PR",
+        378.0,
+        378.0,
+        0.0,
+        112,
+        "Ascend/msmodeling tensor_cast/device.py, class A5 (Atlas 350)",
+        memory_gb_s=1539,
+        link_gb_s=159,
+        node_link_gb_s=25,
+    ),
 )
 
 
@@ -119,3 +150,18 @@ def _measure(device: torch.device, dtype: torch.dtype, synchronize: Callable[[],
             size, best = size * 2, float("inf")
         elif time.perf_counter() > deadline:
             return 2 * size**3 / best / 1e12
+
+
+def measured_bandwidth(device: torch.device, synchronize: Callable[[], None]) -> float:
+    """Bytes per second that a copy within the device's memory reads and writes: the best of a few."""
+    source = torch.ones(_COPIED // 4, device=device)
+    target, best = torch.empty_like(source), float("inf")
+    for _ in range(4):  # the first maps the memory
+        start = time.perf_counter()
+        target.copy_(source)
+        synchronize()
+        best = min(best, time.perf_counter() - start)
+    return 2 * _COPIED / best
+
+
+_COPIED = 2**28  # bytes: more than caches hold

@@ -127,9 +127,9 @@ def _trace(
     finally:
         for hook in hooks:
             hook.remove()
-    moments = tracer.take_moments()
+    moments, operations = tracer.take_moments(), dict(tracer.operations)
     inputs = sum(tensor.nbytes for tensor in _inputs(model, batch).values())
-    return StepTrace(moments, tracer.now(), inputs)
+    return StepTrace(moments, tracer.now(), inputs, operations)
 
 
 def _inputs(model: LlavaNpuForConditionalGeneration, batch: BatchShape) -> dict[str, torch.Tensor]:

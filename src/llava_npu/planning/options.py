@@ -65,9 +65,13 @@ class MemoryModel:
     def exchange(self) -> SequenceExchange:
         return SequenceExchange.between(self._sizing.parts, self._model.text_config, self._target.compute_dtype)
 
-    def peak(self, engine: EngineChoice, checkpointing: bool, size: int) -> PeakMemory:
+    def trace(self, engine: EngineChoice, checkpointing: bool, size: int) -> StepTrace:
         """`size`: of a micro-batch, in what `sizing` counts."""
-        trace = self._trace(self._gathered_in_16_bits(engine), checkpointing, size)
+        return self._trace(self._gathered_in_16_bits(engine), checkpointing, size)
+
+    def peak(self, engine: EngineChoice, checkpointing: bool, size: int) -> PeakMemory:
+        """`size`: as for `trace`."""
+        trace = self.trace(engine, checkpointing, size)
         shape, sizing = self._sizing.shape(size), self._sizing
         step = StepShape(
             self._target.count,

@@ -11,6 +11,7 @@ from llava_npu.models.flops import Flops, flop_model
 from llava_npu.planning.host import HostMemory, host_memory
 from llava_npu.planning.memory import configured_engine
 from llava_npu.planning.options import MemoryModel, Option, options, recommended
+from llava_npu.planning.roofline import StepTime, roofline, step_work
 from llava_npu.planning.samples import Samples, expected_samples
 from llava_npu.planning.sizing import Sizing, choose_sizing
 from llava_npu.planning.target import Target
@@ -31,6 +32,8 @@ class Work:
         parts: devices that work on each sequence together.
         exchanges: their all-to-alls in a micro-batch.
         exchanged: bytes that each sends in them, in an optimizer step.
+        roofline: the least time of an optimizer step; None where the device's peak or bandwidth is unknown.
+        best_hours, best_mfu: of the whole run, and of the devices' peak, at that; None likewise.
     """
 
     sample: Flops
@@ -43,6 +46,9 @@ class Work:
     parts: int
     exchanges: int
     exchanged: int
+    roofline: StepTime | None
+    best_hours: float | None
+    best_mfu: float | None
 
 
 @dataclass(frozen=True)
@@ -144,6 +150,13 @@ def _work(config: RunConfig, memory: MemoryModel, sizing: Sizing, target: Target
     steps = _steps(config, samples)
     total = None if steps is None else steps * config.batch_size * sample.total // 1000
     rate = None if target.peak_flops is None else target.peak_flops * target.count * mfu
+    exchanged = exchange.sent(sizing.per_group * samples.mean_length / exchange.parts, config.gradient_checkpointing)
+    engine = configured_engine(config)
+    trace = memory.trace(engine, config.gradient_checkpointing, sizing.configured)
+    least = roofline(
+        step_work(trace, flops, sizing, config.gradient_checkpointing, exchanged), engine, memory.sizes, target
+    )
+    step = config.batch_size * sample.total / 1000 / target.count
     return Work(
         sample=Flops(*(part // 1000 for part in (sample.forward, sample.data_gradient, sample.weight_gradient))),
         recomputed=1000 * again / sample.total,
@@ -154,7 +167,10 @@ def _work(config: RunConfig, memory: MemoryModel, sizing: Sizing, target: Target
         hours=None if total is None or rate is None else total / rate / 3600,
         parts=exchange.parts,
         exchanges=exchange.calls(config.gradient_checkpointing),
-        exchanged=exchange.sent(sizing.per_group * samples.mean_length / exchange.parts, config.gradient_checkpointing),
+        exchanged=exchanged,
+        roofline=least,
+        best_hours=None if least is None or steps is None else steps * least.total / 3600,
+        best_mfu=None if least is None or not target.peak_flops else step / least.total / target.peak_flops,
     )
 
 

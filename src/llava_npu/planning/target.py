@@ -8,7 +8,7 @@ import torch
 
 from llava_npu import devices
 from llava_npu.devices import Device
-from llava_npu.devices.peaks import PEAKS, published
+from llava_npu.devices.peaks import PEAKS, Peak, measured_bandwidth, published
 from llava_npu.errors import UserError, nearest
 from llava_npu.training.parts import DTYPES, Precision, compute_dtype
 
@@ -31,6 +31,8 @@ class Target:
         peak_flops: dense operations per second of one device in the type computed in; None: not known.
         peak_source: where that figure comes from.
         compute_dtype: 16-bit type to compute in; None: float32.
+        bandwidth: bytes per second of one device's memory; None: not known.
+        link: bytes per second from one device to the others, over the slowest link between them; None: not known.
     """
 
     name: str
@@ -41,6 +43,8 @@ class Target:
     peak_flops: float | None
     peak_source: str
     compute_dtype: torch.dtype | None
+    bandwidth: float | None = None
+    link: float | None = None
 
     @property
     def usable_memory(self) -> int:
@@ -60,7 +64,16 @@ def product(name: str, count: int, nodes: int, precision: Precision) -> Target:
         raise UserError(f"--device {name!r}: not listed.{nearest(name.lower(), known)} Known: {', '.join(known)}.")
     dtype = torch.bfloat16 if precision == "auto" else DTYPES[precision]
     flops = peak.tflops(dtype or torch.float32) * 1e12
-    return Target(peak.match, peak.kind, count * nodes, nodes, peak.memory_gib * GIB, flops or None, peak.source, dtype)
+    memory = peak.memory_gib * GIB
+    speeds = _speeds(peak, nodes)
+    return Target(peak.match, peak.kind, count * nodes, nodes, memory, flops or None, peak.source, dtype, *speeds)
+
+
+def _speeds(peak: Peak, nodes: int) -> tuple[float | None, float | None]:
+    """Bytes per second of a product's memory, and of the slowest link that a run uses."""
+    memory = None if peak.memory_gb_s is None else peak.memory_gb_s * 1e9
+    link = peak.link_gb_s if nodes == 1 else peak.node_link_gb_s
+    return memory, None if link is None else link * 1e9
 
 
 def this_machine(device: Device, count: int, nodes: int, precision: Precision, *, for_time: bool = True) -> Target:
@@ -73,11 +86,14 @@ def this_machine(device: Device, count: int, nodes: int, precision: Precision, *
     memory = device.memory()
     # Of a CPU, what other programs have is not to be had, and processes share what is left.
     amount = memory.total if device.kind != "cpu" else memory.free // count
-    flops, source = None, "not asked for"
+    flops, source, known = None, "not asked for", None if device.simulated else published(device.name)
+    speeds: tuple[float | None, float | None] = (None, None) if known is None else _speeds(known, nodes)
     if for_time:
         flops = device.peak_tflops(dtype or torch.float32) * 1e12
-        source = "published" if published(device.name) and not device.simulated else "measured on this machine"
-    return Target(device.name, device.kind, count * nodes, nodes, amount, flops, source, dtype)
+        source = "published" if known else "measured on this machine"
+        if known is None and not device.simulated:
+            speeds = measured_bandwidth(device.torch_device, device.synchronize), None
+    return Target(device.name, device.kind, count * nodes, nodes, amount, flops, source, dtype, *speeds)
 
 
 def find_target(name: str | None, count: int | None, nodes: int, precision: Precision, configured: str) -> Target:

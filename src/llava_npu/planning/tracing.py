@@ -11,6 +11,8 @@ and fragmentation, and what drivers and libraries take for themselves.
 from __future__ import annotations
 
 import weakref
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -18,8 +20,10 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
+from torch.utils.flop_counter import flop_registry
 from torch.utils.hooks import RemovableHandle
 
+_STAND_INS = ("empty_like", "new_empty", "empty")
 KINDS = ("weights", "gradients", "optimizer", "copies", "activations", "logits", "buffers")
 
 
@@ -58,11 +62,14 @@ class StepTrace:
             peak depends on where gradients are kept.
         before_step: what is held when the optimizer's step begins.
         inputs: bytes of the micro-batch itself.
+        operations: how often there is one of this kind ("matrix", "attention" or "vector"), with these FLOPs (of
+            attention: not counted) and bytes of inputs and outputs.
     """
 
     moments: tuple[Held, ...]
     before_step: Held
     inputs: int
+    operations: Mapping[tuple[str, int, int], int] = field(default_factory=dict)
 
 
 def between(first: StepTrace, rows: int, second: StepTrace, more_rows: int, wanted: int) -> StepTrace:
@@ -97,6 +104,7 @@ class Tracer(TorchDispatchMode):
         self._kind = "activations"
         self._most: dict[int, Held] = {}
         self._hooks: list[RemovableHandle] = []
+        self.operations: Counter[tuple[str, int, int]] = Counter()
 
     def __hash__(self) -> int:
         return id(self)
@@ -145,11 +153,27 @@ class Tracer(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
+        self._count_operation(func, args, kwargs or {}, out)
         kind = "copies" if func is torch.ops.aten._to_copy.default and self._is_weight(args[0]) else self._kind
         for tensor in tree_iter(out):
             if isinstance(tensor, torch.Tensor) and tensor.untyped_storage()._cdata not in self._storages:
                 self.hold(tensor, kind)
         return out
+
+    def _count_operation(self, func: Any, args: Any, kwargs: Any, out: Any) -> None:
+        packet = func._overloadpacket
+        made = sum(each.nbytes for each in tree_iter(out) if isinstance(each, torch.Tensor))
+        if func.is_view or not made:
+            return
+        if packet.__name__ in _STAND_INS:  # in the place of an operator that reads about as much as it gives
+            self.operations["vector", 0, 2 * made] += 1
+            return
+        moved = made + sum(each.nbytes for each in tree_iter((args, kwargs)) if isinstance(each, torch.Tensor))
+        if "attention" in packet.__name__:
+            self.operations["attention", 0, moved] += 1
+            return
+        flops = flop_registry[packet](*args, **kwargs, out_val=out) if packet in flop_registry else 0
+        self.operations["matrix" if flops else "vector", flops, moved] += 1
 
     def _hold_gradient(self, parameter: torch.Tensor) -> None:
         if parameter.grad is not None:

@@ -1,0 +1,98 @@
+"""The least time that a step can take: every operation at the device's peak or at its memory's bandwidth.
+
+An operation takes the longer of its FLOPs at the peak and its bytes (inputs and outputs, each once) at the bandwidth
+(Williams et al. 2009, "Roofline"). What engines send counts where it takes longer than all that is computed meanwhile;
+what devices that share a sequence send each other counts whole, as attention waits for it. Launches, the host, latency
+and anything that caches save are left out: a bound to compare choices by, not a forecast.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from llava_npu.models.flops import FlopModel
+from llava_npu.planning.memory import EngineChoice
+from llava_npu.planning.sizing import Sizing
+from llava_npu.planning.target import Target
+from llava_npu.planning.tracing import StepTrace
+from llava_npu.training.engines.memory import ModelSizes
+
+_STEP_BYTES = 28  # AdamW in float32 reads weight, gradient and two moments, and writes all but the gradient
+
+
+@dataclass(frozen=True)
+class StepTime:
+    """Seconds of an optimizer step on one device, at least.
+
+    Attributes:
+        matrix, attention: matrix products; attention, without what a fused kernel computes twice.
+        vector: all other operations of forward and backward pass.
+        optimizer: AdamW.
+        communication: what is sent and not hidden behind computing.
+    """
+
+    matrix: float
+    attention: float
+    vector: float
+    optimizer: float
+    communication: float
+
+    @property
+    def total(self) -> float:
+        return sum(vars(self).values())
+
+
+@dataclass(frozen=True)
+class StepWork:
+    """What a device does in a step: `micro_batches` like the traced one, and what it sends in it.
+
+    Attributes:
+        trace: of one micro-batch.
+        fill: the part of its tokens that a micro-batch has on average, of those that the traced one has.
+        attention_flops, exchanged: of the whole step.
+    """
+
+    trace: StepTrace
+    micro_batches: int
+    fill: float
+    attention_flops: float
+    exchanged: int
+
+
+def step_work(trace: StepTrace, flops: FlopModel, sizing: Sizing, checkpointing: bool, exchanged: int) -> StepWork:
+    """The work of a run's step, whose micro-batch as configured was traced."""
+    samples, size = sizing.samples, sizing.configured
+    fill = 1.0 if sizing.packed else samples.padded_length(size) / samples.longest
+    pairs = sizing.per_group * samples.mean_pairs / sizing.parts
+    attention = pairs * (flops.pair.total + (flops.pair.forward if checkpointing else 0))
+    return StepWork(trace, sizing.accumulated(size), fill, attention, exchanged)
+
+
+def roofline(work: StepWork, engine: EngineChoice, model: ModelSizes, target: Target) -> StepTime | None:
+    """None where the device's peak or its memory's bandwidth is not known."""
+    if target.peak_flops is None or target.bandwidth is None:
+        return None
+    seconds = {"matrix": 0.0, "attention": 0.0, "vector": 0.0}
+    for (kind, flops, moved), times in work.trace.operations.items():
+        seconds[kind] += times * max(flops / target.peak_flops, moved / target.bandwidth)
+    seconds = {kind: each * work.fill * work.micro_batches for kind, each in seconds.items()}
+    seconds["attention"] = max(seconds["attention"], work.attention_flops / target.peak_flops)
+    shards = 1 if engine.type.keeps_whole_layers else target.count
+    on_device = "optimizer" not in engine.on_host
+    optimizer = _STEP_BYTES * model.trained / shards / target.bandwidth if on_device else 0.0
+    communication = 0.0
+    if target.count > 1 and target.link is not None:
+        hidden = sum(seconds.values())
+        sent = _sent(engine, model, work.micro_batches) * (target.count - 1) / target.count
+        communication = max(0.0, sent / target.link - hidden) + work.exchanged / target.link
+    return StepTime(**seconds, optimizer=optimizer, communication=communication)
+
+
+def _sent(engine: EngineChoice, model: ModelSizes, micro_batches: int) -> float:
+    """Bytes that one of very many devices sends in a step for weights and gradients."""
+    gradients = 4 * model.trained
+    if engine.type.keeps_whole_layers:
+        return 2 * gradients  # all-reduce: every shard goes around twice
+    if engine.type.shards_weights:  # gathered for the forward and the backward pass, gradients scattered
+        return micro_batches * (2 * model.compute_bytes * (model.trained + model.frozen) + gradients)
+    return micro_batches * gradients + model.compute_bytes * model.trained
