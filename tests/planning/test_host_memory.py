@@ -36,8 +36,9 @@ def test_a_node_takes_what_is_planned(benchmark: ModuleType, tmp_path: Path, eng
     folder.mkdir()
     config = benchmark.run_config(engine, stage, 2, folder, material, precision="fp32")
     measured = benchmark.measure(config, 2, folder)
-    # Never too little. A sharding engine gives up what was mapped before its step takes most; the plan adds both.
-    assert 0.95 < benchmark.planned(config, 2) / measured.step < 1.35
+    # Never too little. A sharding engine gives up what was mapped before its step takes most, and libraries are shared
+    # with whatever else runs Python on this machine: the plan counts both in full.
+    assert 0.95 < benchmark.planned(config, 2) / measured.step < 1.6
     stored = sum(file.stat().st_size for file in material.rglob("*.safetensors"))
     if engine == "ddp":  # frozen weights: one copy for both
-        assert measured.step < 1.6 * stored + 2 * PROCESS + LAUNCHER
+        assert measured.step < 1.3 * stored + 2 * PROCESS + LAUNCHER
