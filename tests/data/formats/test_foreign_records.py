@@ -93,6 +93,7 @@ def test_what_cannot_be_learned_is_refused(messages: list[dict[str, Any]], messa
         ("frames", ["a.png"]),
         ("media", ["a.png"]),
         ("image-path", "a.png"),
+        ("_images", ["a.png"]),
         ("chosen", "Yes."),
         ("history", [["Who?", "I."]]),
         ("loss", False),

@@ -151,7 +151,7 @@ def _refuse_keys(values: Mapping[str, Any], where: str, refused: _Patterns) -> N
 @lru_cache(10_000)  # the same few keys in millions of records
 def _find(key: Any, patterns: _Patterns) -> str:
     """What goes with the pattern that a key in snake case matches; "" if none does."""
-    name = re.sub(r"(?<=[a-z])(?=[A-Z])|[-\s]", "_", str(key)).lower()
+    name = re.sub(r"(?<=[a-z])(?=[A-Z])|[-\s]", "_", str(key)).lower().strip("_")
     return next((found for pattern, found in patterns if re.fullmatch(pattern, name)), "")
 
 
