@@ -25,7 +25,8 @@ class Peak:
         source: where the figures come from.
         cores, clock_ghz: of an Ascend, from which its bf16 figure follows (`cube_tflops`).
         memory_gb_s: of its memory, in 10⁹ bytes per second; from the same sources.
-        link_gb_s: one way to the other devices of its node; None: not known.
+        link_gb_s: one way to the other devices of its node; for GPUs half of the bidirectional figure of NVLink (or
+            PCIe 5) that the data sheets give. None: not known.
         node_link_gb_s: one way to other nodes; for GPUs an assumption, a 400 Gbit/s adapter for each.
     """
 

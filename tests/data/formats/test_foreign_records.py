@@ -94,6 +94,8 @@ def test_what_cannot_be_learned_is_refused(messages: list[dict[str, Any]], messa
         ("media", ["a.png"]),
         ("image-path", "a.png"),
         ("_images", ["a.png"]),
+        ("imagess", ["a.png"]),
+        ("iamge", "a.png"),
         ("chosen", "Yes."),
         ("history", [["Who?", "I."]]),
         ("loss", False),
@@ -108,6 +110,7 @@ def test_what_does_not_matter_is_silent() -> None:
     _parse(
         messages=_messages(tool_calls=None, reasoning_content="", loss=True), videos=[], tools=None, source="web", x=1
     )
+    _parse(messages=_messages(), imageid=7, imageWidth=640, imagine="yes", village="x", usage="x")
     _parse(messages=_messages(), image_id=7, video_id="x", label="cat", frames=[], weight=0.5, length=3)
     _parse(messages=_messages("How do I write ![this](a.png), [image] or <img> in a README?"))
     _parse(messages=_messages("<image>\nWhat?"), image="a.png", image_url="https://example.org/a.png")

@@ -17,6 +17,7 @@ refused: a template brings its own, the one it was trained with.
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
@@ -112,6 +113,12 @@ def _listed_images(entry: Mapping[str, Any], name: str) -> list[Any]:
         for key in entry:
             if _find(key, _IMAGE_KEYS) and _is_given(entry, key):
                 raise RecordError(f"{name}: {key!r} is {shown(entry[key])}; {_find(key, _IMAGE_KEYS)}", "image count")
+            # Of question-answer pairs no mark would miss the image.
+            if _is_given(entry, key) and _names_files(entry[key]) and _is_misspelt_image(key):
+                raise RecordError(
+                    f"{name}: {key!r} is {shown(entry[key])}; write 'image' or 'images' if it is meant, or remove it",
+                    "image count",
+                )
         return []
     return list(value) if isinstance(value, list | tuple) else [value]
 
@@ -146,6 +153,17 @@ def _refuse_keys(values: Mapping[str, Any], where: str, refused: _Patterns) -> N
     for key in values:
         if (fix := _find(key, refused)) and _is_given(values, key):
             raise RecordError(f"{where}: {key!r} is {shown(values[key])}; {fix}")
+
+
+def _names_files(value: Any) -> bool:
+    values = value if isinstance(value, list | tuple) else [value]
+    return all(isinstance(each, str) and re.search(r"\.\w{3,4}$", each) for each in values)
+
+
+@lru_cache(10_000)
+def _is_misspelt_image(key: Any) -> bool:
+    name = str(key).lower()
+    return name.isalpha() and bool(difflib.get_close_matches(name, ["image", "images"], n=1, cutoff=0.8))
 
 
 @lru_cache(10_000)  # the same few keys in millions of records
