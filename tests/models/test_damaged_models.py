@@ -10,12 +10,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
 from llava_npu import UserError
 from llava_npu.config import RunConfig
 from llava_npu.models import load
 from llava_npu.models.checkpoints.convert import Help, convert
+from llava_npu.models.checkpoints.weight_files import check_finite
 from llava_npu.training.resolve import ResolvedRun
 from support import tiny
 
@@ -158,3 +160,21 @@ def test_weights_get_the_permissions_of_the_umask(folder: Path, tmp_path: Path) 
     assert {path.stat().st_mode & 0o777 for path in (tmp_path / "out").iterdir()} == {usual}
     load(folder).save_pretrained(tmp_path / "saved")
     assert {path.stat().st_mode & 0o777 for path in (tmp_path / "saved").iterdir()} == {usual}
+
+
+def test_launched_processes_share_the_search_for_nan(monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = [("a", torch.ones(2)), ("b", torch.tensor([1.0, float("nan")])), ("c", torch.ones(2))]
+    with pytest.raises(UserError, match="NaN or infinite, 1 in all: b"):
+        check_finite(weights, "x", shared=True)
+    found = []
+    for number in range(2):
+        variables = {"RANK": number, "LOCAL_RANK": number, "WORLD_SIZE": 2, "MASTER_ADDR": "here", "MASTER_PORT": 1}
+        for name, value in variables.items():
+            monkeypatch.setenv(name, str(value))
+        try:
+            check_finite(weights, "x", shared=True)
+        except UserError:
+            found.append(number)
+        with pytest.raises(UserError):
+            check_finite(weights, "x")
+    assert found == [1]

@@ -205,7 +205,7 @@ def load_tower(source: str, dtype: torch.dtype | None) -> Any:
     for name, parameter in tower.named_parameters():
         if name in info["missing_keys"]:  # a pooler: nothing reads it, and it should not differ from load to load
             torch.nn.init.zeros_(parameter)
-    check_finite(tower.named_parameters(), f"model.vision_tower: {source}")
+    check_finite(tower.named_parameters(), f"model.vision_tower: {source}", shared=True)
     return tower
 
 
@@ -227,7 +227,7 @@ def _load_language_model(source: str, dtype: torch.dtype | None) -> Any:
     check_capacity(config, AutoModelForCausalLM.from_config, Path(source), "model.language_model")
     model, info = _pretrained(AutoModelForCausalLM, source, config, dtype)
     check_loaded(info, "model.language_model", source)
-    check_finite(model.named_parameters(), f"model.language_model: {source}")
+    check_finite(model.named_parameters(), f"model.language_model: {source}", shared=True)
     return model
 
 

@@ -144,7 +144,7 @@ def _load_whole(
         source,
     )
     check_loaded(info, "model", source)
-    check_finite(model.named_parameters(), f"model: {source}")
+    check_finite(model.named_parameters(), f"model: {source}", shared=True)
     ends = model.generation_config.eos_token_id
     if not all(isinstance(end, int) for end in (ends if isinstance(ends, list) else [ends or 0])):
         raise UserError(

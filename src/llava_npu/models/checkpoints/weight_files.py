@@ -6,12 +6,14 @@ import json
 import pickle
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from llava_npu.distributed.launched import rank, world_size
 from llava_npu.errors import UserError
 from llava_npu.files.damage import describe_damage
 from llava_npu.hub.folders import describe, read_shards
@@ -87,13 +89,20 @@ def _unpickled(file: Path) -> dict[str, torch.Tensor]:
     return values
 
 
-def check_finite(weights: Iterable[tuple[str, torch.Tensor]], place: str) -> None:
+def check_finite(weights: Iterable[tuple[str, torch.Tensor]], place: str, *, shared: bool = False) -> None:
     """Raises `UserError` where a weight is NaN or infinite: nothing that such a model answers means anything.
 
     One pass over the memory of each tensor, on its device; one wait for all.
+
+    Args:
+        shared: all launched processes load these weights: each looks at a part of them, and one that raises ends all.
     """
-    flags = {name: _is_finite(tensor) for name, tensor in weights if tensor.is_floating_point() and tensor.numel()}
-    flags = {name: flag for name, flag in flags.items() if flag.device.type != "meta"}
+    first, step = (rank(), world_size()) if shared else (0, 1)
+    flags = {
+        name: _is_finite(tensor)
+        for name, tensor in islice(weights, first, None, step)
+        if tensor.is_floating_point() and tensor.numel() and tensor.device.type != "meta"
+    }
     if not flags or bool(torch.stack(list(flags.values())).all()):
         return
     broken = [name for name, flag in flags.items() if not flag]
