@@ -346,3 +346,19 @@ def _talk_on_the_page(
     question.fill("What is it?")
     question.press("Enter")
     page.get_by_text("not an image").wait_for()
+
+
+def test_a_phone_shows_question_and_buttons_at_once(address: tuple[str, Path]) -> None:
+    width, height = 390, 844
+    with _browser() as browser:
+        page = browser.new_page(viewport={"width": width, "height": height})
+        page.set_default_timeout(MINUTES)
+        page.goto(address[0])
+        for name in ("#question textarea", "#send", "#stop", "#again", "#clear", "#flag"):
+            element = page.locator(name)
+            element.wait_for()
+            box = element.bounding_box()
+            assert 0 <= box["x"] <= box["x"] + box["width"] <= width, name
+            assert element.evaluate("each => each.scrollWidth <= each.clientWidth + 1"), name  # its text fits
+            assert box["y"] + box["height"] <= (height if "question" in name else 1.5 * height), (name, box)
+        page.close()

@@ -33,7 +33,21 @@ from llava_npu.serving.web.model_view import model_view
 from llava_npu.serving.web.uploads import MAX_AGE_SECONDS, UploadLimit, check_uploaded, make_upload_folder
 
 _FONTS = ["ui-sans-serif", "system-ui", "sans-serif"]  # of this machine: nothing is loaded from elsewhere
-_STYLE = ".message img { max-height: 9rem; width: auto; object-fit: contain }"  # answers stay in sight
+# Images stay small, so that answers stay in sight. The conversation takes the height that is left: on a phone, where
+# the columns stand one below the other, the question field is on the first screen.
+_STYLE = """
+.message img { max-height: 9rem; width: auto; object-fit: contain }
+.chat { height: max(15rem, calc(100vh - 20rem)) !important }
+.chat .placeholder { padding: 1rem; text-align: center; opacity: .75 }
+.actions { flex-wrap: wrap; gap: .5rem }
+.actions button { flex: 1 1 auto; min-width: max-content; padding-inline: .75rem }
+@media (max-width: 640px) {
+  .gradio-container main { padding: .5rem !important }
+  #images { height: 13rem !important }  /* its file dialog offers the camera */
+  .chat { height: max(12rem, calc(100vh - 33rem)) !important }
+  .chats:has(#chat-1) .chat { height: 9rem !important; min-height: 9rem }
+}
+"""
 # Answers are shown as Markdown, and what models write may name images of other sites.
 _OWN_CONTENT_ONLY = "default-src 'self' data: blob: 'unsafe-inline' 'unsafe-eval'"
 
@@ -93,16 +107,28 @@ def _left_side(examples: Sequence[Path], upload_folder: Path) -> tuple[gr.Galler
 
 
 def _right_side(models: Sequence[ServedModel], images: gr.Gallery, settings: list[gr.Slider]) -> _Parts:
-    with gr.Row():
+    with gr.Row(elem_classes="chats"):
         chats = [
-            gr.Chatbot(label=model.name, height=440, elem_id=f"chat-{place}", buttons=["copy"])
+            gr.Chatbot(
+                label=model.name,
+                placeholder="Add an image, then ask about it. Questions without an image are fine too.",
+                elem_id=f"chat-{place}",
+                elem_classes="chat",
+                buttons=["copy"],
+            )
             for place, model in enumerate(models)
         ]
-    question = gr.Textbox(show_label=False, placeholder="Ask about the images, then press Enter", elem_id="question")
+    question = gr.Textbox(
+        label="Question",
+        show_label=False,
+        placeholder="Ask about the images, then press Enter",
+        autofocus=True,
+        elem_id="question",
+    )
     labels = {"send": "Send", "stop": "Stop", "again": "Regenerate", "clear": "Clear", "flag": "Flag"}
-    with gr.Row():
+    with gr.Row(elem_classes="actions"):
         buttons = {
-            name: gr.Button(label, variant="primary" if name == "send" else "secondary", elem_id=name, min_width=80)
+            name: gr.Button(label, variant="primary" if name == "send" else "secondary", elem_id=name, size="md")
             for name, label in labels.items()
         }
     with gr.Accordion("What the models see (a cell is a visual token)", open=False), gr.Row():
