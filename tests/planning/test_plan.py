@@ -27,7 +27,7 @@ from llava_npu.models.configuration import LlavaNpuConfig
 from llava_npu.models.modeling import LlavaNpuForConditionalGeneration
 from llava_npu.models.published import published_model
 from llava_npu.planning import check
-from llava_npu.planning.host import host_memory
+from llava_npu.planning.host import PROCESS, host_memory
 from llava_npu.planning.memory import EngineChoice, PeakMemory
 from llava_npu.planning.plan import plan_run
 from llava_npu.planning.samples import Samples, expected_samples
@@ -335,7 +335,7 @@ def test_training_refuses_what_the_host_cannot_hold(
     with pytest.raises(UserError, match=r"1 processes with 4 data workers each take .* GiB .* 1\.0 GiB are avail"):
         check.refuse_what_cannot_fit(run, 1)
     small = ResolvedRun(make_run(device="cpu"))
-    monkeypatch.setattr(check, "available_memory", lambda: 423 * MIB)  # Python fits, weights and a step do not
+    monkeypatch.setattr(check, "available_memory", lambda: PROCESS + MIB)  # Python fits, weights and a step do not
     monkeypatch.setattr(check, "this_machine", lambda *_, **__: small_target(20 * MIB))
     with pytest.raises(UserError, match=r"does not fit into this machine's memory: it takes .* of weights as stored"):
         check.refuse_what_cannot_fit(small, 1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import signal
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -146,13 +146,14 @@ def steps(
         worker_init_fn=_start_worker,
         persistent_workers=False,
     )
-    batches = map(_raise_error, _until_a_worker_dies(loader))
+    # Begun here, not at the first batch: it draws from a generator whose state a resumed run restores after this.
+    batches = map(_raise_error, _until_a_worker_dies(iter(loader)))
     return ([next(batches) for _ in step] for step in shares())
 
 
-def _until_a_worker_dies(loader: Iterable[MicroBatch | UserError]) -> Iterator[MicroBatch | UserError]:
+def _until_a_worker_dies(batches: Iterator[MicroBatch | UserError]) -> Iterator[MicroBatch | UserError]:
     try:
-        yield from loader
+        yield from batches
     except RuntimeError as error:
         if "DataLoader worker" not in str(error):
             raise
