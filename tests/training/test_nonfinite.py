@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,15 +28,16 @@ from llava_npu.training.nonfinite.guard import load_batch, save_batch
 from llava_npu.training.nonfinite.replay import _Bare, replay
 from llava_npu.training.nonfinite.search import LOSS, NonFinite, find_nonfinite
 from llava_npu.training.parts import prepare_parts
-from support.poisoned_run import poisoned_run
+from support.poisoned_run import poisoned_run, without_check
 
 MakeRun = Callable[..., RunConfig]
 
 
 @pytest.fixture
-def poisoned(material: Path, tmp_path: Path) -> dict[str, Any]:
+def poisoned(material: Path, tmp_path: Path) -> Iterator[dict[str, Any]]:
     changes = {"stage": "finetune", "optimizer": {"learning_rate": 1e-2}, "epochs": 1, "max_steps": None}
-    return changes | poisoned_run(material, tmp_path)
+    with without_check():
+        yield changes | poisoned_run(material, tmp_path)
 
 
 def _train(run: RunConfig) -> str:

@@ -14,7 +14,7 @@ from llava_npu.config import RunConfig
 from llava_npu.training import train
 from llava_npu.training.monitoring.jsonl import read_lines
 from llava_npu.training.monitoring.metrics import read_metrics
-from support.poisoned_run import poisoned_run
+from support.poisoned_run import poisoned_run, without_check
 from support.small_run import in_two_processes, small_run
 
 ADAPTERS = {
@@ -69,8 +69,9 @@ class Runs:
             for name, engine in SKIPPING.items()
         }
         self.raised = in_two_processes(folder / "processes", two)
-        for kind, changes in kinds.items():
-            train(run(kind, **changes))
+        with without_check():
+            for kind, changes in kinds.items():
+                train(run(kind, **changes))
 
     def column(self, name: str, key: str) -> list[Any]:
         assert name not in self.raised, self.raised[name]
