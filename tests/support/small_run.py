@@ -95,9 +95,10 @@ def in_two_processes(
         for process in started:
             process.kill()
     codes = [process.returncode for process in started]
-    # The end of what each printed: it names what went wrong, and a report that is cut keeps it.
+    # From the first error on, and not all of it: a report that is cut keeps what went wrong first.
     assert codes == [0, 0], "\n".join(
-        f"process {rank} ended with {codes[rank]}: {said[rank][-4000:]}" for rank in (0, 1)
+        f"process {rank} ended with {codes[rank]}: {said[rank][max(said[rank].find('Traceback'), 0) :][:4000]}"
+        for rank in (0, 1)
     )
     raised = [json.loads((folder / f"raised-{rank}.json").read_text()) for rank in "01"]
     return {name: raised[0].get(name) or raised[1][name] for name in {**raised[0], **raised[1]}}

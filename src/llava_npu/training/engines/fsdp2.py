@@ -6,7 +6,7 @@ Built on torch's own function: accelerate's wrapper for it leaves out CPUs, on w
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -124,6 +124,20 @@ class Fsdp2Engine(Engine):
 
     def step(self, max_grad_norm: float) -> torch.Tensor:
         return self._clip_and_step(max_grad_norm)
+
+    def weights(self) -> Iterator[tuple[str, torch.Tensor]]:
+        self._reshard()
+        return super().weights()
+
+    def state(self) -> dict[str, torch.Tensor]:
+        self._reshard()
+        return super().state()
+
+    def _reshard(self) -> None:
+        """After a validation some weights are whole still, in one process perhaps, and in another shards again."""
+        for module in self.objective.modules():
+            if isinstance(module, FSDPModule):
+                module.reshard()
 
     def _whole(self, tensor: torch.Tensor) -> torch.Tensor:
         return super()._whole(tensor.full_tensor() if isinstance(tensor, DTensor) else tensor)
