@@ -1,4 +1,4 @@
-"""Published tables beside our own evaluations: `llava-npu compare --published`."""
+"""Published tables next to our own evaluations: `llava-npu compare --published`."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def _compare(*arguments: str) -> str:
     return result.output
 
 
-def test_beside_llava(runs: Path, tmp_path: Path) -> None:
+def test_next_to_llava(runs: Path, tmp_path: Path) -> None:
     shown = _compare("--published", "llava-1.5/7b", str(runs), "--output", str(tmp_path / "out"))
     table = (tmp_path / "out" / "published.md").read_text(encoding="utf-8")
     heads, _, published, ours = [line.split(" | ") for line in table.splitlines()[2:6]]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -11,19 +9,12 @@ import pytest
 import torch
 
 from llava_npu.planning.host import LAUNCHER, PROCESS
-
-BENCHMARK = Path(__file__).resolve().parents[2] / "benchmarks" / "host_memory.py"
+from support.benchmark_scripts import load_benchmark
 
 
 @pytest.fixture(scope="module")
 def benchmark() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("benchmark_of_host_memory", BENCHMARK)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # where dataclasses look their annotations up
-    spec.loader.exec_module(module)
-    return module
+    return load_benchmark("host_memory")
 
 
 @pytest.mark.slow

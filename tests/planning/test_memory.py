@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -19,20 +17,14 @@ from llava_npu.planning.memory import EngineChoice, StepShape, engine_choices, p
 from llava_npu.planning.tracing import Held, StepTrace, between
 from llava_npu.training.engines import ModelSizes
 from llava_npu.training.resolve import ResolvedRun
+from support.benchmark_scripts import load_benchmark
 
 MakeRun = Callable[..., RunConfig]
-BENCHMARK = Path(__file__).resolve().parents[2] / "benchmarks" / "planning.py"
 
 
 @pytest.fixture(scope="module")
 def benchmark() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("benchmark_of_planning", BENCHMARK)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # where dataclasses look their annotations up
-    spec.loader.exec_module(module)
-    return module
+    return load_benchmark("planning")
 
 
 @pytest.mark.slow

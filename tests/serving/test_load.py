@@ -4,28 +4,19 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import importlib.util
-import sys
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
 from llava_npu.serving.api.limits import Limits
+from support.benchmark_scripts import load_benchmark
 from support.running import http, make_service, running
-
-SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "serving.py"
 
 
 @pytest.fixture(scope="module")
 def benchmark() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("benchmark_of_serving", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+    return load_benchmark("serving")
 
 
 @pytest.mark.slow

@@ -53,7 +53,7 @@ def compare(
         if device or retry_failed or dry_run or debug_size or (report and published):
             raise UserError("--report and --published run nothing; only --output can be combined with one of them.")
         folders = [expand_home(folder) for folder in config]
-        _report(folders, output) if published is None else _beside_published(published, folders, output)
+        _report(folders, output) if published is None else _with_published(published, folders, output)
         return
     if output is not None:
         raise UserError(
@@ -100,13 +100,13 @@ def _report(folders: list[Path], output: Path | None) -> None:
     _show(lines, page)
 
 
-def _beside_published(name: str, folders: list[Path], output: Path | None) -> None:
-    from llava_npu.comparison.published import beside_published, evaluations_in, read_published
+def _with_published(name: str, folders: list[Path], output: Path | None) -> None:
+    from llava_npu.comparison.published import evaluations_in, read_published, table_with_ours
     from llava_npu.files.atomic import write_text
     from llava_npu.files.console import SafeConsole
 
     published = read_published(name)
-    table = beside_published(published, evaluations_in(folders))
+    table = table_with_ours(published, evaluations_in(folders))
     notes = [f"Published: {published.source}.", *([published.note] if published.note else [])]
     notes += [f"{row}: {model.setting}." for row, model in published.models.items()]
     console = SafeConsole()

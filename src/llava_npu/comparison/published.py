@@ -18,6 +18,7 @@ from llava_npu.config.section import Section
 from llava_npu.errors import UserError, nearest
 from llava_npu.evaluation.reports.comparison import REPORT_FILE, FinishedRun, read_runs
 from llava_npu.evaluation.statistics.accuracy import OVERALL, Score
+from llava_npu.evaluation.statistics.bootstrap import interval_text
 from llava_npu.files.home import expand_home
 from llava_npu.files.tables import TextTable
 
@@ -104,7 +105,7 @@ def evaluations_in(folders: Sequence[Path]) -> list[FinishedRun]:
     return read_runs(list(dict.fromkeys(found)))
 
 
-def beside_published(table: PublishedTable, runs: Sequence[FinishedRun]) -> TextTable:
+def table_with_ours(table: PublishedTable, runs: Sequence[FinishedRun]) -> TextTable:
     """Published models and ours, a row each; a column for each benchmark that both have.
 
     Raises:
@@ -147,5 +148,4 @@ def _shown(column: PublishedBenchmark, run: FinishedRun | None) -> str:
     score = None if run is None else comparable_score(column, run)
     if score is None:
         return "–"
-    value, low, high = (100 * number for number in (score.value, score.low, score.high))
-    return f"{value:.1f}\n({low:.1f}–{high:.1f})\n{score.extraction}"
+    return f"{interval_text(score)} {score.extraction}".replace(" ", "\n")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import dataclass
-from pathlib import Path
 
 from llava_npu.config import RunConfig
 from llava_npu.distributed import launched
@@ -25,12 +24,12 @@ from llava_npu.planning.samples import Samples, expected_samples
 from llava_npu.planning.sizing import choose_sizing
 from llava_npu.planning.target import GIB, Target, this_machine
 from llava_npu.planning.tracing import Held
+from llava_npu.training.batches import SHARED_MEMORY
 from llava_npu.training.resolve import ResolvedRun
 from llava_npu.training.run_folder import is_finished
 
 # Of the usable memory, what a run may take by a generous bound without its step being traced, which takes a second.
 SURELY = 0.5
-SHARED_MEMORY = Path("/dev/shm")
 
 
 @dataclass(frozen=True)

@@ -52,7 +52,7 @@ class MemoryModel:
         self._traces: dict[tuple[bool, bool, int], StepTrace] = {}
         self._models: dict[tuple[bool, bool], LlavaNpuForConditionalGeneration] = {}
 
-    @cached_property
+    @property
     def prepared(self) -> LlavaNpuForConditionalGeneration:
         """The model as it is trained, without numbers."""
         return self._fake_model(checkpointing=False, sharded=False)

@@ -19,8 +19,8 @@ from llava_npu.data.plan import BatchLayout, Indices
 from llava_npu.distributed.launched import worker_dies_with_parent
 from llava_npu.errors import UserError
 
-_SHM, _LEAST_SHM = Path("/dev/shm"), 2**20
-_SHARED_MEMORY = (
+SHARED_MEMORY, _LEAST_SHARED = Path("/dev/shm"), 2**20
+_TOO_LITTLE = (
     "The shared memory (/dev/shm) through which they hand over batches is too small or full. Make it larger (docker "
     "run --shm-size=16g …), or set data.workers=0."
 )
@@ -126,8 +126,9 @@ def steps(
     def shares() -> Iterator[Sequence[Indices]]:  # as they are needed: a list of millions of numbers would be held
         return (layout.share(step, share.group) for step in range(first_step, last_step))
 
-    if workers and _SHM.is_dir() and shutil.disk_usage(_SHM).free < _LEAST_SHM:  # semaphores are files there too
-        raise UserError(f"data.workers: {_SHARED_MEMORY}")
+    # Semaphores are files there too.
+    if workers and SHARED_MEMORY.is_dir() and shutil.disk_usage(SHARED_MEMORY).free < _LEAST_SHARED:
+        raise UserError(f"data.workers: {_TOO_LITTLE}")
     processor = dataset.processor
     loader = DataLoader(
         _ErrorsAsSamples(dataset),
@@ -159,7 +160,7 @@ def _until_a_worker_dies(batches: Iterator[MicroBatch | UserError]) -> Iterator[
             raise
         raise UserError(
             f"data.workers: a process that loads data died: {str(error).splitlines()[0]} Of a bus error the cause is: "
-            f"{_SHARED_MEMORY} If it was killed, the machine ran out of memory: set data.workers lower."
+            f"{_TOO_LITTLE} If it was killed, the machine ran out of memory: set data.workers lower."
         ) from error
 
 
@@ -205,7 +206,7 @@ def _collate(
     try:
         return batch if get_worker_info() is None else batch.share_memory()
     except RuntimeError as error:
-        return UserError(f"data.workers: {_SHARED_MEMORY} ({error})")
+        return UserError(f"data.workers: {_TOO_LITTLE} ({error})")
 
 
 def micro_batch(

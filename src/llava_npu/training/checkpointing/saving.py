@@ -86,8 +86,7 @@ class Saver:
 
     def __exit__(self, *_: object) -> None:
         """Waits for what is being written, so that a run that fails leaves it complete; the run's error counts."""
-        if self._thread is not None:
-            self._thread.join()
+        self._wait()
 
     def note_validation(self, step: int, loss: float) -> None:
         """Links the checkpoint of this step as the best one, if it is; every process may call it."""
@@ -125,13 +124,16 @@ class Saver:
 
     def finish(self) -> None:
         """Waits for what is being written, and raises what went wrong."""
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
+        self._wait()
         if self._error is not None:
             error, self._error = self._error, None
             raise error
         self._link_best()
+
+    def _wait(self) -> None:
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
 
     def _link_best(self) -> None:
         if self._validated is None:
