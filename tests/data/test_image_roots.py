@@ -56,6 +56,14 @@ def test_links_within_the_root_and_a_root_that_is_a_link(tmp_path: Path) -> None
         assert record.image_paths == (tmp_path / root / "a/link.png",)
 
 
+def test_a_relative_root_after_a_change_of_the_working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+        monkeypatch.chdir(tmp_path / name)
+        (record,) = load_records(write(Path(), "a.png"), Path("images"))
+        assert record.image_paths == (Path("images/a.png"),)
+
+
 def test_a_sibling_whose_name_begins_like_the_root(tmp_path: Path) -> None:
     data = write(tmp_path, "link.png")
     (tmp_path / "images-private").mkdir()

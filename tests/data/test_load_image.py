@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFile
 
 from llava_npu.data import load_image, pad_to_square, padding_color
 from llava_npu.data.images import image_size
@@ -177,6 +177,14 @@ def test_damaged(data: bytes, message: str, tmp_path: Path) -> None:
     path.write_bytes(data)
     with pytest.raises(UserError, match=f"^rec 4: image {path}: .*{message}"):
         load_image(path, "rec 4")
+
+
+def test_cut_off_whatever_another_library_asks_of_pillow(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)  # as importing lmms-eval does
+    noise = Image.effect_noise((99, 99), 50)
+    for file_format in ("PNG", "JPEG"):
+        with pytest.raises(UserError, match="damaged"):
+            load_image(encoded(noise, file_format)[:-999])
 
 
 @pytest.mark.parametrize("name", ["missing.jpg", "."])

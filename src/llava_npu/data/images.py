@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import IO
 
 import numpy as np
-from PIL import Image, ImageOps, PngImagePlugin
+from PIL import Image, ImageFile, ImageOps, PngImagePlugin
 
 from llava_npu.data.image_roots import ImagePath
 from llava_npu.errors import UserError
@@ -111,6 +111,8 @@ def _without_pixels(file: IO[bytes]) -> bytes:
 
 
 def _open(file: IO[bytes], max_pixels: int) -> Image.Image:
+    # Other libraries (lmms-eval) have Pillow fill what a damaged file lacks with grey, for their whole process.
+    ImageFile.LOAD_TRUNCATED_IMAGES = False
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # refused just below
         image = Image.open(file, formats=[f for f in FORMATS if f in _known_formats()])
