@@ -24,7 +24,7 @@ from llava_npu.cli import app
 from llava_npu.models import compose, load
 from llava_npu.models.checkpoints.adapters import read_adapter
 from llava_npu.models.checkpoints.convert import Help, convert
-from llava_npu.models.checkpoints.projectors import to_original
+from llava_npu.models.checkpoints.projectors import LLAVA_NPU_2024, to_original
 from llava_npu.models.projectors import build_projector
 from support import tiny
 from support.official_models import (
@@ -251,7 +251,7 @@ def test_a_projector_of_the_predecessor_goes_in_and_out(tmp_path: Path, kind: st
     named, options = PREDECESSOR[kind]
     torch.manual_seed(0)
     projector = build_projector(kind, vision_hidden_size=32, text_hidden_size=48, **options).eval()
-    theirs = to_original(kind, "llava_npu_2024", projector.state_dict())
+    theirs = to_original(kind, LLAVA_NPU_2024, projector.state_dict())
     weights = {
         **{n: t for n, t in official_weights(reference_model()).items() if "mm_projector" not in n},
         **{f"model.mm_projector.{name}": tensor.contiguous() for name, tensor in theirs.items()},

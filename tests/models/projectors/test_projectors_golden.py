@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from llava_npu.models.checkpoints.projectors import from_original
+from llava_npu.models.checkpoints.projectors import LLAVA_NPU_2024, from_original
 from llava_npu.models.projectors import Projector, build_projector
 from llava_npu.models.projectors.positions import sincos_table
 from support.golden_fill import features, fill, uniform
@@ -65,7 +65,7 @@ def test_output_equals_the_original(name: str) -> None:
     variant, tower = name.split("/")
     type, options, tolerance = CASES[variant]
     keep = "with_out_proj" in variant
-    weights = from_original(type, "llava_npu_2024", fill(golden["state_dict"]), output_projection=keep)
+    weights = from_original(type, LLAVA_NPU_2024, fill(golden["state_dict"]), output_projection=keep)
     projector = build(type, tower, options, weights)
 
     vision, patches = WIDTHS[tower]
@@ -160,7 +160,7 @@ def test_resampler_of_another_size_equals_the_original(
         shapes |= {f"attn.{layer}.weight": (64, 64), f"attn.{layer}.bias": (64,)}
     for norm in ("ln_q", "ln_kv", "ln_post"):
         shapes |= {f"{norm}.weight": (64,), f"{norm}.bias": (64,)}
-    weights = from_original("resampler", "llava_npu_2024", fill(shapes), output_projection=output_projection)
+    weights = from_original("resampler", LLAVA_NPU_2024, fill(shapes), output_projection=output_projection)
     projector = build_projector(
         "resampler",
         vision_hidden_size=96,

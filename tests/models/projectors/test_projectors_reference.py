@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from llava_npu.models.checkpoints.projectors import from_original, to_original
+from llava_npu.models.checkpoints.projectors import LLAVA_NPU_2024, from_original, to_original
 from llava_npu.models.projectors import Projector, build_projector, load_weights
 from llava_npu.models.projectors.grid import average_pool, to_blocks
 from llava_npu.models.projectors.tokenpacker import block_centres
@@ -67,7 +67,7 @@ def test_output_and_gradients_equal_the_reference(
     ours = torch.autograd.grad((output * target).sum(), [inputs, *projector.parameters()], allow_unused=True)
 
     keep = projector.options.__dict__.get("output_projection", False)
-    original = to_original(type, "llava_npu_2024", projector.state_dict(), output_projection=keep)
+    original = to_original(type, LLAVA_NPU_2024, projector.state_dict(), output_projection=keep)
     leaves = {key: tensor.detach().clone().requires_grad_() for key, tensor in original.items()}
     expected = reference_for(type)(leaves, inputs, grid, projector.options.__dict__)
     torch.testing.assert_close(output, expected, rtol=1e-6, atol=1e-6)
@@ -80,7 +80,7 @@ def test_output_and_gradients_equal_the_reference(
     gradients = dict(zip(leaves, theirs[1:], strict=True)) | {key: torch.zeros_like(leaves[key]) for key in unused}
     if type == "resampler":
         gradients["pos_embed"] = original["pos_embed"]  # a table, not a weight: only there to be taken off
-    converted = from_original(type, "llava_npu_2024", gradients, output_projection=keep)
+    converted = from_original(type, LLAVA_NPU_2024, gradients, output_projection=keep)
     for (name, _), gradient in zip(projector.named_parameters(), ours[1:], strict=True):
         assert gradient is not None, f"{name} is not used"
         torch.testing.assert_close(gradient, converted[name], rtol=1e-5, atol=1e-5, msg=lambda t, n=name: f"{n}: {t}")
@@ -113,8 +113,7 @@ def test_pixel_shuffle_equals_idefics3() -> None:
     ours = build_projector(
         "pixel_shuffle", vision_hidden_size=12, text_hidden_size=20, scale_factor=3, depth=1, norm=False, bias=False
     )
-    original = {f"model.connector.{key}": tensor for key, tensor in theirs.state_dict().items()}
-    load_weights(ours, from_original("pixel_shuffle", "idefics3", original))
+    load_weights(ours, {"mlp.linear_1.weight": theirs.modality_projection.proj.weight})
     features = torch.randn(2, 36, 12)
     torch.testing.assert_close(ours(features), theirs(features))
 
@@ -125,7 +124,9 @@ def test_pixel_shuffle_equals_internvl() -> None:
     ours = build_projector("pixel_shuffle", vision_hidden_size=12, text_hidden_size=20)
     randomise(ours)
     connector = nn.Sequential(nn.LayerNorm(48), nn.Linear(48, 20), nn.GELU(), nn.Linear(20, 20))
-    connector.load_state_dict(to_original("pixel_shuffle", "internvl", ours.state_dict()))
+    weights = ours.state_dict()
+    for layer, name in ((connector[0], "norm"), (connector[1], "mlp.linear_1"), (connector[3], "mlp.linear_2")):
+        layer.load_state_dict({kind: weights[f"{name}.{kind}"] for kind in ("weight", "bias")})
     features = torch.randn(2, 6 * 4, 12)
     columns = features.reshape(2, 6, 2, 24).permute(0, 2, 1, 3)  # (batch, columns/2, rows, 2·channels)
     shuffled = columns.reshape(2, 2, 3, 48).permute(0, 2, 1, 3)  # (batch, rows/2, columns/2, 4·channels)

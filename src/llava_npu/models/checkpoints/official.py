@@ -32,7 +32,13 @@ from llava_npu.hub.folders import check_model_folder, check_num_layers, open_par
 from llava_npu.hub.hubs import local_folder
 from llava_npu.models.checkpoints.adapters import merged, read_adapter
 from llava_npu.models.checkpoints.checkpoint import Checkpoint, Weights
-from llava_npu.models.checkpoints.projectors import from_original, infer_options, type_from_original
+from llava_npu.models.checkpoints.projectors import (
+    LLAVA,
+    LLAVA_NPU_2024,
+    from_original,
+    infer_options,
+    type_from_original,
+)
 from llava_npu.models.checkpoints.weight_files import WeightFiles, find_weights, read_weights
 from llava_npu.models.checkpoints.weight_names import (
     EMBEDDING,
@@ -291,7 +297,7 @@ def _projector(parts: Parts) -> ProjectorWeights:
     }
     if not weights and named != "identity":
         raise UserError(f"{parts.folder}: holds no projector (no weight named model.mm_projector.*).")
-    layout = "llava_npu_2024" if any(each in named for each in _PREDECESSOR_ONLY) else "llava"
+    layout = LLAVA_NPU_2024 if any(each in named for each in _PREDECESSOR_ONLY) else LLAVA
     # MobileVLM's first projector and the predecessor's are both called `ldp`; their weights tell.
     first = named == "ldp" and any(name.startswith("model.") for name in weights)
     try:

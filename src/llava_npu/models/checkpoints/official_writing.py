@@ -18,7 +18,7 @@ from llava_npu.files.json_objects import read_json
 from llava_npu.hub.hubs import local_folder
 from llava_npu.models.checkpoints.checkpoint import Checkpoint, Weights, checked
 from llava_npu.models.checkpoints.official import LANGUAGE_MODELS, TEMPLATE_KEY
-from llava_npu.models.checkpoints.projectors import LAYOUTS, to_original
+from llava_npu.models.checkpoints.projectors import LLAVA, LLAVA_NPU_2024, Layout, to_original
 from llava_npu.models.checkpoints.weight_files import find_weights, write_weights
 from llava_npu.models.checkpoints.weight_names import (
     EMBEDDING,
@@ -118,10 +118,10 @@ def _vocabulary(checkpoint: Checkpoint) -> int:
     return int(checkpoint.config.text_config.vocab_size)
 
 
-def _projector_layout(checkpoint: Checkpoint) -> str:
+def _projector_layout(checkpoint: Checkpoint) -> Layout:
     family = registered_name(checkpoint.config.projector_type)
-    for layout in ("llava", "llava_npu_2024"):
-        if family in LAYOUTS[layout].names:
+    for layout in (LLAVA, LLAVA_NPU_2024):
+        if family in layout.names:
             return layout
     raise UserError(
         f"{checkpoint.source}: neither official LLaVA nor LLaVA-NPU of 2024 has a projector "
@@ -155,7 +155,7 @@ def _check_equal_tower(checkpoint: Checkpoint, weights: Mapping[str, torch.Tenso
         )
 
 
-def _config_values(checkpoint: Checkpoint, rows: int, layout: str, tower: str) -> dict[str, Any]:
+def _config_values(checkpoint: Checkpoint, rows: int, layout: Layout, tower: str) -> dict[str, Any]:
     config = checkpoint.config
     text = config.text_config.to_dict()
     values = {key: text[key] for key in _TEXT_KEYS if text.get(key) is not None}
@@ -173,7 +173,7 @@ def _config_values(checkpoint: Checkpoint, rows: int, layout: str, tower: str) -
         "torch_dtype": str(config.dtype).removeprefix("torch.") if config.dtype else "float32",
         "mm_vision_tower": tower,
         "mm_hidden_size": config.projector_input_size,
-        "mm_projector_type": _PREDECESSOR_NAMES.get(kind, kind) if layout == "llava_npu_2024" else kind,
+        "mm_projector_type": _PREDECESSOR_NAMES.get(kind, kind) if layout is LLAVA_NPU_2024 else kind,
         **{key: config.projector_options[key] for key in ("scale_factor",) if key in config.projector_options},
         "mm_vision_select_layer": config.vision_feature_layer,
         "mm_vision_select_feature": "cls_patch" if config.keep_prefix_tokens else "patch",

@@ -1,29 +1,23 @@
-"""Projector weights between this package's parameter names and those of the projects they come from.
+"""Projector weights between this package's parameter names and those of official LLaVA and of LLaVA-NPU of 2024.
 
 Layouts:
-    llava: haotian-liu/LLaVA (`linear`, `mlp{N}x_gelu`, `identity`).
-    mobilevlm: Meituan-AutoML/MobileVLM (`ldp`, `ldpv2`).
-    tokenpacker: CircleRadon/TokenPacker (`tokenpacker`).
-    honeybee: khanrc/honeybee (`c_abstractor`).
-    qwen_vl: Qwen-VL's visual tower, with its trailing norm and projection (`resampler`).
-    omnilmm: OpenBMB/OmniLMM (`resampler`).
-    internvl, nanovlm: their connectors (`pixel_shuffle`); nanovlm is also Idefics3's and SmolVLM's.
-    llava_npu_2024: zkyredstart/LLaVA-NPU, this project's predecessor (all it had).
+    LLAVA: haotian-liu/LLaVA (`linear`, `mlp{N}x_gelu`, `identity`).
+    LLAVA_NPU_2024: zkyredstart/LLaVA-NPU, this project's predecessor, which has projectors of MobileVLM, TokenPacker,
+        OmniLMM and Honeybee under their authors' names, except in attention.
 
-State dicts of either side are relative to the projector; the prefixes of whole checkpoints are taken off on reading.
+State dicts of either side are relative to the projector; the prefixes of whole checkpoints are removed on reading.
 """
 
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from llava_npu.errors import UserError, nearest
+from llava_npu.errors import UserError
 from llava_npu.models.projectors import build_projector, registered_name
 from llava_npu.models.projectors.positions import sincos_table
 
@@ -40,12 +34,15 @@ class Layout:
     """How one project names its projectors' parameters.
 
     Attributes:
-        prefixes: what may stand before every key of a whole checkpoint.
+        project: for messages.
         names: for each projector, pairs (ours, theirs) of module paths or parameter names.
+        splits_attention: into one layer each for queries, keys and values, and an output projection that its code
+            never applies.
     """
 
-    prefixes: tuple[str, ...]
+    project: str
     names: Mapping[str, Pairs]
+    splits_attention: bool = False
 
 
 def _sequential(ours: str, theirs: str, depth: int = 2, first: int = 0) -> Pairs:
@@ -88,7 +85,6 @@ def _ldp() -> Pairs:
 _LINEAR = (("linear_1.weight", "weight"), ("linear_1.bias", "bias"))
 _LDPV2 = (*_sequential("mlp.", "mlp.mlp."), ("peg", "peg.peg.0"))
 _RESAMPLER = _same("query", "pos_embed", "kv_proj", "ln_q", "ln_kv", "attn", "ln_post", "proj")
-_QWEN_VL = tuple((name, name if name in ("ln_post", "proj") else f"attn_pool.{name}") for name, _ in _RESAMPLER)
 _TOKENPACKER = (
     ("q_proj", "q_proj_1"),
     *_sequential("k_proj.", "k_proj_1."),
@@ -100,46 +96,25 @@ _TOKENPACKER = (
     *_sequential("mlp.", "mlp."),
 )
 _LLAVA = {"linear": _LINEAR, MLP: _sequential("", "", MAX_DEPTH), "identity": ()}
-_MM_PROJECTOR = ("base_model.model.model.mm_projector.", "model.mm_projector.", "mm_projector.")
+_PREFIXES = ("base_model.model.model.mm_projector.", "model.mm_projector.", "mm_projector.")
 
-LAYOUTS: dict[str, Layout] = {
-    "llava": Layout(_MM_PROJECTOR, _LLAVA),
-    "mobilevlm": Layout(_MM_PROJECTOR, {"ldp": _ldp(), "ldpv2": _LDPV2}),
-    "tokenpacker": Layout(_MM_PROJECTOR, {"tokenpacker": _TOKENPACKER}),
-    "honeybee": Layout(("abstractor.",), {"c_abstractor": _c_abstractor()}),
-    "qwen_vl": Layout(("transformer.visual.", "visual."), {"resampler": _QWEN_VL}),
-    "omnilmm": Layout(("model.resampler.", "resampler."), {"resampler": _RESAMPLER}),
-    "internvl": Layout(("mlp1.",), {"pixel_shuffle": (("norm", "0"), *_sequential("mlp.", "", first=1))}),
-    "nanovlm": Layout(
-        ("MP.", "model.connector.modality_projection.", "connector.modality_projection."),
-        {"pixel_shuffle": (("mlp.linear_1", "proj"),)},
-    ),
-    "llava_npu_2024": Layout(
-        _MM_PROJECTOR,
-        {
-            **_LLAVA,
-            "ldp": _ldp(),
-            "ldpv2": _LDPV2,
-            "resampler": _RESAMPLER,
-            "tokenpacker": _TOKENPACKER,
-            "c_abstractor": _c_abstractor(),
-        },
-    ),
-}
-_LAYOUT_ALIASES = {
-    "official": "llava",
-    "officialllava": "llava",
-    "llavanpu": "llava_npu_2024",
-    "predecessor": "llava_npu_2024",
-    "qwen": "qwen_vl",
-    "minicpmv": "omnilmm",  # the repository of OmniLMM
-    "idefics3": "nanovlm",
-    "smolvlm": "nanovlm",
-}
+LLAVA = Layout("official LLaVA", _LLAVA)
+LLAVA_NPU_2024 = Layout(
+    "LLaVA-NPU of 2024",
+    {
+        **_LLAVA,
+        "ldp": _ldp(),
+        "ldpv2": _LDPV2,
+        "resampler": _RESAMPLER,
+        "tokenpacker": _TOKENPACKER,
+        "c_abstractor": _c_abstractor(),
+    },
+    splits_attention=True,
+)
 
 
 def from_original(
-    type: str, layout: str, state_dict: Mapping[str, torch.Tensor], *, output_projection: bool = False
+    type: str, layout: Layout, state_dict: Mapping[str, torch.Tensor], *, output_projection: bool = False
 ) -> StateDict:
     """Converts an original project's projector weights to this package's names: all of them, or an error.
 
@@ -148,35 +123,31 @@ def from_original(
 
     Args:
         type: projector type.
-        layout: where the weights come from; see the module's documentation.
-        state_dict: the original weights; a checkpoint's prefix before every key is taken off.
-        output_projection: for `llava_npu_2024`, whose attention declares an output projection and never applies it.
+        layout: where the weights come from.
+        state_dict: the original weights; a checkpoint's prefix before every key is removed.
+        output_projection: for `LLAVA_NPU_2024`, whose attention declares an output projection and never applies it.
             False drops those weights, to compute what it computed (`output_projection=False` in the projector); True
             keeps them, to compute what the original papers do.
 
     Raises:
-        UserError: unknown type or layout, missing or unexpected keys, shapes that fit no projector.
+        UserError: unknown type, missing or unexpected keys, shapes that fit no projector.
     """
-    family, layout = registered_name(type), _layout_name(layout)
-    original = _without_prefix(state_dict, LAYOUTS[layout].prefixes)
+    family = registered_name(type)
+    original = _without_prefix(state_dict)
     names = _names(family, layout)
-    if layout == "qwen_vl" and "query" in original:  # the pooler by itself, not in its tower
-        names = _names(family, "omnilmm")
-    source = f"{layout} weights for {type!r}"
-    if layout == "llava_npu_2024":
+    source = f"{layout.project}'s weights for {type!r}"
+    if layout.splits_attention:
         original = _pack_attention(original, output_projection, source)
 
     converted = _renamed(original, {theirs: ours for ours, theirs in names}, source)
     if family == "resampler":
         converted = _without_fixed_table(converted)
-    if family == "c_abstractor":
-        converted = _without_class_position(converted)
     _check(type, family, converted, dict(names), source)
     return converted
 
 
 def to_original(
-    type: str, layout: str, state_dict: Mapping[str, torch.Tensor], *, output_projection: bool = False
+    type: str, layout: Layout, state_dict: Mapping[str, torch.Tensor], *, output_projection: bool = False
 ) -> StateDict:
     """Converts this package's projector weights to an original project's names; inverse of `from_original`.
 
@@ -186,21 +157,21 @@ def to_original(
     Args:
         type, layout: as in `from_original`.
         state_dict: this package's weights, relative to the projector.
-        output_projection: for `llava_npu_2024`: True writes a trained output projection, although that project's own
+        output_projection: for `LLAVA_NPU_2024`: True writes a trained output projection, although that project's own
             code never applies it; False refuses to.
 
     Raises:
-        UserError: unknown type or layout, missing or unexpected keys, shapes that fit no projector, a trained output
+        UserError: unknown type, missing or unexpected keys, shapes that fit no projector, a trained output
             projection that the original would ignore.
     """
-    family, layout = registered_name(type), _layout_name(layout)
+    family = registered_name(type)
     names = dict(_names(family, layout))
     ours = dict(state_dict)
-    source = f"{type!r} weights for {layout}"
+    source = f"{type!r} weights for {layout.project}"
     _check(type, family, ours, {}, source)
-    if layout == "llava_npu_2024" and "attn.out_proj.weight" in ours and not output_projection:
+    if layout.splits_attention and "attn.out_proj.weight" in ours and not output_projection:
         raise UserError(
-            f"{source}: LLaVA-NPU of 2024 never applies attn.out_proj, so the model would compute something else there."
+            f"{source}: {layout.project} never applies attn.out_proj, so the model would compute something else there."
             f" Train with output_projection: false, or pass output_projection=True to write the weights regardless."
         )
     if family == "resampler" and "pos_embed" not in ours:
@@ -212,7 +183,7 @@ def to_original(
         ours["attn.out_proj.bias"] = bias.new_zeros(width)
 
     converted = _renamed(ours, names, source)
-    return _unpack_attention(converted) if layout == "llava_npu_2024" else converted
+    return _unpack_attention(converted) if layout.splits_attention else converted
 
 
 def infer_options(type: str, state_dict: Mapping[str, torch.Tensor]) -> dict[str, Any]:
@@ -221,16 +192,16 @@ def infer_options(type: str, state_dict: Mapping[str, torch.Tensor]) -> dict[str
     They do not show how many tokens a pooling projector gives, blocks' scale or the number of heads.
     """
     arguments = _arguments(registered_name(type), dict(state_dict), {}, "state dict")
-    sizes = ("vision_hidden_size", "text_hidden_size", "scale_factor")
+    sizes = ("vision_hidden_size", "text_hidden_size")
     return {name: value for name, value in arguments.items() if name not in sizes}
 
 
-def type_from_original(layout: str, name: str) -> str:
+def type_from_original(layout: Layout, name: str) -> str:
     """The projector type that an original project's config means by `name`.
 
-    It matters for `llava_npu_2024`, whose `ldp` is MobileVLM's second version, and which looks for parts of names.
+    It matters for `LLAVA_NPU_2024`, whose `ldp` is MobileVLM's second version, and which looks for parts of names.
     """
-    if _layout_name(layout) == "llava_npu_2024":
+    if layout is LLAVA_NPU_2024:
         if "abs" in name:
             return "c_abstractor"
         if "resampler" in name:
@@ -241,29 +212,10 @@ def type_from_original(layout: str, name: str) -> str:
     return name
 
 
-def _layout_name(layout: str) -> str:
-    """The layout that is called so, as "MobileVLM", "qwen-vl" or by its repository, "khanrc/honeybee"."""
-    names = {_letters(name): name for name in LAYOUTS} | _LAYOUT_ALIASES
-    plain = _letters(layout.rpartition("/")[2])
-    if plain not in names:
-        known = ", ".join(LAYOUTS)
-        raise UserError(f"Unknown layout {layout!r} of projector weights.{nearest(plain, LAYOUTS)} Known: {known}.")
-    return names[plain]
-
-
-def _letters(name: str) -> str:
-    return re.sub("[^a-z0-9]", "", name.lower())
-
-
-def _names(family: str, layout: str) -> Pairs:
-    known = LAYOUTS[layout].names
-    if family not in known:
-        homes = [name for name, other in LAYOUTS.items() if family in other.names]
-        raise UserError(
-            f"Layout {layout!r} has no projector {family!r}, only {', '.join(known)}."
-            + (f" {family!r} comes from {', '.join(homes)}." if homes else f" No other project has {family!r}.")
-        )
-    return known[family]
+def _names(family: str, layout: Layout) -> Pairs:
+    if family not in layout.names:
+        raise UserError(f"{layout.project} has no projector {family!r}, only {', '.join(layout.names)}.")
+    return layout.names[family]
 
 
 def _rename(key: str, names: Mapping[str, str]) -> str | None:
@@ -285,8 +237,8 @@ def _renamed(state_dict: StateDict, names: Mapping[str, str], source: str) -> St
     return {new: state_dict[key] for key, new in renamed.items() if new is not None}
 
 
-def _without_prefix(state_dict: Mapping[str, torch.Tensor], prefixes: tuple[str, ...]) -> StateDict:
-    for prefix in prefixes:
+def _without_prefix(state_dict: Mapping[str, torch.Tensor]) -> StateDict:
+    for prefix in _PREFIXES:
         if state_dict and all(key.startswith(prefix) for key in state_dict):
             return {key.removeprefix(prefix): tensor for key, tensor in state_dict.items()}
     return dict(state_dict)
@@ -334,17 +286,6 @@ def _without_fixed_table(converted: StateDict) -> StateDict:
     return {key: tensor for key, tensor in converted.items() if key != "pos_embed"}
 
 
-def _without_class_position(converted: StateDict) -> StateDict:
-    """Early Honeybee checkpoints have a position for the class token, which Honeybee's own loader drops."""
-    positions = converted.get("pos_emb")
-    if positions is None or positions.ndim != 3:
-        return converted
-    length = positions.shape[1]
-    if math.isqrt(length) ** 2 != length and math.isqrt(length - 1) ** 2 == length - 1:
-        return {**converted, "pos_emb": positions[:, 1:]}
-    return converted
-
-
 def _check(type: str, family: str, converted: StateDict, names: Mapping[str, str], source: str) -> None:
     """Raises UserError unless the weights are exactly those of one projector; names keys through `names`."""
     if family == "identity":  # no weights: names were checked already
@@ -384,7 +325,7 @@ def _arguments(family: str, weights: StateDict, names: Mapping[str, str], source
         options: dict[str, Any] = {"bias": "linear_1.bias" in weights}
         if family == MLP:
             options["depth"] = count("linear_{}.weight")
-    elif family in ("adaptive_pool", "ldp", "ldpv2"):
+    elif family in ("ldp", "ldpv2"):
         text, vision = shape("mlp.linear_1.weight")
         options = {}
     elif family == "resampler":
@@ -398,21 +339,12 @@ def _arguments(family: str, weights: StateDict, names: Mapping[str, str], source
     elif family == "tokenpacker":
         vision, text = shape("q_proj.weight")[1], shape("mlp.linear_1.weight")[0]
         options = {"output_projection": "attn.out_proj.weight" in weights}
-    elif family == "c_abstractor":
+    else:
         _, patches, vision = shape("pos_emb", 3)
         text, readout = shape("readout.linear_1.weight")
         options = {
             "hidden_size": readout,
             "num_input_tokens": patches,
             "depth": count("stage_1.{}.conv_1.weight"),
-        }
-    else:
-        text, shuffled = shape("mlp.linear_1.weight")
-        vision = shuffled  # of how many channels and patches it is made, weights do not show
-        options = {
-            "scale_factor": 1,
-            "depth": count("mlp.linear_{}.weight"),
-            "norm": "norm.weight" in weights,
-            "bias": "mlp.linear_1.bias" in weights,
         }
     return {"vision_hidden_size": vision, "text_hidden_size": text, **options}
