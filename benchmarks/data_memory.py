@@ -1,4 +1,4 @@
-"""Memory of a training set that is read from its index, beside one that is loaded whole.
+"""Memory of a training set that is read from its index, against one that is loaded whole.
 
     python benchmarks/data_memory.py [--records 4000000] [--compare 400000] [--samples 20000] [--form jsonl]
                                      [--folder DIR]

@@ -1,4 +1,4 @@
-"""Answering a benchmark, beside the original's loop, in one run with one model.
+"""Answering a benchmark, against the original's loop, in one run with one model.
 
     python benchmarks/evaluation.py [--device auto] [--size debug|7b] [--images 8] [--batch-size 16]
                                     [--new-tokens 4] [--rounds 3] [--only KIND]
@@ -7,7 +7,7 @@ The original's loop (LLaVA's model_vqa_loader.py and model_vqa_mmbench.py): one 
 preprocessed and encoded, its whole prompt read, its answer generated with a key-value cache. Ours is what
 `llava-npu eval` does. Both are greedy, run the same model with random weights and must give the same answers, or the
 benchmark fails (in 16 bits it counts how many differ). They alternate, so that a machine that slows down slows both;
-processor time, beside the time that passed, says what a CPU shared with others would have taken alone.
+processor time, given next to the elapsed time, says what a CPU shared with others would have taken alone.
 
 Four kinds of benchmarks:
     rotations       multiple choice with four rotations of each question about an image, as MMBench

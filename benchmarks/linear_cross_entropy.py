@@ -1,4 +1,4 @@
-"""Linear + cross-entropy over supervised positions in chunks, beside the plain way, in one run.
+"""Linear + cross-entropy over supervised positions in chunks, against the plain way, in one run.
 
     python benchmarks/linear_cross_entropy.py [--device auto] [--tokens 4096] [--hidden 4096] [--vocab 32000]
                                               [--supervised 0.5] [--frozen] [--dtype bfloat16] [--chunk-size 1024]

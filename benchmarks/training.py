@@ -1,4 +1,4 @@
-"""Training steps of this project beside the usual way, on the same samples and weights, in one process.
+"""Training steps of this project against the usual way, on the same samples and weights, in one process.
 
     python benchmarks/training.py                                  # debug size, a minute or two on 2 cores
     python benchmarks/training.py --shape llava-1.5-7b --stage finetune --precision bf16 --batch 128 --micro-batch 16 \\

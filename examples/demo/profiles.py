@@ -35,7 +35,7 @@ class Profile:
     """A size of the demo.
 
     Attributes:
-        name: as the command line says it.
+        name: the command-line option, without dashes.
         sizes: of the data.
         image_size: pixels that the vision tower sees.
         image_tokens: tokens of an image, a square number.
@@ -77,7 +77,7 @@ PROFILES = {
                 projector_learning_rate=5e-4,
                 micro_batch_size=4,
                 gradient_checkpointing=True,
-                precision="fp32",  # without 16-bit copies of the weights beside them; and the same on every CPU
+                precision="fp32",  # without 16-bit copies of the weights next to them, and the same on every CPU
             ),
             examples=24,
         ),

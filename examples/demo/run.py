@@ -1,7 +1,7 @@
 """The demo: packages → weights and data → align → finetune, measured before and after each stage → a report.
 
 output/
-  demo.json                what this demo is; an interrupted one goes on
+  demo.json                what this demo is; an interrupted one resumes
   models/                  links to the converted weights
   data/                    see `data`
   align.yaml, finetune.yaml    the two stages, as `llava-npu train` reads them
@@ -98,7 +98,7 @@ class _Run:
         finally:
             self.seconds[name] = round(self.seconds.get(name, 0.0) + time.perf_counter() - started, 1)
             _write_state(self)
-            gc.collect()  # a phase's model must not lie in memory beside the next one's
+            gc.collect()  # a phase's model must not stay in memory next to the next one's
             self.device.empty_cache()
 
 
@@ -111,7 +111,7 @@ def run_demo(
     prepare_only: bool = False,
     console: Console | None = None,
 ) -> Path:
-    """Runs the demo, or goes on with an interrupted one.
+    """Runs the demo, or resumes an interrupted one.
 
     Args:
         profile: "quick", "default" or "full".

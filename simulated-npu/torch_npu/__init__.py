@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import sys
 
-# torch loads this package by itself (the entry point in the .dist-info beside it), as it loads the real one. When
+# torch loads this package by itself (the entry point in the .dist-info next to it), as it loads the real one. When
 # torch_npu is imported first, that would come back here half-way: switched off for the time of this import.
 _autoload_setting = os.environ.get("TORCH_DEVICE_BACKEND_AUTOLOAD", "1")
 os.environ["TORCH_DEVICE_BACKEND_AUTOLOAD"] = "0"

@@ -68,7 +68,7 @@ def compiler() -> str:
 
 
 def _compile_into(folder: Path) -> None:
-    """Compiles beside `folder` and renames, so that a build cut short is never taken for a finished one."""
+    """Compiles next to `folder` and renames, so that a build cut short is never taken for a finished one."""
     _require_tools()
     print(f"simulated NPU: compiling its backend once, into {folder} (about a minute)", file=sys.stderr, flush=True)
     unfinished = Path(tempfile.mkdtemp(prefix=f"{folder.name}.building-", dir=folder.parent))
@@ -116,7 +116,7 @@ def _require_tools() -> None:
 
 
 def _path_with_ninja() -> str:
-    """PATH, so that torch finds `ninja`: that of pip's package lies beside an interpreter that need not be on PATH."""
+    """PATH, so that torch finds `ninja`: that of pip's package is next to an interpreter that need not be on PATH."""
     path = os.environ.get("PATH", "")
     if shutil.which("ninja") is not None:
         return path

@@ -1,7 +1,7 @@
 """A report from existing results: comparisons, single trials, runs of `llava-npu train` with their evaluations.
 
-A training run's benchmark scores are those of the `llava-npu eval` folders that are named next to it, or lie in it, and
-whose model is the run's: its weights' checksum is in every evaluation.
+A training run's benchmark scores are those of the `llava-npu eval` folders that are named next to it or are inside it,
+and whose model is the run's: its weights' checksum is in every evaluation.
 """
 
 from __future__ import annotations

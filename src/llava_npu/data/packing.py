@@ -6,7 +6,7 @@ and tokens. So every step fills the same number of packs of the same length, on 
 run (an NPU prepares each new shape again), and little of a pack is padding.
 
 Everything is a pure function of (plan, token counts, token budget, number of processes). Which samples a step has does
-not depend on the number of processes, so a run may go on with another one.
+not depend on the number of processes, so a run may resume with another number.
 
 Attention within a pack is per sample (`ops/attention`); nothing here knows of it.
 """

@@ -31,7 +31,7 @@ ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 BASE = "base.json"
 
-# Settings of peft that change nothing about what saved weights compute, or that both readers heed.
+# Settings of peft that change nothing about what saved weights compute, or that both readers respect.
 _HEEDED = frozenset(
     (
         *("task_type", "peft_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision"),

@@ -1,6 +1,6 @@
 """Parquet files and `datasets` folders as records, with images in the table or named by it.
 
-What is read at random has to lie in Arrow's own layout: a `datasets` folder (`save_to_disk`) does and is mapped as it
+What is read at random has to be in Arrow's own layout: a `datasets` folder (`save_to_disk`) does and is mapped as it
 is; Parquet, which is compressed in blocks of many rows, is written out once to the user's cache, as `datasets` does.
 Either way rows stay on disk until asked for. Images may be paths, bytes, or `datasets` images ({"bytes", "path"}).
 """

@@ -91,7 +91,7 @@ Questions about the same image are answered in one batch, longest first. An imag
 all of them, and so are the keys and values of what their prompts begin with: the system text, the image, and for the
 rotations of one question the question itself. `--answer likelihood` scores all options in one pass instead of writing.
 `--devices N` (or `torchrun --nproc-per-node N -m llava_npu eval …`, also over several machines that share `--output`)
-spreads the questions over N devices. All this changes no answer beyond rounding, so an interrupted run may go on with
+spreads the questions over N devices. All this changes no answer beyond rounding, so an interrupted run may resume with
 another number of devices, or batch size. [performance.md](performance.md) has measurements.
 
 ## Other suites: lmms-eval

@@ -151,7 +151,7 @@ def cached_attention(
 ) -> torch.Tensor:
     """Attention of one new token per sequence over a cache of keys and values, of which the first ones are valid.
 
-    Pass the cache as it lies in memory: slicing it to the longest sequence would make a copy of it on some devices.
+    Pass the cache as it is stored: slicing it to the longest sequence would make a copy of it on some devices.
 
     Args:
         query: (batch, heads, 1, head_dim).
