@@ -43,7 +43,6 @@ def table(path: Path, name: str, **change: str) -> Path:
     [
         ({"index": ""}, r"row 2 \(line 3\), column 'index': "),
         ({"question": " "}, r"row 2 \(line 3\), column 'question': empty"),
-        ({"question": "<image> What?"}, r"row 2 \(line 3\), column 'question': contains '<image>'"),
         ({"image": "7777"}, r"row 2 \(line 3\), column 'image': '7777' is neither an image in base64 nor"),
         ({"image": f"!{IMAGE}"}, r"row 2 \(line 3\), column 'image': unreadable base64"),
         ({"image": IMAGE[:-1]}, r"row 2 \(line 3\), column 'image': unreadable base64"),
@@ -52,6 +51,13 @@ def table(path: Path, name: str, **change: str) -> Path:
 def test_cells_of_tables(tmp_path: Path, name: str, change: dict[str, str], message: str) -> None:
     with pytest.raises(UserError, match=rf"{name}\.tsv, {message}"):
         read_dataset(get(name), table(tmp_path, name, **change))
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_a_mark_for_an_image_in_a_question_costs_that_question_alone(tmp_path: Path, name: str) -> None:
+    first, second = read_dataset(get(name), table(tmp_path, name, question="<image> What?")).questions
+    assert first.defect == ""
+    assert second.defect.startswith("its text contains '<image>'")
 
 
 @pytest.mark.parametrize("name", TABLES)
@@ -179,18 +185,15 @@ def _change(path: Path, field: str, value: object) -> str:
         (*FILES[0], "question_id", None, "line 1, field 'question_id': empty"),
         (*FILES[0], "question_id", 2, "line 2, field 'question_id': '2' is there twice: first in line 1"),
         (*FILES[9], "image", "../../x.png", "line 1, field 'image': .* leads out of the image folder"),
-        (*FILES[9], "text", "<image> Is it?", "line 1, field 'text': contains '<image>'"),
         (*FILES[0], "category", "rare", "line 1, field 'category': 'rare' has no label file"),
         (*FILES[1], "label", "maybe", "line 1, field 'label': 'maybe' is neither yes nor no"),
         (*FILES[2], "question_id", "counts/0000.png", "line 1, field 'question_id': 'counts' is not a task of MME"),
-        (*FILES[3], "image", "", "record 1, field 'image': missing, but the question has '<image>'"),
         (*FILES[4], "answer", True, "record '1', field 'answer': True is not the place of one of the 3 choices"),
         (*FILES[6], "answers", "red", "data 1, field 'answers': 'red' is not a list of strings"),
         (*FILES[8], "question_id", 1, "line 2, field 'question_id': '1' is there twice"),
         (*FILES[11], "answer", [], "record '201', field 'answer': '\\[\\]' is not a string"),
         (*FILES[13], "answer", "E", "questions 1, field 'answer': 'E' is none of the choices"),
         (*FILES[13], "data_type", "photo", "questions 1, field 'data_type': 'photo' is neither"),
-        (*FILES[14], "candidates", ["<image>", "Blurred"], "record 1, field 'candidates': contains '<image>'"),
         (*FILES[16], "capability", [], "record 'v1_0', field 'capability': empty"),
         (*FILES[18], "caption", [], "line 1, field 'caption': empty"),
     ],
@@ -202,6 +205,27 @@ def test_fields_of_files(
     where = _change(data.parent / file, field, value)
     with pytest.raises(UserError, match=rf"{where}, {message}"):
         read_dataset(get(name), data)
+
+
+@pytest.mark.parametrize(
+    ("name", "make", "file", "field", "value", "defect"),
+    [
+        (*FILES[9], "text", "<image> Is it?", "its text contains '<image>', which stands for an image"),
+        (*FILES[3], "image", "", "its text contains '<image>', but its field 'image' is missing"),
+        (*FILES[14], "candidates", ["<image>", "Blurred"], "its text contains '<image>'"),
+    ],
+)
+def test_fields_that_cost_their_question_alone(
+    tmp_path: Path, name: str, make: Make, file: str, field: str, value: object, defect: str
+) -> None:
+    data = make(tmp_path)
+    _change(data.parent / file, field, value)
+    if len(get(name).read(data).questions) == 1:
+        with pytest.raises(UserError, match=rf"{data.name}: no question can be asked. The first, \d+: {defect}"):
+            read_dataset(get(name), data)
+    else:
+        defects = [question.defect for question in read_dataset(get(name), data).questions if question.defect]
+        assert [each[: len(defect)] for each in defects] == [defect]
 
 
 def test_vqav2_questions_outside_the_test_set_are_counted(tmp_path: Path) -> None:

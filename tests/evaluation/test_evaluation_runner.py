@@ -345,15 +345,21 @@ def test_overall_asks_for_what_is_there(report: Report) -> None:
         report.overall("circulair")
 
 
-def test_a_question_with_half_a_character_costs_only_itself(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("text", "defect"),
+    [
+        ("What is \ud83d?", "its text holds half of a surrogate pair"),
+        ("<image>\nWhat is 2?", "its text contains '<image>', which stands for an image"),
+        ("What is <image>, what <image>?", "its text contains '<image>', which stands for an image"),
+    ],
+)
+def test_a_question_that_cannot_be_asked_costs_only_itself(tmp_path: Path, text: str, defect: str) -> None:
     lines = [{"question_id": n, "question": f"What is {n}?", "answer": "red"} for n in (1, 2, 3)]
-    lines[1]["question"] = "What is \ud83d?"
+    lines[1]["question"] = text
     data = tmp_path / "own.jsonl"
     data.write_text("".join(json.dumps(line) + "\n" for line in lines))
     answerer = FakeAnswerer(lambda question: "red")
     report = evaluate("vqa_jsonl", data, answerer, tmp_path / "out")
     assert sorted(answerer.asked) == ["1", "3"]
     assert report.overall("exact match").value == pytest.approx(2 / 3)
-    assert "1 questions could not be answered and count as wrong: 2: its text holds half of a surrogate pair" in (
-        " ".join(report.notes)
-    )
+    assert f"1 questions could not be answered and count as wrong: 2: {defect}" in " ".join(report.notes)

@@ -23,7 +23,6 @@ from llava_npu.evaluation.extraction.choices import (
     score_vanilla,
 )
 from llava_npu.evaluation.formats.json_files import JsonRecord, combined_digest
-from llava_npu.evaluation.formats.llava_files import checked
 from llava_npu.evaluation.formats.parquet import read_parquet
 from llava_npu.evaluation.judge import choice_judge
 from llava_npu.evaluation.judge.choice_judge import JudgedChoiceBenchmark
@@ -64,7 +63,7 @@ def _question(record: JsonRecord) -> Question:
     return Question(
         id=record.need("idx"),
         text=record.need("question"),
-        prompt=f"{checked(record, 'prompt', record.need('prompt'))}\n{ENGLISH}",
+        prompt=f"{record.need('prompt')}\n{ENGLISH}",
         images=images,
         options=options,
         answer=None if secret else answer,

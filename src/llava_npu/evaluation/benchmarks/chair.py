@@ -24,7 +24,6 @@ from llava_npu.evaluation.formats.json_files import (
     read_jsonl,
     read_text,
 )
-from llava_npu.evaluation.formats.llava_files import checked
 from llava_npu.evaluation.formats.locating import QuestionImages, require_companion
 from llava_npu.evaluation.questions import Dataset, Question
 from llava_npu.evaluation.statistics.accuracy import Score, Unit, extraction_rules, hit, tabulate
@@ -46,7 +45,7 @@ def _read(path: Path) -> Dataset:
     questions = []
     for place, record in enumerate(records):
         objects = sorted(present[_image_number(record)])
-        text = checked(record, "text", record.get("text") or _PROMPT)
+        text = record.get("text") or _PROMPT
         questions.append(
             Question(
                 id=record.get("question_id") or str(place),

@@ -15,7 +15,7 @@ from llava_npu.evaluation.benchmarks import LOCALLY, Description, Parsed, regist
 from llava_npu.evaluation.extraction.open_answers import OpenBenchmark, most_frequent, read_open_table
 from llava_npu.evaluation.extraction.similarity import relaxed_match, relaxed_match_strict
 from llava_npu.evaluation.formats.json_files import JsonRecord, combined_digest, read_json_list
-from llava_npu.evaluation.formats.llava_files import SHORT, checked, with_instruction
+from llava_npu.evaluation.formats.llava_files import SHORT, with_instruction
 from llava_npu.evaluation.formats.locating import QuestionImages, require_companion
 from llava_npu.evaluation.formats.parquet import read_parquet, record_image
 from llava_npu.evaluation.questions import Dataset, Question
@@ -48,7 +48,7 @@ def _of_row(record: JsonRecord, place: int) -> Question:
     answers = record.values.get("answer", record.values.get("label"))
     references = tuple(map(str, answers)) if isinstance(answers, list) else (str(answers),)
     kind = record.get("type") or ("augmented" if record.get("human_or_machine") == "1" else "human")
-    text = checked(record, column, record.need(column))
+    text = record.need(column)
     return _question(str(place), text, references, kind, image)
 
 
@@ -62,7 +62,7 @@ def _read_release(path: Path) -> Dataset:
         records, digest = read_json_list(require_companion(path, (name,), f"the {kind} questions"))
         digests.append(digest)
         for record in records:
-            text = checked(record, "query", record.need("query"))
+            text = record.need("query")
             image = folder.image(record, "imgname")
             questions.append(_question(str(len(questions)), text, (record.need("label"),), kind, image))
     return Dataset(path, combined_digest(digests), tuple(questions))

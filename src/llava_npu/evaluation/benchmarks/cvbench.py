@@ -27,7 +27,6 @@ from llava_npu.evaluation.extraction.choices import (
     read_choices,
 )
 from llava_npu.evaluation.formats.json_files import JsonRecord, combined_digest, read_jsonl
-from llava_npu.evaluation.formats.llava_files import checked
 from llava_npu.evaluation.formats.locating import QuestionImages
 from llava_npu.evaluation.formats.parquet import read_parquet, record_image
 from llava_npu.evaluation.judge import choice_judge
@@ -105,7 +104,7 @@ def _question(record: JsonRecord, folder: QuestionImages | None) -> Question:
     return Question(
         id=record.need("idx"),
         text=record.need("question"),
-        prompt=f"{checked(record, 'prompt', record.need('prompt'))}\n{ENGLISH}",
+        prompt=f"{record.need('prompt')}\n{ENGLISH}",
         images=(image,),
         options=options,
         answer=answer,

@@ -14,7 +14,7 @@ from llava_npu.evaluation.benchmarks import LOCALLY, SERVER, Benchmark, Descript
 from llava_npu.evaluation.extraction.open_answers import OpenBenchmark, most_frequent, read_open_table
 from llava_npu.evaluation.extraction.similarity import anls
 from llava_npu.evaluation.formats.json_files import JsonRecord, members, read_json_object
-from llava_npu.evaluation.formats.llava_files import SHORT, checked, with_instruction
+from llava_npu.evaluation.formats.llava_files import SHORT, with_instruction
 from llava_npu.evaluation.formats.locating import QuestionImages
 from llava_npu.evaluation.formats.parquet import read_parquet, record_image
 from llava_npu.evaluation.questions import Dataset, Question
@@ -46,7 +46,7 @@ def _file_image(record: JsonRecord, folder: QuestionImages) -> ImageSource:
 
 
 def _question(record: JsonRecord, image: ImageSource) -> Question:
-    text = checked(record, "question", record.need("question"))
+    text = record.need("question")
     references = record.texts("answers")
     return Question(
         id=record.need("questionId"),

@@ -12,7 +12,6 @@ from llava_npu.data.image_sources import ImageSource
 from llava_npu.evaluation.benchmarks import LOCALLY, Benchmark, Description, Parsed, register
 from llava_npu.evaluation.extraction import yes_no
 from llava_npu.evaluation.formats.json_files import JsonRecord, read_json_list
-from llava_npu.evaluation.formats.llava_files import checked
 from llava_npu.evaluation.formats.locating import QuestionImages
 from llava_npu.evaluation.formats.tables import Row
 from llava_npu.evaluation.questions import Dataset, Question
@@ -56,7 +55,7 @@ def _of_record(record: JsonRecord, folder: QuestionImages | None) -> Question:
     answer = record.need("gt_answer")
     if answer not in _TRUTHS:
         raise record.error("gt_answer", f"{answer!r} is neither 0 (no) nor 1 (yes).")
-    text = checked(record, "question", record.need("question"))
+    text = record.need("question")
     images: tuple[ImageSource, ...] = ()
     if record.get("filename") and folder is not None:
         value = record.need("filename").removeprefix("./").removeprefix("hallusion_bench/")

@@ -20,7 +20,6 @@ from llava_npu.evaluation.benchmarks import LOCALLY, MAY_JUDGE, Benchmark, Descr
 from llava_npu.evaluation.extraction.rules import extract_strict, extract_vlmevalkit
 from llava_npu.evaluation.extraction.similarity import edit_distance
 from llava_npu.evaluation.formats.json_files import JsonRecord, read_json_table
-from llava_npu.evaluation.formats.llava_files import checked
 from llava_npu.evaluation.formats.locating import QuestionImages
 from llava_npu.evaluation.formats.parquet import read_parquet, record_image
 from llava_npu.evaluation.judge.judging import JudgeRule
@@ -77,7 +76,7 @@ def _question(record: JsonRecord, image: ImageSource, name: str) -> Question:
     return Question(
         id=record.get("pid") or name,
         text=record.need("question"),
-        prompt=checked(record, field, record.need(field)),
+        prompt=record.need(field),
         images=(image,),
         options=options,
         answer=next(letter for letter, text in options.items() if text == answer) if options and answer else answer,

@@ -14,7 +14,6 @@ from llava_npu.data.image_sources import ImageSource
 from llava_npu.evaluation.benchmarks import LOCALLY, Description, Parsed, register
 from llava_npu.evaluation.extraction.open_answers import OpenBenchmark, most_frequent, read_open_table
 from llava_npu.evaluation.formats.json_files import JsonRecord, read_json_list
-from llava_npu.evaluation.formats.llava_files import checked
 from llava_npu.evaluation.formats.locating import QuestionImages
 from llava_npu.evaluation.formats.parquet import read_parquet, record_image
 from llava_npu.evaluation.questions import Dataset, Question
@@ -50,7 +49,7 @@ def _question(record: JsonRecord, image: ImageSource, place: int) -> Question:
     references = record.texts(field) if isinstance(given, list) else (record.need(field),)
     if not references:
         raise record.error(field, "empty.")
-    text = checked(record, "question", record.need("question"))
+    text = record.need("question")
     return Question(
         id=str(place),
         text=text,

@@ -16,7 +16,6 @@ from llava_npu.evaluation.extraction.choices import (
     read_choices,
 )
 from llava_npu.evaluation.formats.json_files import JsonRecord, read_json_list
-from llava_npu.evaluation.formats.llava_files import checked
 from llava_npu.evaluation.formats.locating import QuestionImages
 from llava_npu.evaluation.judge.choice_judge import JudgedChoiceBenchmark
 from llava_npu.evaluation.questions import Dataset, Question
@@ -44,14 +43,11 @@ def _read(path: Path, language: str) -> Dataset:
 
 
 def _question(number: int, record: JsonRecord, images: QuestionImages, language: str) -> Question:
-    text = checked(record, "question", record.need("question"))
+    text = record.need("question")
     candidates = record.texts("candidates")
     if not 2 <= len(candidates) <= len(string.ascii_uppercase):
         raise record.error("candidates", f"{len(candidates)} of them; at least two are expected.")
-    options = {
-        letter: checked(record, "candidates", text)
-        for letter, text in zip(string.ascii_uppercase, candidates, strict=False)  # no more than letters, see above
-    }
+    options = dict(zip(string.ascii_uppercase, candidates, strict=False))  # no more than letters, see above
     lines = "".join(f"{letter}. {option}\n" for letter, option in options.items())
     right = record.get("correct_ans")  # absent in the test file
     if right and right not in candidates:

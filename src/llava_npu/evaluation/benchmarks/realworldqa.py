@@ -22,7 +22,6 @@ from llava_npu.evaluation.extraction.choices import (
 from llava_npu.evaluation.extraction.rules import extract_vlmevalkit
 from llava_npu.evaluation.extraction.vqa import normalise
 from llava_npu.evaluation.formats.json_files import JsonRecord
-from llava_npu.evaluation.formats.llava_files import checked
 from llava_npu.evaluation.formats.parquet import read_parquet, record_image
 from llava_npu.evaluation.questions import Dataset, Question
 
@@ -38,7 +37,7 @@ def _read(path: Path) -> Dataset:
 
 
 def _question(record: JsonRecord, place: int) -> Question:
-    prompt = checked(record, "question", record.need("question")).strip()
+    prompt = record.need("question").strip()
     answer = record.need("answer").strip()
     options = dict(_OPTION.findall(prompt))
     image = record_image(record)

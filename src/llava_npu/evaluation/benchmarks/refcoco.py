@@ -20,7 +20,6 @@ from llava_npu.evaluation.benchmarks import LOCALLY, Description, Parsed, regist
 from llava_npu.evaluation.extraction import boxes
 from llava_npu.evaluation.extraction.open_answers import OpenBenchmark
 from llava_npu.evaluation.formats.json_files import JsonRecord, read_jsonl
-from llava_npu.evaluation.formats.llava_files import checked
 from llava_npu.evaluation.formats.locating import QuestionImages
 from llava_npu.evaluation.formats.parquet import read_parquet, record_image
 from llava_npu.evaluation.questions import Dataset, Question
@@ -70,7 +69,7 @@ def _of_row(record: JsonRecord) -> list[Question]:
 
 
 def _question(name: str, record: JsonRecord, column: str, image: ImageSource, size: tuple[int, int]) -> Question:
-    text = checked(record, column, record.need(column))
+    text = record.need(column)
     pixels = _box(record)
     fractions = [pixel / side for pixel, side in zip(pixels, (*size, *size), strict=True)]
     return Question(

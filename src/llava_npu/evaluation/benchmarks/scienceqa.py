@@ -41,7 +41,8 @@ def _read(path: Path, with_image: bool) -> Dataset:
     dataset = _read_table(path) if path.suffix == ".tsv" else _read_llava(path)
     if not with_image:
         return dataset
-    return replace(dataset, questions=tuple(question for question in dataset.questions if question.images))
+    questions = (question for question in dataset.questions if question.images or question.defect)
+    return replace(dataset, questions=tuple(questions))
 
 
 def _read_table(path: Path) -> Dataset:
@@ -94,8 +95,7 @@ def _question(record: JsonRecord, problems: Mapping[str, JsonRecord], folder: Qu
         images = (folder.image(record),)
     # Where the mark stands in the file does not matter: the image is put first, as in model_vqa_science.py.
     asked = members(record, "conversations")[0].need("value")
-    if IMAGE_MARK in asked and not images:
-        raise record.error("image", f"missing, but the question has {IMAGE_MARK!r}.")
+    lacks_image = IMAGE_MARK in asked and not images
     text = asked.replace(IMAGE_MARK, "").strip()
     options = dict(zip(string.ascii_uppercase, choices, strict=False))  # no more than letters, see above
     return Question(
@@ -108,6 +108,7 @@ def _question(record: JsonRecord, problems: Mapping[str, JsonRecord], folder: Qu
         group=name,
         category=problem.get("topic"),
         l2_category=problem.get("subject"),
+        defect=f"its text contains {IMAGE_MARK!r}, but its field 'image' is missing" if lacks_image else "",
     )
 
 

@@ -16,7 +16,7 @@ from llava_npu.evaluation.extraction.open_answers import (
     soft_credit,
 )
 from llava_npu.evaluation.formats.json_files import JsonRecord, read_jsonl
-from llava_npu.evaluation.formats.llava_files import SHORT, check_unique, checked, with_instruction
+from llava_npu.evaluation.formats.llava_files import SHORT, check_unique, with_instruction
 from llava_npu.evaluation.formats.locating import QuestionImages
 from llava_npu.evaluation.questions import Dataset, Question
 from llava_npu.evaluation.statistics.accuracy import Score
@@ -32,7 +32,7 @@ def _read(path: Path) -> Dataset:
 
 
 def _question(record: JsonRecord, folder: QuestionImages) -> Question:
-    text = checked(record, "question", record.need("question"))
+    text = record.need("question")
     if "answer" in record.values and "answers" in record.values:
         raise record.error("answer", "both `answer` and `answers` are given; keep one.")
     references = (record.need("answer"),) if record.get("answer") else record.texts("answers")

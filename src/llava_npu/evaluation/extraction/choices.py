@@ -21,7 +21,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from llava_npu.data.image_sources import ImageSource
-from llava_npu.data.records import IMAGE_MARK
 from llava_npu.evaluation.benchmarks import Benchmark, Parsed
 from llava_npu.evaluation.extraction.rules import EXTRACTORS
 from llava_npu.evaluation.formats.table_images import TableImages
@@ -169,9 +168,6 @@ def _question(row: Row, index: str, images: tuple[ImageSource, ...], form: Choic
     text = row.text("question")
     if not text:
         raise row.error("question", "empty.")
-    for column in ("hint", "question", *string.ascii_uppercase):
-        if IMAGE_MARK in row.get(column):
-            raise row.error(column, f"contains {IMAGE_MARK!r}, which stands for the image; it is put there for you.")
     hint = row.text("hint")
     if hint and hint.strip().lower() != "none":
         text = f"{hint}\n{text}"

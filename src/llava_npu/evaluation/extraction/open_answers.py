@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from llava_npu.data.records import IMAGE_MARK
 from llava_npu.evaluation.benchmarks import Benchmark, Parsed
 from llava_npu.evaluation.extraction.vqa import NORMALISERS, soft_score
 from llava_npu.evaluation.formats.llava_files import SHORT, bare, with_instruction
@@ -47,8 +46,6 @@ def _question(row: Row, images: TableImages, column: str, instruction: str) -> Q
     text = row.text("question")
     if not text:
         raise row.error("question", "empty.")
-    if IMAGE_MARK in text:
-        raise row.error("question", f"contains {IMAGE_MARK!r}, which stands for the image; it is put there for you.")
     answer = row.label(column)
     references = parse_list(row, column, answer) if answer.startswith("[") else (answer,) if answer else ()
     return Question(

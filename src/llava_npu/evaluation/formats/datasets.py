@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
+from llava_npu.data.records import IMAGE_MARK
 from llava_npu.errors import UserError
 from llava_npu.evaluation.benchmarks import Benchmark
 from llava_npu.evaluation.formats.locating import check_images, find_data
@@ -25,29 +26,31 @@ def read_dataset(benchmark: Benchmark, data: Path) -> Dataset:
         data: its file, or a folder that holds it under a name of `Benchmark.files`.
 
     Raises:
-        UserError: not found, bad data, no question in it, or none of its images is there.
+        UserError: not found, bad data, no question in it that can be asked, or none of its images is there.
     """
     dataset = benchmark.read(find_data(benchmark.name, benchmark.files, data))
     if not dataset.questions:
         raise UserError(f"{dataset.path} holds no question of {benchmark.title}.")
     check_images(dataset)
-    questions = tuple(map(_with_whole_characters, dataset.questions))
+    questions = tuple(_with_whole_characters(_without_marks(question)) for question in dataset.questions)
+    if all(question.defect for question in questions):
+        raise UserError(
+            f"{dataset.path}: no question can be asked. The first, {questions[0].id}: {questions[0].defect}."
+        )
     return replace(dataset, questions=questions, notes=(*dataset.notes, *_blind_notes(dataset)))
+
+
+def _without_marks(question: Question) -> Question:
+    """The question, with a defect if its text holds marks for images of its own: `answering` puts them there."""
+    if question.defect or not any(IMAGE_MARK in text for text in (question.prompt, question.text)):
+        return question
+    defect = f"its text contains {IMAGE_MARK!r}, which stands for an image and is put there for each of its images"
+    return replace(question, defect=defect)
 
 
 def _with_whole_characters(question: Question) -> Question:
     """The question as it can be written to any file; with a defect if its prompt had half a character."""
-    texts = (
-        question.id,
-        question.prompt,
-        question.text,
-        question.category,
-        question.l2_category,
-        question.split,
-        question.answer,
-    )
-    parts = [*texts, *question.references, *question.options.values(), *question.facts.values()]
-    if not any(_SURROGATE.search(part) for part in parts if part):
+    if not any(map(_SURROGATE.search, _texts(question))):
         return question
     half = _SURROGATE.search(question.prompt)
     defect = f"its text holds half of a surrogate pair ({half[0].encode('unicode_escape').decode()})" if half else ""

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from llava_npu.data.records import IMAGE_MARK
 from llava_npu.evaluation.formats.json_files import JsonRecord
 from llava_npu.evaluation.formats.locating import QuestionImages
 from llava_npu.evaluation.questions import Question
@@ -29,7 +28,7 @@ def llava_question(record: JsonRecord, images: QuestionImages, **more: Any) -> Q
     Raises:
         UserError: a field is missing or damaged.
     """
-    prompt = checked(record, "text", record.need("text"))
+    prompt = record.need("text")
     given = {
         "id": record.need("question_id"),
         "text": bare(prompt),
@@ -52,13 +51,6 @@ def with_instruction(text: str, instruction: str = SHORT) -> str:
 def bare(prompt: str) -> str:
     """The question without the instruction for short answers."""
     return prompt.removesuffix(SHORT).rstrip()
-
-
-def checked(record: JsonRecord, field: str, text: str) -> str:
-    """The text, or `UserError` if it holds the mark that stands for an image."""
-    if IMAGE_MARK in text:
-        raise record.error(field, f"contains {IMAGE_MARK!r}, which stands for the image; it is put there for you.")
-    return text
 
 
 def check_unique(records: Iterable[JsonRecord], field: str = "question_id") -> None:
