@@ -99,6 +99,8 @@ def test_what_cannot_be_learned_is_refused(messages: list[dict[str, Any]], messa
         ("chosen", "Yes."),
         ("history", [["Who?", "I."]]),
         ("loss", False),
+        ("tool_calls", ["images/0.png"]),
+        ("reasoning_content", "Hm."),
     ],
 )
 def test_keys_of_a_record_that_matter_are_refused(key: str, value: Any) -> None:

@@ -53,7 +53,8 @@ _PREFERENCES = (r"rejected(_\w+)?|chosen(_\w+)?|kto_tag", _NO_PREFERENCES)
 _RECORD_KEYS: _Patterns = (
     _MEDIA,
     _PREFERENCES,
-    ("tools|functions", _NO_TOOLS),
+    ("tools|functions|tool_calls?|function_call", _NO_TOOLS),
+    (r"reasoning(_\w+)?", _NO_REASONING),
     ("loss|loss_mask|loss_scale|weights", _NO_ONE_ANSWER),
     ("history", "turns outside of the conversation are not read: write them into it"),
     ("objects", "boxes and references to them are not read: write them into the text"),

@@ -9,14 +9,15 @@ pattern for "answer is X" ignores case and does not ask whether the letter ends 
 Not reproduced are the effects of VLMEvalKit's way through a spreadsheet (an empty prediction read back as "nan").
 
 `strict` is this project's own. A letter counts where it stands alone, is not the article "A", the pronoun "I" or
-negated ("not B"), and nothing else in the answer contradicts it; an option's text counts as a whole phrase. Full-width
-letters are letters. Options that the answer repeats at its start ("A: a cat / B: a dog / Answer: B") are skipped. In
-order:
+negated ("not B", "B is wrong"), and nothing else in the answer contradicts it; an option's text counts as a whole
+phrase. Full-width letters are letters. Options that the answer repeats at its start ("A: a cat / B: a dog / Answer: B")
+are skipped. In order:
 
 1. The whole answer is one option's text: "Both A and B".
 2. The answer begins with, or is, a letter: "B", "b", "(B)", "**B.**", "B: a dog". Text after it that is exactly another
    option's contradicts it, and so do further letters ("A, B", "A, or maybe B"): no answer.
-3. It says so: "the answer is B", "option B", "答案：B", "选B". Two different such letters: no answer.
+3. It says so: "the answer is B", "the correct option would be (b).", "option B", "(b) is correct", "答案：B", "选B".
+   Two different such letters, or further ones ("B, but it might be C"): no answer.
 4. Exactly one letter stands alone somewhere and no other option's text is mentioned; or exactly one option's text is
    mentioned and no other letter; or the letters are those of an option that combines them ("A and B"). A text inside a
    longer one ("dog" in "hot dog") is not a mention of its own.
@@ -67,22 +68,36 @@ EXTRACTORS: dict[str, Extractor] = {"strict": extract_strict, "vlmevalkit": extr
 # not: "选B吧" names option B.
 _WORD = r"[^\W\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af]"
 _ALONE = rf"(?<!{_WORD})(?<!{_WORD}['’-])([A-Z])(?!{_WORD})(?!['’]{_WORD})"
+_EITHER_CASE = _ALONE.replace("A-Z", "A-Za-z") + r"(?!\.[A-Za-z]\.)"  # not the start of "i.e."
 _OPENING, _CLOSING = r"[\s*_`\"'“‘(\[（【]*", r"[\s*_`\"'”’)\]）】.,:;!。，：；、！]*"
 _ONLY_LETTER = re.compile(rf"{_OPENING}([A-Za-z]){_CLOSING}")
 _FIRST_LETTER = re.compile(
     rf"{_OPENING}([A-Z])(?:[*_`]*\s*[.):\]）】。：、,，]|[*_`]*\s*\n|[*_`]+)(?P<rest>.*)",
     re.DOTALL,
 )
+_RIGHT = r"(?i:\s+(?:is|would\s+be)\s+(?:the\s+)?(?:correct|right|best)\b)"
+_ENDED = r"[.,:;!?。，：；！？、]|\s*$|\s*\n|[^\x00-\x7f]"
 _STATEMENT = re.compile(
-    r"(?:(?i:\b(?:answer|option|choice)\b)(?:\s+(?i:is|would\s+be|should\s+be))?|答案(?:是|为)?|选项?|选择)"
-    rf"\s*[:：=]?\s*(?i:option\s+)?[*_`\"'“(\[（【]*{_ALONE}(?=[*_`\"'”)\]）】]*(?:[.,:;!?。，：；！？、]|\s*$|\s*\n|[^\x00-\x7f]))"
+    r"(?:(?i:\b(?:answer|option|choice)\b(?:\s+to\s+(?:the|this|your)\s+question|\s+here|\s+among\s+(?:these|them))?"
+    r"(?:\s+(?:is|would\s+be|should\s+be))?)|答案(?:是|为)?|选项?(?:是|为)?|选择)"
+    rf"\s*[:：=]?\s*(?i:(?:option|choice)\s+)?[*_`\"'“(\[（【]*{_EITHER_CASE}"
+    rf"(?=[*_`\"'”)\]）】]*(?:{_ENDED}|\s+(?i:because|since)\b|{_RIGHT}))"
 )
+_CONFIRMED = re.compile(rf"(?:^[*_`\"'“]*|[(\[（])([A-Za-z])[*_`\"'”)\]）]*{_RIGHT}")  # "(b) is correct"
 _HALF_WIDTH = {ord("Ａ") + place: ord("A") + place for place in range(58)}  # Ａ … Ｚ, a few marks, ａ … ｚ
-_NEGATED = re.compile(r"(?i:\bnot|n['’]t|不是|不选)\s*(?i:(?:option|answer)\s+)?[(\[（]?$")
-# Behind a letter: "or B", ", maybe B", "/B". The letter, and nothing that would make it a word.
+_NEGATED = re.compile(
+    r"(?i:\b(?:not|cannot|neither|nor|rather\s+than|instead\s+of)|n['’]t)(?i:\s+be)?\s*"
+    r"(?i:(?:the|an|a|correct|right|best|option|answer|choice)\s+)*[(\[（]?$"
+    r"|(?i:\b(?:incorrect|wrong)\s+(?:(?:option|answer|choice)(?:\s+(?:is|would\s+be))?\s*)?)[(\[（]?$"
+    r"|不(?:是|选)?(?:选项?)?\s*[(\[（]?$"
+)
+_DENIED = re.compile(r"[*_`\"'”)\]）]*\s+(?i:(?:is|are)(?:\s+(?:not|incorrect|wrong|false)\b|n['’]t\b))")
+# Behind a letter: "or B", ", maybe B", "/B", ", but it could also be B". The letter, and nothing that would make it a
+# word.
 _FURTHER = re.compile(
-    rf"[*_`\"'”’)\]）】]*\s*(?:(?:[,，、;；/&.]|(?i:or|and|maybe|possibly|perhaps)\b|或者?|和|与|及)\s*)+"
-    rf"(?i:option\s+)?[*_`\"'“(\[（【]*{_ALONE}(?=[*_`\"'”)\]）】]*(?:[.,:;!?/&。，：；！？、]|\s*$|\s*\n|\s+(?i:or|and)\b|[^\x00-\x7f]))"
+    rf"[*_`\"'”’)\]）】]*\s*(?:(?:[,，、;；/&.]|或者?|和|与|及|"
+    rf"(?i:or|and|but|either|alternatively|maybe|possibly|perhaps|it|could|might|may|also|be)\b)\s*)+"
+    rf"(?i:option\s+)?[*_`\"'“(\[（【]*{_EITHER_CASE}(?=[*_`\"'”)\]）】]*(?:[/&]|{_ENDED}|\s+(?i:or|and)\b))"
 )
 # "A dog", "I think": an article, a pronoun.
 _NOT_A_LABEL = {"A": re.compile(r"\s+(?!(?:or|and|is)\b)[a-z0-9]"), "I": re.compile(r"(?:\s+[a-z]|['’])")}
@@ -106,8 +121,12 @@ def _leading_letter(answer: str, options: Mapping[str, str]) -> list[str]:
 
 def _stated_letter(answer: str, options: Mapping[str, str]) -> list[str]:
     stated = set()
-    for match in _STATEMENT.finditer(answer):
-        stated |= {match[1], *_further_letters(answer, match.end(1), options)}
+    for match in (*_STATEMENT.finditer(answer), *_CONFIRMED.finditer(answer)):
+        cut_article = match[1] in "ai" and match.end(1) == len(answer)  # "The answer is a", and no token was left
+        if not cut_article and not _NEGATED.search(answer, 0, match.start()):
+            rest = _plain(answer[match.end(1) :].strip("*_`\"'”)]）】:： "))
+            others = {letter for letter, text in options.items() if rest and rest == _plain(text)}
+            stated |= {match[1].upper(), *others, *_further_letters(answer, match.end(1), options)}
     return sorted(stated & options.keys())
 
 
@@ -115,7 +134,7 @@ def _further_letters(answer: str, place: int, options: Mapping[str, str]) -> set
     """Letters that are joined to the one that ends at `place`."""
     found = set()
     while match := _FURTHER.match(answer, place):
-        found.add(match[1])
+        found.add(match[1].upper())
         place = match.end(1)
     return found & options.keys()
 
@@ -150,7 +169,7 @@ def _lone_letters(answer: str, options: Mapping[str, str]) -> set[str]:
     for match in re.finditer(_ALONE, answer):
         letter = match[1]
         other_word = _NOT_A_LABEL.get(letter)
-        negated = _NEGATED.search(answer, 0, match.start())
+        negated = _NEGATED.search(answer, 0, match.start()) or _DENIED.match(answer, match.end())
         if letter in options and not negated and not (other_word and other_word.match(answer, match.end())):
             found.add(letter)
     return found
