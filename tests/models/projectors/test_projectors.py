@@ -22,6 +22,7 @@ VISION, TEXT, GRID = 16, 32, (6, 6)
 OPTIONS: dict[str, dict[str, Any]] = {
     "adaptive_pool": {"num_queries": 4},
     "c_abstractor": {"hidden_size": 24, "num_queries": 4, "num_input_tokens": 36, "depth": 2},
+    "d_abstractor": {"hidden_size": 16, "num_queries": 4, "num_input_tokens": 36, "num_layers": 2, "num_heads": 2},
     "dense_dci": {"groups": [2, 3]},
     "dense_sci": {"layers": [1]},
     "dense_sti": {"layers": [1, 2]},

@@ -57,7 +57,7 @@ def test_table(row: tuple[str, str, str]) -> None:
 
 
 N, V, D = 36, 16, 64
-S, Q, H, L = 16, 9, 24, 3
+S, Q, H, L, F = 16, 9, 24, 3, 20
 
 
 def c_abstractor_block(i: int, h: int, positions: int) -> tuple[int, int]:
@@ -82,6 +82,11 @@ FORMULAS: list[tuple[str, dict[str, Any], int, int]] = [
     ("qformer", {"num_queries": Q, "hidden_size": H, "num_layers": 3, "num_heads": 2},
      Q * H + 2 * H + 3 * (12 * H * H + 13 * H) + 2 * (2 * H * H + 2 * V * H + 6 * H) + H * D + D,
      3 * (12 * Q * H * H + 2 * Q * Q * H) + 2 * (2 * Q * H * H + 2 * N * V * H + 2 * Q * N * H) + Q * H * D),
+    ("d_abstractor",
+     {"hidden_size": H, "num_queries": Q, "num_input_tokens": N, "num_layers": 3, "num_heads": 2, "num_points": 5,
+      "feed_forward_size": F},
+     V * H + H + N * H + Q * H + 2 * Q + 3 * (6 * H * H + 13 * H + 3 * 10 * (H + 1) + 2 * H * F + F) + H * D + D,
+     N * V * H + 3 * (N * H * H + 5 * Q * H * H + 2 * Q * Q * H + 3 * 10 * Q * H + 2 * Q * H * F) + Q * H * D),
     ("ldp", {}, V * D + D * D + 2 * D + 2 * (D * D + 14 * D + 2 * D * S + S),
      N * (V * D + D * D) + N * (9 * D + D * D) + 9 * (9 * D + D * D) + 4 * D * S),
     ("ldpv2", {"num_queries": Q}, V * D + D * D + 12 * D, N * (V * D + D * D) + Q * 9 * D),

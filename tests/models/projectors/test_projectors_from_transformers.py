@@ -1,4 +1,7 @@
-"""Connectors that other models have, against the modules of those models: Qwen2-VL's merger, BLIP-2's Q-Former."""
+"""Connectors that other models have, against the modules of those models: Qwen2-VL's merger, BLIP-2's Q-Former.
+
+Honeybee's D-Abstractor, whose layers are transformers', against its formulas.
+"""
 
 from __future__ import annotations
 
@@ -59,6 +62,86 @@ def test_blip_2s_qformer() -> None:
     projection = state["language_projection.weight"], state["language_projection.bias"]
     expected = functional.linear(encoded.last_hidden_state, *projection)
     torch.testing.assert_close(ours(features, GRID), expected, rtol=0, atol=1e-12)
+
+
+def _sampled(patches: torch.Tensor, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """Bilinear, zero outside: (height·width, channels) at places in patches, of which the first's centre is 0.5."""
+    height, width = GRID
+    total = torch.zeros(len(x), patches.shape[1], dtype=patches.dtype)
+    left, top = (x - 0.5).floor(), (y - 0.5).floor()
+    for column in (left, left + 1):
+        for row in (top, top + 1):
+            share = (1 - (x - 0.5 - column).abs()) * (1 - (y - 0.5 - row).abs())
+            inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
+            index = (row * width + column).clamp(0, height * width - 1).long()
+            total += (share * inside)[:, None] * patches[index]
+    return total
+
+
+def _deformable_layer(
+    w: dict[str, torch.Tensor], hidden: torch.Tensor, *place: torch.Tensor, heads: int
+) -> torch.Tensor:
+    """Deformable DETR's decoder layer (Zhu et al. 2020, eq. 2), spelled out for one image, point by point.
+
+    Args:
+        place: the queries' positions, their points, and the map of patches.
+    """
+    positions, points, patches = place
+
+    def linear(name: str, value: torch.Tensor) -> torch.Tensor:
+        return functional.linear(value, w[f"{name}.weight"], w[f"{name}.bias"])
+
+    def norm(name: str, value: torch.Tensor) -> torch.Tensor:
+        return functional.layer_norm(value, value.shape[-1:], w[f"{name}.weight"], w[f"{name}.bias"])
+
+    queries, width = hidden.shape
+    size = width // heads
+    q, k = (linear(f"self_attn.{name}_proj", hidden + positions) for name in "qk")
+    v = linear("self_attn.v_proj", hidden)
+    mixed = []
+    for head in range(heads):
+        part = slice(head * size, (head + 1) * size)
+        mixed.append((q[:, part] @ k[:, part].T / size**0.5).softmax(dim=-1) @ v[:, part])
+    hidden = norm("self_attn_layer_norm", hidden + linear("self_attn.o_proj", torch.cat(mixed, dim=1)))
+
+    values = linear("encoder_attn.value_proj", patches)
+    offsets = linear("encoder_attn.sampling_offsets", hidden + positions).reshape(queries, heads, -1, 2)
+    weights = linear("encoder_attn.attention_weights", hidden + positions).reshape(queries, heads, -1).softmax(dim=-1)
+    found = []
+    for head in range(heads):
+        part = values[:, head * size : (head + 1) * size]
+        x, y = (points[:, None] * torch.tensor(GRID[::-1]) + offsets[:, head]).unbind(-1)
+        samples = [_sampled(part, x[:, point], y[:, point]) for point in range(x.shape[1])]
+        found.append((torch.stack(samples, dim=1) * weights[:, head, :, None]).sum(dim=1))
+    hidden = norm("encoder_attn_layer_norm", hidden + linear("encoder_attn.output_proj", torch.cat(found, dim=1)))
+    return norm("final_layer_norm", hidden + linear("mlp.fc2", linear("mlp.fc1", hidden).relu()))
+
+
+def test_honeybees_d_abstractor() -> None:
+    """Pooled patches as the queries' positions, learned places, one level; each image by itself."""
+    ours = _randomised("d_abstractor", hidden_size=12, num_queries=4, num_input_tokens=48, num_layers=2, num_heads=3)
+    torch.nn.init.uniform_(ours.reference_points)
+    state = ours.state_dict()
+    features = torch.randn(2, 48, VISION, dtype=torch.float64)
+    expected = []
+    for image in features:
+        patches = functional.linear(image, state["input_proj.weight"], state["input_proj.bias"]) + state["pos_emb"][0]
+        positions = functional.adaptive_avg_pool2d(patches.T.unflatten(1, GRID), 2).flatten(1).T
+        hidden = state["query"]
+        for number in range(2):
+            prefix = f"layers.{number}."
+            layer = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+            hidden = _deformable_layer(layer, hidden, positions, state["reference_points"][0], patches, heads=3)
+        expected.append(functional.linear(hidden, state["output_proj.weight"], state["output_proj.bias"]))
+    torch.testing.assert_close(ours(features, GRID), torch.stack(expected), rtol=0, atol=1e-12)
+
+
+def test_d_abstractor_starts_spread_over_the_image() -> None:
+    points = build_projector(
+        "d_abstractor", vision_hidden_size=8, text_hidden_size=8, hidden_size=8, num_queries=9, num_input_tokens=16
+    ).reference_points
+    assert points[0, :, 0].tolist() == [0.125, 0.5, 0.875] * 3  # x; centres of the first and the last of 4 patches
+    assert points[0, :, 1].tolist() == [0.125] * 3 + [0.5] * 3 + [0.875] * 3
 
 
 def test_dense_connector_from_hidden_states() -> None:

@@ -6,6 +6,7 @@ One file and one registration each. Importing this package needs torch only.
 from llava_npu.models.projectors import (  # noqa: F401  (each registers itself)
     adaptive_pool,
     c_abstractor,
+    d_abstractor,
     dense_connector,
     identity,
     ldp,

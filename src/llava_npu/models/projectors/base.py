@@ -158,6 +158,36 @@ class SquareOptions(ProjectorOptions):
 
 
 @dataclass(frozen=True)
+class PositionedOptions(SquareOptions):
+    """Options of a projector with a learned position for each patch, which gives a fixed square of tokens.
+
+    Attributes:
+        num_input_tokens: patches in; the default is CLIP-L's at 336 pixels.
+        hidden_size: width inside.
+    """
+
+    num_input_tokens: int = 576
+    hidden_size: int = 1024
+
+    @classmethod
+    def grid_defaults(cls, grid: Grid) -> dict[str, Any]:
+        return {"num_input_tokens": grid[0] * grid[1]}
+
+    def check(self) -> None:
+        super().check()
+        self.require_positive("hidden_size", "num_input_tokens")
+
+    def num_tokens(self, grid: Grid, special_tokens: int = 0) -> int:
+        height, width = self.patches_only(grid, special_tokens)
+        if height * width != self.num_input_tokens:
+            raise UserError(
+                f"Projector {self.projector!r} has positions for num_input_tokens={self.num_input_tokens} patches; a"
+                f" grid of {height}×{width} has {height * width}. Set num_input_tokens: {height * width}."
+            )
+        return self.num_queries
+
+
+@dataclass(frozen=True)
 class PatchOptions(ProjectorOptions):
     """Options of a projector that makes one token of each patch, and takes no other tokens."""
 

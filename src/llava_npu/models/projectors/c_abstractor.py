@@ -6,21 +6,19 @@ Cha et al. 2023, arXiv:2312.06742; khanrc/honeybee.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional
 
-from llava_npu.errors import UserError
-from llava_npu.models.projectors.base import Projector, ProjectorOptions
+from llava_npu.models.projectors.base import PositionedOptions, Projector
 from llava_npu.models.projectors.grid import Grid, average_pool, to_map, to_tokens
 from llava_npu.models.projectors.layers import LayerNorm2d, Mlp, NormalConv2d, NormalLinear, SqueezeExcite
 from llava_npu.models.projectors.registry import register
 
 
 @dataclass(frozen=True)
-class CAbstractorOptions(ProjectorOptions):
+class CAbstractorOptions(PositionedOptions):
     """Options of `c_abstractor`; the defaults are Honeybee's geometry for CLIP-L at 336 pixels.
 
     Attributes:
@@ -30,33 +28,12 @@ class CAbstractorOptions(ProjectorOptions):
         depth: residual blocks before the pooling, and again after it; 0 leaves pooling and read-out alone.
     """
 
-    hidden_size: int = 1024
-    num_queries: int = 144
-    num_input_tokens: int = 576
     depth: int = 3
 
-    @classmethod
-    def grid_defaults(cls, grid: Grid) -> dict[str, Any]:
-        return {"num_input_tokens": grid[0] * grid[1]}
-
     def check(self) -> None:
-        self.require_positive("hidden_size", "num_input_tokens")
-        self.square_side("num_queries")
+        super().check()
         if self.depth < 0:
             raise self.error("depth", "must not be negative")
-
-    def num_tokens(self, grid: Grid, special_tokens: int = 0) -> int:
-        height, width = self.patches_only(grid, special_tokens)
-        if height * width != self.num_input_tokens:
-            raise UserError(
-                f"Projector 'c_abstractor' has positions for num_input_tokens={self.num_input_tokens} patches; a grid"
-                f" of {height}×{width} has {height * width}. Set num_input_tokens: {height * width}."
-            )
-        return self.num_queries
-
-    def token_grid(self, grid: Grid) -> Grid | None:
-        side = self.square_side("num_queries")
-        return side, side
 
 
 @register(
