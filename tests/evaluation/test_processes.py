@@ -7,9 +7,11 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from typer.testing import CliRunner
@@ -22,6 +24,8 @@ from llava_npu.evaluation.questions import Answer, Question
 from llava_npu.evaluation.run import evaluate
 from llava_npu.evaluation.run_folder import collect_predictions, predictions_path
 from support.evaluation_samples import FakeAnswerer, always_a, circular_rows, write_tsv
+
+COMMAND = [sys.executable, "-m", "llava_npu"]
 
 
 @pytest.fixture
@@ -144,7 +148,30 @@ def test_a_process_that_fails_ends_the_others(bench: Path, tmp_path: Path) -> No
     assert "Traceback" not in result.stderr
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process that its parent is gone")
+def test_processes_end_with_a_killed_command(bench: Path, tmp_path: Path) -> None:
+    required = ["--model", str(tmp_path / "absent"), "--data", str(bench), "--output", str(tmp_path / "out")]
+    command = subprocess.Popen([*COMMAND, "eval", "mmbench", *required, "--device", "cpu", "--devices", "2"])
+    children: list[psutil.Process] = []
+    try:
+        while len(children) < 2:
+            assert command.poll() is None
+            children = [each for each in psutil.Process(command.pid).children() if "RANK" in each.environ()]
+        for child in children:
+            child.suspend()  # it cannot end by itself, for want of a model
+        command.kill()
+        assert not psutil.wait_procs(children, timeout=60)[1]
+    finally:
+        for child in children:
+            with suppress(psutil.NoSuchProcess):
+                child.kill()
+        command.kill()
+        command.wait()
+
+
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "llava_npu", *arguments]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900, check=False)
+    return subprocess.run(
+        [*COMMAND, *arguments], env=environment, capture_output=True, text=True, timeout=900, check=False
+    )
