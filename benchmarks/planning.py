@@ -62,7 +62,7 @@ class Setting:
     stage: str
     projector: str
     micro_batch_size: int
-    gradient_checkpointing: bool
+    gradient_checkpointing: bool | int
     precision: str
     cache_features: bool
     pack_tokens: int | None = None
@@ -212,18 +212,19 @@ def write_material(folder: Path) -> None:
 
 
 def grid() -> list[Setting]:
-    """Every stage, projector, recomputation and precision, sizes and caching spread over them; and packed rows."""
+    """Every stage, projector, recomputation and precision, sizes and caching spread over them; packs; some layers."""
     every = itertools.product(("align", "finetune"), PROJECTORS, (False, True), ("fp32", "bf16"))
     settings = [
         Setting(stage, projector, (2, 4, 8)[number % 3], recompute, precision, cache_features=number % 4 == 1)
         for number, (stage, projector, recompute, precision) in enumerate(every)
     ]
-    packed = [
+    others = [
         Setting(stage, "mlp2x_gelu", 8, False, precision, False, pack_tokens=512)
         for stage in ("align", "finetune")
         for precision in ("fp32", "bf16")
     ]
-    return settings + packed
+    others += [Setting("finetune", "mlp2x_gelu", 8, layers, "fp32", False) for layers in (1, 2, 3)]
+    return settings + others
 
 
 def main() -> None:
@@ -244,7 +245,7 @@ def main() -> None:
                 setting.stage,
                 setting.projector,
                 f"{setting.pack_tokens} tokens" if setting.pack_tokens else str(setting.micro_batch_size),
-                "yes" if setting.gradient_checkpointing else "no",
+                {"False": "no", "True": "yes"}.get(layers := str(setting.gradient_checkpointing), layers),
                 setting.precision,
                 "cached" if setting.cache_features else "computed",
                 f"{each.predicted / MIB:.2f}",

@@ -38,7 +38,7 @@ def test_predicted_peaks_are_those_of_whole_runs(
         setting("align", "resampler", 2, False, "fp32", cache_features=False),
         setting("align", "mlp2x_gelu", 8, True, "bf16", cache_features=False),
         setting("finetune", "c_abstractor", 8, False, "bf16", cache_features=True),
-        setting("finetune", "tokenpacker", 4, True, "fp32", cache_features=False),
+        setting("finetune", "tokenpacker", 4, 3, "fp32", cache_features=False),
         setting("finetune", "mlp2x_gelu", 8, False, "fp32", cache_features=False, pack_tokens=512),
     ]
     for comparison in benchmark.compare(grid, tmp_path, device.type):

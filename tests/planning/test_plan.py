@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import json
+import math
 import re
 import statistics
 from collections.abc import Callable
@@ -15,6 +17,7 @@ from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 from transformers import Qwen2Config
 from typer.testing import CliRunner
 
@@ -29,10 +32,12 @@ from llava_npu.models.published import published_model
 from llava_npu.planning import check
 from llava_npu.planning.host import PROCESS, host_memory
 from llava_npu.planning.memory import EngineChoice, PeakMemory
+from llava_npu.planning.options import MemoryModel
 from llava_npu.planning.plan import plan_run
+from llava_npu.planning.report import render_plan
 from llava_npu.planning.samples import Samples, expected_samples
 from llava_npu.planning.sizing import choose_sizing
-from llava_npu.planning.target import Target, product
+from llava_npu.planning.target import HEADROOM, Target, product
 from llava_npu.planning.tracing import Held
 from llava_npu.training.data import choose_layout
 from llava_npu.training.resolve import ResolvedRun
@@ -261,7 +266,7 @@ def test_more_memory_allows_more(make_run: MakeRun, adapters: bool) -> None:
     assert ample.fits
     assert ample.recommended is not None
     assert ample.recommended.largest == 8
-    assert not ample.recommended.gradient_checkpointing
+    assert not ample.recommended.recomputed
     assert tight.configured.at_configured == ample.configured.at_configured
     largest = [choice.largest for choice in tight.options]
     assert largest[0] < 8
@@ -270,6 +275,29 @@ def test_more_memory_allows_more(make_run: MakeRun, adapters: bool) -> None:
     assert ample.parameters > ample.trained
     if adapters:
         assert ample.trained < 0.7 * ample.parameters
+
+
+@pytest.mark.slow
+def test_no_more_layers_are_recomputed_than_memory_needs(make_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    changes = {"parts": {"vision_tower": {"train": "full"}}, "gradient_checkpointing": "auto", "micro_batch_size": 8}
+    run = ResolvedRun(make_run(**changes))
+    sizing = choose_sizing(run.config, expected_samples(run), 1)
+    memory, engine = MemoryModel(run.config, run.model, sizing, small_target(2**40)), EngineChoice("ddp")
+    needed = [memory.peak(engine, count, 8).device.total for count in range(memory.layers + 1)]
+    assert needed == sorted(set(needed), reverse=True)
+    for count, usable in enumerate(needed):
+        assert memory.least_recomputed(engine, usable) == count
+        assert memory.least_recomputed(engine, usable + 1) == count
+    assert memory.least_recomputed(engine, 0) == memory.layers
+    target = small_target(math.ceil(needed[1] / (1 - HEADROOM)))
+    made = plan_run(run, target, mfu=0.4)
+    assert (made.configured.recomputed, made.layers, made.fits) == (1, memory.layers, True)
+    printed = io.StringIO()
+    Console(file=printed, width=200).print(render_plan(made))
+    assert f"1 of {memory.layers}" in printed.getvalue()
+    monkeypatch.setattr(check, "SURELY", 0)
+    monkeypatch.setattr(check, "this_machine", lambda *_, **__: replace(target, kind="cuda"))
+    assert check.choose_recomputation(run, 1).config.gradient_checkpointing == 1
 
 
 @pytest.mark.slow

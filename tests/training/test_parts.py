@@ -19,7 +19,14 @@ from llava_npu.training.batches import micro_batch
 from llava_npu.training.checkpointing.export import build_model
 from llava_npu.training.loss import SupervisedLoss
 from llava_npu.training.monitoring.metrics import read_metrics
-from llava_npu.training.parts import part_of, prepare_parts, trained_parameters, unused_tower_parameters
+from llava_npu.training.parts import (
+    part_of,
+    prepare_parts,
+    recomputable_layers,
+    recompute_first,
+    trained_parameters,
+    unused_tower_parameters,
+)
 
 MakeRun = Callable[..., RunConfig]
 
@@ -104,6 +111,40 @@ def _work(run: RunConfig, device: torch.device) -> tuple[int, int]:
         loss.backward()
     assert all(parameter.grad is not None for _, parameter in trained_parameters(model))
     return forward.get_total_flops(), backward.get_total_flops()
+
+
+def test_any_number_of_recomputed_layers_gives_the_same_gradients(make_run: MakeRun, device: torch.device) -> None:
+    run = make_run(parts={"vision_tower": {"train": "full"}}, precision="fp32")
+    model, processor = build_model(run)
+    prepare_parts(model, run.resolved_parts, None, checkpointing=True)
+    model.to(device)
+    dataset = ConversationDataset(load_records(run.data.path), processor)
+    batch = micro_batch([dataset[0], dataset[1]], None, processor.tokenizer.pad_token_id, processor.image_token_id)
+    objective, found = SupervisedLoss(model), []
+    layers = len(recomputable_layers(model))
+    unused = 1  # the tower's last layer, behind the one whose output is taken
+    vision, text = model.config.vision_config, model.config.text_config
+    assert layers == vision.num_hidden_layers - unused + text.num_hidden_layers
+    for count in range(layers + 1):
+        recompute_first(model, count)
+        model.zero_grad()
+        loss = objective(batch.to(device), batch.sequence_lengths)
+        with FlopCounterMode(display=False) as backward:
+            loss.backward()
+        gradients = [weight.grad.clone() for _, weight in trained_parameters(model) if weight.grad is not None]
+        found.append((loss.item(), gradients, backward.get_total_flops()))
+    for loss, gradients, _ in found:
+        assert loss == pytest.approx(found[0][0], abs=1e-6)
+        torch.testing.assert_close(gradients, found[0][1], atol=1e-6, rtol=1e-5)
+    work = [flops for *_, flops in found]
+    assert work == sorted(set(work))  # each layer more is computed once more
+    with pytest.raises(UserError, match=f"gradient_checkpointing: 99, but .* in {layers} layers of this model"):
+        prepare_parts(model, run.resolved_parts, None, checkpointing=99)
+
+
+def test_training_wants_the_layers_to_recompute_chosen(make_run: MakeRun) -> None:
+    with pytest.raises(UserError, match="`auto` is chosen by the plan of `llava-npu train`"):
+        train(make_run(gradient_checkpointing="auto"))
 
 
 @pytest.mark.slow

@@ -75,11 +75,11 @@ def train(
 
 def _train(run: RunConfig, *, fresh: bool, accept_changes: bool, ignore_plan: bool, profile: str | None) -> None:
     from llava_npu.distributed import launched
-    from llava_npu.planning.check import refuse_what_cannot_fit
+    from llava_npu.planning.check import choose_recomputation, refuse_what_cannot_fit
     from llava_npu.training import train as run_training
     from llava_npu.training.resolve import ResolvedRun
 
-    resolved = ResolvedRun(run)
+    resolved = choose_recomputation(ResolvedRun(run), launched.world_size(), fresh=fresh)
     outcome = refuse_what_cannot_fit(resolved, launched.world_size(), fresh=fresh, only_warn=ignore_plan)
     if outcome is not None and launched.rank() == 0:
         typer.echo(outcome, err=True)

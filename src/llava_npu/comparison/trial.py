@@ -59,7 +59,7 @@ from llava_npu.files.json_objects import read_json
 from llava_npu.inference.features import FeatureCache
 from llava_npu.models import load
 from llava_npu.models.loaded import LoadedModel
-from llava_npu.planning.check import refuse_what_cannot_fit
+from llava_npu.planning.check import choose_recomputation, refuse_what_cannot_fit
 from llava_npu.training import train
 from llava_npu.training.parts import STAGE_TEMPLATES
 from llava_npu.training.resolve import ResolvedRun
@@ -185,7 +185,7 @@ def _train(run: RunConfig, device_name: str, device: Device, folder: Path, conso
     if part.is_file():
         return int(read_json(part, advice=DELETE)["peak_memory"])
     device.reset_peak_memory()
-    resolved = ResolvedRun(run.model_copy(update={"device": device_name}))
+    resolved = choose_recomputation(ResolvedRun(run.model_copy(update={"device": device_name})), launched.world_size())
     if (outcome := refuse_what_cannot_fit(resolved, launched.world_size())) is not None:
         console.print(outcome)
     train(resolved, console=console)

@@ -9,6 +9,7 @@ from pydantic import Field, field_validator, model_validator
 
 from llava_npu.config.parts import LoraConfig, Part, PartName, PartsConfig, StageName, resolve_parts
 from llava_npu.config.section import PathText, Section
+from llava_npu.errors import UserError
 
 # Keys of a new model; a checkpoint defines them itself.
 OF_A_NEW_MODEL = (
@@ -300,8 +301,11 @@ class RunConfig(Section):
         description="`auto`: bf16 where the device computes it faster, fp16 where it has no bfloat16, else fp32. In "
         "fp16 the loss is scaled so that small gradients are kept (`zero2` and `zero3` do not support it).",
     )
-    gradient_checkpointing: bool = Field(
-        False, description="Recompute activations in the backward pass: less memory, about a third more time."
+    gradient_checkpointing: bool | Literal["auto"] | int = Field(
+        False,
+        description="Recompute activations in the backward pass: less memory, about a third more time. A number: in so "
+        "many layers only, the first ones to run (those of a vision tower that learns, then the language model's). "
+        "`auto`: in as few as the plan says that memory needs, perhaps none.",
     )
     engine: str = Field(
         "ddp",
@@ -352,6 +356,13 @@ class RunConfig(Section):
         "memory: 12 bytes per trained parameter over all processes.",
     )
 
+    @field_validator("gradient_checkpointing", mode="before")
+    @classmethod
+    def _is_a_choice_of_layers(cls, value: object) -> object:
+        if isinstance(value, bool) or value == "auto" or (isinstance(value, int) and value >= 1):
+            return value
+        raise ValueError("allowed are true, false, auto, or a number of layers from 1")
+
     @model_validator(mode="after")
     def _compiles_something(self) -> RunConfig:
         if self.compile and self.gradient_checkpointing:
@@ -373,6 +384,21 @@ class RunConfig(Section):
                 f"`{self.resolved_parts['vision_tower'].train}`; set `cache_features` to false or `train` to `frozen`"
             )
         return self
+
+    @property
+    def recomputed_layers(self) -> bool | int:
+        """`gradient_checkpointing`, once it is chosen.
+
+        Raises:
+            UserError: it is still to be chosen.
+        """
+        if self.gradient_checkpointing == "auto":
+            raise UserError(
+                "gradient_checkpointing: `auto` is chosen by the plan of `llava-npu train` and `compare`; from Python, "
+                "give `train` what `llava_npu.planning.check.choose_recomputation` returns, or set true, false or a "
+                "number of layers."
+            )
+        return self.gradient_checkpointing
 
     @property
     def has_adapters(self) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from llava_npu.config import RunConfig
 from llava_npu.distributed import launched
@@ -56,9 +56,41 @@ def predict(run: ResolvedRun, target: Target) -> MemoryPrediction:
     sizing = choose_sizing(config, samples, target.count)
     memory = MemoryModel(config, run.model, sizing, target)
     engine = configured_engine(config)
-    peak = memory.peak(engine, config.gradient_checkpointing, sizing.configured)
+    peak = memory.peak(engine, memory.configured_recomputed(engine), sizing.configured)
     host = host_memory(run, memory.prepared, engine, peak, target)
     return MemoryPrediction(peak, host, target, samples)
+
+
+def choose_recomputation(run: ResolvedRun, num_processes: int, *, fresh: bool = False) -> ResolvedRun:
+    """The run with `gradient_checkpointing: auto` replaced by the fewest layers with which it fits; others as they are.
+
+    The choice follows from the configuration and the devices' memory as a whole, so that all processes make the same.
+
+    Args:
+        fresh: as for `refuse_what_cannot_fit`.
+
+    Raises:
+        UserError: a model's configuration cannot be had, or the batch does not divide over the devices.
+    """
+    config = run.config
+    if config.gradient_checkpointing != "auto":
+        return run
+    if is_finished(config.output_path) and not fresh:
+        return _with_recomputation(run, False)
+    local = min(launched.local_world_size(), num_processes)
+    target = this_machine(run.device, local, num_processes // local, config.precision, for_time=False)
+    if target.kind == "cpu":  # what is free changes while processes start
+        target = replace(target, memory=run.device.memory().total // local)
+    if _generous_bound(config, run.model, target) <= SURELY * target.usable_memory:
+        return _with_recomputation(run, False)
+    sizing = choose_sizing(config, expected_samples(run), target.count)
+    memory = MemoryModel(config, run.model, sizing, target)
+    count = memory.configured_recomputed(configured_engine(config))
+    return _with_recomputation(run, True if count == memory.layers else count or False)
+
+
+def _with_recomputation(run: ResolvedRun, chosen: bool | int) -> ResolvedRun:
+    return replace(run, config=run.config.model_copy(update={"gradient_checkpointing": chosen}))
 
 
 def refuse_what_cannot_fit(

@@ -56,7 +56,7 @@ def fake_model(
     config: LlavaNpuConfig,
     parts: Mapping[PartName, Part],
     compute_dtype: torch.dtype | None,
-    checkpointing: bool,
+    checkpointing: bool | int,
     *,
     lora: LoraConfig | None = None,
     sharded: bool = False,

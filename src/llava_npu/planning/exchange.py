@@ -36,12 +36,16 @@ class SequenceExchange:
         value = head_dim * (compute_dtype or torch.float32).itemsize
         return cls(parts, text_config.num_hidden_layers, (heads + 2 * keys) * value, heads * value)
 
-    def calls(self, checkpointing: bool) -> int:
-        """All-to-alls in a micro-batch: two in each layer's forward pass, likewise backward and computed again."""
-        return 0 if self.parts == 1 else 2 * self.layers * (3 if checkpointing else 2)
+    def calls(self, recomputed: float) -> int:
+        """All-to-alls in a micro-batch: two in each layer's forward pass, likewise backward and computed again.
 
-    def sent(self, tokens: float, checkpointing: bool) -> int:
-        """Bytes that a device sends for this many of its tokens; its own part stays."""
-        passes = 3 if checkpointing else 2
+        Args:
+            recomputed: the part of the layers in which activations are.
+        """
+        return 0 if self.parts == 1 else round(2 * self.layers * (2 + recomputed))
+
+    def sent(self, tokens: float, recomputed: float) -> int:
+        """Bytes that a device sends for this many of its tokens; its own part stays. `recomputed`: as for `calls`."""
+        passes = 2 + recomputed
         away = (self.parts - 1) / self.parts
         return round(tokens * self.layers * passes * away * (self.to_heads + self.back))

@@ -1,7 +1,8 @@
-"""The ways to run something: engine, gradient checkpointing, micro-batch size; what each takes, and which to choose."""
+"""The ways to run something: engine, recomputed layers, micro-batch size; what each takes, and which to choose."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,6 +19,7 @@ from llava_npu.planning.sizing import Sizing
 from llava_npu.planning.target import Target
 from llava_npu.planning.tracing import StepTrace, between
 from llava_npu.training.engines.memory import ModelSizes, count_sizes
+from llava_npu.training.parts import recomputable_layers, recompute_first
 
 # Tokens in a micro-batch from which a device's matrix units are taken to be busy.
 ENOUGH_TOKENS = 2048
@@ -28,20 +30,21 @@ class Option:
     """One way to run it.
 
     Attributes:
+        recomputed: layers in which activations are computed again in the backward pass, the first ones to run.
         at_configured: the peak with the micro-batches that the run configures.
         largest: `micro_batch_size`, or `pack_tokens` where samples are packed, that fits; 0: none does.
         at_largest: the peak with that; None where none fits.
     """
 
     engine: EngineChoice
-    gradient_checkpointing: bool
+    recomputed: int
     at_configured: PeakMemory
     largest: int
     at_largest: PeakMemory | None
 
 
 class MemoryModel:
-    """The peak of a run's step as a function of engine, checkpointing and micro-batch size.
+    """The peak of a run's step as a function of engine, recomputed layers and micro-batch size.
 
     Models and traces take seconds where a model is large: each is made once, when it is first needed, and sizes in
     between are read off a line through two traces.
@@ -49,7 +52,7 @@ class MemoryModel:
 
     def __init__(self, config: RunConfig, model: LlavaNpuConfig, sizing: Sizing, target: Target):
         self._config, self._model, self._sizing, self._target = config, model, sizing, target
-        self._traces: dict[tuple[bool, bool, int], StepTrace] = {}
+        self._traces: dict[tuple[bool, int, int], StepTrace] = {}
         self._models: dict[tuple[bool, bool], LlavaNpuForConditionalGeneration] = {}
 
     @property
@@ -65,13 +68,49 @@ class MemoryModel:
     def exchange(self) -> SequenceExchange:
         return SequenceExchange.between(self._sizing.parts, self._model.text_config, self._target.compute_dtype)
 
-    def trace(self, engine: EngineChoice, checkpointing: bool, size: int) -> StepTrace:
-        """`size`: of a micro-batch, in what `sizing` counts."""
-        return self._trace(self._gathered_in_16_bits(engine), checkpointing, size)
+    @cached_property
+    def layers(self) -> int:
+        """In how many layers activations can be recomputed."""
+        return len(recomputable_layers(self.prepared))
 
-    def peak(self, engine: EngineChoice, checkpointing: bool, size: int) -> PeakMemory:
+    def configured_recomputed(self, engine: EngineChoice) -> int:
+        """In how many layers they are, by `gradient_checkpointing`; `engine`: that of the run."""
+        checkpointing = self._config.gradient_checkpointing
+        if checkpointing == "auto":
+            return self.least_recomputed(engine, self._target.usable_memory)
+        return self.layers * checkpointing if isinstance(checkpointing, bool) else checkpointing
+
+    def recomputed_part(self, recomputed: int) -> float:
+        """The part of the language model's layers among the first `recomputed` ones."""
+        of_text = self._model.text_config.num_hidden_layers
+        return max(0, recomputed - (self.layers - of_text)) / of_text
+
+    def least_recomputed(self, engine: EngineChoice, usable: int) -> int:
+        """The fewest layers with whose recomputation micro-batches as configured fit into `usable` bytes; all where not
+        even that does.
+
+        Memory falls about evenly with each layer, so that a line from what fits to what does not soon finds them.
+        """
+        size = self._sizing.configured
+        low, high = 0, self.layers
+        over, spare = (self.peak(engine, count, size).device.total - usable for count in (low, high))
+        if over <= 0:
+            return 0
+        if spare > 0:
+            return high
+        while high - low > 1:
+            middle = min(max(low + math.ceil(over * (high - low) / (over - spare)), low + 1), high - 1)
+            more = self.peak(engine, middle, size).device.total - usable
+            low, over, high, spare = (middle, more, high, spare) if more > 0 else (low, over, middle, more)
+        return high
+
+    def trace(self, engine: EngineChoice, recomputed: int, size: int) -> StepTrace:
+        """`size`: of a micro-batch, in what `sizing` counts."""
+        return self._trace(self._gathered_in_16_bits(engine), recomputed, size)
+
+    def peak(self, engine: EngineChoice, recomputed: int, size: int) -> PeakMemory:
         """`size`: as for `trace`."""
-        trace = self.trace(engine, checkpointing, size)
+        trace = self.trace(engine, recomputed, size)
         shape, sizing = self._sizing.shape(size), self._sizing
         step = StepShape(
             self._target.count,
@@ -87,18 +126,19 @@ class MemoryModel:
         trains_little = sizes.trained < 0.01 * (sizes.trained + sizes.frozen)
         return not engine.type.keeps_whole_layers and self._target.compute_dtype is not None and not trains_little
 
-    def _trace(self, sharded: bool, checkpointing: bool, size: int) -> StepTrace:
+    def _trace(self, sharded: bool, recomputed: int, size: int) -> StepTrace:
         first = self._sizing.configured
         if size == first:
-            return self._traced(sharded, checkpointing, first)
+            return self._traced(sharded, recomputed, first)
         second = 2 * first
-        traces = (self._traced(sharded, checkpointing, each) for each in (first, second))
+        traces = (self._traced(sharded, recomputed, each) for each in (first, second))
         return between(next(traces), first, next(traces), second, size)
 
-    def _traced(self, sharded: bool, checkpointing: bool, size: int) -> StepTrace:
-        key = (sharded, checkpointing, size)
+    def _traced(self, sharded: bool, recomputed: int, size: int) -> StepTrace:
+        key = (sharded, recomputed, size)
         if key not in self._traces:
-            model = self._fake_model(checkpointing, sharded)
+            model = self._fake_model(bool(recomputed), sharded)
+            recompute_first(model, recomputed)
             shape = self._sizing.shape(size)
             self._traces[key] = trace_step(model, shape, self._target.compute_dtype, self._target.kind)
         return self._traces[key]
@@ -113,34 +153,42 @@ class MemoryModel:
 
 
 def options(memory: MemoryModel, sizing: Sizing, target: Target, configured: EngineChoice) -> list[Option]:
-    """Every engine that makes sense on this many devices, and the configured one, without and with recomputation."""
+    """Every engine that makes sense on this many devices, and the configured one.
+
+    Each without recomputation, with recomputation in all layers, and where only the latter fits, in the fewest with
+    which it does; the configured one also as configured.
+    """
     engines = _engines(target)
     if configured not in engines:
         engines.append(configured)
-    return [
-        _option(memory, engine, checkpointing, sizing, target.usable_memory)
-        for checkpointing in (False, True)
-        for engine in engines
+    some = [(engine, memory.least_recomputed(engine, target.usable_memory)) for engine in engines]
+    own = (configured, memory.configured_recomputed(configured))
+    between_none_and_all = [way for way in (*some, *([] if own in some else [own])) if 0 < way[1] < memory.layers]
+    ways = [
+        *((engine, 0) for engine in engines),
+        *between_none_and_all,
+        *((engine, memory.layers) for engine in engines),
     ]
+    return [_option(memory, engine, recomputed, sizing, target.usable_memory) for engine, recomputed in ways]
 
 
 def recommended(choices: Sequence[Option], sizing: Sizing) -> Option | None:
     """The first of these that fits with enough tokens in a micro-batch, else the first that fits at all.
 
-    In this order: whole weights before shards (nothing is gathered), no recomputation before it (it adds a third or
-    more of the work; gathering a layer takes less where devices are linked), and the host's memory last.
+    In this order: whole weights before shards (nothing is gathered), little recomputation before more (all of it adds
+    a third or more of the work; gathering a layer takes less where devices are linked), and the host's memory last.
     """
-    ordered = sorted(choices, key=lambda choice: (bool(choice.engine.on_host), choice.gradient_checkpointing))
+    ordered = sorted(choices, key=lambda choice: (bool(choice.engine.on_host), choice.recomputed))
     fitting = [choice for choice in ordered if choice.largest]
     busy = (choice for choice in fitting if sizing.tokens(choice.largest) / sizing.parts >= ENOUGH_TOKENS)
     return next(busy, next(iter(fitting), None))
 
 
-def _option(memory: MemoryModel, engine: EngineChoice, checkpointing: bool, sizing: Sizing, usable: int) -> Option:
-    at_configured = memory.peak(engine, checkpointing, sizing.configured)
-    peaks = ((size, memory.peak(engine, checkpointing, size)) for size in sizing.candidates)
+def _option(memory: MemoryModel, engine: EngineChoice, recomputed: int, sizing: Sizing, usable: int) -> Option:
+    at_configured = memory.peak(engine, recomputed, sizing.configured)
+    peaks = ((size, memory.peak(engine, recomputed, size)) for size in sizing.candidates)
     largest, at_largest = next((pair for pair in peaks if pair[1].device.total <= usable), (0, None))
-    return Option(engine, checkpointing, at_configured, largest, at_largest)
+    return Option(engine, recomputed, at_configured, largest, at_largest)
 
 
 def _engines(target: Target) -> list[EngineChoice]:

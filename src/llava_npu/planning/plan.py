@@ -24,7 +24,7 @@ class Work:
 
     Attributes:
         sample: operations of an average sample.
-        recomputed: what gradient checkpointing adds to them, as a part of them.
+        recomputed: what gradient checkpointing in all layers adds to them, as a part of them.
         padding: part of a micro-batch's tokens that is padding, on average; of packed samples hardly any.
         steps, total: of the whole run, in optimizer steps and operations; None where the number of samples is unknown.
         mfu: the part of the devices' peak that is taken to be reached, padding and recomputation not counted as work.
@@ -58,7 +58,8 @@ class RunPlan:
     Attributes:
         parameters, trained: elements.
         size_key, size: of a micro-batch, as configured: `micro_batch_size` or `pack_tokens`.
-        options: every engine that makes sense on these devices, without and with gradient checkpointing.
+        layers: in how many layers activations can be recomputed.
+        options: every engine that makes sense on these devices, with no, some and all layers recomputed.
         hosts: memory of one node under each of them, in their order.
         configured: the run's own choice among them.
         recommended: what to choose; None where nothing fits.
@@ -74,6 +75,7 @@ class RunPlan:
     size: int
     samples: Samples
     work: Work
+    layers: int
     options: tuple[Option, ...]
     hosts: tuple[HostMemory, ...]
     configured: Option
@@ -111,6 +113,7 @@ def plan_run(run: ResolvedRun, target: Target, mfu: float) -> RunPlan:
     memory = MemoryModel(config, run.model, sizing, target)
     engine = configured_engine(config)
     choices = options(memory, sizing, target, engine)
+    recomputed = memory.configured_recomputed(engine)
     if config.lora.base_bits is not None:
         remarks.append(f"weights that lora.base_bits={config.lora.base_bits} packs are counted as if they were not")
     return RunPlan(
@@ -123,15 +126,12 @@ def plan_run(run: ResolvedRun, target: Target, mfu: float) -> RunPlan:
         size=sizing.configured,
         samples=samples,
         work=_work(config, memory, sizing, target, mfu),
+        layers=memory.layers,
         options=tuple(choices),
         hosts=tuple(
             host_memory(run, memory.prepared, choice.engine, choice.at_configured, target) for choice in choices
         ),
-        configured=next(
-            choice
-            for choice in choices
-            if (choice.engine, choice.gradient_checkpointing) == (engine, config.gradient_checkpointing)
-        ),
+        configured=next(choice for choice in choices if (choice.engine, choice.recomputed) == (engine, recomputed)),
         recommended=recommended(choices, sizing),
         remarks=(*remarks, f"samples: {samples.source}"),
     )
@@ -150,12 +150,12 @@ def _work(config: RunConfig, memory: MemoryModel, sizing: Sizing, target: Target
     steps = _steps(config, samples)
     total = None if steps is None else steps * config.batch_size * sample.total // 1000
     rate = None if target.peak_flops is None else target.peak_flops * target.count * mfu
-    exchanged = exchange.sent(sizing.per_group * samples.mean_length / exchange.parts, config.gradient_checkpointing)
     engine = configured_engine(config)
-    trace = memory.trace(engine, config.gradient_checkpointing, sizing.configured)
-    least = roofline(
-        step_work(trace, flops, sizing, config.gradient_checkpointing, exchanged), engine, memory.sizes, target
-    )
+    recomputed = memory.configured_recomputed(engine)
+    part = memory.recomputed_part(recomputed)
+    exchanged = exchange.sent(sizing.per_group * samples.mean_length / exchange.parts, part)
+    trace = memory.trace(engine, recomputed, sizing.configured)
+    least = roofline(step_work(trace, flops, sizing, part, exchanged), engine, memory.sizes, target)
     step = config.batch_size * sample.total / 1000 / target.count
     return Work(
         sample=Flops(*(part // 1000 for part in (sample.forward, sample.data_gradient, sample.weight_gradient))),
@@ -166,7 +166,7 @@ def _work(config: RunConfig, memory: MemoryModel, sizing: Sizing, target: Target
         mfu=mfu,
         hours=None if total is None or rate is None else total / rate / 3600,
         parts=exchange.parts,
-        exchanges=exchange.calls(config.gradient_checkpointing),
+        exchanges=exchange.calls(part),
         exchanged=exchanged,
         roofline=least,
         best_hours=None if least is None or steps is None else steps * least.total / 3600,

@@ -62,7 +62,7 @@ def _memory(plan: RunPlan) -> Table:
         fits = peak.device.total <= plan.target.usable_memory
         table.add_row(
             option.engine.label,
-            "yes" if option.gradient_checkpointing else "no",
+            _recompute(plan, option),
             *(f"{getattr(peak.device, kind) / unit:,.1f}" for kind in KINDS),
             Text(f"{peak.device.total / unit:,.1f}", style="green" if fits else "red"),
             f"{option.largest:,}" if option.largest else "none",
@@ -125,14 +125,24 @@ def _recommendation(plan: RunPlan) -> Text:
         ),
         f" ({amount(choice.at_largest.device.total)} per device",
         f", and {amount(host)} of the host's memory for each" if host else "",
-        f"; recomputation adds {plan.work.recomputed:.0%} of work" if choice.gradient_checkpointing else "",
+        f"; recomputation adds {plan.work.recomputed * choice.recomputed / plan.layers:.0%} of work"
+        if choice.recomputed
+        else "",
         ")",
     )
 
 
 def _settings(plan: RunPlan, choice: Option) -> dict[str, str]:
-    checkpointing = str(choice.gradient_checkpointing).lower()
+    checkpointing = "false" if not choice.recomputed else "true"
+    if 0 < choice.recomputed < plan.layers:
+        checkpointing = str(choice.recomputed)
     return choice.engine.settings | {plan.size_key: str(choice.largest), "gradient_checkpointing": checkpointing}
+
+
+def _recompute(plan: RunPlan, option: Option) -> str:
+    if option.recomputed in (0, plan.layers):
+        return "all" if option.recomputed else "no"
+    return f"{option.recomputed} of {plan.layers}"
 
 
 def recommended_settings(plan: RunPlan) -> dict[str, str]:
@@ -141,9 +151,7 @@ def recommended_settings(plan: RunPlan) -> dict[str, str]:
 
 
 def _name(option: Option) -> str:
-    return (
-        f"{option.engine.label} with gradient checkpointing" if option.gradient_checkpointing else option.engine.label
-    )
+    return f"{option.engine.label} with gradient checkpointing" if option.recomputed else option.engine.label
 
 
 def amount(size: int) -> str:

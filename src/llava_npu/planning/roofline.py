@@ -59,12 +59,16 @@ class StepWork:
     exchanged: int
 
 
-def step_work(trace: StepTrace, flops: FlopModel, sizing: Sizing, checkpointing: bool, exchanged: int) -> StepWork:
-    """The work of a run's step, whose micro-batch as configured was traced."""
+def step_work(trace: StepTrace, flops: FlopModel, sizing: Sizing, recomputed: float, exchanged: int) -> StepWork:
+    """The work of a run's step, whose micro-batch as configured was traced.
+
+    Args:
+        recomputed: the part of the language model's layers in which activations are.
+    """
     samples, size = sizing.samples, sizing.configured
     fill = 1.0 if sizing.packed else samples.padded_length(size) / samples.longest
     pairs = sizing.per_group * samples.mean_pairs / sizing.parts
-    attention = pairs * (flops.pair.total + (flops.pair.forward if checkpointing else 0))
+    attention = pairs * (flops.pair.total + recomputed * flops.pair.forward)
     return StepWork(trace, sizing.accumulated(size), fill, attention, exchanged)
 
 

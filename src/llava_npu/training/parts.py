@@ -8,9 +8,11 @@ from typing import Literal
 import torch
 from torch import nn
 from transformers import AutoModel, PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from llava_npu.config.parts import LoraConfig, Part, PartName, StageName
 from llava_npu.devices import Device
+from llava_npu.errors import UserError
 from llava_npu.models.adapters import (
     AdapterSettings,
     add_adapters,
@@ -63,14 +65,18 @@ def prepare_parts(
     model: LlavaNpuForConditionalGeneration,
     parts: Mapping[PartName, Part],
     compute_dtype: torch.dtype | None,
-    checkpointing: bool,
+    checkpointing: bool | int,
     lora: LoraConfig | None = None,
 ) -> None:
     """Sets what is trained, adds adapters, and sets each part's mode; weights stay as they are until `place_weights`.
 
     Args:
         compute_dtype: of a base in fewer bits (`lora.base_bits`).
+        checkpointing: whether activations are recomputed in the backward pass, or in how many layers.
         lora: the adapters of parts with `train: lora`; None: the default ones.
+
+    Raises:
+        UserError: there are fewer layers than are to be recomputed.
     """
     unused = unused_tower_parameters(model.config) if parts["vision_tower"].train != "frozen" else set()
     adapted = [name for name, part in parts.items() if part.train == "lora"]
@@ -84,7 +90,9 @@ def prepare_parts(
     for name, parameter in model.named_parameters():
         in_full = parts[part_of(name)].train == "full" and name not in unused
         parameter.requires_grad_(in_full or is_adapter_parameter(name))
-    _set_modes(model, parts, checkpointing)
+    _set_modes(model, parts, bool(checkpointing))
+    if checkpointing is not True:
+        recompute_first(model, checkpointing)
 
 
 def kept_types(model: nn.Module, compute_dtype: torch.dtype | None) -> dict[int, torch.dtype]:
@@ -173,6 +181,35 @@ def _set_modes(model: LlavaNpuForConditionalGeneration, parts: Mapping[PartName,
         recompute_activations(inner.language_model)
         if parts["vision_tower"].train != "frozen" and inner.vision_tower.supports_gradient_checkpointing:
             recompute_activations(inner.vision_tower)
+
+
+def recomputable_layers(model: LlavaNpuForConditionalGeneration) -> list[GradientCheckpointingLayer]:
+    """Layers whose activations can be recomputed, in the order in which they run: those of the tower that learn, and
+    all of the language model, through which gradients pass even where it is frozen.
+    """
+    tower, text = (
+        [module for module in part.modules() if isinstance(module, GradientCheckpointingLayer)]
+        for part in (model.model.vision_tower, model.model.language_model)
+    )
+    return [layer for layer in tower if any(weight.requires_grad for weight in layer.parameters())] + text
+
+
+def recompute_first(model: LlavaNpuForConditionalGeneration, count: int) -> None:
+    """Of a model prepared with recomputation, recomputes in the first `count` of `recomputable_layers` alone.
+
+    The first, as the last layers' activations are freed before those of the first ones are made again.
+
+    Raises:
+        UserError: there are fewer.
+    """
+    layers = recomputable_layers(model)
+    if count > len(layers):
+        raise UserError(
+            f"gradient_checkpointing: {count}, but activations can be recomputed in {len(layers)} layers of this "
+            "model. Set a number up to that, or true for all."
+        )
+    for number, layer in enumerate(layers):
+        layer.gradient_checkpointing = number < count
 
 
 def recompute_activations(module: PreTrainedModel) -> None:

@@ -90,6 +90,7 @@ def train(
     config, device = run.config, run.device
     profiled = None if profile is None else ProfiledSteps.parse(profile)
     check_quantization(config, device)
+    _ = config.recomputed_layers  # or this is an error now
     devices.apply_environment(device, console.print)
     check_trackers(config.trackers)
     with processes.join(device, needs_group=not find_engine(config.engine).keeps_whole_layers) as accelerator:
@@ -281,7 +282,7 @@ class Trainer:
         self._stamps = weight_stamps(self.run.source)
         self._loaded = with_trained_template(build_model(config, mapped=True), config)
         model = self._loaded.model
-        prepare_parts(model, self.parts, self._dtype, config.gradient_checkpointing, config.lora)
+        prepare_parts(model, self.parts, self._dtype, config.recomputed_layers, config.lora)
         fused = install_kernels(model, self.accelerator.device)
         compile_layers(model, device, config.compile)
         self._flops = flop_model(model)

@@ -51,7 +51,7 @@ def replay(folder: Path, device: Device, precision: Precision | None, say: Calla
     dtype = compute_dtype(precision or config.precision, device)
 
     model = build_model(config, mapped=True).model
-    prepare_parts(model, config.resolved_parts, dtype, config.gradient_checkpointing, config.lora)
+    prepare_parts(model, config.resolved_parts, dtype, config.recomputed_layers, config.lora)
     load_weights(checkpoint.path, model)
     place_weights(model, device.torch_device, kept_types(model, dtype))
     install_kernels(model, device.torch_device)
