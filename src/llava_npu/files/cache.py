@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from llava_npu.errors import UserError
-from llava_npu.files.atomic import write_folder
+from llava_npu.files.atomic import write_folder, write_text
 from llava_npu.files.home import expand_home
 from llava_npu.files.locks import locked
 from llava_npu.version import __version__
 
+_SIZES = ".sizes.json"  # of every file of a built folder, so that damage is seen
 _ADVICE = "Free some space, or point LLAVA_NPU_CACHE to a folder that can be written"
 
 
@@ -37,15 +38,35 @@ def build_once(
     """Returns `folder`, building it first if it is absent, or again if it is damaged.
 
     `build` fills a temporary folder next to it, which is renamed when complete: an interrupted build leaves nothing
-    behind that looks finished. A lock lets one of several processes build while the others wait.
+    behind that looks finished. A lock lets one of several processes build while the others wait. Damaged is what lacks
+    a file, or has one of another size than was written; `is_whole` may look closer.
     """
-    if folder.is_dir() and is_whole(folder):
+
+    def is_usable() -> bool:
+        return folder.is_dir() and _has_its_files(folder) and is_whole(folder)
+
+    def build_and_measure(target: Path) -> None:
+        build(target)
+        write_text(target / _SIZES, json.dumps(_sizes(target)))
+
+    if is_usable():
         return folder
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with locked(folder.parent / f".{folder.name}.lock"):
-            if not (folder.is_dir() and is_whole(folder)):
-                write_folder(folder, build, advice=_ADVICE)
+            if not is_usable():
+                write_folder(folder, build_and_measure, advice=_ADVICE)
     except OSError as error:
         raise UserError(f"cannot write the cache folder {folder}: {error.strerror or error}. {_ADVICE}.") from error
     return folder
+
+
+def _sizes(folder: Path) -> dict[str, int]:
+    return {str(file.relative_to(folder)): file.stat().st_size for file in folder.rglob("*") if file.is_file()}
+
+
+def _has_its_files(folder: Path) -> bool:
+    try:
+        return bool(json.loads((folder / _SIZES).read_bytes()).items() <= _sizes(folder).items())
+    except (OSError, ValueError, AttributeError):
+        return False

@@ -114,7 +114,7 @@ def test_what_tar_does_with_repeated_names_and_links(tmp_path: Path) -> None:
     assert not opened.locate("sub", "").is_file()
 
 
-def test_the_list_of_members_is_made_once_and_again_after_a_change(
+def test_the_list_of_members_is_made_once_and_again_after_a_change_or_damage(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = WRITERS["tar"](tmp_path)
@@ -122,6 +122,8 @@ def test_the_list_of_members_is_made_once_and_again_after_a_change(
     with monkeypatch.context() as patch:
         patch.setattr("llava_npu.data.formats.archives._tar_members", None)
         assert open_archive(path) == first
+    first.index.write_bytes(b"")
+    assert open_archive(path).locate(next(iter(FILES)), "").read_bytes() == next(iter(FILES.values()))
     write_tar(path, {"new.png": b"new"})
     os.utime(path, ns=(1, 1))
     assert open_archive(path).locate("new.png", "").read_bytes() == b"new"

@@ -148,16 +148,19 @@ def test_workers_share_the_index_instead_of_copying_it(path: Path, kept: str) ->
     assert size < (1500 if kept == "in the cache" else 2000)
 
 
-def test_the_index_is_made_once_and_again_after_a_change(
+def test_the_index_is_made_once_and_again_after_a_change_or_damage(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("LLAVA_NPU_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(record_files, "CACHED_FROM_BYTES", 0)
-    open_records(path)
+    length = len(open_records(path))
     with monkeypatch.context() as patch:
         patch.setattr(record_files, "list_spans", None)
         patch.setattr(record_files, "line_spans", None)
         assert open_records(path)[3].id == "r3"
+    for index in (tmp_path / "cache/records").glob("*/[!.]*"):
+        index.write_bytes(index.read_bytes()[:-24])
+    assert len(open_records(path)) == length
     path.write_text(json.dumps(record(99)) if path.suffix == ".jsonl" else json.dumps([record(99)]))
     os.utime(path, ns=(1, 1))
     assert [each.id for each in open_records(path)] == ["r99"]
