@@ -9,8 +9,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
-from llava_npu import __version__
+from llava_npu import UserError, __version__
+from llava_npu.cli import app
 from support import tiny
 
 
@@ -96,6 +98,14 @@ def test_errors_are_one_message_without_a_traceback(tmp_path: Path) -> None:
     picture.write_bytes(b"not an image")
     message = _fails("chat", "--model", str(tmp_path), "--prompt", "What?", "--image", str(picture), "--device", "cpu")
     assert "broken.png" in message
+
+
+@pytest.mark.parametrize("command", ["chat", "serve", "web"])
+def test_commands_that_answer_take_a_template(command: str) -> None:
+    port = [] if command == "chat" else ["--port", "0"]
+    result = CliRunner().invoke(app, [command, "--model", "absent", *port, "--template", "v11"])
+    with pytest.raises(UserError, match="template 'v11' is unknown"):
+        raise result.exception or AssertionError(result.output)
 
 
 @pytest.mark.slow

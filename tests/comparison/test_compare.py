@@ -86,6 +86,8 @@ def test_a_comparison_runs_goes_on_and_is_reported(material: Path, tmp_path: Pat
     for result in (mlp, pool):
         (score,) = result.benchmarks
         predictions, _ = read_predictions(Path(score.folder) / "predictions.jsonl")
+        asked = json.loads((Path(score.folder) / "run.json").read_text())["identity"]
+        assert asked["settings.template"] == "plain"  # as it was trained
         assert len(predictions) == score.score.count == QUESTIONS
         right = sum(prediction.parsed["strict"] == prediction.truth for prediction in predictions)
         assert score.score.value == pytest.approx(right / QUESTIONS)

@@ -42,6 +42,20 @@ def test_a_failure_keeps_the_old_file_and_nothing_else(tmp_path: Path) -> None:
     assert (tmp_path / "file").read_text() == "old"
 
 
+def test_a_file_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`run.yaml`, manifests and reports are written so: a power cut leaves the old one or the new one."""
+    synced = []
+
+    def fsync(descriptor: int) -> None:
+        synced.append((os.path.realpath(f"/proc/self/fd/{descriptor}"), (tmp_path / "run.yaml").exists()))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    write_text(tmp_path / "run.yaml", "config: {}")
+    ((file, has_its_name),) = synced
+    assert Path(file).parent == tmp_path
+    assert not has_its_name
+
+
 def test_files_have_the_permissions_of_the_umask(tmp_path: Path, umask: int) -> None:
     write_text(tmp_path / "text", "text")
     with replacing(tmp_path / "weights.safetensors") as temporary:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,6 +11,8 @@ import pytest
 from llava_npu import load
 from llava_npu.config import RunConfig
 from llava_npu.training import train
+from llava_npu.training.checkpointing.export import export_checkpoint
+from support.crashed_run import crash_after
 
 MakeRun = Callable[..., RunConfig]
 QUESTION = [{"role": "user", "content": [{"type": "text", "text": "What is it?"}]}]
@@ -27,3 +30,10 @@ def test_of_the_data(make_run: MakeRun, adapters: bool) -> None:
 def test_captions_leave_the_models_own(make_run: MakeRun) -> None:
     processor = load(train(make_run(stage="align", max_steps=1, data={"template": "plain"}))).processor
     assert processor.template not in ("plain", None)
+
+
+def test_of_a_checkpoint(make_run: MakeRun, tmp_path: Path) -> None:
+    run = make_run(max_steps=2, save_every=1, data={"template": "llama_2"})
+    crash_after(run, 2)
+    export_checkpoint(run.output_path / "checkpoint-000001", tmp_path / "model")
+    assert load(tmp_path / "model").processor.template == "llama_2"

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 from llava_npu.cli.data import app
 from llava_npu.data import CheckOptions, check_records, open_records
+from llava_npu.data.conversation.labels import encode_conversation
 from llava_npu.data.tools.check import CheckReport, _repetitions
 from llava_npu.errors import UserError
 
@@ -181,3 +182,20 @@ def test_command_errors(arguments: list[str], message: str, path: Path) -> None:
     result = CliRunner().invoke(app, ["check", str(path), *arguments])
     assert isinstance(result.exception, UserError)
     assert message in str(result.exception)
+
+
+@pytest.mark.parametrize("template", ["v1", "llama_2", "mistral", "chatml", "plain", "tokenizer"])
+@pytest.mark.parametrize("answer", ["", " ", "\n\t ", "\u3000"])
+def test_blank_answers_are_bad_where_training_refuses_them(
+    tmp_path: Path, template: str, answer: str, bytes_bpe: PreTrainedTokenizerBase
+) -> None:
+    path = tmp_path / "train.json"
+    path.write_text(json.dumps([record("blank", "q" if template != "plain" else "<image>", answer)]))
+    records = open_records(path)
+    try:
+        encode_conversation(records[0].conversations, bytes_bpe, template)
+        refused = False
+    except UserError:
+        refused = True
+    report = check_records([records], CheckOptions("none", template))
+    assert (report.num_bad > 0) is refused
