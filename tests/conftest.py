@@ -49,6 +49,9 @@ def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginMa
         action="store_true",
         help="run the tests that take `device` on the simulated NPU, and the tests of the simulated NPU itself",
     )
+    parser.addoption(
+        "--exhaustive", action="store_true", help="also run the tests marked `exhaustive`, and all cases of the others"
+    )
     # Now, not in pytest_configure: by then conftest.py files of subfolders have imported transformers, which looks for
     # torch_npu once and remembers. Options are not parsed yet.
     config = pluginmanager.get_plugin("pytestconfig")
@@ -93,6 +96,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     # Files with slow tests come first, so that no process is left with one of them at the end.
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)
+    if not config.getoption("--exhaustive"):
+        _keep(config, items, [item for item in items if not item.get_closest_marker("exhaustive")])
     if not config.getoption("--simulated-npu"):
         return
     kept = [
@@ -100,8 +105,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         for item in items
         if "device" in getattr(item, "fixturenames", ()) or item.path.is_relative_to(SIMULATED_TESTS)
     ]
-    dropped = set(items) - set(kept)
-    config.hook.pytest_deselected(items=list(dropped))
+    _keep(config, items, kept)
+
+
+def _keep(config: pytest.Config, items: list[pytest.Item], kept: list[pytest.Item]) -> None:
+    config.hook.pytest_deselected(items=list(set(items) - set(kept)))
     items[:] = kept
 
 
@@ -124,6 +132,12 @@ def device(request: pytest.FixtureRequest) -> torch.device:
     import torch
 
     return torch.device(request.param)
+
+
+@pytest.fixture(scope="session")
+def exhaustive(request: pytest.FixtureRequest) -> bool:
+    """Whether every case is wanted, not only those that differ most."""
+    return bool(request.config.getoption("--exhaustive"))
 
 
 @pytest.fixture(scope="session")

@@ -57,11 +57,11 @@ PROFILES = {
     for profile in (
         Profile(
             name="quick",
-            sizes=Sizes(held_out=40, train_pictures=400, train_shapes=40, shape_questions=10, conversations=64),
+            sizes=Sizes(held_out=20, train_pictures=320, train_shapes=32, shape_questions=6, conversations=32),
             image_size=160,
             image_tokens=4,
-            align=StageRecipe(steps=40, batch_size=16, learning_rate=2e-3),
-            finetune=StageRecipe(steps=8, batch_size=8, learning_rate=1e-4, projector_learning_rate=5e-4),
+            align=StageRecipe(steps=20, batch_size=16, learning_rate=2e-3),
+            finetune=StageRecipe(steps=4, batch_size=8, learning_rate=1e-4, projector_learning_rate=5e-4),
             examples=12,
         ),
         Profile(

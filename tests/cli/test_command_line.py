@@ -14,15 +14,12 @@ from typer.testing import CliRunner
 from llava_npu import UserError, __version__
 from llava_npu.cli import app
 from support import tiny
-
-
-def _run(*arguments: str, timeout: float = 600, typed: str = "") -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "llava_npu", *arguments]
-    return subprocess.run(command, input=typed, capture_output=True, text=True, timeout=timeout, check=False)
+from support.commands import run_command
 
 
 def test_version() -> None:
-    assert _run("--version").stdout == f"llava-npu {__version__}\n"
+    command = [sys.executable, "-m", "llava_npu", "--version"]
+    assert subprocess.check_output(command, text=True) == f"llava-npu {__version__}\n"
 
 
 _HELP = """
@@ -70,7 +67,7 @@ def test_a_terminal_hears_at_once_what_runs(tmp_path: Path) -> None:
 
 
 def _fails(*arguments: str) -> str:
-    result = _run(*arguments)
+    result = run_command(*arguments)
     assert result.returncode == 2, result.stderr
     assert "Traceback" not in result.stderr
     assert result.stderr.startswith("error: ")
@@ -119,23 +116,23 @@ def test_train_then_chat_then_inspect(tmp_path: Path) -> None:
         f"model: {{vision_tower: {tmp_path}/clip, language_model: {tmp_path}/lm}}\n"
         f"data: {{path: {data}, workers: 0}}\nbatch_size: 8\nmicro_batch_size: 8\nepochs: 2\n"
     )
-    printed = _run("train", str(config), "optimizer.learning_rate=1e-2", "--print-config")
+    printed = run_command("train", str(config), "optimizer.learning_rate=1e-2", "--print-config")
     assert "learning_rate: 0.01" in printed.stdout
     assert not (tmp_path / "run").exists()
-    trained = _run("train", str(config), "optimizer.learning_rate=1e-2", "--device", "cpu")
+    trained = run_command("train", str(config), "optimizer.learning_rate=1e-2", "--device", "cpu")
     assert trained.returncode == 0, trained.stderr
     assert "step 6/6" in trained.stderr
     assert f"{tmp_path}/run/model" in trained.stdout
 
     chat = ["chat", "--model", f"{tmp_path}/run", "--device", "cpu", "--max-new-tokens", "4", "--prompt", "What is it?"]
-    answered = _run(*chat, "--image", f"{tmp_path}/images/0.png", "--image", f"{tmp_path}/images/1.png")
+    answered = run_command(*chat, "--image", f"{tmp_path}/images/0.png", "--image", f"{tmp_path}/images/1.png")
     assert answered.returncode == 0, answered.stderr
     assert answered.stdout  # of a model that has seen six steps, nothing more can be asked
 
-    piped = _run(*chat[:-2], typed=f"/image {tmp_path}/images/0.png\nWhat is it?\n/xyz\n")
+    piped = run_command(*chat[:-2], typed=f"/image {tmp_path}/images/0.png\nWhat is it?\n/xyz\n")
     assert piped.returncode == 0, piped.stderr
     assert piped.stdout.endswith("error: /xyz is not a command. /help lists them.\n")
 
-    inspected = _run("data", "inspect", str(data), "--tokenizer", f"{tmp_path}/lm", "--template", "tokenizer")
+    inspected = run_command("data", "inspect", str(data), "--tokenizer", f"{tmp_path}/lm", "--template", "tokenizer")
     assert inspected.returncode == 0, inspected.stderr
     assert "a red square" in inspected.stdout

@@ -20,6 +20,7 @@ from llava_npu.comparison.folder import Failure, read_failure, read_result
 from llava_npu.evaluation.predictions import read_predictions
 from llava_npu.models import compose
 from llava_npu.models.loaded import LoadedModel
+from support.commands import run_command
 from support.comparison_samples import QUESTIONS
 
 DEBUG = Path(__file__).parents[2] / "src/llava_npu/recipes/compare-debug.yaml"
@@ -30,7 +31,7 @@ class Command:
 
     def __init__(self, material: Path, folder: Path, device: torch.device):
         self.output = folder / "out"
-        self._environment = {**os.environ, "LLAVA_NPU_CACHE": str(folder / "cache"), "COLUMNS": "200"}
+        self._environment = {"LLAVA_NPU_CACHE": str(folder / "cache"), "COLUMNS": "200"}
         self.cache = folder / "cache"
         questions = f"{{name: multiple_choice, data: {material}/questions.tsv, answer: likelihood, batch_size: 6}}"
         self.arguments = [
@@ -48,15 +49,14 @@ class Command:
 
     def start(self, *arguments: str) -> subprocess.Popen[str]:
         command = [sys.executable, "-m", "llava_npu", "compare", *arguments]
-        return subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=self._environment
-        )
+        environment = {**os.environ, **self._environment}
+        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
 
     def run(self, *arguments: str) -> tuple[int, str]:
-        process = self.start(*(arguments or (*self.arguments, *self.devices)))
-        output, errors = process.communicate(timeout=900)
-        assert "Traceback" not in errors, errors
-        return process.returncode, output + errors
+        arguments = arguments or (*self.arguments, *self.devices)
+        result = run_command("compare", *arguments, environment=self._environment)
+        assert "Traceback" not in result.stderr, result.stderr
+        return result.returncode, result.stdout + result.stderr
 
 
 @pytest.mark.slow

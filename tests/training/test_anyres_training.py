@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +15,7 @@ from safetensors.torch import load_file
 from llava_npu.config import RunConfig
 from llava_npu.training import train
 from support import tiny
+from support.commands import run_command
 
 SHAPES = [(30, 20), (28, 28), (90, 25), (25, 80), (60, 60), (14, 50)]  # (width, height)
 
@@ -132,8 +131,7 @@ def test_squares_first_then_tiles_from_the_command_line(files: Path, tmp_path: P
 
 
 def _command(*arguments: str) -> str:
-    command = [sys.executable, "-m", "llava_npu", *arguments]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False)
+    result = run_command(*arguments)
     assert result.returncode == 0, result.stderr
     return result.stdout
 

@@ -10,6 +10,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -43,9 +44,17 @@ ENGINES: dict[str, dict[str, Any]] = {
 SHARDING = ["fsdp2", "zero3"]
 STOPPED = "RunStopped: stopped after step {}, everything is saved; the same command resumes."
 RELAY = ["ddp", "fsdp2-offload", "zero2", "zero3-offload"]  # each goes on with what the one before has saved
-RESUMED = ["fsdp2", "fsdp2-offload", "zero2-offload", "zero3", "zero3-offload"]
+RESUMED = ["fsdp2", "zero3-offload"]
+ALSO_RESUMED = ["fsdp2-offload", "zero2-offload", "zero3"]
 VARIANTS: dict[str, dict[str, Any]] = {
     "resampler": {"model": {"projector": "resampler", "projector_options": {"num_queries": 4}}},
+    "anyres-flat-lora": {
+        "model": {"image_aspect_ratio": "anyres", "projector": "resampler", "projector_options": {"num_queries": 4}},
+        "parts": {"language_model": {"train": "lora"}, "vision_tower": {"train": "lora"}},
+        "lora": {"rank": 4, "dropout": 0.0},
+    },
+}
+MORE_VARIANTS: dict[str, dict[str, Any]] = {
     "tokenpacker": {
         "model": {
             "projector": "tokenpacker",
@@ -58,12 +67,11 @@ VARIANTS: dict[str, dict[str, Any]] = {
     },
     # Images of several shapes: the processes have other numbers of tiles and of tokens.
     "anyres": {"model": {"image_aspect_ratio": "anyres"}, "gradient_checkpointing": True},
-    "anyres-flat-lora": {
-        "model": {"image_aspect_ratio": "anyres", "projector": "resampler", "projector_options": {"num_queries": 4}},
-        "parts": {"language_model": {"train": "lora"}, "vision_tower": {"train": "lora"}},
-        "lora": {"rank": 4, "dropout": 0.0},
-    },
 }
+
+
+def _some(always: Iterable[str], more: Iterable[str]) -> list[Any]:
+    return [*always, *(pytest.param(name, marks=pytest.mark.exhaustive) for name in more)]
 
 
 def _is_there(engine: str) -> bool:
@@ -78,17 +86,18 @@ def _need(engine: str) -> None:
 class Runs:
     """The runs of one device: reference runs in this process, the others in two."""
 
-    def __init__(self, material: Path, folder: Path, device_type: str):
+    def __init__(self, material: Path, folder: Path, device_type: str, exhaustive: bool):
         def run(name: str, **changes: Any) -> RunConfig:
             return small_run(material, folder / name, device_type, **{"max_steps": 5, "batch_size": 4, **changes})
 
         self.folder = folder
         shapes = {"data": {"path": str(_write_shapes(material, folder / "shapes"))}}
-        variants = {name: {**changes, **(shapes if "anyres" in name else {})} for name, changes in VARIANTS.items()}
+        wanted = VARIANTS | MORE_VARIANTS if exhaustive else VARIANTS
+        variants = {name: {**changes, **(shapes if "anyres" in name else {})} for name, changes in wanted.items()}
         engines = {name: options for name, options in ENGINES.items() if _is_there(options["engine"])}
         two = {name: run(name, micro_batch_size=1, **options) for name, options in engines.items()}
         stop_after = {}
-        for name in filter(engines.__contains__, RESUMED):
+        for name in filter(engines.__contains__, RESUMED + ALSO_RESUMED if exhaustive else RESUMED):
             two[f"{name}-stopped"] = run(f"{name}-resumed", micro_batch_size=1, **engines[name])
             two[f"{name}-resumed"] = two[f"{name}-stopped"]
             stop_after[f"{name}-stopped"] = 2
@@ -146,10 +155,14 @@ def _runs() -> dict[str, Runs]:
 
 @pytest.fixture
 def runs(
-    _runs: dict[str, Runs], material: Path, device: torch.device, tmp_path_factory: pytest.TempPathFactory
+    _runs: dict[str, Runs],
+    material: Path,
+    device: torch.device,
+    exhaustive: bool,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Runs:
     if device.type not in _runs:
-        _runs[device.type] = Runs(material, tmp_path_factory.mktemp(device.type), device.type)
+        _runs[device.type] = Runs(material, tmp_path_factory.mktemp(device.type), device.type, exhaustive)
     return _runs[device.type]
 
 
@@ -170,7 +183,7 @@ def test_two_processes_equal_one(runs: Runs, engine: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", _some(VARIANTS, MORE_VARIANTS))
 @pytest.mark.parametrize("engine", SHARDING)
 def test_projectors_and_adapters_in_shards(runs: Runs, engine: str, variant: str) -> None:
     _need(engine)
@@ -178,7 +191,7 @@ def test_projectors_and_adapters_in_shards(runs: Runs, engine: str, variant: str
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("engine", RESUMED)
+@pytest.mark.parametrize("engine", _some(RESUMED, ALSO_RESUMED))
 def test_a_stopped_run_goes_on_bit_for_bit(runs: Runs, engine: str) -> None:
     _need(engine)
     assert runs.stopped[f"{engine}-stopped"] == STOPPED.format(2)

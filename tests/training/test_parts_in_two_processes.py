@@ -27,12 +27,9 @@ ENGINES = ["ddp", "fsdp2", *(["zero3"] if DEEPSPEED else [])]
 SKIPPING: dict[str, dict[str, Any]] = {
     "ddp": {"engine": "ddp"},
     "fsdp2": {"engine": "fsdp2"},
-    "fsdp2-offload": {"engine": "fsdp2", "engine_options": {"offload": True}},
     **(
         {
-            "zero2": {"engine": "zero2"},
             "zero2-offload": {"engine": "zero2", "engine_options": {"offload_optimizer": True}},
-            "zero3": {"engine": "zero3"},
             "zero3-offload": {
                 "engine": "zero3",
                 "engine_options": {"offload_optimizer": True, "offload_parameters": True},
