@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForCausalLM,
+    AutoTokenizer,
     CLIPImageProcessor,
     LlavaForConditionalGeneration,
     SiglipImageProcessor,
@@ -83,6 +84,11 @@ def test_an_official_model_computes_what_transformers_computes(tmp_path: Path, f
     reference = reference_model()
     weights = official_weights(reference)
     tower = write_tower(tmp_path / "tower")
+    if holds_tower:  # it was trained: the one that the model names is another
+        untrained = load_file(tower / "model.safetensors")
+        save_file(
+            {name: tensor + 1 for name, tensor in untrained.items()}, tower / "model.safetensors", {"format": "pt"}
+        )
     # Its name says nothing: what a folder is, its content tells.
     source = write_official(tmp_path / "x", tower, weights if holds_tower else without_tower(weights), form)
     assert "official" in run(source, tmp_path / "hf", "--to", "hf")
@@ -301,6 +307,26 @@ def test_official_to_hugging_face_and_back_is_exact_to_the_bit(tmp_path: Path) -
         convert(str(tmp_path / "hf"), tmp_path / "lost", "official", Help(vision_tower=str(tower)))
     moved = (tmp_path / "back").rename(tmp_path / "moved")  # its tower is found beside it, wherever it goes
     torch.testing.assert_close(logits(load(moved)[0].float()), logits(load(tmp_path / "hf")[0].float()))
+
+
+def test_added_tokens_keep_their_rows(tmp_path: Path) -> None:
+    tower = write_tower(tmp_path / "tower")
+    convert(
+        str(write_official(tmp_path / "x", tower, official_weights(reference_model()), "bin")), tmp_path / "hf", "hf"
+    )
+    model, processor = load(tmp_path / "hf")
+    processor.tokenizer.add_tokens(["<point>"])
+    point = processor.tokenizer.convert_tokens_to_ids("<point>")
+    torch.nn.init.normal_(model.get_input_embeddings().weight[point].data)
+    for part in (model, processor):
+        part.save_pretrained(tmp_path / "trained")
+    convert(str(tmp_path / "trained"), tmp_path / "official", "official")
+    convert(str(tmp_path / "official"), tmp_path / "back", "hf")
+    for folder in ("official", "back"):
+        words = AutoTokenizer.from_pretrained(tmp_path / folder)
+        assert words("<point>", add_special_tokens=False)["input_ids"] == [point]
+    again, _ = load(tmp_path / "back")
+    assert torch.equal(again.get_input_embeddings().weight[point], model.get_input_embeddings().weight[point])
 
 
 def _classic(name: str) -> str:
