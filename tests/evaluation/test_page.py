@@ -147,9 +147,14 @@ def test_filters(tmp_path: Path, written: str) -> None:
         ({"text": "THING 3"}, "4 of 25 questions, right: 4", 4),
         ({"only": "error"}, "1 of 25 questions, right: 0", 1),
         ({"only": "torn"}, "8 of 25 questions, right: 2", 8),  # groups 2 and 4: B in each rotation
+        ({"text": "no such thing"}, "0 of 25 questions", 0),
     ]
-    script = f"return [document.title, {json.dumps([values for values, *_ in cases])}.map(chosen)]"
-    title, found = in_browser(tmp_path, written, CHOOSE + script)
+    script = f"""
+    const found = {json.dumps([values for values, *_ in cases])}.map(chosen);
+    return [document.title, found, document.getElementById("none").innerText]
+    """
+    title, found, empty = in_browser(tmp_path, written, CHOOSE + script)
+    assert empty.startswith("No question matches")
     assert title == "MMBench (English)"  # nothing that an answer holds was run
     assert found == [[count, articles] for _, count, articles in cases]
 

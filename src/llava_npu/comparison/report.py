@@ -160,7 +160,9 @@ def highlights(results: Sequence[Result]) -> list[Highlight]:
         if unbeaten:
             found.append(Highlight(f"best on {measure.title}", _number(unbeaten[-1], measure), _who(unbeaten[-1])))
         if len(unbeaten) > 1 and not any(each.what == FEWEST for each in found):
-            found.append(Highlight(FEWEST, _number(unbeaten[0], measure), _who(unbeaten[0])))
+            fewest = unbeaten[0]
+            score = f"{fewest.name}, {_number(fewest, measure)} on {measure.title}"
+            found.append(Highlight(FEWEST, str(fewest.visual_tokens), score))
     quick = min((r for r in results if r.first_token), key=lambda r: r.first_token.value, default=None)  # type: ignore[union-attr]
     if quick is not None and quick.first_token is not None:
         found.append(Highlight("quickest first token", f"{quick.first_token.value:.0f} ms", _who(quick)))

@@ -27,7 +27,8 @@ function scoreTable(scores) {
     make("thead", {}, make("tr", {}, ...scores.columns.map((name, place) => make("th", kind(place), name)))),
     make("tbody", {}, ...scores.rows.map((row) =>
       make("tr", {}, ...row.map((cell, place) => make("td", kind(place), cell))))));
-  return scores.folded ? make("details", {}, make("summary", {}, scores.folded), table) : table;
+  const framed = make("div", { class: "card scroll", tabindex: "0", role: "region", "aria-label": scores.folded || "scores" }, table);
+  return scores.folded ? make("details", {}, make("summary", {}, scores.folded), framed) : framed;
 }
 
 // The rotations of one question, where there are any: what a circular score asks for is that all of them are right.
@@ -76,6 +77,7 @@ function buildFilters(form) {
   if (only.length) form.append(choice("only", "only where", only.map(([value, text]) => [value, text]), "—"));
   form.append(make("span", { id: "count", class: "faint", "aria-live": "polite" }));
   form.addEventListener("input", () => show(true));
+  form.addEventListener("reset", () => setTimeout(() => show(true))); // once the fields are empty
   form.addEventListener("submit", (event) => event.preventDefault());
 }
 
@@ -126,7 +128,8 @@ function expected(one) {
 function card(one, rule) {
   const images = one.images.map((place) => place === null
     ? make("p", { class: "faint small" }, "(image not in this page)")
-    : make("img", { src: data.images[place], alt: `image of question ${one.id}`, loading: "lazy" }));
+    : make("button", { class: "zoom", type: "button", title: "larger or smaller" },
+      make("img", { src: data.images[place], alt: `image of question ${one.id}`, loading: "lazy" })));
   const labels = [`question ${one.id}`, one.rotation ? `rotation ${one.rotation} of question ${one.group}` : "", one.split, one.l2, one.category];
   const options = Object.entries(one.options).map(([letter, text]) =>
     make("li", letter === one.truth ? { class: "truth" } : {}, `${letter}. ${text}`));
@@ -148,10 +151,10 @@ function named(counts) {
 }
 
 let shown = 0;
-function show(afresh) {
+function show(fromTop) {
   const [found, rule] = chosen();
   const cases = document.getElementById("cases");
-  if (afresh) { cases.replaceChildren(); shown = 0; }
+  if (fromTop) { cases.replaceChildren(); shown = 0; }
   cases.append(...found.slice(shown, shown + STEP).map((one) => card(one, rule)));
   shown = Math.min(shown + STEP, found.length);
   const right = data.runs.map((run, place) => {
@@ -162,6 +165,7 @@ function show(afresh) {
   document.getElementById("count").textContent =
     `${found.length} of ${data.cases.length} questions` + (scored ? `, right: ${named(right)}` : "");
   document.getElementById("more").hidden = shown >= found.length;
+  document.getElementById("none").hidden = found.length > 0;
 }
 
 document.getElementById("title").textContent = data.title;
@@ -174,6 +178,6 @@ if (data.notes.length) {
 buildFilters(document.getElementById("filters"));
 document.getElementById("more").addEventListener("click", () => show(false));
 document.getElementById("cases").addEventListener("click", (event) => {
-  if (event.target.tagName === "IMG") event.target.closest("article").classList.toggle("wide");
+  if (event.target.closest(".zoom")) event.target.closest("article").classList.toggle("wide");
 });
 show(true);
