@@ -77,6 +77,13 @@ def _lines(said: list[str], rank: int = 0) -> dict[str, int]:
 
 
 @pytest.fixture
+def once(device: torch.device, exhaustive: bool) -> None:
+    """One device is enough: where a run can be killed is the same on all of them."""
+    if device.type != "cpu" and not exhaustive:
+        pytest.skip("is tested on the CPU; --exhaustive runs it on other devices")
+
+
+@pytest.fixture
 def draw() -> random.Random:
     """Draws where runs are killed. Other points: LLAVA_NPU_KILL_SEED=7 pytest …"""
     seed = int(os.environ.get("LLAVA_NPU_KILL_SEED", "5"))
@@ -85,6 +92,7 @@ def draw() -> random.Random:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("once")
 def test_killed_at_any_point(make_run: MakeRun, tmp_path: Path, draw: random.Random, exhaustive: bool) -> None:
     changes = {**RANDOM, "keep_checkpoints": 1, "async_checkpoints": True}
     whole, run = make_run("whole", **changes), make_run("run", **changes)
@@ -106,6 +114,7 @@ def test_killed_at_any_point(make_run: MakeRun, tmp_path: Path, draw: random.Ran
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("once")
 @pytest.mark.parametrize("engine", [pytest.param("ddp", marks=pytest.mark.exhaustive), "fsdp2"])
 def test_two_processes_killed(make_run: MakeRun, tmp_path: Path, engine: str, draw: random.Random) -> None:
     changes = {**RANDOM, "engine": engine, "micro_batch_size": 4, "max_steps": 4}

@@ -44,14 +44,16 @@ SKIPPING: dict[str, dict[str, Any]] = {
 class Runs:
     """Each kind of run in one process, and with each engine in two."""
 
-    def __init__(self, material: Path, folder: Path, device_type: str):
-        self.folder = folder
+    def __init__(self, material: Path, folder: Path, device_type: str, exhaustive: bool):
+        self.folder, self.device_type = folder, device_type
         kinds: dict[str, dict[str, Any]] = {
             "adapters": ADAPTERS,
             "tower": {"parts": {"vision_tower": {"train": "full"}}},
             "validating": {"data": {"validation": {"size": 5, "every": 2}}},
             "skipping": poisoned_run(material, folder / "poisoned"),
         }
+        if device_type != "cpu" and not exhaustive:
+            del kinds["tower"], kinds["validating"]
 
         def run(name: str, **changes: Any) -> RunConfig:
             return small_run(material, folder / name, device_type, max_steps=4, **changes)
@@ -72,6 +74,8 @@ class Runs:
 
     def column(self, name: str, key: str) -> list[Any]:
         assert name not in self.raised, self.raised[name]
+        if self.device_type != "cpu" and not (self.folder / name).is_dir():
+            pytest.skip("is tested on the CPU; --exhaustive runs it on other devices")
         return [line[key] for line in read_metrics(self.folder / name)]
 
     def weights(self, name: str) -> dict[str, torch.Tensor]:
@@ -86,10 +90,14 @@ def _runs() -> dict[str, Runs]:
 
 @pytest.fixture
 def runs(
-    _runs: dict[str, Runs], material: Path, device: torch.device, tmp_path_factory: pytest.TempPathFactory
+    _runs: dict[str, Runs],
+    material: Path,
+    device: torch.device,
+    exhaustive: bool,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Runs:
     if device.type not in _runs:
-        _runs[device.type] = Runs(material, tmp_path_factory.mktemp(device.type), device.type)
+        _runs[device.type] = Runs(material, tmp_path_factory.mktemp(device.type), device.type, exhaustive)
     return _runs[device.type]
 
 
