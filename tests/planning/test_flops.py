@@ -133,6 +133,17 @@ def test_any_parts_may_learn(trained: str) -> None:
     assert ours.total == counted_by_torch(model, images=2, words=7, supervised=4)
 
 
+def test_recomputed_activations_do_not_count() -> None:
+    """And the modules' own modes stay what they were."""
+    parts = resolve_parts("finetune", PartsConfig(vision_tower={"train": "full"}), 1e-3, 0.0)
+    plain, recomputing = build(), build()
+    prepare_parts(plain, parts, None, checkpointing=False)
+    prepare_parts(recomputing, parts, None, checkpointing=True)
+    before = [module.training for module in recomputing.modules()]
+    assert flop_model(recomputing) == flop_model(plain)
+    assert [module.training for module in recomputing.modules()] == before
+
+
 def test_the_backward_pass_is_split_by_what_learns() -> None:
     align, finetune = flop_model(build(stage="align")), flop_model(build(stage="finetune"))
     assert align.token == Flops(align.token.forward, align.token.forward, 0)

@@ -118,6 +118,7 @@ def test_projector_and_number_of_tokens_are_the_models(vllm: _Registry, projecto
         ({"feature_layers": [22, 12, 16]}, r"takes 3 layers.*llava-npu serve"),
         ({"scales": [1, 2]}, r"scales \[1, 2\].*llava-npu serve"),
         ({"vision_config": SimpleNamespace(model_type="dinov2")}, r"a vision tower of type 'dinov2'.*llava-npu serve"),
+        ({"vision_config": SimpleNamespace(model_type="llava_npu_two_towers")}, r"has two vision towers"),
         ({"tiling": object()}, r"several tiles.*llava-npu serve"),
     ],
 )

@@ -131,9 +131,10 @@ def _result_of(folder: Path, evaluations: Sequence[FinishedRun]) -> Result:
         return bool(provenance.get("model") == known[dtype])
 
     options = ", ".join(f"{key}={value}" for key, value in config.projector_options.items())
-    tower = run.model.vision_tower
+    kinds = " + ".join(tower.kind for tower in config.tower.members or (config.tower,))
+    towers = " + ".join(Path(tower).name for tower in run.model.vision_towers)
     return Result(
-        encoder=Path(tower).name if tower else f"{config.tower.kind} {config.tower.image_size[0]}",
+        encoder=towers or f"{kinds} {config.tower.image_size[0]}",
         projector=f"{config.projector_type} ({options})" if options else config.projector_type,
         varied={"run": folder.name},
         seed=run.seed,

@@ -94,14 +94,16 @@ def _encoders(config: ComparisonConfig, where: str) -> list[_Encoder]:
     encoders = []
     for number, entry in enumerate(config.encoders):
         place = f"{where}: encoders[{number}]"
-        model = {"vision_tower": entry} if isinstance(entry, str) else dict(entry)
+        model: dict[str, Any] = {"vision_tower": entry} if isinstance(entry, str) else dict(entry)
         name = model.pop("name", None)
-        if not isinstance(model.get("vision_tower"), str):
-            raise UserError(f"{place}: `vision_tower` is missing: the folder or hub id of the encoder.")
+        towers = model.get("vision_tower")
+        towers = [towers] if isinstance(towers, str) else towers
+        if not isinstance(towers, list) or not towers or not all(isinstance(each, str) for each in towers):
+            raise UserError(f"{place}: `vision_tower` is missing: the folder or hub id of the encoder, or of two.")
         if wrong := [key for key in model if key in _NOT_THE_TOWER]:
             allowed = ["name", *(key for key in ModelConfig.model_fields if key not in _NOT_THE_TOWER)]
             raise UserError(f"{place}: `{wrong[0]}` is not a key of an encoder. Valid here: {', '.join(allowed)}.")
-        encoders.append(_Encoder(str(name or Path(model["vision_tower"]).name), model))
+        encoders.append(_Encoder(str(name or " + ".join(Path(each).name for each in towers)), model))
     _check_names([encoder.name for encoder in encoders], f"{where}: encoders")
     return encoders
 
@@ -219,7 +221,7 @@ def _digest(runs: list[RunConfig], fingerprints: dict[str, str]) -> str:
 def _weights(model: ModelConfig, fingerprints: dict[str, str]) -> list[str]:
     """Fingerprints of the models in local folders: others in their place make another model."""
     found = []
-    for name in (model.vision_tower, model.language_model):
+    for name in (*model.vision_towers, model.language_model):
         if name is not None and Path(name).is_dir():
             if name not in fingerprints:
                 fingerprints[name] = model_fingerprint(name)

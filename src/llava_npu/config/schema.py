@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -18,6 +18,7 @@ OF_A_NEW_MODEL = (
     "vision_feature_layer",
     "vision_select_feature",
     "image_size",
+    "tower_fusion",
     "scales",
 )
 
@@ -51,10 +52,15 @@ class ModelConfig(Section):
         description="Folder or hub id of a LLaVA model to start from. The checkpoint already defines the vision tower, "
         "the projector and their settings; if you also set those keys, they must match it.",
     )
-    vision_tower: PathText | None = Field(
+    vision_tower: PathText | list[PathText] | None = Field(
         None,
-        description="Folder or hub id of a CLIP, SigLIP, DINOv2 or other vision model, with `language_model`; see "
-        "docs/encoders.md.",
+        description="Folder or hub id of a CLIP, SigLIP, DINOv2 or other vision model, with `language_model`; a list "
+        "of two has both in one model. See docs/encoders.md.",
+    )
+    tower_fusion: Literal["channel", "interleave"] = Field(
+        "channel",
+        description="Of two vision towers: `channel`, one projector of the channels of both; `interleave`, a projector "
+        "for each, whose tokens alternate (twice as many).",
     )
     language_model: PathText | None = Field(
         None, description="Folder or hub id of a causal language model of the Llama family; with `vision_tower`."
@@ -76,8 +82,10 @@ class ModelConfig(Section):
     vision_select_feature: Literal["patch", "cls_patch"] = Field(
         "patch", description="`patch`: patch tokens only; `cls_patch`: also the tower's special tokens."
     )
-    image_size: int | None = Field(
-        None, ge=1, description="Input size of the tower in pixels per side; default: as it was published."
+    image_size: Annotated[int, Field(ge=1)] | list[Annotated[int, Field(ge=1)]] | None = Field(
+        None,
+        description="Input size of the tower in pixels per side, of two towers also one for each; default: as "
+        "published.",
     )
     scales: list[int] = Field(
         default_factory=lambda: [1],
@@ -97,12 +105,32 @@ class ModelConfig(Section):
 
     @model_validator(mode="after")
     def _one_source(self) -> ModelConfig:
-        parts = (self.vision_tower, self.language_model)
+        parts = (self.vision_tower or None, self.language_model)  # an empty list names none
         if self.checkpoint is None and None in parts:
             raise ValueError("give `checkpoint`, or both `vision_tower` and `language_model`")
         if self.checkpoint is not None and parts != (None, None):
             raise ValueError("`checkpoint` already has a vision tower and a language model; give one or the other")
         return self
+
+    @model_validator(mode="after")
+    def _two_towers(self) -> ModelConfig:
+        towers = len(self.vision_towers)
+        if towers > 2:
+            raise ValueError(f"`vision_tower` takes one tower or two, and has {towers}")
+        if isinstance(self.image_size, list) and self.checkpoint is None and len(self.image_size) != towers:
+            raise ValueError(f"`image_size` has {len(self.image_size)} sizes for {towers} vision tower(s)")
+        if towers == 1 and self.tower_fusion != "channel":
+            raise ValueError(f"`tower_fusion: {self.tower_fusion}` takes a list of two towers in `vision_tower`")
+        if towers == 2 and self.vision_select_feature == "cls_patch":
+            raise ValueError("of two towers only patches have places in common: set `vision_select_feature: patch`")
+        return self
+
+    @property
+    def vision_towers(self) -> list[str]:
+        """The towers of a new model."""
+        if isinstance(self.vision_tower, list):
+            return self.vision_tower
+        return [] if self.vision_tower is None else [self.vision_tower]
 
     @model_validator(mode="after")
     def _pinpoints_are_for_anyres(self) -> ModelConfig:

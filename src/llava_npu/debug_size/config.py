@@ -37,7 +37,10 @@ def _run_values(config: RunConfig) -> dict[str, Any]:
     if config.model.checkpoint is not None:
         values["model"]["checkpoint"] = str(FOLDER / Path(config.model.checkpoint).name)
     else:
-        values["model"] |= {"vision_tower": str(ASSETS / "clip"), "language_model": str(ASSETS / "llama")}
+        clip = str(ASSETS / "clip")
+        values["model"] |= {"vision_tower": clip, "language_model": str(ASSETS / "llama")}
+        if len(config.model.vision_towers) > 1:  # their sizes are those at which their grids meet
+            values["model"] |= {"vision_tower": [clip, clip], "image_size": None}
         values["model"]["projector_options"] |= _small_options(config.model.projector)
     captions = config.stage == "align"
     values["data"] |= {

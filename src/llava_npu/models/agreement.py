@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from llava_npu.errors import UserError
 from llava_npu.models.configuration import LlavaNpuConfig
 from llava_npu.models.projectors import canonical_type, make_options
+from llava_npu.models.vision.towers import Tower
 
 
 def check_agreement(explicit: Mapping[str, Any], checkpoint: str, config: LlavaNpuConfig) -> None:
@@ -41,6 +42,8 @@ def _comparable(key: str, value: Any, config: LlavaNpuConfig) -> Any:
         return canonical_type(value)
     if key == "vision_feature_layer":
         return _from_the_front(value, config)
+    if key == "image_size":
+        return _one_for_all(value) if isinstance(value, list) else value
     return value
 
 
@@ -56,18 +59,33 @@ def _own(key: str, value: Any, config: LlavaNpuConfig) -> Any:
     if key == "vision_select_feature":
         return "cls_patch" if config.keep_prefix_tokens and config.tower.num_prefix_tokens else "patch"
     if key == "image_size":
-        height, width = config.tower.image_size
-        return height if height == width else [height, width]
+        sizes = [tower.image_size for tower in _towers(config)]
+        return _one_for_all([height if height == width else [height, width] for height, width in sizes])
+    if key == "tower_fusion":
+        return config.tower_fusion
     if key == "scales":
         return list(config.scales)
     raise ValueError(f"{key} is not a key of a new model")
 
 
-def _from_the_front(layer: int | list[int], config: LlavaNpuConfig) -> int | list[int]:
+def _from_the_front(layer: int | list[int], config: LlavaNpuConfig) -> Any:
     """−2 of 24 layers is 23: hidden states counted from the embedding, which is 0."""
+
+    def counted(each: int, tower: Tower) -> int:
+        return each if each >= 0 else tower.num_layers + 1 + each
+
     if isinstance(layer, int):
-        return layer if layer >= 0 else config.tower.num_layers + 1 + layer
-    return [config.tower.num_layers + 1 + each if each < 0 else each for each in layer]
+        return _one_for_all([counted(layer, tower) for tower in _towers(config)])
+    return _one_for_all([[counted(each, tower) for each in layer] for tower in _towers(config)])
+
+
+def _towers(config: LlavaNpuConfig) -> Sequence[Tower]:
+    return config.tower.members or (config.tower,)
+
+
+def _one_for_all(values: list[Any]) -> Any:
+    """What all towers have, or the list of what each has."""
+    return values[0] if all(value == values[0] for value in values) else values
 
 
 def _plain(value: Any) -> Any:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +20,13 @@ from llava_npu.models.configuration import LlavaNpuConfig
 from llava_npu.models.loaded import LoadedModel, check_capacity, make_processor
 from llava_npu.models.modeling import LlavaNpuForConditionalGeneration
 from llava_npu.models.processing import IMAGE_TOKEN, LlavaNpuProcessor
-from llava_npu.models.projectors import build_projector, grid_defaults
+from llava_npu.models.projectors import grid_defaults
 from llava_npu.models.proof import check_language_model
 from llava_npu.models.vision.anyres import default_resolutions, resolutions_from_llava
 from llava_npu.models.vision.image_processors import load_image_processor, set_processor_size
-from llava_npu.models.vision.resizing import fit_tower
+from llava_npu.models.vision.resizing import fit_tower, sizes_of_towers
 from llava_npu.models.vision.towers import describe_tower
+from llava_npu.models.vision.two_towers import TwoTowers, TwoTowersImageProcessor, join_towers
 from llava_npu.models.vocabulary import enlarge_vocabulary, enlarge_vocabulary_once
 
 # Left over by right from a whole CLIP or a classifier, and missing by right where a tower was published without them.
@@ -31,7 +34,7 @@ _NOT_THE_TOWER = ("text_", "logit_", "visual_projection", "classifier", "pooler.
 
 
 def compose(
-    vision_tower: str,
+    vision_tower: str | Sequence[str],
     language_model: str,
     projector_type: str = "mlp2x_gelu",
     projector_options: dict[str, Any] | None = None,
@@ -40,7 +43,8 @@ def compose(
     keep_prefix_tokens: bool = False,
     image_aspect_ratio: str = "pad",
     image_grid_pinpoints: list[list[int]] | None = None,
-    image_size: int | None = None,
+    image_size: int | Sequence[int] | None = None,
+    tower_fusion: str = "channel",
     scales: list[int] | None = None,
     template: str | None = None,
     seed: int = 0,
@@ -51,7 +55,7 @@ def compose(
 
     Args:
         vision_tower: folder or hub id (`hubs.py`) of a CLIP, SigLIP, DINOv2 or other model (the whole CLIP
-            will do); see `towers.py`.
+            will do); see `towers.py`. Of two, both see every image (`two_towers.py`).
         language_model: folder or hub id of a causal language model of the Llama family (table in docs/parts.md).
         projector_type, projector_options: see `llava_npu.models.projectors`.
         vision_feature_layer: which hidden state of the tower the projector sees; −2 is LLaVA's choice for CLIP.
@@ -59,7 +63,9 @@ def compose(
         image_aspect_ratio: "pad" (to a square, mean color), "square" (the image processor's own resize and crop) or
             "anyres" (several tiles; `anyres.py`).
         image_grid_pinpoints: with anyres, (width, height) of the resolutions to choose from; None: LLaVA-1.6's.
-        image_size: pixels per side, if other than the tower's published size.
+        image_size: pixels per side, if other than the tower's published size; of two towers also one for each.
+        tower_fusion: of two towers: "channel", the channels of both for one projector, or "interleave", a projector for
+            each, whose tokens alternate.
         scales: the tower sees an image at these multiples of its size (S²; `multiscale.py`), as [1, 2].
         template: conversation template; None takes the tokenizer's own if it has one, else Vicuna's.
         seed: of the projector's weights and the new embedding rows.
@@ -70,14 +76,15 @@ def compose(
     Raises:
         UserError: a part cannot be loaded, or the parts do not fit.
     """
-    vision_tower = _model_folder(vision_tower, "model.vision_tower")
+    towers = [vision_tower] if isinstance(vision_tower, str) else vision_tower
+    towers = [_model_folder(each, "model.vision_tower") for each in towers]
     language_model = _model_folder(language_model, "model.language_model")
-    image_processor = load_image_processor(vision_tower, "model.vision_tower")
     tokenizer = open_tokenizer(Path(language_model), "model.language_model")
     kept = None if mapped else dtype
-    tower = open_part(lambda: load_tower(vision_tower, kept), "model.vision_tower", vision_tower)
+    tower, image_processor = _open_towers(towers, image_size, kept)
     decoder = open_part(lambda: _load_language_model(language_model, kept), "model.language_model", language_model)
-    tower, image_processor = fit_tower(tower, image_processor, image_size, mapped=mapped)
+    if isinstance(tower, TwoTowers) and keep_prefix_tokens:
+        raise UserError("vision_select_feature 'cls_patch': of two towers only patches have places in common.")
     height, width = (side * max(scales or [1]) for side in describe_tower(tower.config).image_size)
     resolutions = _resolutions(image_aspect_ratio, image_grid_pinpoints, (height, width))
 
@@ -97,6 +104,7 @@ def compose(
         vision_feature_select_strategy="full" if keep_prefix_tokens else None,
         projector_type=projector_type,
         projector_options=options,
+        tower_fusion=tower_fusion,
         scales=scales or [1],
         image_grid_pinpoints=resolutions,
         tie_word_embeddings=decoder.config.tie_word_embeddings,
@@ -106,12 +114,7 @@ def compose(
     model.model.vision_tower = tower
     model.model.language_model = decoder.model
     model.set_output_embeddings(decoder.lm_head)
-    model.model.multi_modal_projector = build_projector(
-        projector_type,
-        vision_hidden_size=config.projector_input_size,
-        text_hidden_size=decoder.config.hidden_size,
-        **config.projector_options,
-    ).to(dtype)
+    model.model.multi_modal_projector = config.new_projector().to(dtype)
     if config.tiling is not None and config.tiling.is_map:
         model.model.image_newline = _fresh_newline(decoder.config.hidden_size, dtype)
     model.generation_config = decoder.generation_config
@@ -120,7 +123,7 @@ def compose(
     if resolutions is not None or config.scales != [1]:
         image_processor = set_processor_size(image_processor, config.input_size)
     settings = {"template": template, "image_aspect_ratio": image_aspect_ratio}
-    source = f"{vision_tower} with {language_model}"
+    source = f"{' and '.join(towers)} with {language_model}"
     return LoadedModel(model, make_processor(source, config, image_processor, tokenizer, **settings))
 
 
@@ -192,6 +195,24 @@ def _resolutions(
 
 def _fresh_newline(width: int, dtype: torch.dtype) -> torch.nn.Parameter:
     return torch.nn.Parameter(torch.randn(width, dtype=dtype) * width**-0.5)  # as LLaVA-1.6
+
+
+def _open_towers(
+    sources: Sequence[str], image_size: int | Sequence[int] | None, dtype: torch.dtype | None
+) -> tuple[Any, Any]:
+    """The tower in a folder with its image processor, fitted to a size of images; or those in two folders as one.
+
+    `dtype` None: mapped, as stored.
+    """
+    opened = []
+    for source, size in zip(sources, sizes_of_towers(image_size, len(sources)), strict=True):
+        image_processor = load_image_processor(source, "model.vision_tower")
+        tower = open_part(partial(load_tower, source, dtype), "model.vision_tower", source)
+        opened.append(fit_tower(tower, image_processor, size, mapped=dtype is None))
+    if len(opened) == 1:
+        return opened[0]
+    towers, image_processors = zip(*opened, strict=True)
+    return join_towers(*towers), TwoTowersImageProcessor(*image_processors)
 
 
 def load_tower(source: str, dtype: torch.dtype | None) -> Any:

@@ -8,10 +8,12 @@ from transformers import LlavaConfig
 
 from llava_npu.errors import UserError
 from llava_npu.models.language_models import HeadShape, describe_head
-from llava_npu.models.projectors import feature_layers, num_tokens, token_grid
+from llava_npu.models.projectors import Projector, build_projector, feature_layers, num_tokens, token_grid
+from llava_npu.models.projectors.interleaved import InterleavedProjector
 from llava_npu.models.vision.anyres import Size, Tiling, check_resolutions, default_resolutions
 from llava_npu.models.vision.multiscale import check_scales
 from llava_npu.models.vision.towers import Tower, check_layers, describe_tower
+from llava_npu.models.vision.two_towers import TwoTowersConfig
 
 PLAIN_PROJECTOR = "mlp2x_gelu"  # the one that transformers' own LLaVA has
 VLLM_TOWERS = ("clip_vision_model", "siglip_vision_model")  # that vLLM's LLaVA has
@@ -19,7 +21,7 @@ VLLM_TOWERS = ("clip_vision_model", "siglip_vision_model")  # that vLLM's LLaVA 
 
 @strict
 class LlavaNpuConfig(LlavaConfig):
-    """Configuration of a LLaVA-style model with any tower and projector.
+    """Configuration of a LLaVA-style model with any tower, or two, and any projector.
 
     A model that transformers' own LLaVA can express (two-layer MLP, a tower of tokens) is saved as such, with
     `model_type` "llava" or, with anyres, "llava_next", so that every tool that knows these opens it; any other is saved
@@ -30,6 +32,8 @@ class LlavaNpuConfig(LlavaConfig):
         projector_options: that projector's options.
         vision_feature_select_strategy: "default" (patch tokens only), "full" (special tokens too), or None: what fits
             the tower.
+        tower_fusion: of two towers (`TwoTowersConfig` as `vision_config`): "channel", one projector of the channels of
+            both, or "interleave", one projector for each, whose tokens alternate.
         scales: with more than [1], the tower sees each image at several sizes (S²; `multiscale.py`).
         image_grid_pinpoints: resolutions, (height, width), into which images are scaled to be seen as several tiles
             (`anyres.py`); None: each image is one square.
@@ -40,6 +44,7 @@ class LlavaNpuConfig(LlavaConfig):
     projector_type: str = PLAIN_PROJECTOR
     projector_options: dict[str, Any] = field(default_factory=dict)
     vision_feature_select_strategy: Literal["default", "full"] | None = None
+    tower_fusion: Literal["channel", "interleave"] = "channel"
     scales: list[int] = field(default_factory=lambda: [1])
     image_grid_pinpoints: list[list[int]] | None = None
 
@@ -56,6 +61,7 @@ class LlavaNpuConfig(LlavaConfig):
                 "class token: an image patch would be lost. Use 'full' (all patches are kept)."
             )
         check_scales(self.scales)
+        self._check_towers(tower)
         if self.image_grid_pinpoints is not None:
             check_resolutions(self.image_grid_pinpoints, self.input_size)
         self.image_seq_length = self.num_image_tokens
@@ -69,6 +75,14 @@ class LlavaNpuConfig(LlavaConfig):
             raise UserError(
                 f"Projector {self.projector_type!r} reads the tower's layers {added} too (its `region_layers`). {error}"
             ) from None
+
+    def _check_towers(self, tower: Tower) -> None:
+        if self.tower_fusion == "interleave" and not tower.members:
+            raise UserError("tower_fusion 'interleave' takes two vision towers, and there is one.")
+        sizes = {member.image_size for member in tower.members}
+        if len(sizes) > 1 and len(self.scales) > 1:
+            shown = " and ".join(f"{height}×{width}" for height, width in sorted(sizes))
+            raise UserError(f"scales {self.scales}: two towers need images of one size for that, and take {shown}.")
 
     @property
     def tower(self) -> Tower:
@@ -91,6 +105,24 @@ class LlavaNpuConfig(LlavaConfig):
         chosen = 1 if isinstance(self.vision_feature_layer, int) else len(self.vision_feature_layer)
         return self.tower.hidden_size * chosen * len(self.scales)
 
+    def new_projector(self) -> Projector:
+        """A projector of this configuration with fresh weights."""
+
+        def build(vision_hidden_size: int) -> Projector:
+            return build_projector(
+                self.projector_type,
+                vision_hidden_size=vision_hidden_size,
+                text_hidden_size=self.text_config.hidden_size,
+                **self.projector_options,
+            )
+
+        if self.tower_fusion == "channel":
+            return build(self.projector_input_size)
+        tower = self.tower
+        times = self.projector_input_size // tower.hidden_size  # chosen layers and scales
+        widths = [member.hidden_size for member in tower.members]
+        return InterleavedProjector([build(times * width) for width in widths], widths)
+
     @property
     def input_size(self) -> Size:
         """(height, width) of the images, or of the tiles of one, that the model takes."""
@@ -103,8 +135,8 @@ class LlavaNpuConfig(LlavaConfig):
         if self.image_grid_pinpoints is None:
             return None
         grid = token_grid(self.projector_type, self.tower.grid, **self.projector_options)
-        if self.keep_prefix_tokens and self.tower.num_prefix_tokens:
-            grid = None  # special tokens have no place in the image
+        if self.tower_fusion == "interleave" or (self.keep_prefix_tokens and self.tower.num_prefix_tokens):
+            grid = None  # two tokens in one place, and special tokens in none
         resolutions = tuple((height, width) for height, width in self.image_grid_pinpoints)
         return Tiling(resolutions, self.input_size, grid or self.num_image_tokens)
 
@@ -118,7 +150,8 @@ class LlavaNpuConfig(LlavaConfig):
         """Tokens of one image, with anyres of one tile: the projector's answer for the tower's grid."""
         tower = self.tower
         special_tokens = tower.num_prefix_tokens if self.keep_prefix_tokens else 0
-        return num_tokens(self.projector_type, tower.grid, special_tokens=special_tokens, **self.projector_options)
+        count = num_tokens(self.projector_type, tower.grid, special_tokens=special_tokens, **self.projector_options)
+        return count if self.tower_fusion == "channel" else count * len(tower.members)
 
     @property
     def is_plain_llava(self) -> bool:
@@ -126,6 +159,7 @@ class LlavaNpuConfig(LlavaConfig):
         return (
             self.projector_type == PLAIN_PROJECTOR
             and not self.projector_options
+            and not isinstance(self.vision_config, TwoTowersConfig)
             and self.scales == [1]
             and not self.tower.last_layer_only
             and describe_head(self.text_config) == HeadShape()

@@ -24,7 +24,7 @@ Chowdhery et al. 2022, PaLM (arXiv:2204.02311), appendix B.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -34,6 +34,7 @@ from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
 
 from llava_npu.models.modeling import LlavaNpuForConditionalGeneration, LlavaNpuModel
+from llava_npu.models.vision.towers import Tower
 
 
 @dataclass(frozen=True)
@@ -183,12 +184,17 @@ def _sum(parts: Iterable[Flops]) -> Flops:
 
 
 def _tower(model: LlavaNpuModel) -> Flops:
-    tower, config = model.vision_tower, model.config
-    pixels = torch.empty(1, 3, *config.tower.image_size, device="meta")
+    whole, layers = model.config.tower, model.config.feature_layers
+    towers = model.vision_tower.towers if whole.members else (model.vision_tower,)
+    return _sum(_one_tower(*each, layers) for each in zip(towers, whole.members or (whole,), strict=True))
+
+
+def _one_tower(tower: nn.Module, description: Tower, layers: Sequence[int]) -> Flops:
+    pixels = torch.empty(1, *description.pixels, device="meta")
     learns = _learns(tower)
     module = _OnMeta(tower)
-    blocks = _blocks(tower, config.tower.num_layers)
-    deepest = max(layer % (len(blocks) + 1) for layer in config.feature_layers)  # of the hidden states, 0 the first
+    blocks = _blocks(tower, description.num_layers)
+    deepest = max(layer % (len(blocks) + 1) for layer in layers)  # of the hidden states, 0 the first
 
     reached = 0
     with FlopCounterMode(display=False) as counter:
@@ -260,7 +266,15 @@ class _OnMeta:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         dtype = next((tensor.dtype for tensor in self._tensors.values() if tensor.is_floating_point()), torch.float32)
         args = tuple(arg.to(dtype) for arg in args)
-        return functional_call(self._module, self._tensors, args, kwargs)
+        modes = [(module, module.training) for module in self._module.modules()]
+        # Activations are recomputed in training mode alone: what is computed twice does not count, and would be
+        # computed in the backward pass, with the module's own tensors.
+        self._module.eval()
+        try:
+            return functional_call(self._module, self._tensors, args, kwargs)
+        finally:
+            for module, training in modes:
+                module.training = training
 
 
 def _empty(tensor: torch.Tensor, requires_grad: bool) -> torch.Tensor:

@@ -30,7 +30,7 @@ from llava_npu.errors import UserError
 from llava_npu.models.checkpoints.weight_names import LM_HEAD, hub_name
 from llava_npu.models.configuration import LlavaNpuConfig
 from llava_npu.models.language_models import LanguageModelHead
-from llava_npu.models.projectors import Projector, build_projector
+from llava_npu.models.projectors import Projector
 from llava_npu.models.vision.anyres import Size, Tiling
 from llava_npu.models.vision.multiscale import multiscale_features
 from llava_npu.models.vision.towers import select_features
@@ -77,12 +77,7 @@ class LlavaNpuModel(LlavaNpuPreTrainedModel, LlavaModel):
         # Not LlavaModel.__init__, which would build its own projector first.
         LlavaPreTrainedModel.__init__(self, config)
         self.vision_tower = AutoModel.from_config(config.vision_config)
-        self.multi_modal_projector = build_projector(
-            config.projector_type,
-            vision_hidden_size=config.projector_input_size,
-            text_hidden_size=config.text_config.hidden_size,
-            **config.projector_options,
-        )
+        self.multi_modal_projector = config.new_projector()
         given, taken = self.multi_modal_projector.output_channels, config.text_config.hidden_size
         if given != taken:
             raise UserError(
@@ -97,7 +92,10 @@ class LlavaNpuModel(LlavaNpuPreTrainedModel, LlavaModel):
         self.post_init()
 
     def encode_images(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """Runs the vision tower: (images, 3, height, width) → (images, tokens, channels), before the projector."""
+        """Runs the vision tower: (images, 3, height, width) → (images, tokens, channels), before the projector.
+
+        Two towers take six channels of pixels (`two_towers.py`).
+        """
         config = self.config
         tower = config.tower
         if tuple(pixel_values.shape[-2:]) != config.input_size:
@@ -138,7 +136,7 @@ class LlavaNpuModel(LlavaNpuPreTrainedModel, LlavaModel):
         tiles = 1 if config.tiling is None else config.tiling.num_tiles(size)
         image: dict[str, Any]
         if encode:
-            image = {"pixel_values": torch.zeros(tiles, 3, *size, device=device)}
+            image = {"pixel_values": torch.zeros(tiles, tower.pixels[0], *size, device=device)}
         else:
             tokens = tower.num_patches + (tower.num_prefix_tokens if config.keep_prefix_tokens else 0)
             channels = self.multi_modal_projector.input_channels

@@ -20,6 +20,7 @@ from llava_npu.models.configuration import LlavaNpuConfig
 from llava_npu.models.projectors.grid import Grid
 from llava_npu.models.vision.anyres import Size, Tiling
 from llava_npu.models.vision.image_processors import as_llava_next, processor_size, with_pillow
+from llava_npu.models.vision.two_towers import image_processors, stack_pixels
 
 IMAGE_TOKEN = "<image>"
 ASPECT_RATIOS = ("pad", "square", "anyres")
@@ -145,14 +146,17 @@ class LlavaNpuProcessor(LlavaProcessor):
     def preprocess_images(self, images: Sequence[Image.Image]) -> torch.Tensor:
         """RGB images of any size → (images, 3, height, width), as the tower was trained on.
 
-        With anyres the first axis counts the tiles of all images.
+        With anyres the first axis counts the tiles of all images; of two towers, the channels are those of both
+        (`stack_pixels`).
         """
         tiling = self.tiling
         if tiling is not None:
             images = [tile for image in images for tile in tiling.cut(image)]
-        else:
-            images = [self._bounded(image) for image in images]
-        return self.image_processor(images=list(images), return_tensors="pt")["pixel_values"]
+        pixels = []
+        for processor in image_processors(self.image_processor):
+            fitted = list(images) if tiling is not None else [self._bounded(image, processor) for image in images]
+            pixels.append(processor(images=fitted, return_tensors="pt")["pixel_values"])
+        return stack_pixels(pixels)
 
     def _check_pixels(self, size: Size) -> None:
         """Raises `UserError` unless an image becomes finite pixels of (height, width) `size`."""
@@ -173,9 +177,9 @@ class LlavaNpuProcessor(LlavaProcessor):
         if not pixels.isfinite().all():
             raise UserError("the image processor makes infinite pixels: see its `image_mean` and `image_std`.")
 
-    def _bounded(self, image: Image.Image) -> Image.Image:
+    def _bounded(self, image: Image.Image, processor: Any) -> Image.Image:
         """Padded if this model pads, and of a long thin image no more than the image processor will keep."""
-        processor, size = self.image_processor, self.image_processor.size
+        size = processor.size
         edge = size.get("shortest_edge")
         if self.image_aspect_ratio == "pad":
             height, width = size.get("height", edge), size.get("width", edge)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from transformers import CLIPVisionConfig, LlamaConfig, SiglipVisionConfig
+from transformers import CLIPVisionConfig, Dinov2WithRegistersConfig, LlamaConfig, SiglipVisionConfig
 
 _VICUNA = {"vocab_size": 32000, "max_position_embeddings": 4096, "rms_norm_eps": 1e-5, "tie_word_embeddings": False}
 
@@ -39,6 +39,19 @@ def _siglip_so400m_384() -> Any:
     )
 
 
+def _dinov2_large_registers() -> Any:
+    """config.json of huggingface.co/facebook/dinov2-with-registers-large (Darcet et al. 2024, arXiv:2309.16588), at the
+    size of its image processor.
+    """
+    return Dinov2WithRegistersConfig(
+        hidden_size=1024,
+        num_hidden_layers=24,
+        num_attention_heads=16,
+        image_size=224,
+        patch_size=14,
+    )
+
+
 def _vicuna_7b() -> Any:
     """config.json of huggingface.co/lmsys/vicuna-7b-v1.5: Llama-2-7B (Touvron et al. 2023, arXiv:2307.09288)."""
     return LlamaConfig(
@@ -57,6 +70,7 @@ def _vicuna_13b() -> Any:
 _MODELS: dict[str, Callable[[], Any]] = {
     "openai/clip-vit-large-patch14-336": _clip_large_336,
     "google/siglip-so400m-patch14-384": _siglip_so400m_384,
+    "facebook/dinov2-with-registers-large": _dinov2_large_registers,
     "lmsys/vicuna-7b-v1.5": _vicuna_7b,
     "lmsys/vicuna-13b-v1.5": _vicuna_13b,
 }

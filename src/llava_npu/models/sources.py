@@ -15,7 +15,6 @@ from llava_npu.hub.hubs import is_local
 from llava_npu.hub.models import SMALL_FILES
 
 MODEL_FOLDER = "model"  # where a run folder keeps its final model
-_PARTS = ("vision_tower", "language_model")
 _WHOLE = 64 * 2**20  # bytes of a file that are read as a whole; of a larger one, samples
 _SAMPLE, _STRIDE = 4096, 2**20
 
@@ -41,13 +40,27 @@ class ModelSource:
         """The folders and hub ids, each by the name of its key."""
         if self.checkpoint is not None:
             return {"checkpoint": self.checkpoint}
-        return {name: self.parts[name] for name in _PARTS}
+        towers = self.vision_towers
+        numbered = {f"vision_tower[{number}]": place for number, place in enumerate(towers)}
+        of_towers = numbered if len(towers) > 1 else {"vision_tower": towers[0]}
+        return {**of_towers, "language_model": self.parts["language_model"]}
+
+    @property
+    def vision_towers(self) -> list[str]:
+        """The folders or hub ids of a composed model's tower, or two."""
+        named = self.parts["vision_tower"]
+        return list(named) if isinstance(named, list | tuple) else [named]
 
     def absolute(self) -> ModelSource:
         """The same from any working folder."""
         if self.checkpoint is not None:
             return replace(self, checkpoint=_absolute(self.checkpoint))
-        return replace(self, parts={**self.parts, **{name: _absolute(self.parts[name]) for name in _PARTS}})
+        towers = [_absolute(place) for place in self.vision_towers]
+        parts = {
+            "vision_tower": towers if len(towers) > 1 else towers[0],
+            "language_model": _absolute(self.parts["language_model"]),
+        }
+        return replace(self, parts={**self.parts, **parts})
 
 
 def write_source(path: Path, source: ModelSource) -> None:

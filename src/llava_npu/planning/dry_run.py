@@ -148,7 +148,7 @@ def _inputs(model: LlavaNpuForConditionalGeneration, batch: BatchShape) -> dict[
             dtype = model.model.vision_tower.dtype
             tensors["vision_features"] = torch.empty(images, tokens, channels, dtype=dtype)
         else:
-            tensors["pixel_values"] = torch.empty(images, 3, *config.input_size)
+            tensors["pixel_values"] = torch.empty(images, tower.pixels[0], *config.input_size)
     return tensors
 
 

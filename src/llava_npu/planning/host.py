@@ -7,6 +7,7 @@ its engine keeps on the host; where the device is the CPU, all that the device h
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +27,7 @@ from llava_npu.models.published import published_model
 from llava_npu.models.sources import MODEL_FOLDER, ModelSource
 from llava_npu.planning.memory import EngineChoice, PeakMemory
 from llava_npu.planning.target import Target
-from llava_npu.training.parts import part_of
+from llava_npu.training.parts import PREFIXES, part_of
 from llava_npu.training.resolve import ResolvedRun
 
 MIB = 2**20
@@ -107,8 +108,7 @@ def shared_memory_needed(config: RunConfig, model: LlavaNpuConfig, processes: in
         processes: of one node.
     """
     images = config.pack_tokens // model.num_image_tokens if config.pack_tokens else config.micro_batch_size
-    height, width = model.input_size
-    of_a_batch = 4 * 3 * height * width * max(images, 1)
+    of_a_batch = 4 * model.tower.pixels[0] * math.prod(model.input_size) * max(images, 1)
     return processes * config.data.workers * _PREFETCHED * of_a_batch
 
 
@@ -123,10 +123,14 @@ def _stored(source: ModelSource, read: Mapping[str, nn.Parameter]) -> int:
     """
     if source.checkpoint is not None:
         return _stored_in(source.checkpoint, read.values(), absent=4 if is_local(source.checkpoint) else 2)
-    return sum(
-        _stored_in(source.parts[part], [each for name, each in read.items() if part_of(name) == part], absent=2)
-        for part in ("vision_tower", "language_model")
+    towers = source.vision_towers
+    prefixes = [PREFIXES["vision_tower"] + name for name in (("first.", "second.") if len(towers) > 1 else ("",))]
+    of_towers = sum(
+        _stored_in(place, [each for name, each in read.items() if name.startswith(prefix)], absent=2)
+        for place, prefix in zip(towers, prefixes, strict=True)
     )
+    text = [each for name, each in read.items() if part_of(name) == "language_model"]
+    return of_towers + _stored_in(source.parts["language_model"], text, absent=2)
 
 
 def _stored_in(place: str, weights: Iterable[nn.Parameter], absent: int) -> int:

@@ -23,8 +23,9 @@ from llava_npu.models.projectors import grid_defaults
 from llava_npu.models.published import published_model, published_models
 from llava_npu.models.sources import MODEL_FOLDER, read_source
 from llava_npu.models.vision.image_processors import load_image_processor
-from llava_npu.models.vision.resizing import input_size, set_size
+from llava_npu.models.vision.resizing import input_size, set_size, sizes_of_towers
 from llava_npu.models.vision.towers import describe_tower
+from llava_npu.models.vision.two_towers import TwoTowersConfig
 from llava_npu.models.vocabulary import EMBEDDING_MULTIPLE
 
 _PROCESSOR_FILE = "preprocessor_config.json"
@@ -72,20 +73,15 @@ def model_config(
     if choice.checkpoint is not None:
         model = _checkpoint(on_hub(choice.checkpoint, choice.source))
     else:
-        assert choice.vision_tower is not None
         assert choice.language_model is not None
-        tower, text = (
-            _part(on_hub(source, choice.source), f"model.{field}", remarks)
-            for field, source in (("vision_tower", choice.vision_tower), ("language_model", choice.language_model))
-        )
+        tower = _tower(choice, remarks)
+        text = _part(on_hub(choice.language_model, choice.source), "model.language_model", remarks)
         if not hasattr(text, "vocab_size"):
             raise UserError(
                 f"model.language_model: {choice.language_model} holds a model of type {text.model_type!r}, "
                 f"which does not "
                 "read text; give a causal language model."
             )
-        tower = getattr(tower, "vision_config", tower)
-        _set_image_size(tower, choice, remarks)
         model = _joined(choice, tower, text, tokenizer)
     check_agreement(config.model.explicit_keys, str(config.model.checkpoint), model)
     for each in (choice, config.model):  # what it was made with, and what this run sets
@@ -95,14 +91,26 @@ def model_config(
     return model, remarks
 
 
-def _set_image_size(tower: Any, choice: ModelConfig, remarks: list[str]) -> None:
+def _tower(choice: ModelConfig, remarks: list[str]) -> Any:
+    """The configuration of the run's tower, or of two, for the images that they will see."""
+    configs = []
+    names = choice.vision_towers
+    for name, image_size in zip(names, sizes_of_towers(choice.image_size, len(names)), strict=True):
+        source = on_hub(name, choice.source)
+        config = _part(source, "model.vision_tower", remarks)
+        config = getattr(config, "vision_config", config)
+        _set_image_size(config, source, image_size, remarks)
+        configs.append(config)
+    return configs[0] if len(configs) == 1 else TwoTowersConfig(first=configs[0], second=configs[1])
+
+
+def _set_image_size(tower: Any, source: str, image_size: int | None, remarks: list[str]) -> None:
     """Writes the size of the images that the tower will see into its configuration, as `fit_tower` does."""
-    assert choice.vision_tower is not None
-    processor = _image_processor(on_hub(choice.vision_tower, choice.source))
+    processor = _image_processor(source)
     if processor is not None:
-        set_size(tower, input_size(tower, processor, choice.image_size))
-    elif choice.image_size is not None:
-        set_size(tower, (choice.image_size, choice.image_size))
+        set_size(tower, input_size(tower, processor, image_size))
+    elif image_size is not None:
+        set_size(tower, (image_size, image_size))
     elif not hasattr(tower, "image_size"):
         set_size(tower, _USUAL_SIZE)
         remarks.append(f"model.vision_tower: its image processor is not here; assumed to make {_USUAL_SIZE[0]} pixels")
@@ -139,6 +147,7 @@ def _joined(choice: ModelConfig, tower: Any, text: Any, tokenizer: Any | None) -
         vision_feature_select_strategy="full" if choice.vision_select_feature == "cls_patch" else None,
         projector_type=choice.projector,
         projector_options=options,
+        tower_fusion=choice.tower_fusion,
         scales=choice.scales,
         tie_word_embeddings=text.tie_word_embeddings,
     )
@@ -192,6 +201,7 @@ def _without_adapters(choice: ModelConfig) -> ModelConfig:
         vision_feature_layer=parts.get("vision_feature_layer", -2),
         vision_select_feature="cls_patch" if parts.get("keep_prefix_tokens") else "patch",
         image_size=parts.get("image_size"),
+        tower_fusion=parts.get("tower_fusion", "channel"),
         scales=parts.get("scales") or [1],
         **resolution,
     )

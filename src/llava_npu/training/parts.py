@@ -142,7 +142,7 @@ def unused_tower_parameters(config: LlavaNpuConfig) -> set[str]:
     """
     with torch.device("meta"):  # the graph alone, without numbers
         tower = AutoModel.from_config(config.vision_config)
-        outputs = tower(torch.zeros(1, 3, *config.tower.image_size), output_hidden_states=True)
+        outputs = tower(torch.zeros(1, *config.tower.pixels), output_hidden_states=True)
     features = select_features(outputs, config.tower, config.feature_layers, config.keep_prefix_tokens)
     used = _leaves(torch.cat(features, dim=-1))
     return {

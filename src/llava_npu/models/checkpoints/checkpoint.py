@@ -11,7 +11,7 @@ import torch
 from llava_npu.errors import UserError
 from llava_npu.hub.folders import open_part
 from llava_npu.models.checkpoints.weight_files import check_finite
-from llava_npu.models.checkpoints.weight_names import LM_HEAD, hub_name
+from llava_npu.models.checkpoints.weight_names import LM_HEAD
 from llava_npu.models.configuration import LlavaNpuConfig
 from llava_npu.models.modeling import LlavaNpuForConditionalGeneration
 from llava_npu.models.processing import LlavaNpuProcessor
@@ -47,10 +47,9 @@ def checked(checkpoint: Checkpoint) -> Weights:
     Raises:
         UserError: as soon as a weight does not fit, or at the end, with the names of those that are missing.
     """
-    kind = checkpoint.config.tower.kind
     with torch.device("meta"):
         model = open_part(lambda: LlavaNpuForConditionalGeneration(checkpoint.config), "model", checkpoint.source)
-    expected = {hub_name(name, kind): tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    expected = {name: tuple(tensor.shape) for name, tensor in model.hub_weights(model.state_dict()).items()}
     tied = checkpoint.config.tie_word_embeddings
     seen: set[str] = set()
     for name, tensor in checkpoint.weights():
@@ -69,7 +68,7 @@ def checked(checkpoint: Checkpoint) -> Weights:
         check_finite([(name, tensor)], checkpoint.source)
         seen.add(name)
         yield name, tensor
-    missing = sorted(name for name in expected if name and name not in seen and not (tied and name == LM_HEAD))
+    missing = sorted(expected.keys() - seen)
     if missing:
         shown = ", ".join(missing[:6]) + (" …" if len(missing) > 6 else "")
         raise UserError(f"{checkpoint.source}: {len(missing)} weights are missing: {shown}.")

@@ -75,6 +75,8 @@ def write_official(
         UserError: official LLaVA has no such language model or projector.
     """
     config, rows = checkpoint.config, _vocabulary(checkpoint)
+    if config.tower.members:
+        raise UserError(f"{checkpoint.source}: has two vision towers; official LLaVA has one. Write it with --to hf.")
     inner = config.text_config.model_type
     if inner not in _TYPES:
         raise UserError(

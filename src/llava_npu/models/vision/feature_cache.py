@@ -12,6 +12,7 @@ import json
 import shutil
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -78,15 +79,21 @@ def open_feature_cache(loaded: LoadedModel) -> FeatureStore:
         "image_aspect_ratio": processor.image_aspect_ratio,
         "image_grid_pinpoints": model.config.image_grid_pinpoints,
         "image_processor": processor.image_processor.to_dict(),
-        "vision_config": {
-            key: value for key, value in model.config.vision_config.to_dict().items() if key not in _OF_NO_EFFECT
-        },
+        "vision_config": _of_effect(model.config.vision_config.to_dict()),
     }
     digest = hashlib.sha256(json.dumps(recipe, sort_keys=True, default=str).encode())
     for name, tensor in sorted(model.model.vision_tower.state_dict().items()):
         digest.update(f"{name} {tensor.dtype}".encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return FeatureStore(cache_root() / "features" / digest.hexdigest()[:16])
+
+
+def _of_effect(values: dict[str, Any]) -> dict[str, Any]:
+    return {
+        key: _of_effect(value) if isinstance(value, dict) else value
+        for key, value in values.items()
+        if key not in _OF_NO_EFFECT
+    }
 
 
 def fill_feature_cache(

@@ -13,6 +13,7 @@ from transformers import CLIPImageProcessorPil, LlavaImageProcessorPil, LlavaNex
 
 from llava_npu.hub.folders import open_image_processor
 from llava_npu.models.vision.anyres import Size, Tiling
+from llava_npu.models.vision.two_towers import TwoTowersImageProcessor, image_processors
 
 
 def load_image_processor(source: str, field: str) -> Any:
@@ -47,7 +48,13 @@ def as_llava_next(image_processor: Any, tiling: Tiling) -> LlavaNextImageProcess
 
 
 def processor_size(image_processor: Any) -> Size | None:
-    """(height, width) of the images that an image processor makes; None if they keep shapes of their own."""
+    """(height, width) of the images that an image processor makes; None if they keep shapes of their own.
+
+    Of two towers, what holds the images of both.
+    """
+    if isinstance(image_processor, TwoTowersImageProcessor):
+        sizes = [made for each in image_processors(image_processor) if (made := processor_size(each)) is not None]
+        return (max(height for height, _ in sizes), max(width for _, width in sizes)) if len(sizes) == 2 else None
     size = getattr(image_processor, "crop_size", None) or image_processor.size
     if size.get("height") and size.get("width"):
         return int(size["height"]), int(size["width"])
@@ -57,8 +64,20 @@ def processor_size(image_processor: Any) -> Size | None:
 
 
 def set_processor_size(image_processor: Any, size: Size) -> Any:
-    """A copy of an image processor that makes images of this size, and changes no pixel of images that have it."""
+    """A copy of an image processor that makes images of this size, and changes no pixel of images that have it.
+
+    Of two towers, the larger images get this size, the smaller ones grow as much.
+    """
     height, width = size
+    if isinstance(image_processor, TwoTowersImageProcessor):
+        whole = processor_size(image_processor)
+        assert whole is not None  # the towers were given their sizes
+        resized = []
+        for each in image_processors(image_processor):
+            made = processor_size(each)
+            assert made is not None
+            resized.append(set_processor_size(each, (made[0] * height // whole[0], made[1] * width // whole[1])))
+        return TwoTowersImageProcessor(*resized)
     exact = {"height": height, "width": width}
     crops = bool(getattr(image_processor, "do_center_crop", False)) and height == width
     shape = {"size": {"shortest_edge": height}, "crop_size": exact} if crops else {"size": exact, "crop_size": None}

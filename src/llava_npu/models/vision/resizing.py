@@ -8,6 +8,7 @@ that is saved is an ordinary one of the new size.
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -42,6 +43,15 @@ def fit_tower(tower: Any, image_processor: Any, image_size: int | None, *, mappe
     if describe_tower(tower.config).image_size != size:
         tower = resize_tower(tower, size, mapped=mapped)
     return tower, image_processor if image_size is None else set_processor_size(image_processor, size)
+
+
+def sizes_of_towers(image_size: int | Sequence[int] | None, num_towers: int) -> list[int | None]:
+    """`model.image_size` for each tower: one number is that of all."""
+    if not isinstance(image_size, Sequence):
+        return [image_size] * num_towers
+    if len(image_size) != num_towers:
+        raise UserError(f"model.image_size: {len(image_size)} sizes for {num_towers} vision tower(s).")
+    return list(image_size)
 
 
 def input_size(config: Any, image_processor: Any, image_size: int | None) -> Size:

@@ -29,6 +29,7 @@ class Tower:
         grid: (rows, columns) of its patch tokens at that size.
         num_prefix_tokens: special tokens (class token, registers) in front of the patch tokens.
         last_layer_only: its layers differ in shape, so that only the last can feed a projector.
+        members: of two towers in one model (`two_towers.py`), each; this is then what they are together.
     """
 
     kind: str
@@ -38,6 +39,12 @@ class Tower:
     grid: tuple[int, int]
     num_prefix_tokens: int
     last_layer_only: bool = False
+    members: tuple[Tower, ...] = ()
+
+    @property
+    def pixels(self) -> tuple[int, int, int]:
+        """(channels, height, width) of what it takes: three channels for each tower."""
+        return 3 * max(1, len(self.members)), *self.image_size
 
     @property
     def num_patches(self) -> int:
@@ -55,7 +62,7 @@ def select_features(
     """Picks the tower's features: the given hidden states, without special tokens.
 
     Args:
-        outputs: what the tower returned, with `hidden_states`.
+        outputs: what the tower returned, with `hidden_states`; of two towers, those of each.
         tower: its description.
         layers: indices into `hidden_states` (−2 is LLaVA's choice for CLIP).
         keep_prefix_tokens: keep the special tokens (LLaVA's `cls_patch`, transformers' `full`).
@@ -63,12 +70,25 @@ def select_features(
     Returns:
         of each layer (images, tokens, channels), patch tokens in row-major order of the grid.
     """
+    return _select(outputs.hidden_states, tower, layers, keep_prefix_tokens)
+
+
+def _select(
+    hidden_states: Any, tower: Tower, layers: Sequence[int], keep_prefix_tokens: bool = False
+) -> list[torch.Tensor]:
+    if tower.members:
+        of_each = [_select(states, each, layers) for states, each in zip(hidden_states, tower.members, strict=True)]
+        return [torch.cat(layer, dim=-1) for layer in zip(*of_each, strict=True)]
     first = 0 if keep_prefix_tokens else tower.num_prefix_tokens
-    return [_as_tokens(outputs.hidden_states[layer])[:, first:] for layer in layers]
+    return [_as_tokens(hidden_states[layer])[:, first:] for layer in layers]
 
 
 def check_layers(tower: Tower, layers: int | Sequence[int]) -> None:
-    """Raises `UserError` if a layer index is outside the tower's hidden states."""
+    """Raises `UserError` if a layer index is outside the tower's hidden states, or those of any of two towers."""
+    for member in tower.members:
+        check_layers(member, layers)
+    if tower.members:
+        return
     for layer in [layers] if isinstance(layers, int) else layers:
         if not -(tower.num_layers + 1) <= layer <= tower.num_layers:
             raise UserError(
@@ -150,10 +170,54 @@ def _resnet(config: Any) -> Tower:
     )
 
 
+def _two_towers(config: Any) -> Tower:
+    members = (describe_tower(config.first), describe_tower(config.second))
+    first, second = members
+    if first.grid != second.grid:
+        raise UserError(
+            f"vision_tower: the patches of the two towers do not meet: {_seen(first)}, {_seen(second)}. "
+            f"{_sizes_that_meet((config.first, config.second), members)}"
+        )
+    return Tower(
+        kind=config.model_type,
+        hidden_size=first.hidden_size + second.hidden_size,
+        num_layers=max(first.num_layers, second.num_layers),
+        image_size=(
+            max(first.image_size[0], second.image_size[0]),
+            max(first.image_size[1], second.image_size[1]),
+        ),
+        grid=first.grid,
+        num_prefix_tokens=0,  # each tower's own stay behind
+        last_layer_only=first.last_layer_only or second.last_layer_only,
+        members=members,
+    )
+
+
+def _seen(tower: Tower) -> str:
+    (rows, columns), (height, width) = tower.grid, tower.image_size
+    return f"{tower.kind} makes {rows}×{columns} of {height}×{width} pixels"
+
+
+def _sizes_that_meet(configs: Sequence[Any], towers: Sequence[Tower]) -> str:
+    """Which `image_size` gives both towers one grid: that of either of them."""
+    patches = [
+        _pair(getattr(config, "patch_size", None) or tower.image_size[0] // tower.grid[0])[0]
+        for config, tower in zip(configs, towers, strict=True)
+    ]
+    choices = []
+    for kept in towers:
+        side, pixels = kept.grid[0], kept.image_size[0]
+        sizes = [pixels if pixels // patch == side else side * patch for patch in patches]
+        sizes = sizes[:1] if sizes[0] == sizes[1] else sizes
+        choices.append(f"`image_size: {sizes if len(sizes) > 1 else sizes[0]}` ({side}×{side} patches)")
+    return f"They meet with {' or '.join(choices)}."
+
+
 _DESCRIBE: dict[str, Callable[[Any], Tower]] = {
     "clip_vision_model": _with_class_token,
     "siglip_vision_model": _without_class_token,
     "dinov2": _with_class_token,
     "dinov2_with_registers": _with_registers,
     "resnet": _resnet,
+    "llava_npu_two_towers": _two_towers,
 }

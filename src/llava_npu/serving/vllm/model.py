@@ -21,7 +21,7 @@ from vllm.multimodal import MULTIMODAL_REGISTRY
 from llava_npu.errors import UserError
 from llava_npu.models.configuration import VLLM_TOWERS, LlavaNpuConfig
 from llava_npu.models.processing import LlavaNpuProcessor
-from llava_npu.models.projectors import build_projector
+from llava_npu.models.vision.two_towers import TwoTowersConfig
 
 
 class LlavaNpuProcessingInfo(LlavaProcessingInfo):
@@ -58,7 +58,9 @@ def _check(config: Any) -> None:
     """
     tower = config.vision_config.model_type
     what = None
-    if tower not in VLLM_TOWERS:
+    if tower == TwoTowersConfig.model_type:
+        what = "it has two vision towers"
+    elif tower not in VLLM_TOWERS:
         what = f"it has a vision tower of type {tower!r}"
     elif len(config.feature_layers) > 1:
         what = f"projector {config.projector_type!r} takes {len(config.feature_layers)} layers"
@@ -75,12 +77,7 @@ def _check(config: Any) -> None:
 
 def _projector(config: LlavaNpuConfig) -> nn.Module:
     """The model's projector, which is told the tower's grid at every call: vLLM does not pass it on."""
-    projector = build_projector(
-        config.projector_type,
-        vision_hidden_size=config.projector_input_size,
-        text_hidden_size=config.text_config.hidden_size,
-        **config.projector_options,
-    )
+    projector = config.new_projector()
     grid = config.tower.grid
     projector.register_forward_pre_hook(lambda module, args, kwargs: (args, {**kwargs, "grid": grid}), with_kwargs=True)
     return projector

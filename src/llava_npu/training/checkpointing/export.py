@@ -40,11 +40,11 @@ def model_source(config: RunConfig) -> ModelSource:
             changes={} if choice.image_aspect_ratio is None else images,
             explicit=choice.explicit_keys,
         )
-    assert choice.vision_tower is not None
     assert choice.language_model is not None
+    towers = [on_hub(tower, choice.source) for tower in choice.vision_towers]
     return ModelSource(
         parts={
-            "vision_tower": on_hub(choice.vision_tower, choice.source),
+            "vision_tower": towers if len(towers) > 1 else towers[0],
             "language_model": on_hub(choice.language_model, choice.source),
             "projector_type": choice.projector,
             "projector_options": choice.projector_options,
@@ -53,6 +53,7 @@ def model_source(config: RunConfig) -> ModelSource:
             "image_aspect_ratio": choice.image_aspect_ratio or "pad",
             "image_grid_pinpoints": choice.image_grid_pinpoints,
             "image_size": choice.image_size,
+            "tower_fusion": choice.tower_fusion,
             "scales": choice.scales,
             "seed": config.seed,
         }
