@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -264,6 +265,36 @@ def test_a_mask_over_one_query_hides_every_masked_key(keys: int, device: torch.d
 @pytest.mark.slow
 def test_more_sequences_than_one_call_takes(device: torch.device) -> None:
     check_packed((1, 2, 0) * 700, (1, 2, 0) * 700, causal=True, device=device)
+
+
+@pytest.mark.parametrize(
+    ("head_dim", "as_in_transformers", "layout"),
+    [(72, True, "BSND"), (72, False, "BSND"), (64, True, "BSND"), (64, False, "BNSD")],
+)
+def test_an_npu_gets_the_layout_that_it_neither_pads_nor_copies(
+    head_dim: int, as_in_transformers: bool, layout: str, device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SigLIP's 72 is padded in BNSD; transformers' heads come as a view of (batch, length, heads, head_dim)."""
+    if device.type != "npu":
+        pytest.skip("its operator takes contiguous tensors, in a layout that it is told")
+    import torch_npu
+    from torch_npu.simulation import count_copied_bytes
+
+    operator, layouts = torch_npu.npu_fusion_attention, []
+
+    def recorded(*arguments: Any, **options: Any) -> Any:
+        layouts.append(arguments[4])
+        return operator(*arguments, **options)
+
+    monkeypatch.setattr(torch_npu, "npu_fusion_attention", recorded)
+    shape = (2, 9, 4, head_dim) if as_in_transformers else (2, 4, 9, head_dim)
+    tensors = [random(*shape, device=device, seed=seed) for seed in range(3)]
+    heads_first = [tensor.transpose(1, 2) if as_in_transformers else tensor for tensor in tensors]
+    with count_copied_bytes() as copied:
+        batched_attention(*heads_first, causal=False)
+    assert layouts == [layout]
+    if head_dim != 72 or as_in_transformers:
+        assert copied[0] == 0
 
 
 def test_cached_attention_names_wrong_lengths() -> None:

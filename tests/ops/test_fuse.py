@@ -270,6 +270,27 @@ def test_rms_norm(dtype: torch.dtype, tolerance: float, device: torch.device) ->
     check_gradients(ours, theirs, [hidden, module.weight], tolerance)
 
 
+def test_an_npus_rms_norm_takes_a_float32_weight(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under autocast, weights are float32 and activations are not; Atlas A2 and A3 take both in one call."""
+    if device.type != "npu":
+        pytest.skip("an operator of NPUs")
+    import torch_npu
+
+    operator, calls = torch_npu.npu_rms_norm, []
+
+    def recorded(hidden: torch.Tensor, weight: torch.Tensor, *more: Any) -> Any:
+        calls.append((hidden.dtype, weight.dtype))
+        return operator(hidden, weight, *more)
+
+    monkeypatch.setattr(torch_npu, "npu_rms_norm", recorded)
+    hidden, weight = torch.randn(2, 5, 24, dtype=torch.bfloat16).to(device), torch.randn(24).to(device)
+    out = rms_norm(hidden, weight, 1e-3)
+    assert calls == [(torch.bfloat16, torch.float32)]
+    assert out.dtype == torch.float32
+    expected = torch.nn.functional.rms_norm(hidden.cpu().double(), (24,), weight.cpu().double(), 1e-3)
+    torch.testing.assert_close(out.cpu().double(), expected, rtol=1e-2, atol=1e-2)
+
+
 @pytest.mark.parametrize(("dtype", "tolerance"), DTYPES)
 @pytest.mark.parametrize("unsqueeze_dim", [1, 2])
 @pytest.mark.parametrize("positions", [1, 2], ids=["shared", "per-row"])
