@@ -256,6 +256,23 @@ def test_a_png_has_the_size_that_it_is_loaded_with(chunk: str, behind_pixels: bo
     assert image.size == ((40, 20) if chunk == "large text" else (20, 40))
 
 
+@pytest.mark.parametrize(
+    "tail",
+    [
+        bytes(12),
+        b"\0\0\0\0IENE\xaeB`\x82",
+        b"\0\0\0\0\xffEND\xaeB`\x82",
+        b"\0\0\0\x02tEXta\0\1\2\3\4\0\0\0\0IEND\xaeB`\x82",
+        b"",
+    ],
+    ids=["zeros", "another chunk", "no chunk", "a wrong checksum", "nothing"],
+)
+def test_a_png_that_is_damaged_behind_its_pixels_has_a_size_if_it_opens(tail: bytes) -> None:
+    data = _png_with("eXIf", behind_pixels=False)[:-12] + tail
+    assert load_image(data).size == (20, 40)
+    assert image_size(data) == (40, 20)
+
+
 @pytest.mark.parametrize("format", ["JPEG", "TIFF", "WEBP"])
 def test_an_orientation_in_xmp_is_known_from_the_head(format: str) -> None:
     stored = io.BytesIO()

@@ -14,6 +14,7 @@ What is done, and why:
 from __future__ import annotations
 
 import io
+import re
 import struct
 import warnings
 import zlib
@@ -96,17 +97,23 @@ def _orientation(image: Image.Image, file: IO[bytes]) -> int:
 
 
 def _without_pixels(file: IO[bytes]) -> bytes:
-    """A PNG's chunks but those of pixels, wherever they stand, before an empty one of these."""
+    """A PNG's chunks but those of pixels, wherever they stand, before an empty one of these.
+
+    Behind the pixels Pillow stops reading at what is no chunk, and does not compare checksums.
+    """
     file.seek(0)
     kept = [file.read(8)]
+    behind_pixels = False
     while len(head := file.read(8)) == 8:
         length, kind = struct.unpack(">I4s", head)
-        if kind == b"IEND":  # what follows does not belong to the image
+        if kind == b"IEND" or (behind_pixels and not re.fullmatch(rb"\w{4}", kind)):
             break
         if kind in (b"IDAT", b"fdAT"):
+            behind_pixels = True
             file.seek(length + 4, io.SEEK_CUR)
         else:
-            kept += [head, file.read(length + 4)]
+            content, checksum = file.read(length), file.read(4)
+            kept += [head, content, struct.pack(">I", zlib.crc32(kind + content)) if behind_pixels else checksum]
     return b"".join([*kept, struct.pack(">I4sI", 0, b"IDAT", zlib.crc32(b"IDAT"))])
 
 

@@ -171,6 +171,15 @@ def test_damaged_archives(kind: str, damage: str, tmp_path: Path) -> None:
     assert not list((tmp_path / "cache").glob("archives/[!.]*"))
 
 
+def test_a_zip_of_a_version_that_nobody_knows(tmp_path: Path) -> None:
+    path = WRITERS["zip"](tmp_path)
+    whole = bytearray(path.read_bytes())
+    whole[whole.index(b"PK\1\2") + 6] = 203
+    path.write_bytes(whole)
+    with pytest.raises(UserError, match=rf"image_root {path}: not a zip file, or a damaged one: zip file version 20.3"):
+        open_archive(path)
+
+
 def test_damaged_members(tmp_path: Path) -> None:
     for kind, position in (("zip", -1), ("deflated", 0)):
         path = WRITERS[kind](tmp_path)

@@ -257,7 +257,7 @@ def _zip_members(path: Path) -> Iterator[Member]:
                     else:
                         places[name] = place
                         yield name, *place
-    except (zipfile.BadZipFile, OSError, EOFError) as error:
+    except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError, ValueError, zlib.error) as error:
         raise UserError(f"image_root {path}: not a zip file, or a damaged one: {error}") from error
     yield from _resolve(links, places)
 
