@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from llava_npu.cli.options import BITS, DEVICE, DTYPE, HUB, MAX_LENGTH, MODEL, TEMPLATE
+from llava_npu.cli.options import BITS, DEVICE, DTYPE, HUB, IMAGE_TOKENS, MAX_LENGTH, MODEL, TEMPLATE
 
 if TYPE_CHECKING:
     from llava_npu.serving.terminal import Conversation
@@ -26,6 +26,7 @@ def chat(
     repetition_penalty: Annotated[float, typer.Option(help="Above 1: tokens already used become less likely.")] = 1.0,
     seed: Annotated[int | None, typer.Option(help="Makes draws repeatable.")] = None,
     template: Annotated[str | None, TEMPLATE] = None,
+    image_tokens: Annotated[int | None, IMAGE_TOKENS] = None,
     source: Annotated[str, HUB] = "huggingface",
     device: Annotated[str, DEVICE] = "auto",
     dtype: Annotated[str, DTYPE] = "auto",
@@ -43,6 +44,7 @@ def chat(
     sampling = Sampling(max_new_tokens, temperature, top_p, top_k, repetition_penalty, seed)
     pil_images = [load_image(path, "--image") for path in image or []]
     loaded, _ = load_model(on_hub(model, source), device, dtype, bits, template)
+    loaded = loaded.with_image_tokens(image_tokens)
     engine = InferenceEngine(loaded, max_batch=1, max_length=max_length)
     conversation = Conversation(engine, sampling, system)
     for each in pil_images:

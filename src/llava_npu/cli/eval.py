@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
-from llava_npu.cli.options import BENCHMARK_MODULE, HUB, TEMPLATE, launch_and_exit
+from llava_npu.cli.options import BENCHMARK_MODULE, HUB, IMAGE_TOKENS, TEMPLATE, launch_and_exit
 from llava_npu.errors import UserError
 
 if TYPE_CHECKING:
@@ -44,6 +44,7 @@ def eval_(
     images: Annotated[str, _IMAGES] = "given",
     source: Annotated[str, HUB] = "huggingface",
     template: Annotated[str | None, TEMPLATE] = None,
+    image_tokens: Annotated[int | None, IMAGE_TOKENS] = None,
     device: Annotated[str, typer.Option(help="auto, npu, cuda or cpu; with an index as in npu:1.")] = "auto",
     devices: Annotated[
         int, typer.Option(min=1, help="Number of devices of this machine that share the work, one process each.")
@@ -83,7 +84,8 @@ def eval_(
     if predictions is not None:
         _score_stored(console, request, predictions)
         return
-    loaded = _Model(_need("--model", model), source, get_template(template).name if template else None, device)
+    prompted = get_template(template).name if template else None
+    loaded = _Model(_need("--model", model), source, prompted, image_tokens, device)
     if devices > 1:
         _launch_processes(devices, device)
     _run(console, request, loaded)
@@ -137,11 +139,12 @@ class _Request:
 
 @dataclass(frozen=True)
 class _Model:
-    """Which model, from which hub, prompted how, on which device."""
+    """Which model, from which hub, prompted how, with how many tokens of an image, on which device."""
 
     name: str
     source: str
     template: str | None
+    image_tokens: int | None
     device: str
 
 
@@ -218,6 +221,7 @@ def _load(model: _Model, answer: str) -> Callable[[int], Answerer]:
     # 16 bits where the device computes in them, else fp32: on most CPUs 16-bit products are far slower.
     dtype = device.autocast_dtype or torch.float32
     loaded = load(on_hub(model.name, model.source), device.torch_device, dtype, template=model.template)
+    loaded = loaded.with_image_tokens(model.image_tokens)
     return lambda max_new_tokens: build_answerer(answer, loaded, max_new_tokens=max_new_tokens, device=device.name)
 
 

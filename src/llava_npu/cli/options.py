@@ -26,6 +26,9 @@ BENCHMARK_MODULE = typer.Option(
     help="A Python file (or module) that registers a benchmark of your own; may be repeated.", metavar="FILE"
 )
 TEMPLATE = typer.Option(help="Conversation template; by default the one the model was trained with.")
+IMAGE_TOKENS = typer.Option(
+    min=1, help="Tokens of each image, where the projector gives several numbers (mqt, matryoshka_pool)."
+)
 MAX_LENGTH = typer.Option(min=2, help="Most tokens of prompt and answer together; by default the model's, up to 4096.")
 
 

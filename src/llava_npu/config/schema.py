@@ -244,6 +244,13 @@ class DataConfig(Section):
         "many epochs or many runs over the same images. `auto`: if the disk has room for it.",
     )
 
+    image_tokens: list[int] | Literal["all"] | None = Field(
+        None,
+        description="With a projector that gives several numbers of tokens (`mqt`, `matryoshka_pool`): each sample's "
+        "images have one of these, drawn by its place in the data; `all`: any that the projector gives; null: the "
+        "model's own number.",
+    )
+
     validation: ValidationConfig | None = Field(
         None, description="Samples held out of training, to validate on; null: none are."
     )

@@ -62,6 +62,7 @@ class Sample:
         name: the record, for messages.
         replaced: what was wrong with the sample that this one stands in for; None: it is itself.
         image_sizes: each image's (height, width), where the model needs them (anyres).
+        tokens_per_image: how many tokens each image has, where it varies (`ConversationDataset.image_tokens`).
     """
 
     input_ids: Tensor
@@ -71,6 +72,7 @@ class Sample:
     name: str
     replaced: str | None = None
     image_sizes: tuple[ImageSize, ...] | None = None
+    tokens_per_image: tuple[int, ...] | None = None
 
 
 def load_or_substitute(load: Callable[[int], Sample], index: int, num_samples: int) -> Sample:
@@ -101,6 +103,14 @@ def substitutes(index: int, num_samples: int) -> list[int]:
     return [int(draw) for draw in draws % num_samples]
 
 
+def drawn_tokens(index: int, choices: Sequence[int]) -> int:
+    """Which of `choices` is the number of tokens of sample `index`'s images: a draw that only the index decides.
+
+    So lengths are known before a run is packed, in every process, and the same after a resumption.
+    """
+    return choices[int(np.random.SeedSequence(index).generate_state(1)[0]) % len(choices)]
+
+
 class ConversationDataset(Dataset[Sample]):
     """Records as training samples; each is read and encoded when asked for.
 
@@ -111,6 +121,8 @@ class ConversationDataset(Dataset[Sample]):
         max_length: the most tokens of a sample, images included; images that do not fit go with the text cut off.
         features: the frozen vision tower's output for each image. Given these, no image is opened.
         bad_samples: 'error' raises for a sample that cannot be used; 'skip' gives another in its place.
+        image_tokens: numbers of tokens that the model can give an image, of which each sample has one
+            (`drawn_tokens`); None: the processor's.
     """
 
     def __init__(
@@ -121,6 +133,7 @@ class ConversationDataset(Dataset[Sample]):
         max_length: int | None = None,
         features: Features | None = None,
         bad_samples: BadSamples = "error",
+        image_tokens: Sequence[int] | None = None,
     ) -> None:
         self.records = records
         self.processor = processor
@@ -128,6 +141,7 @@ class ConversationDataset(Dataset[Sample]):
         self.max_length = max_length
         self.features = features
         self.bad_samples = bad_samples
+        self.image_tokens = image_tokens
 
     def __len__(self) -> int:
         return len(self.records)
@@ -169,7 +183,10 @@ class ConversationDataset(Dataset[Sample]):
         record, processor = self.records[index], self.processor
         encoded = encode_conversation(record.conversations, processor.tokenizer, self.template, record=record)
         sizes = self._image_sizes(record)
-        tokens_per_image = [processor.count_image_tokens(size) for size in sizes]
+        if self.image_tokens is None:
+            tokens_per_image = [processor.count_image_tokens(size) for size in sizes]
+        else:
+            tokens_per_image = [drawn_tokens(index, self.image_tokens)] * len(sizes)
         limits = [limit for limit in (self.max_length, room) if limit is not None]
         limit = min(limits, default=None)
         return record, expand_images(encoded, tokens_per_image, processor.image_token_id, limit, record), sizes
@@ -190,6 +207,7 @@ class ConversationDataset(Dataset[Sample]):
             vision_features,
             record.name,
             image_sizes=tuple(sizes[: len(paths)]) if paths and processor.tiling is not None else None,
+            tokens_per_image=(drawn_tokens(index, self.image_tokens),) * len(paths) if self.image_tokens else None,
         )
 
     def _image_sizes(self, record: Record) -> list[ImageSize]:

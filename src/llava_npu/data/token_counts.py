@@ -92,7 +92,7 @@ def _key(dataset: ConversationDataset, data: Sequence[Any]) -> str:
         "template": dataset.template,
         "max_length": dataset.max_length,
         "tokenizer": [type(tokenizer).__name__, words, tokenizer.special_tokens_map, tokenizer.chat_template],
-        "image_tokens": processor.num_image_tokens,
+        "image_tokens": list(dataset.image_tokens) if dataset.image_tokens else processor.num_image_tokens,
         "tiling": repr(processor.tiling),
     }
     return hashlib.sha256(json.dumps(recipe, sort_keys=True, default=str).encode()).hexdigest()[:32]
@@ -104,7 +104,12 @@ def _count_all(dataset: ConversationDataset, workers: int, report: Callable[[int
         yield from _reported((_count(dataset, stretch) for stretch in stretches), report)
         return
     text_only = ConversationDataset(  # features know every image's file by now: nothing to send to other processes
-        dataset.records, dataset.processor, dataset.template, dataset.max_length, bad_samples=dataset.bad_samples
+        dataset.records,
+        dataset.processor,
+        dataset.template,
+        dataset.max_length,
+        bad_samples=dataset.bad_samples,
+        image_tokens=dataset.image_tokens,
     )
     with ProcessPoolExecutor(
         workers,

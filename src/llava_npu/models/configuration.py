@@ -1,5 +1,6 @@
 """The model's configuration: transformers' LLaVA configuration plus the projector's type and options."""
 
+from collections.abc import Sequence
 from dataclasses import field
 from typing import Any, Literal
 
@@ -8,7 +9,15 @@ from transformers import LlavaConfig
 
 from llava_npu.errors import UserError
 from llava_npu.models.language_models import HeadShape, describe_head
-from llava_npu.models.projectors import Projector, build_projector, feature_layers, num_tokens, token_grid
+from llava_npu.models.projectors import (
+    NestedOptions,
+    Projector,
+    build_projector,
+    feature_layers,
+    make_options,
+    num_tokens,
+    token_grid,
+)
 from llava_npu.models.projectors.interleaved import InterleavedProjector
 from llava_npu.models.vision.anyres import Size, Tiling, check_resolutions, default_resolutions
 from llava_npu.models.vision.multiscale import check_scales
@@ -152,6 +161,28 @@ class LlavaNpuConfig(LlavaConfig):
         special_tokens = tower.num_prefix_tokens if self.keep_prefix_tokens else 0
         count = num_tokens(self.projector_type, tower.grid, special_tokens=special_tokens, **self.projector_options)
         return count if self.tower_fusion == "channel" else count * len(tower.members)
+
+    @property
+    def image_token_choices(self) -> Sequence[int]:
+        """Numbers of tokens that an image can have with the same weights, rising; of most projectors one."""
+        options = make_options(self.projector_type, **self.projector_options)
+        if isinstance(options, NestedOptions) and self.image_grid_pinpoints is None and self.tower_fusion == "channel":
+            return options.token_choices(self.tower.grid)
+        return [self.num_image_tokens]
+
+    def check_image_tokens(self, tokens: Sequence[int], setting: str) -> None:
+        """Raises `UserError`, naming the `setting`, for a number of tokens that no image of this model can have."""
+        choices = self.image_token_choices
+        wrong = next((count for count in tokens if count not in choices), None)
+        if wrong is None:
+            return
+        can = f"1 to {choices[-1]}" if isinstance(choices, range) else ", ".join(map(str, choices))
+        tiles = " each tile" if self.image_grid_pinpoints is not None else ""
+        raise UserError(
+            f"{setting}: {wrong} tokens for each image, but projector {self.projector_type!r} gives{tiles} {can} from "
+            f"{self.tower.grid[0]}×{self.tower.grid[1]} patches. Projectors that give several numbers with the same "
+            "weights are 'mqt' and 'matryoshka_pool', on whole images (not `anyres`) and without interleaved towers."
+        )
 
     @property
     def is_plain_llava(self) -> bool:

@@ -20,6 +20,7 @@ from llava_npu.hub.folders import check_configuration, open_part
 from llava_npu.models.configuration import LlavaNpuConfig
 from llava_npu.models.modeling import LlavaNpuForConditionalGeneration
 from llava_npu.models.processing import ASPECT_RATIOS, IMAGE_TOKEN, LlavaNpuProcessor
+from llava_npu.models.projectors import make_options
 from llava_npu.models.vision.image_processors import load_image_processor
 
 _FEWEST_BITS = 2  # of a stored weight
@@ -42,6 +43,26 @@ class LoadedModel(NamedTuple):
         processor = copy.copy(self.processor)
         processor.template = template
         processor.chat_template = chat_template(template, processor.tokenizer)
+        return self._replace(processor=processor)
+
+    def with_image_tokens(self, tokens: int | None) -> LoadedModel:
+        """The same model, changed in place to give each image so many tokens; None leaves it as it is.
+
+        Raises:
+            UserError: its projector cannot (`LlavaNpuConfig.image_token_choices`).
+        """
+        if tokens is None:
+            return self
+        config = self.model.config
+        config.check_image_tokens([tokens], "--image-tokens")
+        if tokens == config.num_image_tokens:
+            return self
+        config.projector_options = {**config.projector_options, "tokens": tokens}
+        config.image_seq_length = tokens
+        projector = self.model.model.multi_modal_projector
+        projector.options = make_options(config.projector_type, **config.projector_options)
+        processor = copy.copy(self.processor)
+        processor.num_image_tokens = tokens
         return self._replace(processor=processor)
 
     def save_pretrained(self, folder: Path) -> None:

@@ -120,8 +120,11 @@ class LlavaNpuModel(LlavaNpuPreTrainedModel, LlavaModel):
 
     def project(self, vision_features: torch.Tensor) -> torch.Tensor:
         """Runs the projector: (images, tokens, channels) → (images, visual tokens, text hidden size)."""
+        return self._project(vision_features)
+
+    def _project(self, vision_features: torch.Tensor, **counts: Sequence[int]) -> torch.Tensor:
         dtype = next(self.multi_modal_projector.parameters(), vision_features).dtype
-        return self.multi_modal_projector(vision_features.to(dtype), grid=self.config.tower.grid)
+        return self.multi_modal_projector(vision_features.to(dtype), grid=self.config.tower.grid, **counts)
 
     def dummy_image_inputs(self, device: torch.device, *, encode: bool) -> dict[str, Any]:
         """Inputs for a batch of text alone: one blank image, no place for it in the text.
@@ -149,6 +152,7 @@ class LlavaNpuModel(LlavaNpuPreTrainedModel, LlavaModel):
         pixel_values: torch.Tensor | None = None,
         vision_features: torch.Tensor | None = None,
         image_sizes: ImageSizes | None = None,
+        tokens_per_image: Sequence[int] | None = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPooling:
         """Visual tokens of each image, as transformers' generation expects them (in `pooler_output`).
@@ -163,6 +167,10 @@ class LlavaNpuModel(LlavaNpuPreTrainedModel, LlavaModel):
                 counts = [self._tiling.num_tiles(size) for size in sizes]
                 pixel_values = torch.cat([tiles[:count] for tiles, count in zip(pixel_values, counts, strict=True)])
             vision_features = self.encode_images(pixel_values)
+        if tokens_per_image is not None:
+            tokens = self._project(vision_features, counts=tokens_per_image)
+            images = list(tokens.split(list(tokens_per_image)))
+            return BaseModelOutputWithPooling(last_hidden_state=vision_features, pooler_output=images)
         tokens = self.project(vision_features)
         return BaseModelOutputWithPooling(
             last_hidden_state=vision_features,
@@ -224,6 +232,7 @@ class LlavaNpuModel(LlavaNpuPreTrainedModel, LlavaModel):
         image_sizes: ImageSizes | None = None,
         image_positions: torch.Tensor | None = None,
         image_tokens: torch.Tensor | None = None,
+        tokens_per_image: Sequence[int] | None = None,
         sequence_lengths: Sequence[int] | None = None,
         key_lengths: Sequence[int] | None = None,
         sequence_group: dist.ProcessGroup | None = None,
@@ -239,6 +248,8 @@ class LlavaNpuModel(LlavaNpuPreTrainedModel, LlavaModel):
                 knows it; without it the image tokens are searched for, which on an accelerator makes the host wait.
                 Empty: the images stand nowhere (see `dummy_image_inputs`).
             image_tokens: with `image_positions`, which of the images' tokens stand there; None: all, in order.
+            tokens_per_image: how many tokens each image has, of those that the projector can give
+                (`LlavaNpuConfig.image_token_choices`); None: all have `num_image_tokens`.
             sequence_lengths, key_lengths: what the host knows of the batch (`KnownLengths`).
             sequence_group: processes that have an equal part of every row each (sequence parallel).
         """
@@ -246,7 +257,7 @@ class LlavaNpuModel(LlavaNpuPreTrainedModel, LlavaModel):
             raise ValueError("give pixel_values or vision_features, not both")
         inputs: dict[str, Any] = {"input_ids": input_ids}
         if vision_features is not None or pixel_values is not None:
-            images = self.get_image_features(pixel_values, vision_features, image_sizes)
+            images = self.get_image_features(pixel_values, vision_features, image_sizes, tokens_per_image)
             if image_positions is None:
                 inputs["mm_encoder_outputs"] = {"image": images}
             else:

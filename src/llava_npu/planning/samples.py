@@ -9,13 +9,14 @@ from typing import Any
 
 from llava_npu.config import RunConfig
 from llava_npu.data.conversation.labels import IGNORE_INDEX, encode_conversation, expand_images
+from llava_npu.data.dataset import drawn_tokens
 from llava_npu.data.formats.parsing import Record
 from llava_npu.data.image_roots import ImagePath
 from llava_npu.data.images import image_size
 from llava_npu.errors import UserError
 from llava_npu.models.configuration import LlavaNpuConfig
 from llava_npu.models.vision.anyres import TYPICAL, Size
-from llava_npu.training.data import sources
+from llava_npu.training.data import image_token_choices, sources
 from llava_npu.training.parts import STAGE_TEMPLATES
 from llava_npu.training.resolve import ResolvedRun
 
@@ -136,6 +137,7 @@ def probe_samples(records: Sequence[Record], tokenizer: Any, config: RunConfig, 
     """Tokenizes some of the records, spread over all, as training will; decodes no image."""
     template = config.data.template or STAGE_TEMPLATES[config.stage]
     template = template or ("tokenizer" if getattr(tokenizer, "chat_template", None) else "v1")
+    choices = image_token_choices(config.data, model)
     count = min(len(records), PROBED)
     lengths, supervised, images = [], 0, []
     for number in range(count):
@@ -143,7 +145,10 @@ def probe_samples(records: Sequence[Record], tokenizer: Any, config: RunConfig, 
             record = records[number * len(records) // count]
             encoded = encode_conversation(record.conversations, tokenizer, template, record=record)
             sizes = [_size(path, record, model) for path in record.image_paths]
-            per_image = [model.count_image_tokens(size) for size in sizes]
+            if choices is None:
+                per_image = [model.count_image_tokens(size) for size in sizes]
+            else:
+                per_image = [drawn_tokens(number * len(records) // count, choices)] * len(sizes)
             expanded = expand_images(encoded, per_image, model.image_token_index, config.data.max_length, record)
         except UserError:
             continue  # training reports what is wrong with it, or skips it

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch.utils.data import DataLoader, Dataset, get_worker_info
@@ -18,6 +18,8 @@ from llava_npu.data.dataset import ConversationDataset, Processor, Sample, colla
 from llava_npu.data.plan import BatchLayout, Indices
 from llava_npu.distributed.launched import worker_dies_with_parent
 from llava_npu.errors import UserError
+
+_Value = TypeVar("_Value")
 
 SHARED_MEMORY, _LEAST_SHARED = Path("/dev/shm"), 2**20
 _TOO_LITTLE = (
@@ -41,6 +43,7 @@ class MicroBatch:
         replaced: what was wrong with the samples that others stand in for.
         names: of the samples, for messages.
         image_sizes: each image's (height, width), where the model needs them; on the host, where they are read.
+        tokens_per_image: how many tokens each image has, where it varies; on the host too.
     """
 
     tensors: dict[str, torch.Tensor]
@@ -50,6 +53,7 @@ class MicroBatch:
     replaced: tuple[str, ...] = ()
     names: tuple[str, ...] = ()
     image_sizes: tuple[tuple[int, int], ...] | None = None
+    tokens_per_image: tuple[int, ...] | None = None
     parts: int = 1
     part_tokens: int | None = None
 
@@ -80,7 +84,8 @@ class MicroBatch:
     def to(self, device: torch.device) -> dict[str, Any]:
         """What `SupervisedLoss` takes, its tensors on the device."""
         batch: dict[str, Any] = {name: tensor.to(device, non_blocking=True) for name, tensor in self.tensors.items()}
-        return batch if self.image_sizes is None else {**batch, "image_sizes": self.image_sizes}
+        known = {"image_sizes": self.image_sizes, "tokens_per_image": self.tokens_per_image}
+        return batch | {name: values for name, values in known.items() if values is not None}
 
 
 @dataclass(frozen=True)
@@ -242,6 +247,7 @@ def micro_batch(
         replaced=tuple(sample.replaced for sample in samples if sample.replaced is not None),
         names=tuple(sample.name for sample in samples),
         image_sizes=None if sizes is None else tuple((height, width) for height, width in sizes.tolist()),
+        tokens_per_image=tuple(count for sample in samples for count in sample.tokens_per_image or ()) or None,
     )
 
 
@@ -267,12 +273,13 @@ def part_of(batch: MicroBatch, split: SequenceSplit, processor: Processor) -> Mi
     # The part's last token predicts the first one of the next.
     tensors["labels"] = batch.tensors["labels"][:, start : start + size + 1].clone()
     tensors["supervised_positions"] = _supervised_positions(tensors["labels"])
-    images, sizes = _images_in(batch, start, size, processor)
+    images, kept = _images_in(batch, start, size, processor)
     lengths = batch.sample_lengths if rows > 1 else (sum(batch.sample_lengths),)
     return replace(
         batch,
         tensors=tensors | images,
-        image_sizes=sizes,
+        image_sizes=_chosen(batch.image_sizes, kept),
+        tokens_per_image=_chosen(batch.tokens_per_image, kept),
         supervised_tokens=len(tensors["supervised_positions"]),
         replaced=batch.replaced if split.index == 0 else (),
         parts=split.parts,
@@ -280,13 +287,19 @@ def part_of(batch: MicroBatch, split: SequenceSplit, processor: Processor) -> Mi
     )
 
 
+def _chosen(values: tuple[_Value, ...] | None, kept: list[int]) -> tuple[_Value, ...] | None:
+    return tuple(values[number] for number in kept) or None if values is not None else None
+
+
 def _images_in(
     batch: MicroBatch, start: int, size: int, processor: Processor
-) -> tuple[dict[str, torch.Tensor], tuple[tuple[int, int], ...] | None]:
-    """The images with tokens in columns `start` to `start + size` of a batch, and their sizes."""
+) -> tuple[dict[str, torch.Tensor], list[int]]:
+    """The images with tokens in columns `start` to `start + size` of a batch, and which of the batch's they are."""
     if "image_positions" not in batch.tensors:
-        return {}, None
-    if batch.image_sizes is None:
+        return {}, []
+    if batch.tokens_per_image is not None:
+        tokens, tiles = list(batch.tokens_per_image), [1] * batch.images
+    elif batch.image_sizes is None:
         tokens, tiles = [processor.num_image_tokens] * batch.images, [1] * batch.images
     else:
         tokens = [processor.count_image_tokens(each) for each in batch.image_sizes]
@@ -297,7 +310,7 @@ def _images_in(
     of_image = torch.arange(len(tokens)).repeat_interleave(torch.tensor(tokens))
     kept = of_image[inside].unique()
     if not len(kept):
-        return {}, None
+        return {}, []
     of_tile = torch.arange(len(tiles)).repeat_interleave(torch.tensor(tiles))
     pixels = {
         name: batch.tensors[name][torch.isin(of_tile, kept)]
@@ -308,8 +321,7 @@ def _images_in(
         "image_positions": row[inside] * size + column[inside] - start,
         "image_tokens": inside[torch.isin(of_image, kept)].nonzero().flatten(),
     }
-    sizes = batch.image_sizes
-    return pixels | places, None if sizes is None else tuple(sizes[number] for number in kept.tolist())
+    return pixels | places, kept.tolist()
 
 
 def _supervised_positions(labels: torch.Tensor) -> torch.Tensor:

@@ -23,6 +23,7 @@ from llava_npu.data.plan import BatchLayout, PaddedLayout, Plan
 from llava_npu.data.records import Record, Source, fingerprint, open_sources
 from llava_npu.data.token_counts import default_workers, load_token_counts
 from llava_npu.errors import UserError
+from llava_npu.models.configuration import LlavaNpuConfig
 from llava_npu.models.loaded import LoadedModel
 from llava_npu.models.vision.feature_cache import (
     FeatureStore,
@@ -173,6 +174,25 @@ def num_groups(config: RunConfig, num_devices: int) -> int:
             f"multiple of {size} devices (--devices {size}), or set it to 1."
         )
     return num_devices // size
+
+
+def image_token_choices(data: DataConfig, model: LlavaNpuConfig) -> Sequence[int] | None:
+    """The numbers of tokens of which each training sample's images have one; None: all have the model's.
+
+    Raises:
+        UserError: the model cannot give them.
+    """
+    if data.image_tokens is None:
+        return None
+    if data.image_tokens == "all":
+        choices = model.image_token_choices
+        if len(choices) == 1:
+            model.check_image_tokens([0], "data.image_tokens")
+        return choices
+    if not data.image_tokens:
+        raise UserError("data.image_tokens: an empty list; name numbers of tokens, or set it to `all` or null.")
+    model.check_image_tokens(data.image_tokens, "data.image_tokens")
+    return data.image_tokens
 
 
 def choose_layout(

@@ -21,6 +21,7 @@ _MODEL_INPUTS = (
     "image_positions",
     "image_tokens",
     "image_sizes",
+    "tokens_per_image",
 )
 
 
@@ -50,8 +51,9 @@ class SupervisedLoss(nn.Module):
         Args:
             batch: `input_ids`, `labels`, `position_ids`, `attention_mask` (batch, length); `supervised_positions`, the
                 supervised tokens' indices into the flattened, shifted labels; and if there are images, `pixel_values`
-                or `vision_features`, `image_positions`, and with anyres `image_sizes`, host integers too. A part of
-                longer rows has a label more, that of the token after it, unless it is the last.
+                or `vision_features`, `image_positions`, with anyres `image_sizes`, and where they vary
+                `tokens_per_image`, host integers too. A part of longer rows has a label more, that of the token after
+                it, unless it is the last.
             sequence_lengths: tokens of each sequence, row after row, the padding behind one counted as another; host
                 integers, so that no layer asks the device.
         """

@@ -36,7 +36,7 @@ from llava_npu.training.checkpointing import saving
 from llava_npu.training.checkpointing.checkpoints import BEST, linked, prune, write_folder
 from llava_npu.training.checkpointing.export import Export, build_model, with_trained_template
 from llava_npu.training.compiling import compile_layers
-from llava_npu.training.data import cache_features, choose_layout, describe_layout, num_groups
+from llava_npu.training.data import cache_features, choose_layout, describe_layout, image_token_choices, num_groups
 from llava_npu.training.engines import Engine, find_engine, open_engine
 from llava_npu.training.introduction import disk_needed, fused_operations, introduction, remarks
 from llava_npu.training.loss import SupervisedLoss
@@ -305,11 +305,12 @@ class Trainer:
             else None
         )
         template = config.data.template or STAGE_TEMPLATES[config.stage]
+        varied = image_token_choices(config.data, self._loaded.model.config)
         self._dataset, self._held_out = (
             ConversationDataset(
-                records, processor, template, config.data.max_length, self._features, config.data.bad_samples
+                records, processor, template, config.data.max_length, self._features, config.data.bad_samples, choices
             )
-            for records in (data.training, data.validation or ())
+            for records, choices in ((data.training, varied), (data.validation or (), None))
         )
         self._layout = choose_layout(
             config, self._dataset, self.plan, self.run.data_fingerprint, self.accelerator.num_processes, self.console

@@ -30,7 +30,9 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "ldp": {},
     "ldpv2": {"num_queries": 9},
     "linear": {},
+    "matryoshka_pool": {"tokens": 9},
     "mlp2x_gelu": {},
+    "mqt": {"num_queries": 9, "tokens": 4, "num_heads": 4},
     "patch_merger": {},
     "pixel_shuffle": {},
     "qformer": {"num_queries": 5, "hidden_size": 16, "num_layers": 3, "num_heads": 2},
@@ -363,6 +365,11 @@ class TestBadInput:
             ("tokenpacker", {"region_layers": []}, ("region_layers",)),
             ("tokenpacker", {"region_layers": ["a"]}, ("region_layers", "whole numbers")),
             ("c_abstractor", {"depth": -1}, ("depth=-1",)),
+            ("mqt", {"num_queries": 10}, ("num_queries=10", "9, 16")),
+            ("mqt", {"tokens": 0}, ("tokens=0",)),
+            ("mqt", {"num_heads": 3}, ("num_heads=3", "16")),
+            ("d_abstractor", {"num_heads": 3}, ("num_heads=3", "1024")),
+            ("d_abstractor", {"num_points": 0}, ("num_points=0",)),
             ("mlp3x_gelu", {"depth": 2}, ("depth=3", "depth=2")),
             ("mlp0x_gelu", {}, ("depth=0",)),
         ],
@@ -381,6 +388,11 @@ class TestBadInput:
         self.check(lambda: num_tokens("pixel_shuffle", (5, 7)), "5×7", "no scale_factor but 1", "4×6 or 6×8")
         self.check(lambda: build("tokenpacker", {})(torch.zeros(1, 9, 5 * VISION)), "3×3", "scale_factor 3")
 
+    def test_number_of_tokens_that_cannot_be(self) -> None:
+        self.check(lambda: num_tokens("matryoshka_pool", (27, 27), tokens=144), "144", "27×27", "1, 9, 81, 729")
+        self.check(lambda: num_tokens("matryoshka_pool", (24, 24), tokens=100), "4, 9, 16, 36, 64, 144, 576")
+        self.check(lambda: num_tokens("mqt", (24, 24), tokens=257), "257", "1 to 256")
+
     def test_grid_that_is_none(self) -> None:
         for grid in [(24,), 24, (0, 24), (24.0, 24), "24", None, (True, 2)]:
             self.check(lambda grid=grid: num_tokens("ldpv2", grid), "(height, width)", repr(grid))
@@ -398,7 +410,8 @@ class TestBadInput:
         self.check(lambda: num_tokens("resampler", (24, 24), special_tokens=1), "resampler", "1 class", "patch")
 
     def test_positions_for_another_tower(self) -> None:
-        self.check(lambda: num_tokens("c_abstractor", (27, 27)), "576", "27×27", "num_input_tokens: 729")
+        for type in ("c_abstractor", "d_abstractor"):
+            self.check(lambda type=type: num_tokens(type, (27, 27)), type, "576", "27×27", "num_input_tokens: 729")
 
     def test_weights_that_do_not_fit(self) -> None:
         projector = build("mlp2x_gelu", {})
@@ -413,7 +426,7 @@ class TestBadInput:
         assert torch.equal(projector.linear_2.weight, before)
 
 
-@pytest.mark.parametrize("type", ["resampler", "tokenpacker"])
+@pytest.mark.parametrize("type", ["mqt", "resampler", "tokenpacker"])
 def test_attention_goes_through_the_devices_operator(device: torch.device, type: str) -> None:
     """What `llava-npu verify` compares is what runs."""
     if device.type != "npu":

@@ -57,7 +57,7 @@ def test_table(row: tuple[str, str, str]) -> None:
 
 
 N, V, D = 36, 16, 64
-S, Q, H, L, F = 16, 9, 24, 3, 20
+S, Q, H, L, F, T = 16, 9, 24, 3, 20, 4
 
 
 def c_abstractor_block(i: int, h: int, positions: int) -> tuple[int, int]:
@@ -87,6 +87,9 @@ FORMULAS: list[tuple[str, dict[str, Any], int, int]] = [
       "feed_forward_size": F},
      V * H + H + N * H + Q * H + 2 * Q + 3 * (6 * H * H + 13 * H + 3 * 10 * (H + 1) + 2 * H * F + F) + H * D + D,
      N * V * H + 3 * (N * H * H + 5 * Q * H * H + 2 * Q * Q * H + 3 * 10 * Q * H + 2 * Q * H * F) + Q * H * D),
+    ("mqt", {"num_queries": Q, "tokens": T, "num_heads": 2}, Q * V + 4 * V * V + 10 * V + V * D,
+     2 * T * V * V + 2 * N * V * V + 2 * T * N * V + T * V * D),
+    ("matryoshka_pool", {"tokens": T}, V * D + D * D + 2 * D, N * (V * D + D * D)),
     ("ldp", {}, V * D + D * D + 2 * D + 2 * (D * D + 14 * D + 2 * D * S + S),
      N * (V * D + D * D) + N * (9 * D + D * D) + 9 * (9 * D + D * D) + 4 * D * S),
     ("ldpv2", {"num_queries": Q}, V * D + D * D + 12 * D, N * (V * D + D * D) + Q * 9 * D),

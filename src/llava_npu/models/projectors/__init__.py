@@ -12,14 +12,16 @@ from llava_npu.models.projectors import (  # noqa: F401  (each registers itself)
     ldp,
     ldpv2,
     linear,
+    matryoshka_pool,
     mlp,
+    mqt,
     patch_merger,
     pixel_shuffle,
     qformer,
     resampler,
     tokenpacker,
 )
-from llava_npu.models.projectors.base import Projector, ProjectorOptions, load_weights
+from llava_npu.models.projectors.base import NestedOptions, NestedProjector, Projector, ProjectorOptions, load_weights
 from llava_npu.models.projectors.grid import Grid
 from llava_npu.models.projectors.registry import (
     available,
@@ -36,6 +38,8 @@ from llava_npu.models.projectors.registry import (
 
 __all__ = [
     "Grid",
+    "NestedOptions",
+    "NestedProjector",
     "Projector",
     "ProjectorOptions",
     "available",

@@ -13,8 +13,8 @@ from llava_npu.ops.attention import batched_attention
 class CrossAttention(nn.Module):
     """Multi-head attention with the parameter names and initialisation of `torch.nn.MultiheadAttention`.
 
-    Differs in that tensors are batch-first, that one set of queries may serve the whole batch, and that the output
-    projection can be left out altogether, so that a form without it has no dead weights.
+    Differs in that tensors are batch-first, that one set of queries or keys may serve the whole batch, and that the
+    output projection can be left out altogether, so that a form without it has no dead weights.
 
     Args:
         channels: width of queries, keys, values and output.
@@ -40,7 +40,7 @@ class CrossAttention(nn.Module):
 
         Args:
             query: (batch or 1, queries, channels).
-            key: (batch, keys, channels).
+            key: (batch or 1, keys, channels).
             value: (batch, keys, channels).
 
         Returns:
@@ -52,7 +52,7 @@ class CrossAttention(nn.Module):
             self._split_heads(functional.linear(tensor, weight, bias))  # (batch, heads, tokens, channels per head)
             for tensor, weight, bias in zip((query, key, value), weights, biases, strict=True)
         )
-        q = q.expand(k.shape[0], -1, -1, -1)
+        q, k = (tensor.expand(v.shape[0], -1, -1, -1) for tensor in (q, k))
         if torch.compiler.is_compiling():  # it cannot trace how an operation finds its device's implementation
             attended = functional.scaled_dot_product_attention(q, k, v)
         else:

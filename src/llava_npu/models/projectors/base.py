@@ -6,7 +6,7 @@ import dataclasses
 import math
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -188,6 +188,35 @@ class PositionedOptions(SquareOptions):
 
 
 @dataclass(frozen=True)
+class NestedOptions(ProjectorOptions):
+    """Options of a projector that can give several numbers of tokens with the same weights.
+
+    Attributes:
+        tokens: how many come out where nothing else is said (`data.image_tokens` in training, `--image-tokens`
+            afterwards); None: the most.
+    """
+
+    tokens: int | None = None
+
+    def check(self) -> None:
+        if self.tokens is not None:
+            self.require_positive("tokens")
+
+    def token_choices(self, grid: Grid) -> Sequence[int]:
+        """All numbers of tokens that it can give for this patch grid, rising."""
+        raise NotImplementedError
+
+    def num_tokens(self, grid: Grid, special_tokens: int = 0) -> int:
+        choices = self.token_choices(self.patches_only(grid, special_tokens))
+        if self.tokens is None:
+            return choices[-1]
+        if self.tokens not in choices:
+            can = f"1 to {choices[-1]}" if isinstance(choices, range) else ", ".join(map(str, choices))
+            raise self.error("tokens", f"can give {can} for a grid of {grid[0]}×{grid[1]} patches")
+        return self.tokens
+
+
+@dataclass(frozen=True)
 class PatchOptions(ProjectorOptions):
     """Options of a projector that makes one token of each patch, and takes no other tokens."""
 
@@ -279,6 +308,35 @@ class Projector(nn.Module):
             )
         self.num_tokens(resolved)
         return resolved
+
+
+class NestedProjector(Projector):
+    """A projector that gives several numbers of tokens with the same weights."""
+
+    options: NestedOptions
+
+    def forward(
+        self, features: torch.Tensor, grid: Grid | None = None, counts: Sequence[int] | None = None
+    ) -> torch.Tensor:
+        """Projects, to the number of tokens that the options say or to each image's own.
+
+        Args:
+            features, grid: as for every projector.
+            counts: how many tokens each image gets, of `NestedOptions.token_choices`.
+
+        Returns:
+            (batch, num_tokens(grid), text), or with `counts` the tokens of all images in a row: (sum(counts), text).
+        """
+        grid = self.resolve_grid(features, grid)
+        if counts is None:
+            return self.nested(features, grid, [self.num_tokens(grid)])[0]
+        widths = sorted(set(counts))
+        by_width = dict(zip(widths, self.nested(features, grid, widths), strict=True))
+        return torch.cat([by_width[count][image] for image, count in enumerate(counts)])
+
+    def nested(self, features: torch.Tensor, grid: Grid, widths: Sequence[int]) -> list[torch.Tensor]:
+        """The tokens of all images at each of these numbers, which rise: (batch, width, text) each."""
+        raise NotImplementedError
 
 
 def load_weights(projector: Projector, state_dict: Mapping[str, torch.Tensor], source: str = "state dict") -> None:
