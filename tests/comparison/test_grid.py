@@ -42,6 +42,13 @@ def test_every_encoder_meets_every_projector_for_every_value(material: Path, tmp
     assert last.data.cache_features == "auto"
 
 
+def test_an_encoder_can_be_two_towers(material: Path, tmp_path: Path) -> None:
+    two = {"vision_tower": [str(material / "clip")] * 2, "tower_fusion": "interleave"}
+    (trial,) = trials(material, tmp_path, encoders=[two])
+    assert trial.encoder == "clip + clip"
+    assert trial.align.model.vision_towers == two["vision_tower"]
+
+
 def test_the_second_stage_goes_on_from_the_trial_s_own_first(material: Path, tmp_path: Path) -> None:
     finetune = {"data": {"path": str(material / "train.json")}, "batch_size": 4}
     (trial,) = trials(material, tmp_path, finetune=finetune)

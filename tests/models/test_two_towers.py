@@ -21,11 +21,12 @@ from transformers import (
 from llava_npu import UserError, load
 from llava_npu.config import RunConfig, validate
 from llava_npu.data.images import pad_to_square
-from llava_npu.files.cache import cache_root
 from llava_npu.models import compose
 from llava_npu.models.checkpoints.convert import convert
 from llava_npu.models.flops import flop_model
 from llava_npu.models.loaded import LoadedModel
+from llava_npu.models.sources import ModelSource, read_source, write_source
+from llava_npu.models.vision.feature_cache import open_feature_cache
 from llava_npu.serving.web.model_view import model_view
 from llava_npu.training import train
 from llava_npu.training.architecture import model_config
@@ -94,20 +95,19 @@ def _by_hand(towers: Path, name: str, images: Sequence[Image.Image], layers: Seq
 
 @pytest.mark.parametrize("dino", ["dino", "large"])
 def test_features_are_those_of_both_side_by_side(towers: Path, images: list[Image.Image], dino: str) -> None:
-    """Also where one tower takes larger images than the other, and whichever comes first."""
-    for names in ((dino, "siglip"), ("siglip", dino)):
-        loaded = _compose(towers, *names)
-        pixels = loaded.processor.preprocess_images(images)
-        side = 28 if dino == "dino" else 56
-        assert pixels.shape == (2, 6, side, side)
-        with torch.no_grad():
-            features = loaded.model.encode_images(pixels)
-        expected = torch.cat([_by_hand(towers, name, images, [-2]) for name in names], dim=-1)
-        torch.testing.assert_close(features, expected, atol=1e-5, rtol=0)
-        assert loaded.processor.num_image_tokens == 16
-        (shown, line), *_ = model_view(loaded, images[0])
-        assert line == "16 tokens, 4×4"
-        assert shown.width == shown.height
+    """Also where one tower takes larger images than the other, and in either order."""
+    names, side = (("dino", "siglip"), 28) if dino == "dino" else (("siglip", "large"), 56)
+    loaded = _compose(towers, *names)
+    pixels = loaded.processor.preprocess_images(images)
+    assert pixels.shape == (2, 6, side, side)
+    with torch.no_grad():
+        features = loaded.model.encode_images(pixels)
+    expected = torch.cat([_by_hand(towers, name, images, [-2]) for name in names], dim=-1)
+    torch.testing.assert_close(features, expected, atol=1e-5, rtol=0)
+    assert loaded.processor.num_image_tokens == 16
+    (shown, line), *_ = model_view(loaded, images[0])
+    assert line == "16 tokens, 4×4"
+    assert shown.width == shown.height
 
 
 @pytest.mark.parametrize("layers", [[-2], [-2, 1]])
@@ -178,6 +178,7 @@ def test_settings_that_two_towers_cannot_have(tmp_path: Path, changes: dict[str,
         validate(RunConfig, values, "run.yaml")
 
 
+@pytest.mark.slow
 def test_a_plan_knows_the_model_that_is_made(towers: Path) -> None:
     names = [str(towers / "large"), str(towers / "siglip")]
     run = small_run(towers, towers / "out", "cpu", model={"vision_tower": names, "tower_fusion": "interleave"})
@@ -196,39 +197,56 @@ def _run(towers: Path, output: Path, device: torch.device, **changes: Any) -> Ru
     return small_run(towers, output, device.type, **{"max_steps": 2, "batch_size": 4, "micro_batch_size": 4, **changes})
 
 
+@pytest.mark.slow
 def test_it_is_trained_saved_and_asked(
     towers: Path, tmp_path: Path, device: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Frozen towers with cached features, which both ways to join them share; then towers that learn."""
+    """Frozen towers with cached features, then towers that learn."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    parts = {"vision_tower": [str(towers / "dino"), str(towers / "siglip")], "language_model": str(towers / "lm")}
+    model = {
+        "vision_tower": [str(towers / "dino"), str(towers / "siglip")],
+        "language_model": str(towers / "lm"),
+        "tower_fusion": "interleave",
+    }
     data = {"cache_features": True}
-    cached = []
-    for fusion in ("channel", "interleave"):
-        model = {**parts, "tower_fusion": fusion}
-        train(_run(towers, tmp_path / fusion, device, stage="align", model=model, data=data))
-        cached.append(sorted((cache_root() / "features").rglob("*.safetensors")))
-    assert cached[0] == cached[1] != []
+    train(_run(towers, tmp_path / "align", device, stage="align", model=model, data=data))
     run = _run(
         towers,
         tmp_path / "finetune",
         device,
-        model={"checkpoint": str(tmp_path / "interleave"), "vision_tower": None, "language_model": None},
+        model={"checkpoint": str(tmp_path / "align"), "vision_tower": None, "language_model": None},
         parts={"vision_tower": {"train": "full"}},
+        max_steps=1,
         gradient_checkpointing=True,
         optimizer={"learning_rate": 1e-2, "warmup_ratio": 0.0},
     )
     train(run)
-    before, after = (load(tmp_path / name, device).model.state_dict() for name in ("interleave", "finetune"))
+    before, after = (load(tmp_path / name, device).model.state_dict() for name in ("align", "finetune"))
     changed = {name for name, weight in after.items() if not torch.equal(weight, before[name])}
     for tower in ("first.encoder.layer.0.", "second.encoder.layers.0."):
         assert any(name.startswith(f"model.vision_tower.{tower}") for name in changed)
+    assert open_feature_cache(load(tmp_path / "align")).folder.is_dir()
     loaded = load(tmp_path / "finetune", device)
     image = Image.open(towers / "images/0.png")
     batch = loaded.processor.encode_prompts([[{"from": "human", "value": "<image>\nWhat is it?"}]], [[image]])
     assert (batch["input_ids"] == loaded.processor.image_token_id).sum() == 32
     answer = loaded.model.generate(**batch.to(device), max_new_tokens=3, do_sample=False)
     assert answer.shape[0] == 1
+
+
+def test_both_ways_to_join_towers_share_cached_features(towers: Path) -> None:
+    joined = [_compose(towers, "dino", "siglip", tower_fusion=fusion) for fusion in ("channel", "interleave")]
+    first, second = (open_feature_cache(loaded).folder for loaded in joined)
+    assert first == second
+
+
+def test_where_adapters_find_both_towers_again(towers: Path, tmp_path: Path) -> None:
+    names = [str(towers / "dino"), str(towers / "siglip")]
+    source = ModelSource(parts={"vision_tower": names, "language_model": str(towers / "lm")})
+    write_source(tmp_path / "base.json", source)
+    found = read_source(tmp_path / "base.json")
+    assert found.parts == source.parts
+    assert list(found.locations) == ["vision_tower[0]", "vision_tower[1]", "language_model"]
 
 
 def test_it_is_written_for_transformers_and_for_nobody_else(towers: Path, tmp_path: Path) -> None:

@@ -47,8 +47,8 @@ class ComparisonConfig(Section):
     language_model: PathText = Field(description="As `model.language_model` of a run.")
     encoders: list[str | dict[str, Any]] = Field(
         min_length=1,
-        description="Vision towers: each a folder or hub id, or a mapping with `vision_tower`, other keys of a run's "
-        "`model` section that belong to the tower, and a `name` for tables.",
+        description="Vision towers: each a folder or hub id, or a mapping with `vision_tower` (also of two), "
+        "other keys of a run's `model` section that belong to the tower, and a `name` for tables.",
     )
     projectors: list[str | dict[str, Any]] = Field(
         min_length=1,
