@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from llava_npu import UserError, __version__
 from llava_npu.cli import app
+from llava_npu.cli.options import name_of
 from support import tiny
 from support.commands import run_command
 
@@ -136,3 +137,11 @@ def test_train_then_chat_then_inspect(tmp_path: Path) -> None:
     inspected = run_command("data", "inspect", str(data), "--tokenizer", f"{tmp_path}/lm", "--template", "tokenizer")
     assert inspected.returncode == 0, inspected.stderr
     assert "a red square" in inspected.stdout
+
+
+def test_models_are_named_by_their_run(tmp_path: Path) -> None:
+    folder = tmp_path / "resampler" / "model"
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text("{}")
+    assert name_of(str(folder)) == name_of(str(folder.parent)) == "resampler"
+    assert name_of("llava-hf/llava-1.5-7b-hf") == "llava-1.5-7b-hf"

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from llava_npu.models.loaded import LoadedModel
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NoReturn
 
 from llava_npu.distributed.interruption import EXIT_STATUS
@@ -61,6 +62,14 @@ def load_model(
     compute = types.get(dtype) or chosen.autocast_dtype or torch.float32
     quantization = quantization_config(bits, chosen, compute)
     return load(source, chosen.torch_device, compute, quantization, template), chosen
+
+
+def name_of(model: str) -> str:
+    """A model's name for readers: its folder's, or its run's."""
+    folder = Path(model)
+    if folder.name == "model" and (folder / "config.json").is_file():  # runs/finetune/model
+        folder = folder.resolve().parent
+    return folder.name or model
 
 
 def launch_and_exit(arguments: Sequence[str], devices: int, advice: str = "") -> NoReturn:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import math
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from llava_npu.cli.options import BITS, DEVICE, DTYPE, HUB, MAX_LENGTH, MODEL, TEMPLATE
+from llava_npu.cli.options import BITS, DEVICE, DTYPE, HUB, MAX_LENGTH, MODEL, TEMPLATE, name_of
 from llava_npu.errors import UserError
 
 if TYPE_CHECKING:
@@ -83,7 +82,7 @@ def serve(
 
     loaded, chosen = load_model(on_hub(model, source), device, dtype, bits, template)
     engine = _engine(loaded, chosen.memory().free, max_batch, max_length)
-    service = Service(engine, name or _name_of(model), limits, _fetcher(limits) if allow_image_urls else None)
+    service = Service(engine, name or name_of(model), limits, _fetcher(limits) if allow_image_urls else None)
     if api_key is None and host not in ("127.0.0.1", "localhost", "::1"):
         typer.secho("warning: no --api-key: whoever reaches this port may use the model.", fg="yellow", err=True)
     app = build_app(service, api_key=api_key, hosts=AllowedHosts(host, allowed_hosts or ()))
@@ -145,10 +144,3 @@ def _capacity(engine: InferenceEngine) -> str:
         f"{engine.max_batch} answers at once, up to {engine.max_length} tokens each, "
         f"{engine.cache_bytes / 2**20:.0f} MiB for keys and values"
     )
-
-
-def _name_of(model: str) -> str:
-    folder = Path(model)
-    if folder.name == "model" and (folder / "config.json").is_file():  # runs/finetune/model
-        folder = folder.resolve().parent
-    return folder.name or model

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from llava_npu.cli.options import BITS, DEVICE, DTYPE, HUB, MAX_LENGTH, MODEL, TEMPLATE
+from llava_npu.cli.options import BITS, DEVICE, DTYPE, HUB, MAX_LENGTH, MODEL, TEMPLATE, name_of
 from llava_npu.cli.serve import ALLOWED_HOSTS
 from llava_npu.errors import UserError
 
@@ -52,9 +52,11 @@ def web(
     from llava_npu.serving.web.conversation import ServedModel
     from llava_npu.serving.web.page import build_page, page_app
 
+    sources = [model, *([compare] if compare else [])]
+    names = [name_of(each) for each in sources]
     models = []
-    for name in [model, *([compare] if compare else [])]:
-        loaded, _ = load_model(on_hub(name, source), device, dtype, bits, template)
+    for name, each in zip(names if len(set(names)) == len(names) else sources, sources, strict=True):
+        loaded, _ = load_model(on_hub(each, source), device, dtype, bits, template)
         engine = InferenceEngine(loaded, max_batch=max_batch, max_length=max_length)
         engine.warm_up()
         models.append(ServedModel(name, engine, BackgroundEngine(engine)))
