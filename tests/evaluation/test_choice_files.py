@@ -211,6 +211,7 @@ def test_mixed_encodings(tmp_path: Path) -> None:
         (b"index\tquestion\tA\tA\tB\timage\n1\tq\ta\tb\tx\ty\n", "column 'A' is there twice"),
         (b"index\tquestion\tA\tB\timage\n1\tq\ta\n", r"row 1 \(line 2\): 3 fields, but the header has 5 columns"),
         (b'index\tquestion\tA\tB\timage\n1\t"q\ta\tb\tx\n', "row 1 .*not a valid tab-separated row"),
+        (b'index\tquestion\t"\tB\timage\n1\tq\ta\tb\tx\n', "row 1 .*not a valid tab-separated row"),
         ("index\tquestion".encode("utf-16"), "is encoded in UTF-16"),
         (b"PK\x03\x04\x00\x00", "is not a text file"),
     ],

@@ -103,8 +103,10 @@ def questions(name: str, data: Path) -> tuple[Question, ...]:
 
 def test_answers_to_other_questions_are_refused_and_named(tmp_path: Path) -> None:
     data = gqa(tmp_path)
-    path = write_jsonl(tmp_path / "a.jsonl", [{"question_id": n, "text": "no"} for n in (201, 7, 8, 9, 10)])
-    with pytest.raises(UserError, match=r"4 of its 5 answers are to other questions \(first: 7, 8, 9\), and 1 of 2"):
+    path = write_jsonl(tmp_path / "a.jsonl", [{"question_id": n, "text": "no"} for n in (201, 7, "\x00", 9, 10)])
+    with pytest.raises(
+        UserError, match=r"4 of its 5 answers are to other questions \(first: 7, \\x00, 9\), and 1 of 2"
+    ):
         StoredAnswers(path, questions("gqa", data))
 
 

@@ -28,6 +28,7 @@ from llava_npu.evaluation.formats.json_files import read_jsonl
 from llava_npu.evaluation.formats.tables import raised_field_limit
 from llava_npu.evaluation.questions import Answer, Question
 from llava_npu.evaluation.reports.submissions import MissingPackageError
+from llava_npu.files.untrusted import printable
 
 _IDS_OF_A_DOC = ("question_id", "index", "questionId", "id", "pid", "qid", "data_id", "idx")  # lmms-eval's tasks
 _OCCURRENCE = re.compile(r"[#/]\d+$")  # how benchmarks tell questions with one id apart
@@ -196,5 +197,5 @@ def _match(
 
 
 def _named(names: Iterable[str]) -> str:
-    listed = list(names)
+    listed = list(map(printable, names))
     return f"first: {', '.join(listed[:_MAX_NAMED])}" if listed else "none"

@@ -64,9 +64,9 @@ def read_tsv(path: Path, required: Sequence[str]) -> Table:
     text = data.decode("utf-8-sig", errors="surrogateescape")
     with raised_field_limit():
         reader = csv.reader(io.StringIO(text, newline=""), delimiter="\t", strict=True)
-        header = _header(path, next(reader, []), required)
-        rows = []
+        rows: list[Row] = []
         try:
+            header = _header(path, next(reader, []), required)
             for number, fields in enumerate((row for row in reader if row), start=1):
                 rows.append(_row(path, header, fields, number, reader.line_num))
         except csv.Error as error:
