@@ -18,6 +18,7 @@ from llava_npu.config import RunConfig
 from llava_npu.models import load
 from llava_npu.models.checkpoints.convert import Help, convert
 from llava_npu.models.checkpoints.weight_files import check_finite
+from llava_npu.models.sources import read_source
 from llava_npu.training.resolve import ResolvedRun
 from support import tiny
 
@@ -178,3 +179,11 @@ def test_launched_processes_share_the_search_for_nan(monkeypatch: pytest.MonkeyP
         with pytest.raises(UserError):
             check_finite(weights, "x")
     assert found == [1]
+
+
+@pytest.mark.parametrize("values", [{"changes": " "}, {"changes": {"x": 1}}, {"changes": [1]}, {"parts": 3}, [], 3])
+def test_a_damaged_description_of_an_adapters_base(values: object, tmp_path: Path) -> None:
+    path = tmp_path / "base.json"
+    path.write_text(json.dumps({"checkpoint": "tiny/base", **values} if isinstance(values, dict) else values))
+    with pytest.raises(UserError, match=r"base\.json: cannot be read as the description of a base model"):
+        read_source(path)

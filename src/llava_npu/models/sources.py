@@ -19,6 +19,9 @@ _WHOLE = 64 * 2**20  # bytes of a file that are read as a whole; of a larger one
 _SAMPLE, _STRIDE = 4096, 2**20
 
 
+_CHANGES = {"image_aspect_ratio", "image_grid_pinpoints", "seed"}  # what `change_aspect_ratio` takes
+
+
 @dataclass(frozen=True)
 class ModelSource:
     """A whole checkpoint, or the parts of a model that is composed.
@@ -81,7 +84,10 @@ def read_source(path: Path) -> ModelSource:
     """
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-        source = ModelSource(values.get("checkpoint"), values.get("changes", {}), values.get("parts", {}))
+        changes, parts = dict(values.get("changes", {})), dict(values.get("parts", {}))
+        if unknown := changes.keys() - _CHANGES:
+            raise KeyError(f"changes: {', '.join(sorted(unknown))}")
+        source = ModelSource(values.get("checkpoint"), changes, parts)
         locations, fingerprints = source.locations, dict(values.get("fingerprints", {}))
         if not all(isinstance(text, str) for text in locations.values()):
             raise TypeError(f"{', '.join(locations)} should be texts")
