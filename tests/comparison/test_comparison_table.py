@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from llava_npu.comparison import pareto, table
+from llava_npu.comparison import pareto, radar, table
 from llava_npu.comparison.examples import ExampleQuestion
 from llava_npu.comparison.folder import Failure
 from llava_npu.comparison.report import ComparisonReport, write_report
@@ -39,6 +39,52 @@ def test_the_frontier_holds_what_nothing_beats_at_the_same_price_or_less() -> No
     assert [each.projector for each in found] == ["adaptive_pool", "mlp2x_gelu"]
     # Of a loss, less is better; all have the same, so the cheapest wins.
     assert [each.projector for each in pareto.frontier(RESULTS, loss, pareto.AXES[0].cost)] == ["adaptive_pool"]
+
+
+def _over(scores: dict[str, float], projector: str) -> Result:
+    """A result with these benchmarks in place of its one."""
+    one = result(projector, 144, 0.5)
+    (benchmark,) = one.benchmarks
+    several = (
+        replace(benchmark, label=name, score=replace(benchmark.score, value=value)) for name, value in scores.items()
+    )
+    return replace(one, benchmarks=tuple(several))
+
+
+ON_SEVERAL = [
+    _over({"A": 0.5, "B": 0.2, "C": 0.6}, "low"),
+    _over({"A": 0.7, "B": 0.4, "C": 0.6}, "high"),
+    _over({"A": 0.6, "B": 0.4, "C": 0.6}, "middle"),
+    _over({"A": 0.9, "B": 0.9}, "without"),
+]
+
+
+def test_the_radar_shows_models_with_every_benchmark_from_the_lowest_score_to_the_highest() -> None:
+    chosen = radar.choose(ON_SEVERAL)
+    assert chosen is not None
+    assert [model.projector for model in chosen.models] == ["high", "middle", "low"]
+    assert chosen.left_out == (ON_SEVERAL[3].name,)
+    first, second, third = chosen.benchmarks
+    assert chosen.places(first) == pytest.approx([1, 0.575, 0.15])
+    assert chosen.places(second) == pytest.approx([1, 1, 0.15])
+    assert chosen.places(third) == [1, 1, 1]  # all have the same
+    panel = radar.draw(chosen, ON_SEVERAL).axes[0]
+    outlines = {line.get_gid(): list(line.get_ydata()) for line in panel.lines}
+    assert outlines["radar-1"] == pytest.approx([0.575, 1, 1, 0.575])
+    assert [label.get_text().split("\n")[1] for label in panel.get_xticklabels()] == [
+        "50.0–70.0 %", "20.0–40.0 %", "60.0–60.0 %"
+    ]  # fmt: skip
+    assert radar.choose(ON_SEVERAL[:1]) is None
+    assert radar.choose(RESULTS) is None  # one benchmark
+
+
+@pytest.mark.slow
+def test_the_page_shows_the_radar(tmp_path: Path) -> None:
+    lines = [TrialRow(each.encoder, each.projector, each.varied, each) for each in ON_SEVERAL]
+    page = write_report(ComparisonReport("T", "", lines, [], "", ""), tmp_path).read_text(encoding="utf-8")
+    assert "All benchmarks at once" in page
+    assert 'id="radar-2"' in page
+    assert (tmp_path / "radar.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_points_of_equally_many_tokens_stay_in_the_plot_and_apart_from_others() -> None:
@@ -131,3 +177,4 @@ def test_a_report_without_any_result_is_still_one(tmp_path: Path) -> None:
     page = write_report(ComparisonReport("nothing yet", "", LINES[-2:], [], "", ""), tmp_path)
     assert "not run yet" in page.read_text(encoding="utf-8")
     assert not (tmp_path / "pareto.png").exists()
+    assert not (tmp_path / "radar.png").exists()

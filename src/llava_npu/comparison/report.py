@@ -3,6 +3,7 @@
 comparison.md, comparison.csv, comparison.json    the table
 comparison.tex                                    with several seeds: mean and deviation as a LaTeX table
 pareto.png, pareto.svg                            the first measure against what the models cost
+radar.png, radar.svg                              with three or more benchmarks: all of them at once
 index.html                                        all of it, with images and every model's answers
 """
 
@@ -10,7 +11,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import cached_property
@@ -19,7 +20,7 @@ from typing import Any
 
 import yaml
 
-from llava_npu.comparison import pairs, pareto, seeds, table
+from llava_npu.comparison import pairs, pareto, radar, seeds, table
 from llava_npu.comparison.examples import ExampleQuestion
 from llava_npu.comparison.results import Result
 from llava_npu.comparison.table import HELD_OUT_LOSS, Baseline, TrialRow
@@ -94,7 +95,15 @@ def write_report(comparison: ComparisonReport, output: Path) -> Path:
     if figures:
         write_text(output / "pareto.svg", plots[0])
         write_bytes(output / "pareto.png", pareto.as_png(figures[0]))
-    write_text(output / PAGE, _render(comparison, plots))
+    at_once = radar.choose(comparison.results)
+    radar_plot = None
+    if at_once is not None:
+        figure = radar.draw(at_once, comparison.results)
+        radar_plot = pareto.as_svg(figure)
+        write_text(output / "radar.svg", radar_plot)
+        write_bytes(output / "radar.png", pareto.as_png(figure))
+    shown = {"plots": plots, "radar": at_once, "radar_plot": radar_plot}
+    write_text(output / PAGE, _render(comparison, shown))
     return output / PAGE
 
 
@@ -203,7 +212,7 @@ def _made_with(comparison: ComparisonReport) -> str:
     return f"Made with llava-npu {__version__}" + (f" on {devices}." if devices else ".")
 
 
-def _render(comparison: ComparisonReport, plots: Sequence[str]) -> str:
+def _render(comparison: ComparisonReport, shown: Mapping[str, Any]) -> str:
     results = comparison.results
     return render_page(
         Path(__file__).parent,
@@ -227,7 +236,7 @@ def _render(comparison: ComparisonReport, plots: Sequence[str]) -> str:
         labels=[_label_within_projector(result, results) for result in results],
         highlights=highlights(results),
         matrices=_matrices(results),
-        plots=plots,
+        **shown,
         paired=_paired(comparison.lines),
         paired_about=PAIRED,
         intervals={label: _scale(results, label) for label in table.labels(results)},
