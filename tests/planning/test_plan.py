@@ -26,6 +26,7 @@ from llava_npu.cli import app
 from llava_npu.config import RunConfig, load_config, render_config, validate
 from llava_npu.data.dataset import ConversationDataset
 from llava_npu.data.plan import Plan
+from llava_npu.devices.peaks import HostSpeeds
 from llava_npu.models.configuration import LlavaNpuConfig
 from llava_npu.models.modeling import LlavaNpuForConditionalGeneration
 from llava_npu.models.published import published_model
@@ -35,11 +36,13 @@ from llava_npu.planning.memory import EngineChoice, PeakMemory
 from llava_npu.planning.options import MemoryModel
 from llava_npu.planning.plan import plan_run
 from llava_npu.planning.report import render_plan
+from llava_npu.planning.roofline import StepTime, StepWork, roofline
 from llava_npu.planning.samples import Samples, expected_samples
-from llava_npu.planning.sizing import choose_sizing
+from llava_npu.planning.sizing import Sizing, choose_sizing
 from llava_npu.planning.target import HEADROOM, Target, product
-from llava_npu.planning.tracing import Held
+from llava_npu.planning.tracing import Held, Operation, StepTrace
 from llava_npu.training.data import choose_layout
+from llava_npu.training.engines import ModelSizes
 from llava_npu.training.resolve import ResolvedRun
 from llava_npu.training.trainer import build_model
 from support import tiny
@@ -93,6 +96,38 @@ def test_the_roofline_is_made_of_peak_bandwidth_and_links(make_run: MakeRun) -> 
     linked = work(link=1.0).roofline.communication
     assert work(link=0.5).roofline.communication == pytest.approx(2 * linked, rel=0.01)  # nothing hides that much
     assert work(bandwidth=None).roofline is None
+
+
+def test_a_cpu_takes_time_for_calls_functions_and_pairs() -> None:
+    """What is computed or what is moved, whichever takes longer, and the call itself."""
+    slow_memory = ((1000, 1e-3), (10_000, 1e-2))
+    target = replace(small_target(2**40), bandwidth=1e30, host_speeds=HostSpeeds(0.5, slow_memory, 0.25, 0.125))
+    engine, sizes = EngineChoice("ddp"), ModelSizes(trained=0, frozen=0, largest_unit=0, rest=0, compute_bytes=4)
+
+    def seconds(operation: Operation) -> StepTime:
+        trace = StepTrace((), Held(), 0, {operation: 3})
+        found = roofline(StepWork(trace, 2, attention_flops=0, exchanged=0), engine, sizes, target)
+        assert found is not None
+        return found
+
+    assert seconds(Operation("view", 0, 0)).vector == pytest.approx(6 * 0.5)
+    assert seconds(Operation("vector", 0, 900)).vector == pytest.approx(6 * (0.5 + 0.9))
+    assert seconds(Operation("vector", 0, 20_000)).vector == pytest.approx(6 * (0.5 + 200))  # beyond all measured sizes
+    assert seconds(Operation("function", 0, 900, 100)).vector == pytest.approx(6 * (0.5 + 25))
+    assert seconds(Operation("matrix", int(4e12), 900)).matrix == pytest.approx(6 * (0.5 + 4))
+    assert seconds(Operation("attention", int(1e12), 900, 8)).attention == pytest.approx(6 * (0.5 + 1 + 1))
+
+
+def test_an_average_micro_batch_holds_an_average_share_of_the_samples() -> None:
+    lengths, images = (100, 120, 140, 400), (1, 1, 1, 1)
+    samples = Samples(4, lengths, images, 20.0, 1.0, 400, 1, "this test")
+    padded = Sizing(False, 2, (2,), 4, samples, cached_features=False).typical(2)
+    assert (padded.rows, padded.images, padded.supervised) == (2, 2, 40)
+    assert padded.length == round(samples.padded_length(2))
+    assert padded.lengths == (120, padded.length - 120, padded.length, 0)
+    packed = Sizing(True, 400, (400,), 4, samples, cached_features=False).typical(400)
+    assert (packed.rows, packed.length, packed.sequences, packed.images) == (1, 400, 2, 2)
+    assert sum(packed.lengths) == 400
 
 
 def test_groups_of_devices_have_to_be_whole(make_run: MakeRun) -> None:

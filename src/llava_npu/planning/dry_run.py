@@ -31,6 +31,8 @@ class BatchShape:
         images: how many are encoded; with anyres, tiles.
         sequences: in each row; 1 where samples are padded, several where they are packed.
         cached_features: images come as the tower's output.
+        lengths: of the sequences of all rows, one after the other, padding as a sequence of its own; (): as equal as
+            can be, without padding.
     """
 
     rows: int
@@ -39,6 +41,7 @@ class BatchShape:
     images: int
     sequences: int = 1
     cached_features: bool = False
+    lengths: tuple[int, ...] = ()
 
     def part(self, parts: int) -> BatchShape:
         """Of one of several devices that have a part of every row each; images are spread alike.
@@ -49,7 +52,7 @@ class BatchShape:
             return self
         length, supervised, images = (math.ceil(each / parts) for each in (self.length, self.supervised, self.images))
         sequences = math.ceil(self.sequences / parts)
-        return replace(self, length=length, supervised=supervised, images=images, sequences=sequences)
+        return replace(self, length=length, supervised=supervised, images=images, sequences=sequences, lengths=())
 
 
 def fake_model(
@@ -159,6 +162,8 @@ def _held(tensors: dict[str, torch.Tensor], tracer: Tracer) -> dict[str, torch.T
 
 
 def _lengths(batch: BatchShape) -> tuple[int, ...]:
-    """Those of the rows' sequences, as equal as can be, the padding behind them (here none) as another."""
+    """Those of the rows' sequences, the padding behind them as another."""
+    if batch.lengths:
+        return batch.lengths
     share, rest = divmod(batch.length, batch.sequences)
     return (*(share + (number < rest) for number in range(batch.sequences)), 0) * batch.rows

@@ -12,7 +12,7 @@ import torch
 from llava_npu.config import RunConfig
 from llava_npu.models.configuration import LlavaNpuConfig
 from llava_npu.models.modeling import LlavaNpuForConditionalGeneration
-from llava_npu.planning.dry_run import fake_model, trace_step
+from llava_npu.planning.dry_run import BatchShape, fake_model, trace_step
 from llava_npu.planning.exchange import SequenceExchange
 from llava_npu.planning.memory import EngineChoice, PeakMemory, StepShape, engine_choices, peak
 from llava_npu.planning.sizing import Sizing
@@ -120,6 +120,11 @@ class MemoryModel:
         )
         return peak(engine, trace, self.sizes, step)
 
+    def typical_trace(self, engine: EngineChoice, recomputed: int) -> StepTrace:
+        """Of an average micro-batch, as configured; `trace` is of the one that takes the most memory."""
+        shape = self._sizing.typical(self._sizing.configured)
+        return self._run(self._gathered_in_16_bits(engine), recomputed, shape)
+
     def _gathered_in_16_bits(self, engine: EngineChoice) -> bool:
         """Whether layers run in other types than under `ddp`; where little is trained, the difference is negligible."""
         sizes = self.sizes
@@ -137,11 +142,13 @@ class MemoryModel:
     def _traced(self, sharded: bool, recomputed: int, size: int) -> StepTrace:
         key = (sharded, recomputed, size)
         if key not in self._traces:
-            model = self._fake_model(bool(recomputed), sharded)
-            recompute_first(model, recomputed)
-            shape = self._sizing.shape(size)
-            self._traces[key] = trace_step(model, shape, self._target.compute_dtype, self._target.kind)
+            self._traces[key] = self._run(sharded, recomputed, self._sizing.shape(size))
         return self._traces[key]
+
+    def _run(self, sharded: bool, recomputed: int, shape: BatchShape) -> StepTrace:
+        model = self._fake_model(bool(recomputed), sharded)
+        recompute_first(model, recomputed)
+        return trace_step(model, shape, self._target.compute_dtype, self._target.kind)
 
     def _fake_model(self, checkpointing: bool, sharded: bool) -> LlavaNpuForConditionalGeneration:
         config, dtype, key = self._config, self._target.compute_dtype, (checkpointing, sharded)

@@ -154,8 +154,7 @@ def _work(config: RunConfig, memory: MemoryModel, sizing: Sizing, target: Target
     recomputed = memory.configured_recomputed(engine)
     part = memory.recomputed_part(recomputed)
     exchanged = exchange.sent(sizing.per_group * samples.mean_length / exchange.parts, part)
-    trace = memory.trace(engine, recomputed, sizing.configured)
-    least = roofline(step_work(trace, flops, sizing, part, exchanged), engine, memory.sizes, target)
+    least = planned_step_time(config, memory, sizing, target)
     step = config.batch_size * sample.total / 1000 / target.count
     return Work(
         sample=Flops(*(part // 1000 for part in (sample.forward, sample.data_gradient, sample.weight_gradient))),
@@ -172,6 +171,17 @@ def _work(config: RunConfig, memory: MemoryModel, sizing: Sizing, target: Target
         best_hours=None if least is None or steps is None else steps * least.total / 3600,
         best_mfu=None if least is None or not target.peak_flops else step / least.total / target.peak_flops,
     )
+
+
+def planned_step_time(config: RunConfig, memory: MemoryModel, sizing: Sizing, target: Target) -> StepTime | None:
+    """The least time of an optimizer step of the run as configured; None where the device's speeds are unknown."""
+    engine, exchange = configured_engine(config), memory.exchange
+    recomputed = memory.configured_recomputed(engine)
+    part = memory.recomputed_part(recomputed)
+    exchanged = exchange.sent(sizing.per_group * sizing.samples.mean_length / exchange.parts, part)
+    trace = memory.typical_trace(engine, recomputed)
+    work = step_work(trace, flop_model(memory.prepared), sizing, part, exchanged)
+    return roofline(work, engine, memory.sizes, target)
 
 
 def _steps(config: RunConfig, samples: Samples) -> int | None:

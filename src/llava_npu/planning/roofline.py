@@ -14,10 +14,12 @@ from llava_npu.models.flops import FlopModel
 from llava_npu.planning.memory import EngineChoice
 from llava_npu.planning.sizing import Sizing
 from llava_npu.planning.target import Target
-from llava_npu.planning.tracing import StepTrace
+from llava_npu.planning.tracing import Operation, StepTrace
 from llava_npu.training.engines.memory import ModelSizes
 
-_STEP_BYTES = 28  # AdamW in float32 reads weight, gradient and two moments, and writes all but the gradient
+# AdamW in float32 reads weight, gradient and two moments, and writes all but the gradient. Before it the gradient is
+# read for its norm, and read and written to be scaled to it.
+_STEP_BYTES = 28 + 12
 
 
 @dataclass(frozen=True)
@@ -47,29 +49,25 @@ class StepWork:
     """What a device does in a step: `micro_batches` like the traced one, and what it sends in it.
 
     Attributes:
-        trace: of one micro-batch.
-        fill: the part of its tokens that a micro-batch has on average, of those that the traced one has.
+        trace: of an average micro-batch.
         attention_flops, exchanged: of the whole step.
     """
 
     trace: StepTrace
     micro_batches: int
-    fill: float
     attention_flops: float
     exchanged: int
 
 
 def step_work(trace: StepTrace, flops: FlopModel, sizing: Sizing, recomputed: float, exchanged: int) -> StepWork:
-    """The work of a run's step, whose micro-batch as configured was traced.
+    """The work of a run's step, of which an average micro-batch, as configured, was traced.
 
     Args:
         recomputed: the part of the language model's layers in which activations are.
     """
-    samples, size = sizing.samples, sizing.configured
-    fill = 1.0 if sizing.packed else samples.padded_length(size) / samples.longest
-    pairs = sizing.per_group * samples.mean_pairs / sizing.parts
+    pairs = sizing.per_group * sizing.samples.mean_pairs / sizing.parts
     attention = pairs * (flops.pair.total + recomputed * flops.pair.forward)
-    return StepWork(trace, sizing.accumulated(size), fill, attention, exchanged)
+    return StepWork(trace, sizing.accumulated(sizing.configured), attention, exchanged)
 
 
 def roofline(work: StepWork, engine: EngineChoice, model: ModelSizes, target: Target) -> StepTime | None:
@@ -77,9 +75,9 @@ def roofline(work: StepWork, engine: EngineChoice, model: ModelSizes, target: Ta
     if target.peak_flops is None or target.bandwidth is None:
         return None
     seconds = {"matrix": 0.0, "attention": 0.0, "vector": 0.0}
-    for (kind, flops, moved), times in work.trace.operations.items():
-        seconds[kind] += times * max(flops / target.peak_flops, moved / target.bandwidth)
-    seconds = {kind: each * work.fill * work.micro_batches for kind, each in seconds.items()}
+    for operation, times in work.trace.operations.items():
+        kind = operation.kind if operation.kind in seconds else "vector"
+        seconds[kind] += times * work.micro_batches * _seconds(operation, target.peak_flops, target.bandwidth, target)
     seconds["attention"] = max(seconds["attention"], work.attention_flops / target.peak_flops)
     shards = 1 if engine.type.keeps_whole_layers else target.count
     on_device = "optimizer" not in engine.on_host
@@ -90,6 +88,16 @@ def roofline(work: StepWork, engine: EngineChoice, model: ModelSizes, target: Ta
         sent = _sent(engine, model, work.micro_batches) * (target.count - 1) / target.count
         communication = max(0.0, sent / target.link - hidden) + work.exchanged / target.link
     return StepTime(**seconds, optimizer=optimizer, communication=communication)
+
+
+def _seconds(operation: Operation, peak: float, bandwidth: float, target: Target) -> float:
+    flops, moved, elements = operation.flops, operation.moved, operation.elements
+    speeds = target.host_speeds
+    if speeds is None:
+        # Of causal attention half the pairs count, which `attention_flops` says.
+        return max(0 if operation.kind == "attention" else flops / peak, moved / bandwidth)
+    of_each = {"function": speeds.function, "attention": speeds.pair}.get(operation.kind, 0.0)
+    return speeds.call + max(flops / peak + elements * of_each, moved * speeds.per_byte(moved))
 
 
 def _sent(engine: EngineChoice, model: ModelSizes, micro_batches: int) -> float:

@@ -55,6 +55,24 @@ class Sizing:
         """
         return self._whole(size).part(self.parts)
 
+    def typical(self, size: int) -> BatchShape:
+        """What one device has of an average micro-batch."""
+        samples, share = self.samples, self.per_group / self.accumulated(size)
+        count = max(1, round(share))
+        ordered = sorted(samples.lengths)
+        spread = [ordered[(2 * number + 1) * len(ordered) // (2 * count)] for number in range(count)]
+        rows, length = (1, size) if self.packed else (count, round(samples.padded_length(count)))
+        filled = length * rows / sum(spread)
+        if self.packed:
+            lengths = [int(each * min(1.0, filled)) for each in spread]
+            lengths.append(size - sum(lengths))
+        else:
+            lengths = [part for each in spread for part in (min(each, length), length - min(each, length))]
+        supervised = min(max(1, round(share * samples.supervised)), rows * (length - 1))
+        images, sequences = round(share * samples.images), count if self.packed else 1
+        shape = BatchShape(rows, length, supervised, images, sequences, self.cached_features, tuple(lengths))
+        return shape.part(self.parts)
+
     def _whole(self, size: int) -> BatchShape:
         samples = self.samples
         if self.packed:

@@ -8,7 +8,7 @@ import torch
 
 from llava_npu import devices
 from llava_npu.devices import Device
-from llava_npu.devices.peaks import PEAKS, Peak, measured_bandwidth, published
+from llava_npu.devices.peaks import PEAKS, HostSpeeds, Peak, measured_bandwidth, measured_host_speeds, published
 from llava_npu.errors import UserError, nearest
 from llava_npu.training.parts import DTYPES, Precision, compute_dtype
 
@@ -33,6 +33,7 @@ class Target:
         compute_dtype: 16-bit type to compute in; None: float32.
         bandwidth: bytes per second of one device's memory; None: not known.
         link: bytes per second from one device to the others, over the slowest link between them; None: not known.
+        host_speeds: of a CPU, what its operations take otherwise; None for other devices.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Target:
     compute_dtype: torch.dtype | None
     bandwidth: float | None = None
     link: float | None = None
+    host_speeds: HostSpeeds | None = None
 
     @property
     def usable_memory(self) -> int:
@@ -88,12 +90,16 @@ def this_machine(device: Device, count: int, nodes: int, precision: Precision, *
     amount = memory.total if device.kind != "cpu" else memory.free // count
     flops, source, known = None, "not asked for", None if device.simulated else published(device.name)
     speeds: tuple[float | None, float | None] = (None, None) if known is None else _speeds(known, nodes)
+    host_speeds = None
     if for_time:
         flops = device.peak_tflops(dtype or torch.float32) * 1e12
         source = "published" if known else "measured on this machine"
         if known is None and not device.simulated:
             speeds = measured_bandwidth(device.torch_device, device.synchronize), None
-    return Target(device.name, device.kind, count * nodes, nodes, amount, flops, source, dtype, *speeds)
+        if device.kind == "cpu":
+            host_speeds = measured_host_speeds(flops)
+    name, kind = device.name, device.kind
+    return Target(name, kind, count * nodes, nodes, amount, flops, source, dtype, *speeds, host_speeds)
 
 
 def find_target(name: str | None, count: int | None, nodes: int, precision: Precision, configured: str) -> Target:

@@ -14,7 +14,7 @@ import weakref
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -24,6 +24,8 @@ from torch.utils.flop_counter import flop_registry
 from torch.utils.hooks import RemovableHandle
 
 _STAND_INS = ("empty_like", "new_empty", "empty")
+# Operations that compute an exponential, a root or the like for each element, by their names in aten.
+_FUNCTIONS = ("exp", "gelu", "silu", "sigmoid", "softmax", "tanh", "norm", "erf", "log", "sqrt")
 KINDS = ("weights", "gradients", "optimizer", "copies", "activations", "logits", "buffers")
 
 
@@ -52,6 +54,23 @@ class Held:
         return sum(vars(self).values())
 
 
+class Operation(NamedTuple):
+    """What an operation computes and moves.
+
+    Attributes:
+        kind: "matrix", "attention", "function" (of each element, as an exponential), "view" (which moves nothing) or
+            "vector" (all others).
+        flops: of products; of attention those of all pairs, causal or not. 0 for an Ascend's fused attention.
+        moved: bytes of inputs and outputs.
+        elements: of a function's largest tensor; of attention, pairs of a query and a key.
+    """
+
+    kind: str
+    flops: int
+    moved: int
+    elements: int = 0
+
+
 @dataclass(frozen=True)
 class StepTrace:
     """A training step's memory.
@@ -62,14 +81,13 @@ class StepTrace:
             peak depends on where gradients are kept.
         before_step: what is held when the optimizer's step begins.
         inputs: bytes of the micro-batch itself.
-        operations: how often there is one of this kind ("matrix", "attention" or "vector"), with these FLOPs (of
-            attention: not counted) and bytes of inputs and outputs.
+        operations: how often there is one like this.
     """
 
     moments: tuple[Held, ...]
     before_step: Held
     inputs: int
-    operations: Mapping[tuple[str, int, int], int] = field(default_factory=dict)
+    operations: Mapping[Operation, int] = field(default_factory=dict)
 
 
 def between(first: StepTrace, rows: int, second: StepTrace, more_rows: int, wanted: int) -> StepTrace:
@@ -104,7 +122,7 @@ class Tracer(TorchDispatchMode):
         self._kind = "activations"
         self._most: dict[int, Held] = {}
         self._hooks: list[RemovableHandle] = []
-        self.operations: Counter[tuple[str, int, int]] = Counter()
+        self.operations: Counter[Operation] = Counter()
 
     def __hash__(self) -> int:
         return id(self)
@@ -163,17 +181,24 @@ class Tracer(TorchDispatchMode):
     def _count_operation(self, func: Any, args: Any, kwargs: Any, out: Any) -> None:
         packet = func._overloadpacket
         made = sum(each.nbytes for each in tree_iter(out) if isinstance(each, torch.Tensor))
-        if func.is_view or not made:
+        if not made:
+            return
+        if func.is_view or packet is torch.ops.aten._unsafe_view:
+            self.operations[Operation("view", 0, 0)] += 1
             return
         if packet.__name__ in _STAND_INS:  # in the place of an operator that reads about as much as it gives
-            self.operations["vector", 0, 2 * made] += 1
+            self.operations[Operation("vector", 0, 2 * made)] += 1
             return
-        moved = made + sum(each.nbytes for each in tree_iter((args, kwargs)) if isinstance(each, torch.Tensor))
-        if "attention" in packet.__name__:
-            self.operations["attention", 0, moved] += 1
+        read = [each for each in tree_iter((args, kwargs)) if isinstance(each, torch.Tensor)]
+        moved, name = made + sum(each.nbytes for each in read), packet.__name__
+        if "attention" in name:
+            self.operations[_attention(read, moved, backward="backward" in name)] += 1
             return
         flops = flop_registry[packet](*args, **kwargs, out_val=out) if packet in flop_registry else 0
-        self.operations["matrix" if flops else "vector", flops, moved] += 1
+        kind, elements = "matrix" if flops else "vector", 0
+        if not flops and any(function in name for function in _FUNCTIONS):
+            kind, elements = "function", max(each.numel() for each in read)
+        self.operations[Operation(kind, flops, moved, elements)] += 1
 
     def _hold_gradient(self, parameter: torch.Tensor) -> None:
         if parameter.grad is not None:
@@ -192,3 +217,10 @@ class Tracer(TorchDispatchMode):
         most = self._most.get(now.gradients)
         if most is None or now.total > most.total:
             self._most[now.gradients] = now
+
+
+def _attention(read: list[torch.Tensor], moved: int, *, backward: bool) -> Operation:
+    """torch's fused attention: two products forward; five backward, one of them computed again."""
+    query, key = read[1:3] if backward else read[:2]  # (batch, heads, length, head_dim), after the gradient
+    pairs = query.shape[:-1].numel() * key.shape[-2]
+    return Operation("attention", (10 if backward else 4) * pairs * query.shape[-1], moved, pairs)
