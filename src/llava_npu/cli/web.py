@@ -60,8 +60,8 @@ def web(
         engine = InferenceEngine(loaded, max_batch=max_batch, max_length=max_length)
         engine.warm_up()
         models.append(ServedModel(name, engine, BackgroundEngine(engine)))
-    for each in models:
-        each.background.start()
+    for served in models:
+        served.background.start()
     page = build_page(models, flags, images)
     app = page_app(page, AllowedHosts(host, allowed_hosts or ()), _MAX_UPLOAD_BYTES)
     try:
@@ -72,8 +72,8 @@ def web(
             ready=lambda address: typer.echo(f"{address} Ctrl-C stops."),
         )
     finally:
-        for each in models:
-            each.background.stop()
+        for served in models:
+            served.background.stop()
 
 
 def _images(folder: Path | None) -> list[Path]:
