@@ -168,6 +168,8 @@ def test_towers_whose_patches_do_not_meet_are_told_which_do(towers: Path) -> Non
         ({"vision_select_feature": "cls_patch"}, "only patches have places in common"),
         ({"image_size": [28, 28, 28]}, "3 sizes for 2 vision"),
         ({"vision_tower": "a", "image_size": [28, 28]}, "2 sizes for 1 vision"),
+        ({"vision_tower": 3}, "`model.vision_tower` is 3"),
+        ({"image_size": [28, 0]}, "`model.image_size.1` is 0"),
         ({"tower_fusion": "add"}, "model.tower_fusion"),
     ],
 )

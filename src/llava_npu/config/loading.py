@@ -200,7 +200,8 @@ def _parse_override(given: str) -> tuple[str, Any]:
 
 
 def _explain(schema: type[BaseModel], problem: Any, path: str, origin: Mapping[str, str]) -> str:
-    location = [str(part) for part in problem["loc"] if not str(part).startswith(("function-", "tuple["))]
+    kinds = ("function-", "tuple[", "list[", "constrained-")  # pydantic's names of a value's possible types
+    location = [str(part) for part in problem["loc"] if not str(part).startswith(kinds)]
     key = ".".join(location)
     where = next(
         (text for name, text in reversed(list(origin.items())) if key == name or key.startswith(name + ".")), path
