@@ -55,8 +55,8 @@ def web(
     sources = [model, *([compare] if compare else [])]
     names = [name_of(each) for each in sources]
     models = []
-    for name, each in zip(names if len(set(names)) == len(names) else sources, sources, strict=True):
-        loaded, _ = load_model(on_hub(each, source), device, dtype, bits, template)
+    for name, folder in zip(names if len(set(names)) == len(names) else sources, sources, strict=True):
+        loaded, _ = load_model(on_hub(folder, source), device, dtype, bits, template)
         engine = InferenceEngine(loaded, max_batch=max_batch, max_length=max_length)
         engine.warm_up()
         models.append(ServedModel(name, engine, BackgroundEngine(engine)))
