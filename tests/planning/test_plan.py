@@ -40,7 +40,7 @@ from llava_npu.planning.roofline import StepTime, StepWork, roofline
 from llava_npu.planning.samples import Samples, expected_samples
 from llava_npu.planning.sizing import Sizing, choose_sizing
 from llava_npu.planning.target import HEADROOM, Target, product
-from llava_npu.planning.tracing import Held, Operation, StepTrace
+from llava_npu.planning.tracing import Held, StepTrace, TracedOperation
 from llava_npu.training.data import choose_layout
 from llava_npu.training.engines import ModelSizes
 from llava_npu.training.resolve import ResolvedRun
@@ -104,18 +104,20 @@ def test_a_cpu_takes_time_for_calls_functions_and_pairs() -> None:
     target = replace(small_target(2**40), bandwidth=1e30, host_speeds=HostSpeeds(0.5, slow_memory, 0.25, 0.125))
     engine, sizes = EngineChoice("ddp"), ModelSizes(trained=0, frozen=0, largest_unit=0, rest=0, compute_bytes=4)
 
-    def seconds(operation: Operation) -> StepTime:
+    def seconds(operation: TracedOperation) -> StepTime:
         trace = StepTrace((), Held(), 0, {operation: 3})
         found = roofline(StepWork(trace, 2, attention_flops=0, exchanged=0), engine, sizes, target)
         assert found is not None
         return found
 
-    assert seconds(Operation("view", 0, 0)).vector == pytest.approx(6 * 0.5)
-    assert seconds(Operation("vector", 0, 900)).vector == pytest.approx(6 * (0.5 + 0.9))
-    assert seconds(Operation("vector", 0, 20_000)).vector == pytest.approx(6 * (0.5 + 200))  # beyond all measured sizes
-    assert seconds(Operation("function", 0, 900, 100)).vector == pytest.approx(6 * (0.5 + 25))
-    assert seconds(Operation("matrix", int(4e12), 900)).matrix == pytest.approx(6 * (0.5 + 4))
-    assert seconds(Operation("attention", int(1e12), 900, 8)).attention == pytest.approx(6 * (0.5 + 1 + 1))
+    assert seconds(TracedOperation("view", 0, 0)).vector == pytest.approx(6 * 0.5)
+    assert seconds(TracedOperation("vector", 0, 900)).vector == pytest.approx(6 * (0.5 + 0.9))
+    assert seconds(TracedOperation("vector", 0, 20_000)).vector == pytest.approx(
+        6 * (0.5 + 200)
+    )  # beyond all measured sizes
+    assert seconds(TracedOperation("function", 0, 900, 100)).vector == pytest.approx(6 * (0.5 + 25))
+    assert seconds(TracedOperation("matrix", int(4e12), 900)).matrix == pytest.approx(6 * (0.5 + 4))
+    assert seconds(TracedOperation("attention", int(1e12), 900, 8)).attention == pytest.approx(6 * (0.5 + 1 + 1))
 
 
 def test_an_average_micro_batch_holds_an_average_share_of_the_samples() -> None:

@@ -99,7 +99,7 @@ def _orientation(image: Image.Image, file: IO[bytes]) -> int:
 def _without_pixels(file: IO[bytes]) -> bytes:
     """A PNG's chunks but those of pixels, wherever they stand, before an empty one of these.
 
-    Behind the pixels Pillow stops reading at what is no chunk, and does not compare checksums.
+    Behind the pixels Pillow stops reading at whatever is not a chunk, and does not compare checksums.
     """
     file.seek(0)
     kept = [file.read(8)]

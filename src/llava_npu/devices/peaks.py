@@ -182,7 +182,7 @@ class HostSpeeds:
 
     Attributes:
         call: of an operation, a view too, for all that is not computing: Python, autograd, dispatch.
-        byte: (bytes, seconds per byte) of additions that move so many, ascending: in caches they are quick.
+        byte: (bytes, seconds per byte) of additions that move that many, ascending: in caches they are quick.
         function: of an element of an activation function.
         pair: of a query and a key in fused attention, beyond its products.
     """
@@ -193,7 +193,7 @@ class HostSpeeds:
     pair: float
 
     def per_byte(self, moved: int) -> float:
-        """Of an operation that moves so many bytes: those of the measured size next above, or the largest."""
+        """Of an operation that moves that many bytes: those of the measured size next above, or the largest."""
         return next((seconds for size, seconds in self.byte if size >= moved), self.byte[-1][1])
 
 

@@ -46,7 +46,7 @@ class LoadedModel(NamedTuple):
         return self._replace(processor=processor)
 
     def with_image_tokens(self, tokens: int | None) -> LoadedModel:
-        """The same model, changed in place to give each image so many tokens; None leaves it as it is.
+        """The same model, changed in place to give each image `tokens` tokens; None leaves it as it is.
 
         Raises:
             UserError: its projector cannot (`LlavaNpuConfig.image_token_choices`).

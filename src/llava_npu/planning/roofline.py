@@ -14,7 +14,7 @@ from llava_npu.models.flops import FlopModel
 from llava_npu.planning.memory import EngineChoice
 from llava_npu.planning.sizing import Sizing
 from llava_npu.planning.target import Target
-from llava_npu.planning.tracing import Operation, StepTrace
+from llava_npu.planning.tracing import StepTrace, TracedOperation
 from llava_npu.training.engines.memory import ModelSizes
 
 # AdamW in float32 reads weight, gradient and two moments, and writes all but the gradient. Before it the gradient is
@@ -90,7 +90,7 @@ def roofline(work: StepWork, engine: EngineChoice, model: ModelSizes, target: Ta
     return StepTime(**seconds, optimizer=optimizer, communication=communication)
 
 
-def _seconds(operation: Operation, peak: float, bandwidth: float, target: Target) -> float:
+def _seconds(operation: TracedOperation, peak: float, bandwidth: float, target: Target) -> float:
     flops, moved, elements = operation.flops, operation.moved, operation.elements
     speeds = target.host_speeds
     if speeds is None:

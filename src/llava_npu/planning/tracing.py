@@ -54,7 +54,7 @@ class Held:
         return sum(vars(self).values())
 
 
-class Operation(NamedTuple):
+class TracedOperation(NamedTuple):
     """What an operation computes and moves.
 
     Attributes:
@@ -87,7 +87,7 @@ class StepTrace:
     moments: tuple[Held, ...]
     before_step: Held
     inputs: int
-    operations: Mapping[Operation, int] = field(default_factory=dict)
+    operations: Mapping[TracedOperation, int] = field(default_factory=dict)
 
 
 def between(first: StepTrace, rows: int, second: StepTrace, more_rows: int, wanted: int) -> StepTrace:
@@ -122,7 +122,7 @@ class Tracer(TorchDispatchMode):
         self._kind = "activations"
         self._most: dict[int, Held] = {}
         self._hooks: list[RemovableHandle] = []
-        self.operations: Counter[Operation] = Counter()
+        self.operations: Counter[TracedOperation] = Counter()
 
     def __hash__(self) -> int:
         return id(self)
@@ -184,10 +184,10 @@ class Tracer(TorchDispatchMode):
         if not made:
             return
         if func.is_view or packet is torch.ops.aten._unsafe_view:
-            self.operations[Operation("view", 0, 0)] += 1
+            self.operations[TracedOperation("view", 0, 0)] += 1
             return
         if packet.__name__ in _STAND_INS:  # in the place of an operator that reads about as much as it gives
-            self.operations[Operation("vector", 0, 2 * made)] += 1
+            self.operations[TracedOperation("vector", 0, 2 * made)] += 1
             return
         read = [each for each in tree_iter((args, kwargs)) if isinstance(each, torch.Tensor)]
         moved, name = made + sum(each.nbytes for each in read), packet.__name__
@@ -198,7 +198,7 @@ class Tracer(TorchDispatchMode):
         kind, elements = "matrix" if flops else "vector", 0
         if not flops and any(function in name for function in _FUNCTIONS):
             kind, elements = "function", max(each.numel() for each in read)
-        self.operations[Operation(kind, flops, moved, elements)] += 1
+        self.operations[TracedOperation(kind, flops, moved, elements)] += 1
 
     def _hold_gradient(self, parameter: torch.Tensor) -> None:
         if parameter.grad is not None:
@@ -219,8 +219,8 @@ class Tracer(TorchDispatchMode):
             self._most[now.gradients] = now
 
 
-def _attention(read: list[torch.Tensor], moved: int, *, backward: bool) -> Operation:
+def _attention(read: list[torch.Tensor], moved: int, *, backward: bool) -> TracedOperation:
     """torch's fused attention: two products forward; five backward, one of them computed again."""
     query, key = read[1:3] if backward else read[:2]  # (batch, heads, length, head_dim), after the gradient
     pairs = query.shape[:-1].numel() * key.shape[-2]
-    return Operation("attention", (10 if backward else 4) * pairs * query.shape[-1], moved, pairs)
+    return TracedOperation("attention", (10 if backward else 4) * pairs * query.shape[-1], moved, pairs)
