@@ -167,6 +167,7 @@ def test_whole_way_and_going_on(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_same_seed_same_numbers(tmp_path):
     first, second = (
         json.loads((_run(tmp_path / name, seed=3).parent / "results.json").read_text()) for name in ("a", "b")
