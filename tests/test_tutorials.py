@@ -99,6 +99,7 @@ def test_own_data(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_compare_projectors(folder: Path) -> None:
     _follow("compare-projectors.md", folder)
     table = (folder / "runs/grid/comparison.md").read_text(encoding="utf-8")

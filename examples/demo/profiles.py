@@ -57,7 +57,7 @@ PROFILES = {
     for profile in (
         Profile(
             name="quick",
-            sizes=Sizes(held_out=20, train_pictures=320, train_shapes=32, shape_questions=6, conversations=32),
+            sizes=Sizes(held_out=16, train_pictures=320, train_shapes=32, shape_questions=4, conversations=32),
             image_size=160,
             image_tokens=4,
             align=StageRecipe(steps=20, batch_size=16, learning_rate=2e-3),

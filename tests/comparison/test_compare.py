@@ -162,6 +162,7 @@ def test_a_trial_that_fails_is_reported_and_skipped(material: Path, tmp_path: Pa
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_comparison_by_name_through_both_stages_at_debug_size(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -138,6 +138,7 @@ def test_two_devices_answer_as_one(tiny: tuple[Any, Any], bench: Path, tmp_path:
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_process_that_fails_ends_the_others(bench: Path, tmp_path: Path) -> None:
     required = ["--model", str(tmp_path / "absent"), "--data", str(bench), "--output", str(tmp_path / "out")]
     result = run("eval", "mmbench", *required, "--device", "cpu", "--devices", "2")

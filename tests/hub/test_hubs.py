@@ -143,7 +143,9 @@ WANTED = {"config.json", "model.safetensors", "preprocessor_config.json"}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize(
+    "scheme", [SCHEMES[0], *(pytest.param(each, marks=pytest.mark.exhaustive) for each in SCHEMES[1:])]
+)
 def test_download_use_offline_and_copy(
     environment: dict[str, str], hub: Hub, repository: Path, tmp_path: Path, scheme: str
 ) -> None:

@@ -19,9 +19,8 @@ def benchmark() -> ModuleType:
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="needs Linux's count of shared pages")
-@pytest.mark.parametrize(
-    ("engine", "stage"), [pytest.param("ddp", "align", marks=pytest.mark.exhaustive), ("fsdp2", "finetune")]
-)
+@pytest.mark.exhaustive
+@pytest.mark.parametrize(("engine", "stage"), [("ddp", "align"), ("fsdp2", "finetune")])
 def test_a_node_takes_what_is_planned(benchmark: ModuleType, tmp_path: Path, engine: str, stage: str) -> None:
     material = tmp_path / "material"
     benchmark.write_models(material, hidden=512, layers=2, vocabulary=60_000, dtype=torch.float32)

@@ -32,6 +32,13 @@ def make_run(material: Path, tmp_path: Path, device: torch.device) -> Callable[.
     return make
 
 
+@pytest.fixture
+def once(device: torch.device, exhaustive: bool) -> None:
+    """One device is enough: what is tested is the same on all of them."""
+    if device.type != "cpu" and not exhaustive:
+        pytest.skip("is tested on the CPU; --exhaustive runs it on other devices")
+
+
 class _NoPlotter:
     def __init__(self, folder: Path) -> None: ...
     def draw_if_due(self) -> None: ...

@@ -18,6 +18,7 @@ from llava_npu.training.monitoring.metrics import read_metrics
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("once")
 @pytest.mark.parametrize("pack_tokens", [pytest.param(None, marks=pytest.mark.exhaustive), 256])
 def test_two_processes_equal_one(make_run: Callable[..., RunConfig], tmp_path: Path, pack_tokens: int | None) -> None:
     alone = make_run("alone", max_steps=5, micro_batch_size=4, pack_tokens=pack_tokens)

@@ -44,10 +44,9 @@ ENGINES: dict[str, dict[str, Any]] = {
 SHARDING = ["fsdp2", "zero3"]
 STOPPED = "RunStopped: stopped after step {}, everything is saved; the same command resumes."
 RELAY = ["ddp", "fsdp2-offload", "zero2", "zero3-offload"]  # each goes on with what the one before has saved
-RESUMED = ["fsdp2", "zero3-offload"]
-ALSO_RESUMED = ["fsdp2-offload", "zero2-offload", "zero3"]
+RESUMED = ["zero3-offload"]
+ALSO_RESUMED = ["fsdp2", "fsdp2-offload", "zero2-offload", "zero3"]
 VARIANTS: dict[str, dict[str, Any]] = {
-    "resampler": {"model": {"projector": "resampler", "projector_options": {"num_queries": 4}}},
     "anyres-flat-lora": {
         "model": {"image_aspect_ratio": "anyres", "projector": "resampler", "projector_options": {"num_queries": 4}},
         "parts": {"language_model": {"train": "lora"}, "vision_tower": {"train": "lora"}},
@@ -55,6 +54,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     },
 }
 MORE_VARIANTS: dict[str, dict[str, Any]] = {
+    "resampler": {"model": {"projector": "resampler", "projector_options": {"num_queries": 4}}},
     "tokenpacker": {
         "model": {
             "projector": "tokenpacker",

@@ -77,13 +77,6 @@ def _lines(said: list[str], rank: int = 0) -> dict[str, int]:
 
 
 @pytest.fixture
-def once(device: torch.device, exhaustive: bool) -> None:
-    """One device is enough: where a run can be killed is the same on all of them."""
-    if device.type != "cpu" and not exhaustive:
-        pytest.skip("is tested on the CPU; --exhaustive runs it on other devices")
-
-
-@pytest.fixture
 def draw() -> random.Random:
     """Draws where runs are killed. Other points: LLAVA_NPU_KILL_SEED=7 pytest …"""
     seed = int(os.environ.get("LLAVA_NPU_KILL_SEED", "5"))

