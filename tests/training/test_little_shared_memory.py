@@ -35,7 +35,9 @@ def test_little_shared_memory_is_one_error_before_the_run_and_in_it(tmp_path: Pa
     if sys.platform != "linux" or subprocess.run([*inside, mount], check=False, capture_output=True).returncode:
         pytest.skip("this user may not make a mount namespace")
     material = write_material(tmp_path)
-    run = small_run(material, tmp_path / "run", "cpu", data={"workers": 1}, batch_size=64, micro_batch_size=64)
+    # One batch alone is 1.2 MB: whether a worker is ahead of the run by another is a matter of luck.
+    large = {"batch_size": 128, "micro_batch_size": 128, "epochs": 10, "max_steps": 2}
+    run = small_run(material, tmp_path / "run", "cpu", data={"workers": 1}, **large)
     (tmp_path / "run.yaml").write_text(render_config(run))
     (tmp_path / "script.py").write_text(_SCRIPT)
     arguments = f"{tmp_path}/run.yaml"
