@@ -338,8 +338,8 @@ class RunConfig(Section):
     )
     gradient_checkpointing: bool | Literal["auto"] | int = Field(
         False,
-        description="Recompute activations in the backward pass: less memory, about a third more time. A number: in so "
-        "many layers only, the first ones to run (those of a vision tower that learns, then the language model's). "
+        description="Recompute activations in the backward pass: less memory, about a third more time. A number: in "
+        "that many layers only, the first to run (those of a vision tower that learns, then the language model's). "
         "`auto`: in as few as the plan says that memory needs, perhaps none.",
     )
     engine: str = Field(

@@ -15,6 +15,7 @@ from torch import nn
 
 from llava_npu.models.projectors.base import PositionedOptions, Projector
 from llava_npu.models.projectors.grid import Grid, average_pool, to_map, to_tokens
+from llava_npu.models.projectors.layers import init_linear_and_norm
 from llava_npu.models.projectors.registry import register
 
 _STD = 0.02  # Honeybee's initialisation
@@ -69,12 +70,7 @@ class DAbstractorProjector(Projector):
         self.init_weights()
 
     def init_weights(self) -> None:
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.normal_(module.weight, std=_STD)
-                nn.init.zeros_(module.bias)
-            elif isinstance(module, nn.LayerNorm):
-                module.reset_parameters()
+        init_linear_and_norm(self, _STD)
         nn.init.normal_(self.query, std=_STD)
         nn.init.trunc_normal_(self.pos_emb, std=_STD)
         if not getattr(self.reference_points, "_is_hf_initialized", False):  # transformers' mark of a loaded parameter

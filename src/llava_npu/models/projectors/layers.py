@@ -9,6 +9,16 @@ from torch import nn
 from torch.nn import functional
 
 
+def init_linear_and_norm(module: nn.Module, std: float) -> None:
+    """Normal weights of that deviation and zero biases in all linear layers of `module`; layer norms as torch's own."""
+    for layer in module.modules():
+        if isinstance(layer, nn.Linear):
+            nn.init.normal_(layer.weight, std=std)
+            nn.init.zeros_(layer.bias)
+        elif isinstance(layer, nn.LayerNorm):
+            layer.reset_parameters()
+
+
 class Mlp(nn.Module):
     """Linear layers `linear_1`, `linear_2`, … with an activation between: (…, in_features) → (…, out_features)."""
 

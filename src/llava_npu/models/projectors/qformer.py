@@ -14,6 +14,7 @@ from torch import nn
 from llava_npu.models.projectors.attention import default_heads
 from llava_npu.models.projectors.base import Projector, ProjectorOptions
 from llava_npu.models.projectors.grid import Grid
+from llava_npu.models.projectors.layers import init_linear_and_norm
 from llava_npu.models.projectors.registry import register
 
 _STD = 0.02  # BERT's initializer_range
@@ -76,12 +77,7 @@ class QFormerProjector(Projector):
         self.init_weights()
 
     def init_weights(self) -> None:
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.normal_(module.weight, std=_STD)
-                nn.init.zeros_(module.bias)
-            elif isinstance(module, nn.LayerNorm):
-                module.reset_parameters()
+        init_linear_and_norm(self, _STD)
         nn.init.normal_(self.query_tokens, std=_STD)
 
     def forward(self, features: torch.Tensor, grid: Grid | None = None) -> torch.Tensor:
