@@ -178,9 +178,8 @@ def _run(
             raise UserError(f"{where}: `{stage}.model.{key}` is set by the grid; remove it.")
         if stage == "finetune" and key in OF_A_NEW_MODEL:
             raise UserError(
-                f"{where}: `finetune.model.{key}`: stage 2 starts from the stage-1 checkpoint; set this on the "
-                f"encoder entry "
-                "instead."
+                f"{where}: `finetune.model.{key}`: stage 2 starts from the stage-1 checkpoint; set this on the encoder "
+                "entry instead."
             )
     data = section.get("data", {})
     if isinstance(data, dict) and config.share_features and not _trains_tower(section):

@@ -67,9 +67,8 @@ def read_published(name: str) -> PublishedTable:
     path = expand_home(table_name) if table_name.endswith((".yaml", ".yml")) else known.get(table_name)
     if path is None:
         raise UserError(
-            f"--published: table {table_name!r} does not exist.{nearest(table_name, known)} "
-            f"Tables: {', '.join(known)}; or a YAML file of your own, in the form of those in "
-            "comparison/published_tables/."
+            f"--published: table {table_name!r} does not exist.{nearest(table_name, known)} Tables: "
+            f"{', '.join(known)}; or a YAML file of your own, in the form of those in comparison/published_tables/."
         )
     table = load_as(PublishedTable, path)
     for row, model in table.models.items():

@@ -73,8 +73,7 @@ def _find(name: str, known: dict[str, Path]) -> Path:
         return path
     if name not in known:
         raise UserError(
-            f"{name}: neither a configuration file nor the name of a recipe.{nearest(name, known)} "
-            f"Recipes: "
+            f"{name}: neither a configuration file nor the name of a recipe.{nearest(name, known)} Recipes: "
             f"{', '.join(known)}."
         )
     return known[name]

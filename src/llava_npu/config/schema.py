@@ -90,8 +90,7 @@ class ModelConfig(Section):
     scales: list[int] = Field(
         default_factory=lambda: [1],
         description="`[1, 2]`: the tower also sees the image at twice its input size, in tiles (S²): more channels, "
-        "the "
-        "same number of tokens.",
+        "the same number of tokens.",
     )
     image_aspect_ratio: Literal["pad", "square", "anyres"] | None = Field(
         None,
@@ -168,8 +167,7 @@ class SourceConfig(Section):
         1.0,
         gt=0,
         description="How often each record is seen in an epoch: 2 is twice; 0.5 is every second record, the same ones "
-        "in "
-        "every epoch.",
+        "in every epoch.",
     )
     limit: int | None = Field(None, ge=1, description="Maximum number of records, drawn at random once.")
 
@@ -211,8 +209,7 @@ class DataConfig(Section):
     image_root: PathText | None = Field(
         None,
         description="Folder of the images, or a .tar or .zip file of them (several with `*`); default: the folder of "
-        "the "
-        "data file.",
+        "the data file.",
     )
     allow_absolute_paths: bool = Field(
         False, description="Allow image names that are absolute paths, and links that lead out of `image_root`."
@@ -220,8 +217,7 @@ class DataConfig(Section):
     bad_samples: Literal["error", "skip"] = Field(
         "error",
         description="What to do about a sample that cannot be used (a damaged image, a malformed record): `error` "
-        "stops "
-        "the run; `skip` uses another one instead, always the same, and lists the bad one in bad_samples.jsonl.",
+        "stops the run; `skip` uses another one instead, always the same, and lists the bad one in bad_samples.jsonl.",
     )
     max_bad_samples: int = Field(
         100, ge=0, description="With `skip`: stop when more samples than this have been replaced."

@@ -78,9 +78,8 @@ def model_config(
         text = _part(on_hub(choice.language_model, choice.source), "model.language_model", remarks)
         if not hasattr(text, "vocab_size"):
             raise UserError(
-                f"model.language_model: {choice.language_model} holds a model of type {text.model_type!r}, "
-                f"which does not "
-                "read text; give a causal language model."
+                f"model.language_model: {choice.language_model} holds a model of type {text.model_type!r}, which does "
+                "not read text; give a causal language model."
             )
         model = _joined(choice, tower, text, tokenizer)
     check_agreement(config.model.explicit_keys, str(config.model.checkpoint), model)

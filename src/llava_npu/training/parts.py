@@ -13,13 +13,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from llava_npu.config.parts import LoraConfig, Part, PartName, StageName
 from llava_npu.devices import Device
 from llava_npu.errors import UserError
-from llava_npu.models.adapters import (
-    AdapterSettings,
-    add_adapters,
-    choose_layers,
-    is_adapter_parameter,
-    linear_layers,
-)
+from llava_npu.models.adapters import AdapterSettings, add_adapters, choose_layers, is_adapter_parameter, linear_layers
 from llava_npu.models.configuration import LlavaNpuConfig
 from llava_npu.models.modeling import LlavaNpuForConditionalGeneration
 from llava_npu.models.vision.towers import select_features

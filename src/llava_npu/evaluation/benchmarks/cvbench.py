@@ -19,13 +19,7 @@ from llava_npu.data.image_sources import ImageSource
 from llava_npu.errors import UserError
 from llava_npu.evaluation.benchmarks import LOCALLY, MAY_JUDGE, Description, Parsed, register
 from llava_npu.evaluation.extraction import lmms_eval
-from llava_npu.evaluation.extraction.choices import (
-    ABOUT,
-    ENGLISH,
-    ChoiceForm,
-    parse_choice,
-    read_choices,
-)
+from llava_npu.evaluation.extraction.choices import ABOUT, ENGLISH, ChoiceForm, parse_choice, read_choices
 from llava_npu.evaluation.formats.json_files import JsonRecord, combined_digest, read_jsonl
 from llava_npu.evaluation.formats.locating import QuestionImages
 from llava_npu.evaluation.formats.parquet import read_parquet, record_image

@@ -113,9 +113,8 @@ register(
         description=Description(
             source="https://cs.stanford.edu/people/dorarad/gqa, questions as LLaVA's eval.zip has them; VLMEvalKit: "
             "GQA_TestDev_Balanced.tsv",
-            form=f"llava_gqa_testdev_balanced.jsonl (question_id, image, text) with data/{_QUESTIONS} (answer, "
-            "types) and "
-            "data/images/; or the .tsv (index, question, answer, image)",
+            form=f"llava_gqa_testdev_balanced.jsonl (question_id, image, text) with data/{_QUESTIONS} (answer, types) "
+            "and data/images/; or the .tsv (index, question, answer, image)",
             licence="CC BY 4.0",
             prompt=f"question, “{SHORT}”; greedy, at most 128 new tokens",
             metric="accuracy (exact match) by structural and semantic type",

@@ -143,13 +143,11 @@ register(
             source="https://github.com/tianyi-lab/HallusionBench (VLMEvalKit: HallusionBench.tsv)",
             form="HallusionBench.json as published (category, subcategory, visual_input, set_id, figure_id, "
             "question_id, question, gt_answer, filename) with hallusion_bench/; or HallusionBench.tsv: index "
-            "(…_set_figure_question), question, answer (Yes or No), category, "
-            "l2-category, image (may be empty)",
+            "(…_set_figure_question), question, answer (Yes or No), category, l2-category, image (may be empty)",
             licence="BSD-3-Clause",
             prompt="the question alone; greedy, at most 512 new tokens",
             metric="aAcc (questions), fAcc (figures of which all questions are right), qAcc (questions right about "
-            "every "
-            "figure), by category",
+            "every figure), by category",
             scored=(LOCALLY,),
         ),
         files=("HallusionBench.tsv", "HallusionBench.json"),

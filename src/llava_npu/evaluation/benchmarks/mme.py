@@ -196,10 +196,9 @@ register(
             source="https://github.com/BradyFU/Awesome-Multimodal-Large-Language-Models/tree/Evaluation (on request), "
             "questions as LLaVA's eval.zip has them; VLMEvalKit: MME.tsv",
             form="llava_mme.jsonl (question_id “task/image.png”, image, text) with "
-            "MME_Benchmark_release_version/<task>/ "
-            "(images in images/ or next to it; <image>.txt in questions_answers_YN/ or next to it: question, tab, "
-            "Yes or No); "
-            "or MME.tsv (index, question, answer, category, image_path, image)",
+            "MME_Benchmark_release_version/<task>/ (images in images/ or next to it; <image>.txt in "
+            "questions_answers_YN/ or next to it: question, tab, Yes or No); or MME.tsv (index, question, answer, "
+            "category, image_path, image)",
             licence="for academic research only, not to be passed on",
             prompt=f"question (it ends “{_SUFFIX}”), “{SHORT}”; greedy, at most 128 new tokens",
             metric="for each task 100·accuracy + 100·accuracy+ (both questions of an image right); their sums over "

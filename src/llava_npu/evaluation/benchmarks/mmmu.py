@@ -164,8 +164,7 @@ register(
         description=Description(
             source="https://mmmu-benchmark.github.io (VLMEvalKit: MMMU_DEV_VAL.tsv)",
             form="MMMU_DEV_VAL.tsv: index, question, A …, answer, category, l2-category, split (dev or validation), "
-            "image "
-            "(base64, or a list of several); without options where the question is open",
+            "image (base64, or a list of several); without options where the question is open",
             licence="Apache-2.0",
             prompt="all images, then the question as it is (“<image 1>” stays as text), one option a line, "
             f"“{ENGLISH}”; open questions: “{_OPEN}”; greedy, at most 1024 new tokens",

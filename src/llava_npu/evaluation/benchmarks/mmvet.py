@@ -115,11 +115,9 @@ register(
         title="MM-Vet",
         description=Description(
             source="https://github.com/yuweihao/MM-Vet (mm-vet.zip), questions as LLaVA's eval.zip has them; "
-            "VLMEvalKit: "
-            "MMVet.tsv",
+            "VLMEvalKit: MMVet.tsv",
             form="llava-mm-vet.jsonl (question_id, image, text) with mm-vet.json (answer, capability), images/ and, "
-            "for "
-            f"the original's instruction, {_PROMPT_FILE}; or MMVet.tsv (index, question, answer, category, image)",
+            f"for the original's instruction, {_PROMPT_FILE}; or MMVet.tsv (index, question, answer, category, image)",
             licence="CC BY-NC 4.0",
             prompt="the question alone; greedy, at most 1024 new tokens",
             metric="mean grade (0 to 1) by ability and by combination of abilities",

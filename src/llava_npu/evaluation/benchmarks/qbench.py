@@ -9,12 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from llava_npu.evaluation.benchmarks import LOCALLY, MAY_JUDGE, SERVER, Benchmark, Description, register
-from llava_npu.evaluation.extraction.choices import (
-    CHINESE,
-    ENGLISH,
-    ChoiceForm,
-    read_choices,
-)
+from llava_npu.evaluation.extraction.choices import CHINESE, ENGLISH, ChoiceForm, read_choices
 from llava_npu.evaluation.formats.json_files import JsonRecord, read_json_list
 from llava_npu.evaluation.formats.locating import QuestionImages
 from llava_npu.evaluation.judge.choice_judge import JudgedChoiceBenchmark
@@ -87,8 +82,7 @@ def _qbench(name: str, title: str, language: str, files: tuple[str, ...], instru
             + ("; or the .tsv in MMBench's form" if language == "en" else ""),
             licence="CC BY-NC-SA 4.0",
             prompt=f"question, “{_CHOOSE[language].strip()}”, one option a line; of a .tsv: question, one option a "
-            "line, "
-            f"“{instruction}”; greedy, at most 1024 new tokens",
+            f"line, “{instruction}”; greedy, at most 1024 new tokens",
             metric="accuracy by type of question and concern; of the test file, whose answers are secret, predictions",
             scored=(LOCALLY, MAY_JUDGE, SERVER),
         ),

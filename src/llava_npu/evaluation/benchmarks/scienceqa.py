@@ -13,13 +13,7 @@ from llava_npu.data.image_sources import ImageSource
 from llava_npu.data.records import IMAGE_MARK
 from llava_npu.evaluation.benchmarks import LOCALLY, Benchmark, Description, Parsed, register
 from llava_npu.evaluation.extraction import rules
-from llava_npu.evaluation.extraction.choices import (
-    ABOUT,
-    ENGLISH,
-    ChoiceBenchmark,
-    parse_choice,
-    read_choices,
-)
+from llava_npu.evaluation.extraction.choices import ABOUT, ENGLISH, ChoiceBenchmark, parse_choice, read_choices
 from llava_npu.evaluation.formats.json_files import (
     JsonRecord,
     combined_digest,
@@ -74,8 +68,7 @@ def _missing(expected: set[str], questions: Sequence[Question]) -> list[str]:
     shown = ", ".join(missing[:_MAX_NOTED])
     return [
         f"{len(missing)} of the {len(expected)} problems of split {_SPLIT!r} are not in the question file ({shown}, "
-        "…). "
-        "LLaVA's script counts them as wrong; here they are not scored."
+        "…). LLaVA's script counts them as wrong; here they are not scored."
     ]
 
 
@@ -135,8 +128,7 @@ def _scienceqa(name: str, title: str, metric: str, with_image: bool) -> Benchmar
             source="https://github.com/lupantech/ScienceQA (data/scienceqa), questions as LLaVA's eval.zip has them; "
             "VLMEvalKit: ScienceQA_TEST.tsv (questions with images only)",
             form="llava_test_CQM-A.json (id, image, conversations) with problems.json (choices, answer, subject, "
-            "topic), "
-            "pid_splits.json and images/test/; or ScienceQA_TEST.tsv in MMBench's form",
+            "topic), pid_splits.json and images/test/; or ScienceQA_TEST.tsv in MMBench's form",
             licence="CC BY-NC-SA 4.0",
             prompt=f"context, question and options as the file has them, “{ENGLISH}”; greedy, at most 1024 new tokens",
             metric=metric,

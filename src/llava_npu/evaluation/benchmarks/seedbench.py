@@ -10,13 +10,7 @@ from pathlib import Path
 
 from llava_npu.evaluation.benchmarks import LOCALLY, SERVER, Description, Parsed, register
 from llava_npu.evaluation.extraction import rules
-from llava_npu.evaluation.extraction.choices import (
-    ABOUT,
-    ENGLISH,
-    ChoiceBenchmark,
-    parse_choice,
-    read_choices,
-)
+from llava_npu.evaluation.extraction.choices import ABOUT, ENGLISH, ChoiceBenchmark, parse_choice, read_choices
 from llava_npu.evaluation.formats.json_files import JsonRecord, combined_digest, members, read_json_object, read_jsonl
 from llava_npu.evaluation.formats.llava_files import llava_question
 from llava_npu.evaluation.formats.locating import QuestionImages, require_companion
@@ -106,8 +100,7 @@ register(
             source="https://github.com/AILab-CVC/SEED-Bench, questions as LLaVA's eval.zip has them; VLMEvalKit: "
             "SEEDBench_IMG.tsv",
             form="llava-seed-bench.jsonl (question_id, image, text) with SEED-Bench.json (questions, question_type) "
-            "and "
-            "SEED-Bench-image/; or SEEDBench_IMG.tsv in MMBench's form",
+            "and SEED-Bench-image/; or SEEDBench_IMG.tsv in MMBench's form",
             licence="CC BY-NC 4.0; images from CC3M under their own terms",
             prompt=f"question, one option a line, “{ENGLISH}”; greedy, at most 128 new tokens",
             metric="accuracy by type of question",

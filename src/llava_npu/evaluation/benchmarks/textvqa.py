@@ -12,11 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from llava_npu.evaluation.benchmarks import LOCALLY, Description, register
-from llava_npu.evaluation.extraction.open_answers import (
-    OpenBenchmark,
-    most_frequent,
-    read_open_table,
-)
+from llava_npu.evaluation.extraction.open_answers import OpenBenchmark, most_frequent, read_open_table
 from llava_npu.evaluation.formats.json_files import JsonRecord, combined_digest, members, read_json_object, read_jsonl
 from llava_npu.evaluation.formats.llava_files import SHORT, llava_question
 from llava_npu.evaluation.formats.locating import QuestionImages, require_companion

@@ -6,11 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from llava_npu.evaluation.benchmarks import LOCALLY, Description, register
-from llava_npu.evaluation.extraction.open_answers import (
-    OpenBenchmark,
-    most_frequent,
-    read_open_table,
-)
+from llava_npu.evaluation.extraction.open_answers import OpenBenchmark, most_frequent, read_open_table
 from llava_npu.evaluation.extraction.vqa import normalise_as_original
 from llava_npu.evaluation.formats.json_files import read_jsonl
 from llava_npu.evaluation.formats.llava_files import SHORT, check_unique, llava_question
@@ -59,8 +55,7 @@ register(
             source="https://vizwiz.org/tasks-and-datasets/vqa, questions as LLaVA's eval.zip has them; VLMEvalKit: "
             "VizWiz.tsv (val)",
             form="llava_test.jsonl (question_id, image, text) with test/; lines that have `answers` are scored here; "
-            "or "
-            "VizWiz.tsv (index, question, answers as a list, image)",
+            "or VizWiz.tsv (index, question, answers as a list, image)",
             licence="CC BY 4.0",
             prompt=f"question, “{_INSUFFICIENT}”, “{SHORT}” (LLaVA's file has them; added to those of the .tsv); "
             "greedy, at most 128 new tokens",

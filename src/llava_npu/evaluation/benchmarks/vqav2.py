@@ -6,10 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from llava_npu.evaluation.benchmarks import LOCALLY, SERVER, Description, register
-from llava_npu.evaluation.extraction.open_answers import (
-    OpenBenchmark,
-    most_frequent,
-)
+from llava_npu.evaluation.extraction.open_answers import OpenBenchmark, most_frequent
 from llava_npu.evaluation.extraction.vqa import normalise_as_original
 from llava_npu.evaluation.formats.json_files import read_jsonl
 from llava_npu.evaluation.formats.llava_files import SHORT, check_unique, llava_question

@@ -8,11 +8,6 @@
 `transformers_interface` offers them to every transformers model under one name.
 """
 
-from llava_npu.ops.attention.functional import (
-    batched_attention,
-    cached_attention,
-    masked_attention,
-    packed_attention,
-)
+from llava_npu.ops.attention.functional import batched_attention, cached_attention, masked_attention, packed_attention
 
 __all__ = ["batched_attention", "cached_attention", "masked_attention", "packed_attention"]
