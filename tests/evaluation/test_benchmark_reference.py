@@ -37,7 +37,7 @@ def test_every_fact_is_given(name: str) -> None:
     benchmark = available()[name]
     assert all(text.strip() for _, text in facts(benchmark))
     assert benchmark.rules
-    assert (str(benchmark.max_new_tokens) + " new tokens") in benchmark.description.prompt
+    assert dict(facts(benchmark))["prompt"].endswith(f"greedy, at most {benchmark.max_new_tokens} new tokens")
     assert all(len(md5) == 32 and set(md5) <= set("0123456789abcdef") for md5 in benchmark.checksums.values())
 
 

@@ -19,7 +19,7 @@ from llava_npu.comparison.examples import ExampleQuestion, load_examples
 from llava_npu.comparison.folder import TRIAL, read_failure, read_result, read_trial
 from llava_npu.comparison.grid import TRIALS, expand
 from llava_npu.comparison.report import ComparisonReport, write_report
-from llava_npu.comparison.results import BenchmarkResult, Estimate, Result
+from llava_npu.comparison.results import BenchmarkResult, Estimate, Result, metric_label
 from llava_npu.comparison.run import CONFIGURATION
 from llava_npu.comparison.table import TrialRow
 from llava_npu.comparison.trial import choose_score
@@ -28,7 +28,6 @@ from llava_npu.config.comparison import BenchmarkConfig, ComparisonConfig
 from llava_npu.errors import UserError
 from llava_npu.evaluation.fingerprints import fingerprint_model
 from llava_npu.evaluation.reports.comparison import REPORT_FILE, FinishedRun, read_runs
-from llava_npu.evaluation.statistics.accuracy import OVERALL
 from llava_npu.models import load
 from llava_npu.training.run_folder import RUN_FILE, is_finished
 
@@ -157,7 +156,5 @@ def _result_of(folder: Path, evaluations: Sequence[FinishedRun]) -> Result:
 def _scores(evaluation: FinishedRun) -> BenchmarkResult:
     name, images = evaluation.benchmark, evaluation.report["provenance"].get("images", "given")
     score = choose_score(list(evaluation.scores.values()), BenchmarkConfig(name=name, data=str(evaluation.folder)))
-    metric = ", ".join([score.metric, score.extraction, *([score.name] if score.level != OVERALL else [])])
-    value = Estimate(score.value, score.low, score.high, score.count)
     label = name if images == "given" else f"{name}, images {images}"
-    return BenchmarkResult(label, metric, value, None, str(evaluation.folder))
+    return BenchmarkResult(label, metric_label(score), Estimate.of(score), None, str(evaluation.folder))

@@ -14,13 +14,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from pydantic import TypeAdapter
+
 from llava_npu.comparison.grid import Trial
 from llava_npu.comparison.results import Result
-from llava_npu.config import RunConfig
 from llava_npu.config.comparison import BenchmarkConfig
 from llava_npu.files.atomic import write_text
 from llava_npu.files.json_objects import read_json
@@ -48,15 +49,8 @@ class Measured:
     share_features: bool
 
     def as_json(self) -> dict[str, Any]:
-        return {
-            "benchmarks": [
-                [benchmark.model_dump(mode="json", exclude_defaults=True), sha256]
-                for benchmark, sha256 in self.benchmarks
-            ],
-            "held_out": list(self.held_out) if self.held_out else None,
-            "examples": self.examples,
-            "share_features": self.share_features,
-        }
+        values: dict[str, Any] = _MEASURED.dump_python(self, mode="json", exclude_defaults=True)
+        return values
 
     def identity(self) -> dict[str, Any]:
         """All that the result depends on: not where files are, nor how many questions are answered together."""
@@ -68,13 +62,7 @@ class Measured:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Measured:
-        held_out = values["held_out"]
-        return cls(
-            benchmarks=tuple((BenchmarkConfig.model_validate(each), sha256) for each, sha256 in values["benchmarks"]),
-            held_out=(held_out[0], held_out[1]) if held_out else None,
-            examples=values["examples"],
-            share_features=values["share_features"],
-        )
+        return _MEASURED.validate_python(values)
 
 
 @dataclass(frozen=True)
@@ -85,33 +73,19 @@ class Failure:
     reason: str
 
 
+_TRIAL, _MEASURED = TypeAdapter(Trial), TypeAdapter(Measured)
+
+
 def write_trial(trial: Trial, measured: Measured) -> None:
     """Records the trial and what is measured of it, before anything runs."""
-    values = {
-        "encoder": trial.encoder,
-        "projector": trial.projector,
-        "varied": dict(trial.varied),
-        "seed": trial.align.seed,
-        "align": trial.align.model_dump(mode="json"),
-        "finetune": trial.finetune.model_dump(mode="json") if trial.finetune else None,
-        "measured": measured.as_json(),
-    }
-    write_text(trial.folder / TRIAL, _dump(values))
+    values = _TRIAL.dump_python(trial, mode="json", exclude={"folder"})
+    write_text(trial.folder / TRIAL, _dump({**values, "seed": trial.align.seed, "measured": measured.as_json()}))
 
 
 def read_trial(folder: Path) -> tuple[Trial, Measured]:
     """What `write_trial` wrote."""
     values = read_json(folder / TRIAL, advice=DELETE)
-    finetune = values["finetune"]
-    trial = Trial(
-        encoder=values["encoder"],
-        projector=values["projector"],
-        varied=values["varied"],
-        align=RunConfig.model_validate(values["align"]),
-        finetune=RunConfig.model_validate(finetune) if finetune else None,
-        folder=folder,
-    )
-    return trial, Measured.from_json(values["measured"])
+    return _TRIAL.validate_python({**values, "folder": folder}), Measured.from_json(values["measured"])
 
 
 def write_result(folder: Path, result: Result, measured: Measured) -> None:
@@ -132,15 +106,12 @@ def read_result(folder: Path, measured: Measured | None = None) -> Result | None
 
 def write_failure(folder: Path, failure: Failure) -> None:
     """Records why the result is missing."""
-    write_text(folder / FAILURE, _dump({"kind": failure.kind, "reason": failure.reason}))
+    write_text(folder / FAILURE, _dump(asdict(failure)))
 
 
 def read_failure(folder: Path) -> Failure | None:
     """Why the trial has no result, if it was tried."""
-    if not (folder / FAILURE).is_file():
-        return None
-    values = read_json(folder / FAILURE, advice=DELETE)
-    return Failure(values["kind"], values["reason"])
+    return Failure(**read_json(folder / FAILURE, advice=DELETE)) if (folder / FAILURE).is_file() else None
 
 
 def _dump(values: dict[str, Any]) -> str:

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llava_npu.comparison.folder import EVALUATION, HELD_OUT
-from llava_npu.comparison.results import BenchmarkResult
+from llava_npu.comparison.results import BenchmarkResult, metric_label
 from llava_npu.comparison.table import HELD_OUT_LOSS, Baseline, TrialRow
 from llava_npu.evaluation.reports.comparison import REPORT_FILE, read_runs
 from llava_npu.evaluation.reports.samples import SAMPLES_FILE, ScoreName, read_samples
-from llava_npu.evaluation.statistics.accuracy import OVERALL, ScoreSample
+from llava_npu.evaluation.statistics.accuracy import ScoreSample
 from llava_npu.evaluation.statistics.significance import PairedDifference, paired_differences
 
 Pair = tuple[int, int]  # places of two lines: of what is compared, and with what
@@ -112,7 +112,6 @@ def _of_benchmark(folder: Path, benchmark: BenchmarkResult) -> MeasuredSample | 
         return None
     (run,) = read_runs([folder])
     for name, sample in run.samples.items():
-        shown = [name.metric, name.extraction, *([name.name] if name.level != OVERALL else [])]
-        if ", ".join(shown) == benchmark.metric:
+        if metric_label(name) == benchmark.metric:
             return MeasuredSample((run.dataset, name), sample)
     return None

@@ -6,6 +6,11 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from pydantic import TypeAdapter
+
+from llava_npu.evaluation.reports.samples import ScoreName
+from llava_npu.evaluation.statistics.accuracy import OVERALL, Score
+
 
 def model_name(encoder: str, projector: str, varied: Mapping[str, Any]) -> str:
     """What a model is called in tables, plots and messages."""
@@ -20,6 +25,10 @@ class Estimate:
     low: float
     high: float
     count: int
+
+    @classmethod
+    def of(cls, score: Score) -> Estimate:
+        return cls(score.value, score.low, score.high, score.count)
 
 
 @dataclass(frozen=True)
@@ -119,19 +128,12 @@ class Result:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Result:
-        return cls(
-            **{
-                **values,
-                "stages": {name: StageResult(**stage) for name, stage in values["stages"].items()},
-                "held_out_loss": _value(values["held_out_loss"]),
-                "benchmarks": tuple(
-                    BenchmarkResult(**{**each, "score": Estimate(**each["score"])}) for each in values["benchmarks"]
-                ),
-                "first_token": _value(values["first_token"]),
-                "outputs": tuple(SampleOutput(**each) for each in values["outputs"]),
-            }
-        )
+        return _RESULT.validate_python(values)
 
 
-def _value(values: Mapping[str, Any] | None) -> Estimate | None:
-    return Estimate(**values) if values else None
+_RESULT = TypeAdapter(Result)
+
+
+def metric_label(score: Score | ScoreName) -> str:
+    """Which of a benchmark's scores it is: metric, rule and, but for the overall one, part."""
+    return ", ".join([score.metric, score.extraction, *([score.name] if score.level != OVERALL else [])])

@@ -35,7 +35,7 @@ from llava_npu.comparison.folder import (
 )
 from llava_npu.comparison.grid import Trial
 from llava_npu.comparison.measures import StoredFeatures
-from llava_npu.comparison.results import BenchmarkResult, Estimate, Result, SampleOutput
+from llava_npu.comparison.results import BenchmarkResult, Estimate, Result, SampleOutput, metric_label
 from llava_npu.config import RunConfig
 from llava_npu.config.comparison import BenchmarkConfig
 from llava_npu.config.parts import StageName
@@ -215,11 +215,8 @@ def _evaluate(
         runner.EvaluationOptions(images=benchmark.images, batch_size=benchmark.batch_size),
     )
     score = choose_score(report.scores, benchmark)
-    metric = ", ".join([score.metric, score.extraction, *([score.name] if score.level != OVERALL else [])])
-    value = Estimate(score.value, score.low, score.high, score.count)
-    return BenchmarkResult(
-        benchmark.label or benchmark.name, metric, value, chance_of(benchmark, score.metric), str(output)
-    )
+    label, chance = benchmark.label or benchmark.name, chance_of(benchmark, score.metric)
+    return BenchmarkResult(label, metric_label(score), Estimate.of(score), chance, str(output))
 
 
 def chance_of(benchmark: BenchmarkConfig, metric: str) -> float | None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -68,6 +68,10 @@ class Dataset:
     sha256: str
     questions: tuple[Question, ...]
     notes: tuple[str, ...] = ()
+
+    def map(self, change: Callable[[Question], Question]) -> Dataset:
+        """The same with every question changed."""
+        return replace(self, questions=tuple(map(change, self.questions)))
 
 
 @dataclass(frozen=True)

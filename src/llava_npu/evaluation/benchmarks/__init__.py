@@ -36,7 +36,7 @@ class Description:
         source: where the data comes from.
         form: which files are read, and their fields.
         licence: as its publishers state it.
-        prompt: what the model is given, and how it answers.
+        prompt: what the model is given. (It answers by greedy decoding, in at most `max_new_tokens`.)
         metric: what is computed.
         scored: where: one or more of `LOCALLY`, `SERVER`, `JUDGE`, `MAY_JUDGE`.
     """

@@ -7,12 +7,11 @@ means they ask a GPT model. lmms-eval and VLMEvalKit average over questions.
 from __future__ import annotations
 
 import re
-import string
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from llava_npu.data.image_sources import EmbeddedImage
-from llava_npu.evaluation.benchmarks import LOCALLY, MAY_JUDGE, Description, Parsed, register
+from llava_npu.evaluation.benchmarks import LOCALLY, MAY_JUDGE, Description, Parsed, register, right_or_wrong
 from llava_npu.evaluation.extraction import lmms_eval
 from llava_npu.evaluation.extraction.choices import (
     ABOUT,
@@ -27,7 +26,7 @@ from llava_npu.evaluation.formats.parquet import read_parquet
 from llava_npu.evaluation.judge import choice_judge
 from llava_npu.evaluation.judge.choice_judge import JudgedChoiceBenchmark
 from llava_npu.evaluation.questions import Dataset, Question
-from llava_npu.evaluation.statistics.accuracy import Score, extraction_rules, hit, mean_of_parts, mean_ratio
+from llava_npu.evaluation.statistics.accuracy import Score, credited, extraction_rules, mean_of_parts, mean_ratio
 
 _IMAGE = re.compile(r"image_\d+")
 _TASKS = 14
@@ -55,18 +54,15 @@ def _question(record: JsonRecord) -> Question:
         for column, image in record.values.items()
         if _IMAGE.fullmatch(column) and isinstance(image, EmbeddedImage)
     )
-    options = dict(zip(string.ascii_uppercase, record.texts("choices"), strict=False))
-    answer = record.need("answer").strip("()")
-    secret = answer == "hidden"  # as the test split has it
-    if answer not in options and not secret:
-        raise record.error("answer", f"{answer[:60]!r} is none of the choices ({', '.join(options)}).")
+    options = record.options("choices")
+    secret = record.need("answer").strip("()") == "hidden"  # as the test split has it
     return Question(
         id=record.need("idx"),
         text=record.need("question"),
         prompt=f"{record.need('prompt')}\n{ENGLISH}",
         images=images,
         options=options,
-        answer=None if secret else answer,
+        answer=None if secret else record.letter("answer", options),
         group=record.need("idx"),
         category=record.need("sub_task"),
     )
@@ -77,10 +73,9 @@ def _parse(question: Question, answer: str) -> Parsed:
 
 
 def _score(questions: Sequence[Question], parsed: Mapping[str, Parsed]) -> list[Score]:
-    known = [question for question in questions if question.answer is not None]
     scores = []
     for rule in extraction_rules(parsed):
-        units = [hit(each, float(parsed.get(each.id, {}).get(rule) == each.answer)) for each in known]
+        units = credited(questions, parsed, rule, right_or_wrong)
         scores += mean_of_parts(units, "mean of tasks", rule, lambda question: question.category, mean_ratio)
     return [*scores, *score_vanilla(questions, parsed)]
 
@@ -95,7 +90,7 @@ register(
             "…); the file of one task stands for all of them; or BLINK.tsv in MMBench's form",
             licence="Apache-2.0; images of 14 data sets under their own terms",
             prompt=f"all images, then the file's prompt (question and choices), “{ENGLISH}”; of the .tsv: question, "
-            "one option a line, the same; greedy, at most 128 new tokens",
+            "one option a line, the same",
             metric="mean of the tasks' accuracies (the authors'); accuracy by task",
             scored=(LOCALLY, MAY_JUDGE),
         ),

@@ -144,7 +144,7 @@ register(
             "val2014/",
             licence="the list of synonyms comes without a licence; COCO annotations CC BY 4.0, images under Flickr's "
             "terms",
-            prompt=f"text, or “{_PROMPT}”; greedy, at most 512 new tokens",
+            prompt=f"text, or “{_PROMPT}”",
             metric="CHAIRs: share of captions that name an absent object; CHAIRi: share of such mentions (both: lower "
             "is better)",
             scored=(LOCALLY,),

@@ -8,7 +8,6 @@ is Omni3D, and the whole is the mean of both. lmms-eval's and Cambrian-1's ways 
 
 from __future__ import annotations
 
-import string
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +16,7 @@ import numpy as np
 
 from llava_npu.data.image_sources import ImageSource
 from llava_npu.errors import UserError
-from llava_npu.evaluation.benchmarks import LOCALLY, MAY_JUDGE, Description, Parsed, register
+from llava_npu.evaluation.benchmarks import LOCALLY, MAY_JUDGE, Description, Parsed, register, right_or_wrong
 from llava_npu.evaluation.extraction import lmms_eval
 from llava_npu.evaluation.extraction.choices import ABOUT, ENGLISH, ChoiceForm, parse_choice, read_choices
 from llava_npu.evaluation.formats.json_files import JsonRecord, combined_digest, read_jsonl
@@ -31,8 +30,8 @@ from llava_npu.evaluation.statistics.accuracy import (
     Label,
     Score,
     Unit,
+    credited,
     extraction_rules,
-    hit,
     mean_of_parts,
     mean_ratio,
     own_labels,
@@ -57,15 +56,13 @@ def _read_table(path: Path) -> Dataset:
     facts = ("source", "prompt")
     form = ChoiceForm(skips_empty_options=True, facts=lambda row: {name: row.text(name).strip() for name in facts})
     dataset = read_choices(path, form)
-    questions = [
-        replace(each, l2_category=each.split, split="", prompt=f"{each.facts['prompt']}\n{ENGLISH}")
-        for each in dataset.questions
-    ]
-    unknown = next((each for each in questions if each.facts["source"] not in _SOURCES.get(each.l2_category, ())), None)
-    if unknown is not None:
-        found = f"source {unknown.facts['source']!r} of split {unknown.l2_category!r}"
-        raise UserError(f"{path}, index {unknown.id}: {found}: {_SOURCES} are known.")
-    return replace(dataset, questions=tuple(questions))
+    for each in dataset.questions:
+        if _source(each) not in _SOURCES.get(each.split, ()):
+            found = f"source {_source(each)!r} of split {each.split!r}"
+            raise UserError(f"{path}, index {each.id}: {found}: {_SOURCES} are known.")
+    return dataset.map(
+        lambda each: replace(each, l2_category=each.split, split="", prompt=f"{each.facts['prompt']}\n{ENGLISH}")
+    )
 
 
 def _read_release(path: Path) -> Dataset:
@@ -87,11 +84,8 @@ def _both(path: Path) -> list[Path]:
 
 def _question(record: JsonRecord, folder: QuestionImages | None) -> Question:
     image: ImageSource = record_image(record) if folder is None else folder.image(record, "filename")
-    choices = record.texts("choices")
-    options = dict(zip(string.ascii_uppercase, choices, strict=False))
-    answer = record.need("answer").strip("()")
-    if answer not in options:
-        raise record.error("answer", f"{answer[:60]!r} is none of the choices ({', '.join(options)}).")
+    options = record.options("choices")
+    answer = record.letter("answer", options)
     kind, source = record.need("type"), record.need("source")
     if source not in _SOURCES.get(kind, ()):
         raise record.error("source", f"{source!r} of type {kind!r}: {_SOURCES} are known.")
@@ -121,9 +115,7 @@ def _score(questions: Sequence[Question], parsed: Mapping[str, Parsed]) -> list[
     scores = []
     kinds = {question.l2_category for question in questions}
     for rule in extraction_rules(parsed):
-        units = [
-            hit(question, float(parsed.get(question.id, {}).get(rule) == question.answer)) for question in questions
-        ]
+        units = credited(questions, parsed, rule, right_or_wrong)
         if kinds == _SOURCES.keys():
             scores += mean_of_parts(units, "CV-Bench", rule, _source, _both_kinds)
         for kind in sorted(kinds):
@@ -157,7 +149,7 @@ register(
             "source); or test_2d.jsonl and test_3d.jsonl with img/ (filename); or CV-Bench-2D.tsv (or 3D) in MMBench's "
             "form, with source and prompt",
             licence="Apache-2.0; images of ADE20K, COCO and Omni3D under their own terms",
-            prompt=f"the file's prompt (question and choices), “{ENGLISH}”; greedy, at most 128 new tokens",
+            prompt=f"the file's prompt (question and choices), “{ENGLISH}”",
             metric="CV-Bench: mean of 2D (mean of ADE20K and COCO) and 3D (Omni3D); accuracy by type, task and source",
             scored=(LOCALLY, MAY_JUDGE),
         ),

@@ -6,7 +6,8 @@ ANLS as in its script (see `extraction.similarity`), to which lmms-eval's and VL
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 from llava_npu.data.image_sources import ImageSource
@@ -19,7 +20,7 @@ from llava_npu.evaluation.formats.locating import QuestionImages
 from llava_npu.evaluation.formats.parquet import read_parquet, record_image
 from llava_npu.evaluation.questions import Dataset, Question
 from llava_npu.evaluation.reports.submissions import Submission, as_json, number_or_text
-from llava_npu.evaluation.statistics.accuracy import CATEGORY, OVERALL, Label, Score, score_credits
+from llava_npu.evaluation.statistics.accuracy import CATEGORY, OVERALL, Label, score_credits
 
 _RULE = "anls"
 # What the two data sets call the kinds of a question; each question may have several of each.
@@ -70,10 +71,6 @@ def _credit(question: Question, rule: str, reading: str | None) -> float | None:
     return anls(reading, question.references) if reading is not None else 0.0
 
 
-def _score(questions: Sequence[Question], parsed: Mapping[str, Parsed]) -> list[Score]:
-    return score_credits(questions, parsed, "ANLS", _credit, _labels)
-
-
 def _labels(question: Question) -> list[Label]:
     return [(OVERALL, OVERALL), *((CATEGORY, kind) for kind in question.category.split(_SEPARATOR) if kind)]
 
@@ -93,14 +90,14 @@ def _vqa(name: str, title: str, source: str, files: tuple[str, ...], checksums: 
             "(data: questionId, question, answers, image) with documents/ or images/; or VLMEvalKit's .tsv (index, "
             "question, answer as a list, image). Files of the test split have no answers",
             licence="for research, by the RRC's terms; documents from the UCSF library, infographics from the web",
-            prompt=f"question, “{SHORT}”; greedy, at most 128 new tokens",
+            prompt=f"question, “{SHORT}”",
             metric="ANLS by kind of question",
             scored=(LOCALLY, SERVER),
         ),
         files=files,
         read=_read,
         parse=_parse,
-        score=_score,
+        score=partial(score_credits, metric="ANLS", credit=_credit, labels=_labels),
         credit=_credit,
         rules={_RULE: "the RRC's script: normalised edit distance to the closest reference, nothing below one half"},
         checksums=checksums,

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from llava_npu.evaluation.formats.llava_files import SHORT, check_unique, llava_
 from llava_npu.evaluation.formats.locating import QuestionImages, companion_file
 from llava_npu.evaluation.questions import Dataset, Question
 from llava_npu.evaluation.reports.submissions import Submission, as_json
-from llava_npu.evaluation.statistics.accuracy import Score, extraction_rules, hit, tabulate
+from llava_npu.evaluation.statistics.accuracy import score_credits
 
 _QUESTIONS = "testdev_balanced_questions.json"
 _PLACES = (f"data/{_QUESTIONS}", f"data/questions1.2/{_QUESTIONS}", f"data/questions/{_QUESTIONS}", _QUESTIONS)
@@ -87,18 +88,6 @@ def _credit(question: Question, rule: str, reading: str | None) -> float | None:
     return None if truth is None else float(reading == (truth if rule == "llava" else _strict(truth)))
 
 
-def _score(questions: Sequence[Question], parsed: Mapping[str, Parsed]) -> list[Score]:
-    scores = []
-    for rule in extraction_rules(parsed):
-        units = [
-            hit(question, right)
-            for question in questions
-            if (right := _credit(question, rule, parsed.get(question.id, {}).get(rule))) is not None
-        ]
-        scores += tabulate(units, "accuracy", rule)
-    return scores
-
-
 def _predictions(dataset: Dataset, answers: Mapping[str, str]) -> Mapping[str, bytes]:
     rows = [
         {"questionId": question.id, "prediction": _submitted(answers[question.id])} for question in dataset.questions
@@ -116,14 +105,14 @@ register(
             form=f"llava_gqa_testdev_balanced.jsonl (question_id, image, text) with data/{_QUESTIONS} (answer, types) "
             "and data/images/; or the .tsv (index, question, answer, image)",
             licence="CC BY 4.0",
-            prompt=f"question, “{SHORT}”; greedy, at most 128 new tokens",
+            prompt=f"question, “{SHORT}”",
             metric="accuracy (exact match) by structural and semantic type",
             scored=(LOCALLY,),
         ),
         files=("gqa/llava_gqa_testdev_balanced.jsonl", "llava_gqa_testdev_balanced.jsonl", "GQA_TestDev_Balanced.tsv"),
         read=_read,
         parse=_parse,
-        score=_score,
+        score=partial(score_credits, metric="accuracy", credit=_credit),
         credit=_credit,
         rules={
             "strict": "ours: lower case, no article before, no punctuation behind",

@@ -27,7 +27,6 @@ from llava_npu.evaluation.statistics.accuracy import (
     tabulate,
 )
 
-_RULES = ("strict", "vlmevalkit")
 _TRUTHS = {"0": yes_no.NO, "1": yes_no.YES}
 
 
@@ -145,7 +144,7 @@ register(
             "question_id, question, gt_answer, filename) with hallusion_bench/; or HallusionBench.tsv: index "
             "(…_set_figure_question), question, answer (Yes or No), category, l2-category, image (may be empty)",
             licence="BSD-3-Clause",
-            prompt="the question alone; greedy, at most 512 new tokens",
+            prompt="the question alone",
             metric="aAcc (questions), fAcc (figures of which all questions are right), qAcc (questions right about "
             "every figure), by category",
             scored=(LOCALLY,),
@@ -156,7 +155,7 @@ register(
         score=_score,
         credit=_credit,
         max_new_tokens=512,
-        rules={rule: yes_no.ABOUT[rule] for rule in _RULES},
+        rules=yes_no.about("strict", "vlmevalkit"),
         checksums={"HallusionBench.tsv": "0c23ac0dc9ef46832d7a24504f2a0c7c"},
     )
 )

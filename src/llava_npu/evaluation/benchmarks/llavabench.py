@@ -97,15 +97,16 @@ def _with_rules(dataset: Dataset) -> Dataset:
         )
         return replace(dataset, notes=(*dataset.notes, note))
     rules, _ = read_json_table(file)
-    questions = []
-    for question in dataset.questions:
+
+    def with_rule(question: Question) -> Question:
         name = f"llava_bench_{question.category}"
         if name not in rules:
             raise UserError(f"{file} has no rule {name!r}. It has: {', '.join(rules)}.")
         facts = {**question.facts, "role": rules[name].need("role"), "instruction": rules[name].need("prompt")}
-        questions.append(replace(question, facts=facts))
+        return replace(question, facts=facts)
+
     note = f"The judge's instruction is that of {file}."
-    return replace(dataset, questions=tuple(questions), notes=(*dataset.notes, note))
+    return replace(dataset.map(with_rule), notes=(*dataset.notes, note))
 
 
 def _ask(question: Question, answer: str) -> str | None:
@@ -167,7 +168,7 @@ register(
             f"answers_gpt4.jsonl (question_id, text), images/ and, for the original's instruction, {_RULES_FILE}; or "
             "LLaVABench.tsv (index, question, category, caption, gpt4_ans, image)",
             licence="Apache-2.0",
-            prompt="the question alone; greedy, at most 1024 new tokens",
+            prompt="the question alone",
             metric="mean grade over GPT-4's mean grade, by category; both grades from a judge that sees both answers",
             scored=(JUDGE,),
         ),

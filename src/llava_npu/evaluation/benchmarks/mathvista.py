@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import ast
 import re
-import string
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from llava_npu.data.image_sources import ImageSource
@@ -24,7 +24,7 @@ from llava_npu.evaluation.formats.locating import QuestionImages
 from llava_npu.evaluation.formats.parquet import read_parquet, record_image
 from llava_npu.evaluation.judge.judging import JudgeRule
 from llava_npu.evaluation.questions import Dataset, Question
-from llava_npu.evaluation.statistics.accuracy import CATEGORY, Label, Score, own_labels, score_credits
+from llava_npu.evaluation.statistics.accuracy import CATEGORY, Label, own_labels, score_credits
 
 _JUDGED = "mathvista+judge"
 _RULES = {
@@ -71,7 +71,7 @@ def _question(record: JsonRecord, image: ImageSource, name: str) -> Question:
         raise record.error("answer", f"{answer[:60]!r} is none of the choices ({', '.join(choices)}).")
     about = record.values.get("metadata")
     labels = JsonRecord(about if isinstance(about, dict) else {}, record.file, record.place)
-    options = dict(zip(string.ascii_uppercase, choices, strict=False))
+    options = record.options("choices")
     field = "query" if record.get("query") else "question"
     return Question(
         id=record.get("pid") or name,
@@ -183,10 +183,6 @@ def _credit(question: Question, rule: str, reading: str | None) -> float | None:
     return float(reading == question.answer)
 
 
-def _score(questions: Sequence[Question], parsed: Mapping[str, Parsed]) -> list[Score]:
-    return score_credits(questions, parsed, "accuracy", _credit, _labels)
-
-
 def _labels(question: Question) -> list[Label]:
     return [*own_labels(question), *((CATEGORY, skill) for skill in question.facts["skills"].split("\n") if skill)]
 
@@ -218,8 +214,7 @@ register(
             form="testmini-….parquet (pid, question, query, decoded_image, choices, answer, question_type, "
             "answer_type, precision, metadata); or data/testmini.json (pid → the same) with images/",
             licence="CC BY-SA 4.0; images of 31 data sets under their own terms",
-            prompt="the file's query (hint, question, choices); of testmini.json the question; greedy, at most 1024 "
-            "new tokens",
+            prompt="the file's query (hint, question, choices); of testmini.json the question",
             metric="accuracy by task, skill and category",
             scored=(LOCALLY, MAY_JUDGE),
         ),
@@ -229,7 +224,7 @@ register(
         ),
         read=_read,
         parse=_parse,
-        score=_score,
+        score=partial(score_credits, metric="accuracy", credit=_credit, labels=_labels),
         credit=_credit,
         review=_review,
         max_new_tokens=1024,

@@ -72,7 +72,7 @@ def _mmbench(name: str, title: str, instruction: str, files: tuple[str, ...], cl
             form=".tsv: index, question, hint, A, B, …, answer, category, l2-category, split, image (base64, or the "
             "index of the row that holds it). The rotations of question g are the rows g + k·10⁶, as published",
             licence="Apache-2.0",
-            prompt=f"hint, question, one option a line (“A. …”), “{instruction}”; greedy, at most 1024 new tokens",
+            prompt=f"hint, question, one option a line (“A. …”), “{instruction}”",
             metric="circular accuracy (every rotation right) by l2-category and category, and vanilla accuracy",
             scored=(LOCALLY, MAY_JUDGE),
         ),

@@ -136,10 +136,6 @@ def _by_image(questions: Sequence[Question]) -> dict[str, list[Question]]:
     return images
 
 
-def _parse(question: Question, answer: str) -> Parsed:
-    return {rule: yes_no.RULES[rule](answer) for rule in _RULES}
-
-
 def _score(questions: Sequence[Question], parsed: Mapping[str, Parsed]) -> list[Score]:
     known = [question for question in questions if question.answer is not None]
     scores = []
@@ -200,17 +196,17 @@ register(
             "questions_answers_YN/ or next to it: question, tab, Yes or No); or MME.tsv (index, question, answer, "
             "category, image_path, image)",
             licence="for academic research only, not to be passed on",
-            prompt=f"question (it ends “{_SUFFIX}”), “{SHORT}”; greedy, at most 128 new tokens",
+            prompt=f"question (it ends “{_SUFFIX}”), “{SHORT}”",
             metric="for each task 100·accuracy + 100·accuracy+ (both questions of an image right); their sums over "
             "perception (to 2000) and cognition (to 800)",
             scored=(LOCALLY,),
         ),
         files=("MME/llava_mme.jsonl", "llava_mme.jsonl", "MME.tsv"),
         read=_read,
-        parse=_parse,
+        parse=yes_no.parse_by(*_RULES),
         score=_score,
         review=_review,
-        rules={rule: yes_no.ABOUT[rule] for rule in _RULES},
+        rules=yes_no.about(*_RULES),
         checksums={"MME.tsv": "b36b43c3f09801f5d368627fb92187c3"},
         submission=Submission(
             "<task>.txt, tab-separated: image's .txt, question, truth, answer (for MME's eval_tool/calculation.py)",

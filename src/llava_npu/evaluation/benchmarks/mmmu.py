@@ -48,8 +48,7 @@ _FEW_WORDS = 5  # an answer of no more is not searched for the options' texts
 
 def _read(path: Path) -> Dataset:
     form = ChoiceForm(open_instruction=_OPEN, facts=lambda row: {"answer": row.label("answer")})
-    dataset = read_choices(path, form)
-    return replace(dataset, questions=tuple(map(_with_references, dataset.questions)))
+    return read_choices(path, form).map(_with_references)
 
 
 def _with_references(question: Question) -> Question:
@@ -167,7 +166,7 @@ register(
             "image (base64, or a list of several); without options where the question is open",
             licence="Apache-2.0",
             prompt="all images, then the question as it is (“<image 1>” stays as text), one option a line, "
-            f"“{ENGLISH}”; open questions: “{_OPEN}”; greedy, at most 1024 new tokens",
+            f"“{ENGLISH}”; open questions: “{_OPEN}”",
             metric="accuracy by split, discipline and subject",
             scored=(LOCALLY,),
         ),

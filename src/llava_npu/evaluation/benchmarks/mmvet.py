@@ -33,10 +33,9 @@ Reply with the grade alone.
 
 def _read(path: Path) -> Dataset:
     if path.suffix == ".tsv":
-        dataset = read_open_table(path, secret=False)
         # The question alone: free answers, as LLaVA's script asks for them.
-        questions = [replace(question, prompt=question.text) for question in dataset.questions]
-        return _with_instruction(replace(dataset, questions=tuple(questions)))
+        table = read_open_table(path, secret=False)
+        return _with_instruction(table.map(lambda question: replace(question, prompt=question.text)))
     records, digest = read_jsonl(path)
     check_unique(records)
     annotations, annotations_digest = read_json_table(require_companion(path, ("mm-vet.json",), "MM-Vet's own file"))
@@ -65,8 +64,8 @@ def _with_instruction(dataset: Dataset) -> Dataset:
         )
         return replace(dataset, notes=(*dataset.notes, note))
     _, instruction = read_text(file)
-    questions = tuple(replace(question, facts={"instruction": instruction}) for question in dataset.questions)
-    return replace(dataset, questions=questions, notes=(*dataset.notes, f"The judge's instruction is that of {file}."))
+    dataset = dataset.map(lambda question: replace(question, facts={"instruction": instruction}))
+    return replace(dataset, notes=(*dataset.notes, f"The judge's instruction is that of {file}."))
 
 
 def _ask(question: Question, answer: str) -> str | None:
@@ -119,7 +118,7 @@ register(
             form="llava-mm-vet.jsonl (question_id, image, text) with mm-vet.json (answer, capability), images/ and, "
             f"for the original's instruction, {_PROMPT_FILE}; or MMVet.tsv (index, question, answer, category, image)",
             licence="CC BY-NC 4.0",
-            prompt="the question alone; greedy, at most 1024 new tokens",
+            prompt="the question alone",
             metric="mean grade (0 to 1) by ability and by combination of abilities",
             scored=(JUDGE, SERVER),
         ),

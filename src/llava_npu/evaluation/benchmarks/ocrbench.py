@@ -6,8 +6,8 @@ spaces count except in formulas (HME100k). VLMEvalKit does the same; lmms-eval a
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from llava_npu.data.image_sources import ImageSource
@@ -17,7 +17,7 @@ from llava_npu.evaluation.formats.json_files import JsonRecord, read_json_list
 from llava_npu.evaluation.formats.locating import QuestionImages
 from llava_npu.evaluation.formats.parquet import read_parquet, record_image
 from llava_npu.evaluation.questions import Dataset, Question
-from llava_npu.evaluation.statistics.accuracy import Score, score_credits
+from llava_npu.evaluation.statistics.accuracy import score_credits
 
 _RULE = "contains"
 _RECOGNITION = "Text Recognition"
@@ -26,11 +26,8 @@ _FORMULAS = "Handwritten Mathematical Expression Recognition"
 
 def _read(path: Path) -> Dataset:
     if path.suffix == ".tsv":
-        dataset = read_open_table(path, secret=False)
-        questions = [
-            replace(each, prompt=each.text, l2_category=_group_of(each.category)) for each in dataset.questions
-        ]
-        return replace(dataset, questions=tuple(questions))
+        table = read_open_table(path, secret=False)
+        return table.map(lambda each: replace(each, prompt=each.text, l2_category=_group_of(each.category)))
     if path.suffix == ".json":
         records, digest = read_json_list(path)
         folder = QuestionImages(path, ("OCRBench_Images", "images", "."))
@@ -82,10 +79,6 @@ def _credit(question: Question, rule: str, reading: str | None) -> float | None:
     return float(reading is not None and any(_plain(question, each) in reading for each in question.references))
 
 
-def _score(questions: Sequence[Question], parsed: Mapping[str, Parsed]) -> list[Score]:
-    return score_credits(questions, parsed, "accuracy", _credit)
-
-
 register(
     OpenBenchmark(
         name="ocrbench",
@@ -97,7 +90,7 @@ register(
             "type, question, answers, image_path) with OCRBench_Images/; or OCRBench.tsv (index, question, answer as a "
             "list, category, image)",
             licence="MIT; images from 29 data sets under their own terms",
-            prompt="the question alone; greedy, at most 128 new tokens",
+            prompt="the question alone",
             metric="accuracy by type of question and for all of text recognition; the published score is the overall "
             "one times 1000",
             scored=(LOCALLY,),
@@ -110,7 +103,7 @@ register(
         ),
         read=_read,
         parse=_parse,
-        score=_score,
+        score=partial(score_credits, metric="accuracy", credit=_credit),
         credit=_credit,
         rules={_RULE: "the authors' script: a reference occurs in the answer, case aside"},
         checksums={"OCRBench.tsv": "e953d98a987cc6e26ef717b61260b778"},

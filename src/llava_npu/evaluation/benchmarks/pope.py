@@ -99,10 +99,6 @@ def _identity(record: JsonRecord) -> tuple[str, str]:
     return record.need("image"), " ".join(corrected)
 
 
-def _parse(question: Question, answer: str) -> Parsed:
-    return {rule: yes_no.RULES[rule](answer) for rule in _RULES}
-
-
 def _score(questions: Sequence[Question], parsed: Mapping[str, Parsed]) -> list[Score]:
     # A question may be in several categories ("popular,random"): it counts once in each, as in VLMEvalKit.
     known = [
@@ -176,17 +172,17 @@ register(
             form="llava_pope_test.jsonl (question_id, image, text, category) with coco/coco_pope_{adversarial,popular,"
             "random}.json (image, text, label; joined by image and question) and val2014/; or VLMEvalKit's POPE.tsv",
             licence="MIT; COCO annotations CC BY 4.0, images under Flickr's terms",
-            prompt=f"question, “{SHORT}”; greedy, at most 128 new tokens",
+            prompt=f"question, “{SHORT}”",
             metric="F1 by category (adversarial, popular, random), their mean, accuracy, precision, recall, share of "
             "yes",
             scored=(LOCALLY,),
         ),
         files=("pope/llava_pope_test.jsonl", "llava_pope_test.jsonl", "POPE.tsv"),
         read=_read,
-        parse=_parse,
+        parse=yes_no.parse_by(*_RULES),
         score=_score,
         review=_review,
-        rules={rule: yes_no.ABOUT[rule] for rule in _RULES},
+        rules=yes_no.about(*_RULES),
         checksums={"POPE.tsv": "c12f5acb142f2ef1f85a26ba2fbe41d5"},
     )
 )

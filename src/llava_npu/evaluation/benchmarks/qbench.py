@@ -42,7 +42,7 @@ def _question(number: int, record: JsonRecord, images: QuestionImages, language:
     candidates = record.texts("candidates")
     if not 2 <= len(candidates) <= len(string.ascii_uppercase):
         raise record.error("candidates", f"{len(candidates)} of them; at least two are expected.")
-    options = dict(zip(string.ascii_uppercase, candidates, strict=False))  # no more than letters, see above
+    options = record.options("candidates")
     lines = "".join(f"{letter}. {option}\n" for letter, option in options.items())
     right = record.get("correct_ans")  # absent in the test file
     if right and right not in candidates:
@@ -82,7 +82,7 @@ def _qbench(name: str, title: str, language: str, files: tuple[str, ...], instru
             + ("; or the .tsv in MMBench's form" if language == "en" else ""),
             licence="CC BY-NC-SA 4.0",
             prompt=f"question, “{_CHOOSE[language].strip()}”, one option a line; of a .tsv: question, one option a "
-            f"line, “{instruction}”; greedy, at most 1024 new tokens",
+            f"line, “{instruction}”",
             metric="accuracy by type of question and concern; of the test file, whose answers are secret, predictions",
             scored=(LOCALLY, MAY_JUDGE, SERVER),
         ),

@@ -95,8 +95,7 @@ register(
             form="test-….parquet (image, question with its options and instruction, answer); or RealWorldQA.tsv in "
             "MMBench's form",
             licence="CC BY-ND 4.0",
-            prompt=f"the question as it is; of the .tsv: question, one option a line, “{ENGLISH}”; greedy, at most 128 "
-            "new tokens",
+            prompt=f"the question as it is; of the .tsv: question, one option a line, “{ENGLISH}”",
             metric="accuracy",
             scored=(LOCALLY,),
         ),

@@ -146,8 +146,7 @@ def _register(name: str, title: str, folder: str, splits: str) -> None:
                 "height); or .jsonl as Qwen-VL and InternVL have them (image, sent, bbox: left, top, right, bottom, "
                 "width, height), images below its folder. Name the file of another split",
                 licence="Apache-2.0 (annotations); COCO images under Flickr's terms",
-                prompt=f"“{_INSTRUCTION}”, the expression (as lmms-eval's refcoco_bbox_rec); greedy, at most 128 new "
-                "tokens",
+                prompt=f"“{_INSTRUCTION}”, the expression (as lmms-eval's refcoco_bbox_rec)",
                 metric="share of boxes with an IoU of at least 0.5; mean IoU",
                 scored=(LOCALLY,),
             ),

@@ -11,7 +11,7 @@ from typing import Any
 
 from llava_npu.data.image_sources import ImageSource
 from llava_npu.data.records import IMAGE_MARK
-from llava_npu.evaluation.benchmarks import LOCALLY, Benchmark, Description, Parsed, register
+from llava_npu.evaluation.benchmarks import LOCALLY, Benchmark, Description, Parsed, register, right_or_wrong
 from llava_npu.evaluation.extraction import rules
 from llava_npu.evaluation.extraction.choices import ABOUT, ENGLISH, ChoiceBenchmark, parse_choice, read_choices
 from llava_npu.evaluation.formats.json_files import (
@@ -25,22 +25,18 @@ from llava_npu.evaluation.formats.json_files import (
 from llava_npu.evaluation.formats.llava_files import check_unique
 from llava_npu.evaluation.formats.locating import QuestionImages, companion_file, require_companion
 from llava_npu.evaluation.questions import Dataset, Question
-from llava_npu.evaluation.statistics.accuracy import Score, extraction_rules, hit, tabulate
+from llava_npu.evaluation.statistics.accuracy import Score, credited, extraction_rules, tabulate
 
 _SPLIT = "test"
 _MAX_NOTED = 5
 
 
 def _read(path: Path, with_image: bool) -> Dataset:
-    dataset = _read_table(path) if path.suffix == ".tsv" else _read_llava(path)
+    dataset = read_choices(path) if path.suffix == ".tsv" else _read_llava(path)
     if not with_image:
         return dataset
     questions = (question for question in dataset.questions if question.images or question.defect)
     return replace(dataset, questions=tuple(questions))
-
-
-def _read_table(path: Path) -> Dataset:
-    return read_choices(path)
 
 
 def _read_llava(path: Path) -> Dataset:
@@ -90,7 +86,7 @@ def _question(record: JsonRecord, problems: Mapping[str, JsonRecord], folder: Qu
     asked = members(record, "conversations")[0].need("value")
     lacks_image = IMAGE_MARK in asked and not images
     text = asked.replace(IMAGE_MARK, "").strip()
-    options = dict(zip(string.ascii_uppercase, choices, strict=False))  # no more than letters, see above
+    options = problem.options("choices")
     return Question(
         id=name,
         text=text,
@@ -111,11 +107,10 @@ def _parse(question: Question, answer: str) -> Parsed:
 
 def _score(questions: Sequence[Question], parsed: Mapping[str, Parsed]) -> list[Score]:
     scores = []
-    known = [question for question in questions if question.answer is not None]
     for rule in extraction_rules(parsed):
-        units = [hit(question, parsed.get(question.id, {}).get(rule) == question.answer) for question in known]
+        units = credited(questions, parsed, rule, right_or_wrong)
         scores += tabulate(units, "accuracy", rule)
-        if not all(question.images for question in known):
+        if not all(unit.question.images for unit in units):
             scores += tabulate([unit for unit in units if unit.question.images], "IMG accuracy", rule)
     return scores
 
@@ -130,7 +125,7 @@ def _scienceqa(name: str, title: str, metric: str, with_image: bool) -> Benchmar
             form="llava_test_CQM-A.json (id, image, conversations) with problems.json (choices, answer, subject, "
             "topic), pid_splits.json and images/test/; or ScienceQA_TEST.tsv in MMBench's form",
             licence="CC BY-NC-SA 4.0",
-            prompt=f"context, question and options as the file has them, “{ENGLISH}”; greedy, at most 1024 new tokens",
+            prompt=f"context, question and options as the file has them, “{ENGLISH}”",
             metric=metric,
             scored=(LOCALLY,),
         ),

@@ -68,9 +68,7 @@ def _annotated(
     record: JsonRecord, annotation: JsonRecord, types: Mapping[str, str], images: QuestionImages
 ) -> Question:
     options = {letter: annotation.need(f"choice_{letter.lower()}") for letter in "ABCD"}
-    answer = annotation.need("answer")
-    if answer not in options:
-        raise annotation.error("answer", f"{answer!r} is none of the choices ({', '.join(options)}).")
+    answer = annotation.letter("answer", options)
     kind = annotation.need("question_type_id")
     if kind not in types:
         raise annotation.error("question_type_id", f"{kind!r} is not a type of the file ({', '.join(types)}).")
@@ -102,7 +100,7 @@ register(
             form="llava-seed-bench.jsonl (question_id, image, text) with SEED-Bench.json (questions, question_type) "
             "and SEED-Bench-image/; or SEEDBench_IMG.tsv in MMBench's form",
             licence="CC BY-NC 4.0; images from CC3M under their own terms",
-            prompt=f"question, one option a line, “{ENGLISH}”; greedy, at most 128 new tokens",
+            prompt=f"question, one option a line, “{ENGLISH}”",
             metric="accuracy by type of question",
             scored=(LOCALLY, SERVER),
         ),

@@ -80,7 +80,7 @@ register(
             "TextVQA_0.5.1_val.json (data: image_id, question, ten answers) and train_images/; or TextVQA_VAL.tsv "
             "(index, question, answer as a list, image; no OCR tokens)",
             licence="CC BY 4.0",
-            prompt=f"question, “{_OCR} …” (LLaVA's file), “{SHORT}”; greedy, at most 128 new tokens",
+            prompt=f"question, “{_OCR} …” (LLaVA's file), “{SHORT}”",
             metric="VQA accuracy over ten annotators",
             scored=(LOCALLY,),
         ),

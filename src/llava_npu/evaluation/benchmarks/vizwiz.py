@@ -57,8 +57,7 @@ register(
             form="llava_test.jsonl (question_id, image, text) with test/; lines that have `answers` are scored here; "
             "or VizWiz.tsv (index, question, answers as a list, image)",
             licence="CC BY 4.0",
-            prompt=f"question, “{_INSUFFICIENT}”, “{SHORT}” (LLaVA's file has them; added to those of the .tsv); "
-            "greedy, at most 128 new tokens",
+            prompt=f"question, “{_INSUFFICIENT}”, “{SHORT}” (LLaVA's file has them; added to those of the .tsv)",
             metric="VQA accuracy over ten annotators",
             scored=(LOCALLY,),
         ),

@@ -70,7 +70,7 @@ register(
             form=".jsonl: question_id, question, image (a path below the file's folder; optional), answer (a text) or "
             "answers (a list; none: predictions only); optional: category, split",
             licence="yours",
-            prompt=f"question, “{SHORT}”; greedy, at most 128 new tokens",
+            prompt=f"question, “{SHORT}”",
             metric="exact match with any answer, in normal form; VQA accuracy where there are ten or more answers",
             scored=(LOCALLY,),
         ),

@@ -68,7 +68,7 @@ register(
             form="llava_vqav2_mscoco_test-dev2015.jsonl (question_id, image, text) with test2015/ and, for the "
             f"submission, {_WHOLE_TEST}; lines that have `answers` (ten texts) are scored here",
             licence="CC BY 4.0; images under Flickr's terms",
-            prompt=f"question, “{SHORT}”; greedy, at most 128 new tokens",
+            prompt=f"question, “{SHORT}”",
             metric="VQA accuracy over ten annotators",
             scored=(SERVER, LOCALLY),
         ),

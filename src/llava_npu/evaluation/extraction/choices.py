@@ -17,13 +17,12 @@ from __future__ import annotations
 import re
 import string
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from llava_npu.data.image_sources import ImageSource
 from llava_npu.evaluation.benchmarks import Benchmark, Parsed
 from llava_npu.evaluation.extraction.rules import EXTRACTORS
-from llava_npu.evaluation.formats.table_images import TableImages
+from llava_npu.evaluation.formats.table_images import TableImages, table_question
 from llava_npu.evaluation.formats.tables import Row, Table, read_tsv, unique_indices
 from llava_npu.evaluation.questions import Dataset, Question
 from llava_npu.evaluation.statistics.accuracy import (
@@ -90,10 +89,7 @@ def read_choices(path: Path, form: ChoiceForm = ChoiceForm()) -> Dataset:
     table = read_tsv(path, required=("index", "question", "A", "B"))
     images = TableImages(table)
     indices = _indices(table) if form.circular else unique_indices(table)
-    questions = tuple(
-        replace(_question(row, index, images.of(row), form), facts=form.facts(row))
-        for row, index in zip(table.rows, indices, strict=True)
-    )
+    questions = tuple(_question(row, index, images, form) for row, index in zip(table.rows, indices, strict=True))
     return Dataset(path, table.sha256, questions, tuple(_notes(questions, form.circular)))
 
 
@@ -163,28 +159,23 @@ def _parsed(parsed: Mapping[str, Parsed], question: Question, extraction: str) -
 # --- rows -------------------------------------------------------------------------------------------------------------
 
 
-def _question(row: Row, index: str, images: tuple[ImageSource, ...], form: ChoiceForm) -> Question:
-    # Not stripped: the prompt is the file's text to the last space, as in the original scripts.
-    text = row.text("question")
-    if not text:
-        raise row.error("question", "empty.")
-    hint = row.text("hint")
+def _question(row: Row, index: str, images: TableImages, form: ChoiceForm) -> Question:
+    text, hint = row.text("question"), row.text("hint")
     if hint and hint.strip().lower() != "none":
         text = f"{hint}\n{text}"
     options = _options(row, form)
     rotation, group = divmod(int(index), ROTATION_STEP) if form.circular else (0, index)
-    return Question(
+    return table_question(
+        row,
+        images,
         id=index,
         text=text,
         prompt=build_prompt(text, options, form.last_line(options)),
-        images=images,
         options=options,
         answer=_answer(row, options),
         group=str(group),
         rotation=rotation,
-        category=row.label("category"),
-        l2_category=row.label("l2-category") or row.label("l2_category"),
-        split=row.label("split"),
+        facts=form.facts(row),
     )
 
 

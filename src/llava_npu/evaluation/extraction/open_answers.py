@@ -10,7 +10,7 @@ from pathlib import Path
 from llava_npu.evaluation.benchmarks import Benchmark, Parsed
 from llava_npu.evaluation.extraction.vqa import NORMALISERS, soft_score
 from llava_npu.evaluation.formats.llava_files import SHORT, bare, with_instruction
-from llava_npu.evaluation.formats.table_images import TableImages, parse_list
+from llava_npu.evaluation.formats.table_images import TableImages, parse_list, table_question
 from llava_npu.evaluation.formats.tables import Row, read_tsv, unique_indices
 from llava_npu.evaluation.questions import Dataset, Question
 from llava_npu.evaluation.statistics.accuracy import Score, score_credits
@@ -43,22 +43,15 @@ def read_open_table(path: Path, column: str = "answer", instruction: str = SHORT
 
 
 def _question(row: Row, images: TableImages, column: str, instruction: str) -> Question:
-    text = row.text("question")
-    if not text:
-        raise row.error("question", "empty.")
-    answer = row.label(column)
+    text, answer = row.text("question"), row.label(column)
     references = parse_list(row, column, answer) if answer.startswith("[") else (answer,) if answer else ()
-    return Question(
-        id=row.label("index"),
+    return table_question(
+        row,
+        images,
         text=bare(text),
         prompt=with_instruction(text, instruction),
-        images=images.of(row),
         answer=most_frequent(references),
         references=references,
-        group=row.label("index"),
-        category=row.label("category"),
-        l2_category=row.label("l2-category") or row.label("l2_category"),
-        split=row.label("split"),
     )
 
 
@@ -72,43 +65,11 @@ def normal_forms(question: Question, answer: str) -> Parsed:
     return {rule: normalise(answer) for rule, normalise in NORMALISERS.items()}
 
 
-def score_soft(questions: Sequence[Question], parsed: Mapping[str, Parsed]) -> list[Score]:
-    """Agreement with annotators (see `vqa.soft_score`), as the VQA challenge, TextVQA and VizWiz count it."""
-    return score_answers(questions, parsed, "VQA accuracy", soft_score)
-
-
-def soft_credit(question: Question, rule: str, reading: str | None) -> float | None:
-    """An answer's agreement with annotators."""
-    return _credit(question, rule, reading, compare=soft_score)
-
-
-def exact_credit(question: Question, rule: str, reading: str | None) -> float | None:
-    """Whether an answer equals any reference."""
-    return _credit(question, rule, reading, compare=_equals_any)
-
-
-def score_exact(questions: Sequence[Question], parsed: Mapping[str, Parsed]) -> list[Score]:
-    """Share of answers that equal any reference."""
-    return score_answers(questions, parsed, "exact match", _equals_any)
-
-
-def score_answers(
-    questions: Sequence[Question],
-    parsed: Mapping[str, Parsed],
-    metric: str,
-    compare: Callable[[str, Sequence[str]], float],
-) -> list[Score]:
-    """Scores each answer in normal form against the references in the same form.
-
-    An answer of which nothing is left is right under the original's rule if nothing is left of a reference either.
-    """
-    known = [question for question in questions if question.references]
-    return score_credits(known, parsed, metric, partial(_credit, compare=compare))
-
-
 def _credit(
     question: Question, rule: str, reading: str | None, *, compare: Callable[[str, Sequence[str]], float]
 ) -> float | None:
+    # In normal form, against the references in the same form. An answer of which nothing is left is right under the
+    # original's rule if nothing is left of a reference either.
     if not question.references:
         return None
     if reading is None or (reading == "" and rule == "strict"):
@@ -118,6 +79,15 @@ def _credit(
 
 def _equals_any(answer: str, references: Sequence[str]) -> float:
     return float(answer in references)
+
+
+# Agreement with annotators (see `vqa.soft_score`), as the VQA challenge, TextVQA and VizWiz count it.
+soft_credit = partial(_credit, compare=soft_score)
+score_soft = partial(score_credits, metric="VQA accuracy", credit=soft_credit)
+
+# Whether an answer equals any reference.
+exact_credit = partial(_credit, compare=_equals_any)
+score_exact = partial(score_credits, metric="exact match", credit=exact_credit)
 
 
 def review_secret(questions: Sequence[Question], parsed: Mapping[str, Parsed]) -> list[str]:

@@ -13,10 +13,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from llava_npu.evaluation.formats.llava_files import with_instruction
-from llava_npu.evaluation.formats.table_images import TableImages
+from llava_npu.evaluation.formats.table_images import TableImages, table_question
 from llava_npu.evaluation.formats.tables import Row, read_tsv, unique_indices
 from llava_npu.evaluation.questions import Dataset, Question
 
@@ -66,12 +67,22 @@ RULES: dict[str, Callable[[str], str | None]] = {
     "mme": mme,
     "vlmevalkit": vlmevalkit,
 }
-ABOUT = {
+_ABOUT = {
     "strict": "ours: the first word, else the only “yes” or “no” in the answer",
     "llava": "LLaVA's script: a “no” or “not” in the first sentence, else yes",
     "mme": "MME's tool: “yes” or “no” within the first four characters",
     "vlmevalkit": "VLMEvalKit: the only “yes” or “no” in the answer, punctuation removed as there",
 }
+
+
+def about(*rules: str) -> dict[str, str]:
+    """What these rules are, as `Benchmark.rules` wants it."""
+    return {rule: _ABOUT[rule] for rule in rules}
+
+
+def parse_by(*rules: str) -> Callable[[Question, str], dict[str, str | None]]:
+    """What each of these rules reads from an answer, as `Benchmark.parse` wants it."""
+    return lambda question, answer: {rule: RULES[rule](answer) for rule in rules}
 
 
 def read_yes_no_table(path: Path, question: Callable[[Row, Question], Question], instruction: str | None) -> Dataset:
@@ -90,19 +101,9 @@ def read_yes_no_table(path: Path, question: Callable[[Row, Question], Question],
     unique_indices(table)
     questions = []
     for row in table.rows:
-        text = row.text("question")
-        if not text:
-            raise row.error("question", "empty.")
-        basis = Question(
-            id=row.label("index"),
-            text=text,
-            prompt=text if instruction is None else with_instruction(text, instruction),
-            images=images.of(row),
-            answer=_truth(row),
-            group=row.label("index"),
-            category=row.label("category"),
-            l2_category=row.label("l2-category") or row.label("l2_category"),
-        )
+        basis = table_question(row, images, answer=_truth(row), split="")
+        if instruction is not None:
+            basis = replace(basis, prompt=with_instruction(basis.text, instruction))
         questions.append(question(row, basis))
     return Dataset(path, table.sha256, tuple(questions))
 

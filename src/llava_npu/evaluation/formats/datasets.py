@@ -32,12 +32,11 @@ def read_dataset(benchmark: Benchmark, data: Path) -> Dataset:
     if not dataset.questions:
         raise UserError(f"{dataset.path} holds no question of {benchmark.title}.")
     check_images(dataset)
-    questions = tuple(_with_whole_characters(_without_marks(question)) for question in dataset.questions)
-    if all(question.defect for question in questions):
-        raise UserError(
-            f"{dataset.path}: no question can be asked. The first, {questions[0].id}: {questions[0].defect}."
-        )
-    return replace(dataset, questions=questions, notes=(*dataset.notes, *_blind_notes(dataset)))
+    dataset = dataset.map(_without_marks).map(_with_whole_characters)
+    if all(question.defect for question in dataset.questions):
+        first = dataset.questions[0]
+        raise UserError(f"{dataset.path}: no question can be asked. The first, {first.id}: {first.defect}.")
+    return replace(dataset, notes=(*dataset.notes, *_blind_notes(dataset)))
 
 
 def _without_marks(question: Question) -> Question:

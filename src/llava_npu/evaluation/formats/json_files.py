@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Sequence
+import string
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,17 @@ class JsonRecord:
         if not isinstance(value, list) or not all(isinstance(item, str | int | float) for item in value):
             raise self.error(field, f"{str(value)[:60]!r} is not a list of strings.")
         return tuple(str(item) for item in value if not _is_nan(item))
+
+    def options(self, field: str) -> dict[str, str]:
+        """A list of texts as the options A, B, …"""
+        return dict(zip(string.ascii_uppercase, self.texts(field), strict=False))
+
+    def letter(self, field: str, options: Mapping[str, str]) -> str:
+        """The letter of one of the options, in brackets or not."""
+        letter = self.need(field).strip("()")
+        if letter not in options:
+            raise self.error(field, f"{letter[:60]!r} is none of the choices ({', '.join(options)}).")
+        return letter
 
 
 def read_jsonl(path: Path) -> tuple[list[JsonRecord], str]:

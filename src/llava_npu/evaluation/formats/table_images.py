@@ -1,4 +1,4 @@
-"""The images of a tab-separated benchmark: in base64, by reference to another row, or in files next to the table.
+"""Questions of a tab-separated benchmark, and their images: in base64, by reference to another row, or in files.
 
 image       an image in base64; or, in at most 64 characters, the index of the row that holds it; or a list of
             either, ['…', '…'], where a question has several (as in VLMEvalKit's MMMU file).
@@ -12,12 +12,42 @@ import base64
 import binascii
 import hashlib
 from collections.abc import Sequence
+from typing import Any
 
 from llava_npu.data.image_sources import EmbeddedImage, ImageFile, ImageSource
 from llava_npu.evaluation.formats.locating import path_inside
 from llava_npu.evaluation.formats.tables import Row, Table, missing_column
+from llava_npu.evaluation.questions import Question
 
 _MAX_REFERENCE = 64  # characters; a longer `image` is an image
+
+
+def table_question(row: Row, images: TableImages, **more: Any) -> Question:
+    """The question of a row, with VLMEvalKit's names of columns.
+
+    Args:
+        row: the row.
+        images: of its table.
+        more: other attributes of the question, or replacements of those that the row gives.
+
+    Raises:
+        UserError: the row has no question, or its image cannot be read.
+    """
+    # Not stripped: the prompt is the file's text to the last space, as in the original scripts.
+    text = row.text("question")
+    if not text:
+        raise row.error("question", "empty.")
+    given = {
+        "id": row.label("index"),
+        "text": text,
+        "prompt": text,
+        "images": images.of(row),
+        "group": row.label("index"),
+        "category": row.label("category"),
+        "l2_category": row.label("l2-category") or row.label("l2_category"),
+        "split": row.label("split"),
+    }
+    return Question(**{**given, **more})
 
 
 class TableImages:

@@ -252,7 +252,7 @@ def facts(benchmark: Benchmark) -> list[tuple[str, str]]:
         ("form", about.form),
         ("looked for as", ", ".join(benchmark.files) or "name the file"),
         ("licence", about.licence),
-        ("prompt", about.prompt),
+        ("prompt", f"{about.prompt}; greedy, at most {benchmark.max_new_tokens} new tokens"),
         ("metric", about.metric),
         ("rules", "; ".join(f"{rule}: {text}" for rule, text in benchmark.rules.items())),
         ("scored", ", ".join(about.scored)),

@@ -172,20 +172,30 @@ def mean_of_parts(
     return tabulate(spread, metric, extraction, of_sums, overall_only)
 
 
+Credit = Callable[[Question, str, str | None], float | None]  # a question, a rule and its reading → 0 … 1, or None
+
+
+def credited(
+    questions: Iterable[Question], parsed: Mapping[str, Mapping[str, str | None]], rule: str, credit: Credit
+) -> list[Unit]:
+    """What the answers are worth by one rule that read them; questions with secret answers are left out."""
+    worth = ((each, credit(each, rule, parsed.get(each.id, {}).get(rule))) for each in questions)
+    return [hit(question, value) for question, value in worth if value is not None]
+
+
 def score_credits(
     questions: Sequence[Question],
     parsed: Mapping[str, Mapping[str, str | None]],
     metric: str,
-    credit: Callable[[Question, str, str | None], float | None],
+    credit: Credit,
     labels: Callable[[Question], Iterable[Label]] = own_labels,
 ) -> list[Score]:
-    """The mean of what answers are worth, by each rule that read them; questions with secret answers are left out."""
-    scores = []
-    for rule in extraction_rules(parsed):
-        worth = [(each, credit(each, rule, parsed.get(each.id, {}).get(rule))) for each in questions]
-        units = [hit(question, value) for question, value in worth if value is not None]
-        scores += tabulate(units, metric, rule, labels=labels)
-    return scores
+    """The mean of what answers are worth, by each rule that read them."""
+    return [
+        score
+        for rule in extraction_rules(parsed)
+        for score in tabulate(credited(questions, parsed, rule, credit), metric, rule, labels=labels)
+    ]
 
 
 def extraction_rules(parsed: Mapping[str, Mapping[str, str | None]]) -> list[str]:
