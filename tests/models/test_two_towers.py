@@ -159,6 +159,37 @@ def test_towers_whose_patches_do_not_meet_are_told_which_do(towers: Path) -> Non
         assert _compose(towers, "large", "siglip", image_size=sizes).processor.num_image_tokens == patches
 
 
+def test_each_towers_own_grid_for_sva(towers: Path, images: list[Image.Image]) -> None:
+    """Patches of the finer tower lie in the order of the coarser one's; the projector puts them back."""
+    options = {"hidden_size": 16, "num_layers": 1, "num_heads": 2}
+    loaded = _compose(
+        towers, "large", "siglip", projector_type="sva", projector_options=options, image_size=28, scales=[1]
+    )
+    config = loaded.model.config
+    assert config.projector_options == {**options, "num_queries": 4, "tower_sides": [2, 4], "tower_widths": [16, 32]}
+    assert (loaded.processor.num_image_tokens, config.tower.grid, config.tower.hidden_size) == (4, (2, 2), 16 + 4 * 32)
+    with torch.no_grad():
+        features = loaded.model.encode_images(loaded.processor.preprocess_images(images))
+    projector = loaded.model.model.multi_modal_projector
+    assert projector.input_channels == features.shape[-1]
+    first, second = projector._of_each_tower(features, (2, 2))
+    expected = loaded.model.model.vision_tower(loaded.processor.preprocess_images(images)).hidden_states
+    torch.testing.assert_close(first, expected[0][-2][:, 3:])
+    torch.testing.assert_close(second, expected[1][-2])
+    (_, line), *_ = model_view(loaded, images[0])
+    assert line == "4 tokens, 2×2"
+
+
+def test_what_sva_cannot_have(towers: Path) -> None:
+    for options, reason in (
+        ({"tower_fusion": "interleave"}, "'sva' joins two towers itself"),
+        ({"projector_options": {"num_queries": 16}, "image_size": 28}, "num_queries can be 1, 4;"),
+        ({"scales": [1, 2], "image_size": 28}, "do not meet"),
+    ):
+        with pytest.raises(UserError, match=reason):
+            _compose(towers, "large", "siglip", projector_type="sva", **options)
+
+
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [

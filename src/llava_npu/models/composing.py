@@ -95,7 +95,8 @@ def compose(
         enlarge(decoder, len(tokenizer))
 
     # What an option the user left out follows from the tower (C-Abstractor's positions) is written down for good.
-    options = {**grid_defaults(projector_type, describe_tower(tower.config).grid), **(projector_options or {})}
+    described = describe_tower(tower.config)
+    options = {**grid_defaults(projector_type, described.grid, described.shapes), **(projector_options or {})}
     config = LlavaNpuConfig(
         vision_config=tower.config,
         text_config=decoder.config,

@@ -21,7 +21,7 @@ from llava_npu.models.projectors import (
 from llava_npu.models.projectors.interleaved import InterleavedProjector
 from llava_npu.models.vision.anyres import Size, Tiling, check_resolutions, default_resolutions
 from llava_npu.models.vision.multiscale import check_scales
-from llava_npu.models.vision.towers import Tower, check_layers, describe_tower
+from llava_npu.models.vision.towers import Tower, check_layers, describe_tower, require_one_grid
 from llava_npu.models.vision.two_towers import TwoTowersConfig
 
 PLAIN_PROJECTOR = "mlp2x_gelu"  # the one that transformers' own LLaVA has
@@ -88,6 +88,13 @@ class LlavaNpuConfig(LlavaConfig):
     def _check_towers(self, tower: Tower) -> None:
         if self.tower_fusion == "interleave" and not tower.members:
             raise UserError("tower_fusion 'interleave' takes two vision towers, and there is one.")
+        separate = make_options(self.projector_type, **self.projector_options).separate_towers
+        if self.tower_fusion == "interleave" and separate:
+            raise UserError(
+                f"tower_fusion 'interleave': projector {self.projector_type!r} joins two towers itself. Leave it out."
+            )
+        if not separate or len(self.scales) > 1:
+            require_one_grid(self.vision_config)
         sizes = {member.image_size for member in tower.members}
         if len(sizes) > 1 and len(self.scales) > 1:
             shown = " and ".join(f"{height}×{width}" for height, width in sorted(sizes))

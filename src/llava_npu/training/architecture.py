@@ -137,7 +137,8 @@ def _joined(choice: ModelConfig, tower: Any, text: Any, tokenizer: Any | None) -
     words = image_token + 1 + (tokenizer is not None and tokenizer.pad_token_id is None)
     if words > text.vocab_size:
         text.vocab_size = -(-words // EMBEDDING_MULTIPLE) * EMBEDDING_MULTIPLE
-    options = {**grid_defaults(choice.projector, describe_tower(tower).grid), **choice.projector_options}
+    described = describe_tower(tower)
+    options = {**grid_defaults(choice.projector, described.grid, described.shapes), **choice.projector_options}
     return LlavaNpuConfig(
         vision_config=tower,
         text_config=text,

@@ -58,6 +58,7 @@ def test_table(row: tuple[str, str, str]) -> None:
 
 N, V, D = 36, 16, 64
 S, Q, H, L, F, T = 16, 9, 24, 3, 20, 4
+SVA_N = 144 + 36  # of towers of 12×12 and 6×6 patches, of which queries see blocks of 4×4 and 2×2, or of 2×2 and 1×1
 
 
 def c_abstractor_block(i: int, h: int, positions: int) -> tuple[int, int]:
@@ -87,6 +88,13 @@ FORMULAS: list[tuple[str, dict[str, Any], int, int]] = [
       "feed_forward_size": F},
      V * H + H + N * H + Q * H + 2 * Q + 3 * (6 * H * H + 13 * H + 3 * 10 * (H + 1) + 2 * H * F + F) + H * D + D,
      N * V * H + 3 * (N * H * H + 5 * Q * H * H + 2 * Q * Q * H + 3 * 10 * Q * H + 2 * Q * H * F) + Q * H * D),
+    ("sva",
+     {"num_queries": Q, "query_groups": [9, 36], "hidden_size": H, "num_layers": 3, "num_heads": 2,
+      "tower_sides": [12, 6], "tower_widths": [2, 8]},
+     (2 + 8) * H + 2 * (H * H + 4 * H) + 2 * H
+     + 3 * (2 * (7 * H * H + 4 * H) + 4 * (2 * H * H + 4 * H) + (16 + 4 + 4) * H) + 2 * H * D + D * D + 2 * D,
+     144 * 2 * H + 36 * 8 * H + SVA_N * H * H + 3 * (2 * H * H + 6 * 45 * H * H + 2 * 2 * SVA_N * (H * H + H))
+     + Q * (2 * H * D + D * D)),
     ("mqt", {"num_queries": Q, "tokens": T, "num_heads": 2}, Q * V + 4 * V * V + 10 * V + V * D,
      2 * T * V * V + 2 * N * V * V + 2 * T * N * V + T * V * D),
     ("matryoshka_pool", {"tokens": T}, V * D + D * D + 2 * D, N * (V * D + D * D)),

@@ -1,6 +1,6 @@
 """Connectors that other models have, against the modules of those models: Qwen2-VL's merger, BLIP-2's Q-Former.
 
-Honeybee's D-Abstractor, whose layers are transformers', against its formulas.
+Honeybee's D-Abstractor, whose layers are transformers', against its formulas; so Cambrian-1's SVA.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from transformers.models.blip_2.modeling_blip_2 import Blip2QFormerModel
 from transformers.models.qwen2_vl.modeling_qwen2_vl import PatchMerger
 
 from llava_npu.models.projectors import Projector, build_projector, feature_layers
+from llava_npu.models.projectors.grid import to_blocks
 
 VISION, TEXT, GRID = 16, 24, (6, 8)
 
@@ -142,6 +143,73 @@ def test_d_abstractor_starts_spread_over_the_image() -> None:
     ).reference_points
     assert points[0, :, 0].tolist() == [0.125, 0.5, 0.875] * 3  # x; centres of the first and the last of 4 patches
     assert points[0, :, 1].tolist() == [0.125] * 3 + [0.5] * 3 + [0.875] * 3
+
+
+def _sva_query(
+    w: dict[str, torch.Tensor], query: torch.Tensor, context: torch.Tensor, blocks: list[torch.Tensor], heads: int
+) -> torch.Tensor:
+    """One round of SVA for one query, (hidden,), and its patches of each tower, (patches, hidden); head by head."""
+
+    def normed(name: str, value: torch.Tensor) -> torch.Tensor:
+        norm = functional.layer_norm(value, value.shape[-1:], w[f"{name}.0.weight"], w[f"{name}.0.bias"])
+        return norm @ w[f"{name}.1.weight"].T
+
+    inner = w["proj_in.weight"] @ torch.cat([query, w["proj_context.weight"] @ context])
+    q, keys, values = normed("q_proj", inner), [], []
+    for tower, patches in enumerate(blocks):
+        placed = patches + w[f"positions_{tower}"] if len(patches) > 1 else patches
+        keys.append(normed(f"k_proj.{tower}", placed))
+        values.append(normed(f"v_proj.{tower}", placed))
+    k, v, size = torch.cat(keys), torch.cat(values), len(query) // heads
+    parts = [slice(head * size, (head + 1) * size) for head in range(heads)]
+    attended = torch.cat([(k[:, part] @ q[part] / size**0.5).softmax(dim=0) @ v[:, part] for part in parts])
+    inner = inner + w["o_proj.weight"] @ attended
+    inner = functional.layer_norm(inner, inner.shape, w["norm.weight"], w["norm.bias"])
+    hidden = functional.gelu(w["proj_out.linear_1.weight"] @ inner)
+    return query + w["proj_out.linear_2.weight"] @ hidden
+
+
+def test_cambrians_sva() -> None:
+    """Query by query; of two towers, the first with four patches where the second has one."""
+    sides, widths, heads = (4, 2), (3, 4), 2
+    options = {"num_queries": 4, "query_groups": [4, 1], "hidden_size": 8, "num_layers": 2, "num_heads": heads}
+    ours = _randomised("sva", **options, tower_sides=sides, tower_widths=widths)
+    state = ours.state_dict()
+
+    def within(prefix: str) -> dict[str, torch.Tensor]:
+        return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+
+    def mlp(prefix: str, value: torch.Tensor) -> torch.Tensor:
+        weights = within(prefix)
+        hidden = functional.gelu(functional.linear(value, weights["linear_1.weight"], weights["linear_1.bias"]))
+        return functional.linear(hidden, weights["linear_2.weight"], weights["linear_2.bias"])
+
+    features = [torch.randn(2, side**2, width, dtype=torch.float64) for side, width in zip(sides, widths, strict=True)]
+    expected = []
+    for image in zip(*features, strict=True):
+        towers = [
+            functional.layer_norm(mlp(f"towers.{tower}.0.", patches), (8,), *within(f"towers.{tower}.1.").values())
+            for tower, patches in enumerate(image)
+        ]
+        context, sampled = towers[0].mean(dim=0), []
+        for group, rows in enumerate((2, 1)):
+            cells = []
+            for row, column in ((row, column) for row in range(rows) for column in range(rows)):
+                cell = []
+                for patches, side in zip(towers, sides, strict=True):
+                    step = side // rows
+                    square = patches.unflatten(0, (side, side))
+                    cell.append(
+                        square[row * step : (row + 1) * step, column * step : (column + 1) * step].flatten(0, 1)
+                    )
+                query = state["query"][group]
+                for layer in range(2):
+                    query = _sva_query(within(f"groups.{group}.{layer}."), query, context, cell, heads)
+                cells.append(query)
+            sampled.append(torch.stack(cells).expand(4, -1))  # one value resized to 2×2 is itself four times
+        expected.append(mlp("readout.", torch.cat(sampled, dim=1)))
+    together = torch.cat([to_blocks(features[0], (4, 4), 2).flatten(2), features[1]], dim=-1)
+    torch.testing.assert_close(ours(together, (2, 2)), torch.stack(expected), rtol=0, atol=1e-12)
 
 
 def test_dense_connector_from_hidden_states() -> None:

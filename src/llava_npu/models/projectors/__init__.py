@@ -19,6 +19,7 @@ from llava_npu.models.projectors import (  # noqa: F401  (each registers itself)
     pixel_shuffle,
     qformer,
     resampler,
+    sva,
     tokenpacker,
 )
 from llava_npu.models.projectors.base import NestedOptions, NestedProjector, Projector, ProjectorOptions, load_weights

@@ -49,19 +49,30 @@ class CrossAttention(nn.Module):
         weights = self.in_proj_weight.chunk(3)
         biases = self.in_proj_bias.chunk(3)
         q, k, v = (
-            self._split_heads(functional.linear(tensor, weight, bias))  # (batch, heads, tokens, channels per head)
+            functional.linear(tensor, weight, bias)
             for tensor, weight, bias in zip((query, key, value), weights, biases, strict=True)
         )
-        q, k = (tensor.expand(v.shape[0], -1, -1, -1) for tensor in (q, k))
-        if torch.compiler.is_compiling():  # it cannot trace how an operation finds its device's implementation
-            attended = functional.scaled_dot_product_attention(q, k, v)
-        else:
-            attended = batched_attention(q, k, v, causal=False)
-        merged = attended.transpose(1, 2).flatten(2)  # (batch, queries, channels)
+        q, k = (tensor.expand(v.shape[0], -1, -1) for tensor in (q, k))
+        merged = split_attention(q, k, v, self.num_heads)
         return merged if self.out_proj is None else self.out_proj(merged)
 
-    def _split_heads(self, hidden: torch.Tensor) -> torch.Tensor:
-        return hidden.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+
+def split_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, num_heads: int) -> torch.Tensor:
+    """Attention without a mask in `num_heads` equal parts of the channels.
+
+    Args:
+        query: (batch, queries, channels).
+        key, value: (batch, keys, channels).
+
+    Returns:
+        (batch, queries, channels).
+    """
+    q, k, v = (tensor.unflatten(-1, (num_heads, -1)).transpose(1, 2) for tensor in (query, key, value))
+    if torch.compiler.is_compiling():  # it cannot trace how an operation finds its device's implementation
+        attended = functional.scaled_dot_product_attention(q, k, v)
+    else:
+        attended = batched_attention(q, k, v, causal=False)
+    return attended.transpose(1, 2).flatten(2)
 
 
 def default_heads(channels: int, head_size: int) -> int:

@@ -16,6 +16,8 @@ from torch import nn
 from llava_npu.errors import UserError, nearest
 from llava_npu.models.projectors.grid import Grid, as_grid, infer_grid, require_divisible
 
+TowerShape = tuple[int, Grid]  # a tower's channels and (height, width) in patches
+
 
 @dataclass(frozen=True)
 class ProjectorOptions:
@@ -25,6 +27,7 @@ class ProjectorOptions:
     """
 
     projector: ClassVar[str] = "projector"  # the registered name, for messages; set by `register`
+    separate_towers: ClassVar[bool] = False  # takes two towers apart again, so that their grids may differ
 
     @classmethod
     def names(cls) -> list[str]:
@@ -48,8 +51,13 @@ class ProjectorOptions:
         return cls(**options)
 
     @classmethod
-    def grid_defaults(cls, grid: Grid) -> dict[str, Any]:
-        """Option values that follow from the vision tower's patch grid, for options the user left out."""
+    def grid_defaults(cls, grid: Grid, towers: Sequence[TowerShape] = ()) -> dict[str, Any]:
+        """Option values that follow from the vision tower's patch grid, for options the user left out.
+
+        Args:
+            grid: (height, width); of two towers, what they have in common.
+            towers: each tower.
+        """
         return {}
 
     def __post_init__(self) -> None:
@@ -170,7 +178,7 @@ class PositionedOptions(SquareOptions):
     hidden_size: int = 1024
 
     @classmethod
-    def grid_defaults(cls, grid: Grid) -> dict[str, Any]:
+    def grid_defaults(cls, grid: Grid, towers: Sequence[TowerShape] = ()) -> dict[str, Any]:
         return {"num_input_tokens": grid[0] * grid[1]}
 
     def check(self) -> None:

@@ -77,6 +77,15 @@ def to_blocks(tokens: torch.Tensor, grid: Grid, scale: int) -> torch.Tensor:
     return split.transpose(2, 3).reshape(batch, rows * columns, scale * scale, channels)
 
 
+def from_blocks(blocks: torch.Tensor, grid: Grid, scale: int) -> torch.Tensor:
+    """Undoes `to_blocks`: (batch, blocks, scale², channels) → (batch, blocks · scale², channels).
+
+    Args:
+        grid: (rows, columns) of blocks, not of tokens.
+    """
+    return blocks.unflatten(2, (scale, scale)).unflatten(1, grid).transpose(2, 3).flatten(1, 4)
+
+
 def require_divisible(grid: Grid, scale: int, projector: str) -> None:
     """Raises UserError, naming what would work, unless `scale` divides both sides of the grid."""
     height, width = grid

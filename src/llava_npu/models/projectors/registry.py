@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from llava_npu.errors import UserError, nearest
-from llava_npu.models.projectors.base import Projector, ProjectorOptions
+from llava_npu.models.projectors.base import Projector, ProjectorOptions, TowerShape
 from llava_npu.models.projectors.grid import Grid, as_grid
 
 
@@ -119,9 +119,15 @@ def feature_layers(type: str, selected_layer: int, **options: Any) -> list[int]:
     return make_options(type, **options).feature_layers(selected_layer)
 
 
-def grid_defaults(type: str, grid: Grid) -> dict[str, Any]:
-    """Option values that follow from the tower's patch grid: `{**grid_defaults(type, grid), **user_options}`."""
-    return _find(type)[0].options.grid_defaults(as_grid(grid))
+def grid_defaults(type: str, grid: Grid, towers: Sequence[TowerShape] = ()) -> dict[str, Any]:
+    """Option values that follow from the tower's patch grid: `{**grid_defaults(type, grid), **user_options}`.
+
+    Args:
+        type: a projector.
+        grid: (height, width); of two towers, what they have in common.
+        towers: each tower, where there are two.
+    """
+    return _find(type)[0].options.grid_defaults(as_grid(grid), towers)
 
 
 def _parse(type: str, options: dict[str, Any]) -> tuple[Registration, ProjectorOptions]:

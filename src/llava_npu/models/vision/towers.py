@@ -8,6 +8,7 @@ other that transformers' `AutoModel` builds is asked, by running it (`tower_prob
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 import torch
 
 from llava_npu.errors import UserError
+from llava_npu.models.projectors.grid import to_blocks
 
 
 @dataclass(frozen=True)
@@ -23,10 +25,10 @@ class Tower:
 
     Attributes:
         kind: transformers' `model_type`, as in "clip_vision_model".
-        hidden_size: channels of a token.
+        hidden_size: channels of a token; of two towers all that lies in a place of `grid`.
         num_layers: how many blocks (for a convolutional tower: stages) there are; `hidden_states` holds one more.
         image_size: (height, width) in pixels of the images that it takes.
-        grid: (rows, columns) of its patch tokens at that size.
+        grid: (rows, columns) of its patch tokens at that size; of two towers, the finest into which both fit.
         num_prefix_tokens: special tokens (class token, registers) in front of the patch tokens.
         last_layer_only: its layers differ in shape, so that only the last can feed a projector.
         members: of two towers in one model (`two_towers.py`), each; this is then what they are together.
@@ -45,6 +47,11 @@ class Tower:
     def pixels(self) -> tuple[int, int, int]:
         """(channels, height, width) of what it takes: three channels for each tower."""
         return 3 * max(1, len(self.members)), *self.image_size
+
+    @property
+    def shapes(self) -> list[tuple[int, tuple[int, int]]]:
+        """Channels and grid of each tower."""
+        return [(each.hidden_size, each.grid) for each in self.members or (self,)]
 
     @property
     def num_patches(self) -> int:
@@ -77,10 +84,19 @@ def _select(
     hidden_states: Any, tower: Tower, layers: Sequence[int], keep_prefix_tokens: bool = False
 ) -> list[torch.Tensor]:
     if tower.members:
-        of_each = [_select(states, each, layers) for states, each in zip(hidden_states, tower.members, strict=True)]
+        of_each = [
+            [_folded(layer, each, tower) for layer in _select(states, each, layers)]
+            for states, each in zip(hidden_states, tower.members, strict=True)
+        ]
         return [torch.cat(layer, dim=-1) for layer in zip(*of_each, strict=True)]
     first = 0 if keep_prefix_tokens else tower.num_prefix_tokens
     return [_as_tokens(hidden_states[layer])[:, first:] for layer in layers]
+
+
+def _folded(tokens: torch.Tensor, tower: Tower, both: Tower) -> torch.Tensor:
+    """The patches of one tower on the grid of both; where its own is finer, those of a place side by side."""
+    scale = tower.grid[0] // both.grid[0]
+    return tokens if scale == 1 else to_blocks(tokens, tower.grid, scale).flatten(2)
 
 
 def check_layers(tower: Tower, layers: int | Sequence[int]) -> None:
@@ -173,24 +189,31 @@ def _resnet(config: Any) -> Tower:
 def _two_towers(config: Any) -> Tower:
     members = (describe_tower(config.first), describe_tower(config.second))
     first, second = members
-    if first.grid != second.grid:
-        raise UserError(
-            f"vision_tower: the patches of the two towers do not meet: {_seen(first)}, {_seen(second)}. "
-            f"{_sizes_that_meet((config.first, config.second), members)}"
-        )
+    rows, columns = (math.gcd(*sides) for sides in zip(first.grid, second.grid, strict=True))
     return Tower(
         kind=config.model_type,
-        hidden_size=first.hidden_size + second.hidden_size,
+        hidden_size=sum(each.num_patches // (rows * columns) * each.hidden_size for each in members),
         num_layers=max(first.num_layers, second.num_layers),
         image_size=(
             max(first.image_size[0], second.image_size[0]),
             max(first.image_size[1], second.image_size[1]),
         ),
-        grid=first.grid,
+        grid=(rows, columns),
         num_prefix_tokens=0,  # each tower's own stay behind
         last_layer_only=first.last_layer_only or second.last_layer_only,
         members=members,
     )
+
+
+def require_one_grid(config: Any) -> None:
+    """Raises `UserError`, naming sizes of images that would do, unless two towers have patches in the same places."""
+    members = describe_tower(config).members
+    if len({each.grid for each in members}) > 1:
+        raise UserError(
+            f"vision_tower: the patches of the two towers do not meet: {', '.join(map(_seen, members))}. "
+            f"{_sizes_that_meet((config.first, config.second), members)} Or take projector 'sva', which reads each "
+            "tower by itself."
+        )
 
 
 def _seen(tower: Tower) -> str:
