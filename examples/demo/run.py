@@ -33,6 +33,7 @@ from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progres
 
 from demo import assets
 from demo.data import DemoData, build_data
+from demo.dinov2 import dinov2_small
 from demo.efficientnet import efficientnet_lite2
 from demo.measure import chosen, describe, measure, questions_of
 from demo.pictures import emoji, stamps
@@ -67,6 +68,7 @@ WANTED: dict[str, dict[str, tuple[str, ...]]] = {
 }
 _NUM_PHASES = 8
 COMPARED_SIZES = (128, 256)  # pixels that the towers in recipes/compare-demo.yaml may see
+TRANSFORMER_SIZE = 112  # pixels that the tower in recipes/compare-demo-seeds.yaml sees: 8×8 patches
 
 
 @dataclass
@@ -281,13 +283,16 @@ def _build_data(run: _Run, folders: dict[str, Path]) -> DemoData:
 
 
 def _compared_towers(folders: dict[str, Path], cache: Path) -> dict[str, Path]:
-    """The towers of recipes/compare-demo.yaml, by the names that it calls them."""
-    package, second = folders[assets.VISION_TOWER.name], folders.get(assets.SECOND_TOWER.name)
+    """The towers of recipes/compare-demo.yaml and compare-demo-seeds.yaml, by the names that they call them."""
+    package = folders[assets.VISION_TOWER.name]
+    second, third = folders.get(assets.SECOND_TOWER.name), folders.get(assets.THIRD_TOWER.name)
     towers = {f"resnet-50-{size}": vision_tower(package, cache, size) for size in COMPARED_SIZES}
     if second is not None:
         towers |= {
             f"efficientnet-lite2-{size}": efficientnet_lite2(second, package, cache, size) for size in COMPARED_SIZES
         }
+    if third is not None:
+        towers[f"dinov2-small-{TRANSFORMER_SIZE}"] = dinov2_small(third, cache, TRANSFORMER_SIZE)
     return towers
 
 
