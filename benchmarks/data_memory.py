@@ -58,7 +58,7 @@ def main() -> None:
 
 def measure(way: str, path: Path, samples: int) -> None:
     """Opens the set and reads random records; prints bytes and seconds as JSON."""
-    from llava_npu.data import open_records  # before the measurement: its own memory does not count
+    from llava_npu.data.records import open_records  # before the measurement: its own memory does not count
 
     before = peak_bytes()
     started = time.perf_counter()

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
-from llava_npu.data import IGNORE_INDEX
+from llava_npu.data.conversation.labels import IGNORE_INDEX
 from llava_npu.data.dataset import Sample
 
 

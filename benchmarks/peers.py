@@ -46,7 +46,7 @@ from transformers import (
 
 import llava_npu
 from llava_npu.config import RunConfig
-from llava_npu.data import IGNORE_INDEX
+from llava_npu.data.conversation.labels import IGNORE_INDEX
 from llava_npu.data.dataset import ConversationDataset
 from llava_npu.data.records import load_records
 from llava_npu.training import train

@@ -11,7 +11,7 @@ from demo.concepts import nouns
 from demo.pictures import Picture
 from demo.questions import ASKED_OF_SHAPES, LETTERS, NUM_OPTIONS, WHAT
 from demo.shapes import COLOURS, KINDS, Shape
-from llava_npu.data.records import IMAGE_MARK
+from llava_npu.data.conversation.turns import IMAGE_MARK
 from llava_npu.evaluation.extraction.choices import ENGLISH, build_prompt
 
 Record = dict[str, Any]

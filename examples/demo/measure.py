@@ -28,6 +28,7 @@ from llava_npu.evaluation.benchmarks import get
 from llava_npu.evaluation.caption_loss import caption_loss
 from llava_npu.evaluation.predictions import read_predictions
 from llava_npu.evaluation.questions import Question
+from llava_npu.evaluation.run_folder import PREDICTIONS_FILE
 from llava_npu.evaluation.statistics.accuracy import CIRCULAR, EVERY_ROTATION, VANILLA, Score
 from llava_npu.files.atomic import write_text
 from llava_npu.inference.features import FeatureCache
@@ -120,7 +121,7 @@ def measure(
 
 def chosen(output: Path, measure: str) -> dict[str, str | None]:
     """Which letter each question was answered with, its picture given: question id → letter."""
-    predictions, _ = read_predictions(output / f"{measure}-{GIVEN}" / runner.PREDICTIONS_FILE)
+    predictions, _ = read_predictions(output / f"{measure}-{GIVEN}" / PREDICTIONS_FILE)
     return {each.id: each.parsed.get("strict") for each in predictions}
 
 

@@ -8,8 +8,8 @@ from PIL import Image
 from test_dataset import Processor
 from transformers import PreTrainedTokenizerBase
 
-from llava_npu.data import ConversationDataset, load_records, open_records
-from llava_npu.data.dataset import MAX_SUBSTITUTES, substitutes
+from llava_npu.data.dataset import MAX_SUBSTITUTES, ConversationDataset, substitutes
+from llava_npu.data.records import load_records, open_records
 from llava_npu.errors import UserError
 
 COUNT = 40

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from llava_npu.data import open_records
 from llava_npu.data.formats import json_spans, record_files
+from llava_npu.data.records import open_records
 
 
 def write(path: Path, count: int) -> Path:

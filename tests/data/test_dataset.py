@@ -10,7 +10,9 @@ from PIL import Image
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase
 
-from llava_npu.data import IGNORE_INDEX, ConversationDataset, collate, load_records
+from llava_npu.data.conversation.labels import IGNORE_INDEX
+from llava_npu.data.dataset import ConversationDataset, collate
+from llava_npu.data.records import load_records
 from llava_npu.errors import UserError
 
 IMAGE_TOKEN_ID = 399

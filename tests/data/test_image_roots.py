@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from llava_npu.data import load_image, load_records
+from llava_npu.data.images import load_image
+from llava_npu.data.records import load_records
 from llava_npu.data.tools.defects import RecordError
 from llava_npu.errors import UserError
 

@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFile
 
-from llava_npu.data import load_image, pad_to_square, padding_color
-from llava_npu.data.images import image_size
+from llava_npu.data.images import image_size, load_image, pad_to_square, padding_color
 from llava_npu.errors import UserError
 
 

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llava_npu.data import Source, fingerprint, open_records, open_sources
 from llava_npu.data.mixtures import MixturePart
+from llava_npu.data.records import Source, fingerprint, open_records, open_sources
 from llava_npu.errors import UserError
 
 

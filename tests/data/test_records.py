@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from llava_npu.data import fingerprint, load_records
+from llava_npu.data.records import fingerprint, load_records
 from llava_npu.errors import UserError
 
 GOOD: dict[str, Any] = {

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llava_npu.data import Plan, micro_batches, plan_order
+from llava_npu.data.plan import Plan, micro_batches, plan_order
 from llava_npu.errors import UserError
 
 

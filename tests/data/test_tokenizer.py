@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from transformers import PreTrainedTokenizerBase
 
-from llava_npu.data import encode_conversation
+from llava_npu.data.conversation.labels import encode_conversation
 from llava_npu.data.tokenizer import load_tokenizer
 from llava_npu.errors import UserError
 

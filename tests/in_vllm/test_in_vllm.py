@@ -44,8 +44,8 @@ from llava_npu.inference.prompts import prepare_prompt
 from llava_npu.inference.request import Sampling
 from llava_npu.models import compose
 from llava_npu.models.checkpoints.convert import convert
-from llava_npu.models.checkpoints.merging import merge
 from llava_npu.models.loaded import LoadedModel
+from llava_npu.models.loading import merge
 from llava_npu.models.projectors import registered_name
 from llava_npu.training import train
 from support import tiny

@@ -13,8 +13,7 @@ from PIL import Image
 from transformers import AutoProcessor
 
 from llava_npu import LlavaNpuProcessor, UserError
-from llava_npu.data import encode_prompt
-from llava_npu.data.conversation.labels import encode_conversation, expand_images
+from llava_npu.data.conversation.labels import encode_conversation, encode_prompt, expand_images
 from llava_npu.data.conversation.turns import join_parts
 from llava_npu.data.formats.parsing import parse_record
 from llava_npu.data.image_roots import ImageFolder

@@ -11,7 +11,7 @@ from PIL import Image
 from transformers import AutoProcessor, BitImageProcessor, Dinov2Config, Dinov2Model, LlavaProcessor, pipeline
 
 from llava_npu import LlavaNpuProcessor, UserError
-from llava_npu.data import encode_conversation
+from llava_npu.data.conversation.labels import encode_conversation
 from llava_npu.models import compose, load
 from llava_npu.models.loaded import LoadedModel
 

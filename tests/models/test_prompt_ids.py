@@ -14,8 +14,7 @@ from PIL import Image
 from transformers import AutoProcessor, AutoTokenizer, CLIPImageProcessor, PreTrainedTokenizerBase
 
 from llava_npu import LlavaNpuConfig, LlavaNpuProcessor
-from llava_npu.data import encode_conversation
-from llava_npu.data.conversation.labels import expand_images
+from llava_npu.data.conversation.labels import encode_conversation, expand_images
 from llava_npu.data.conversation.special_tokens import begins_with_bos
 from llava_npu.inference.prompts import prepare_prompt
 from llava_npu.models.composing import add_special_tokens

@@ -13,8 +13,9 @@ from PIL import Image
 
 from llava_npu.data.conversation.labels import IGNORE_INDEX, encode_conversation
 from llava_npu.data.formats.archives import open_archive
+from llava_npu.data.formats.parsing import Record
 from llava_npu.data.images import image_size, load_image
-from llava_npu.data.records import Record, open_records
+from llava_npu.data.records import open_records
 from llava_npu.data.tools.check import CheckOptions, check_records
 from llava_npu.errors import UserError
 from llava_npu.evaluation.benchmarks import get

@@ -19,8 +19,7 @@ from llava_npu.inference.request import Sampling
 from llava_npu.models import compose, load
 from llava_npu.models.adapters import AdapterSettings, add_adapters, linear_layers, save_adapters
 from llava_npu.models.checkpoints.convert import Help, convert
-from llava_npu.models.checkpoints.merging import merge
-from llava_npu.models.loading import open_source
+from llava_npu.models.loading import merge, open_source
 from llava_npu.models.sources import ModelSource
 from llava_npu.training.resolve import ResolvedRun
 from mutations import Case, break_file

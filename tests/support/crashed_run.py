@@ -9,7 +9,7 @@ import pytest
 
 from llava_npu.config import RunConfig
 from llava_npu.training import train
-from llava_npu.training.monitoring import reporting
+from llava_npu.training.monitoring import monitor
 
 
 class _CrashError(Exception):
@@ -18,7 +18,7 @@ class _CrashError(Exception):
 
 def crash_after(run: RunConfig, step: int) -> None:
     """Trains until `step` is reported, then stops as a crash would."""
-    append = reporting.append_metrics
+    append = monitor.append_metrics
 
     def crash(folder: Path, metrics: Any) -> None:
         append(folder, metrics)
@@ -26,6 +26,6 @@ def crash_after(run: RunConfig, step: int) -> None:
             raise _CrashError
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(reporting, "append_metrics", crash)
+        patch.setattr(monitor, "append_metrics", crash)
         with pytest.raises(_CrashError):
             train(run)

@@ -38,7 +38,7 @@ from llava_npu.errors import UserError
 from llava_npu.training import trainer as loop
 from llava_npu.training.checkpointing import saving
 from llava_npu.training.engines import ddp, fsdp2
-from llava_npu.training.monitoring import reporting
+from llava_npu.training.monitoring import monitor
 
 SCOPES = (
     "step",  # forward, backward and optimizer
@@ -138,7 +138,7 @@ def _process(config: RunConfig, rank: int, processes: int, port: int, point: str
             "MASTER_PORT": str(port),
         }
     loop.find_peak = lambda *_: None  # which is measured for a second
-    reporting.Plotter.draw_if_due = loop.draw_plots = lambda *_: None
+    monitor.Plotter.draw_if_due = loop.draw_plots = lambda *_: None
     point, _, at = point.partition("@")
     lines = _arm(point) if int(at or 0) == rank or point == "count" else None
     status = 0

@@ -111,7 +111,7 @@ def _one_process(folder: Path) -> None:
     from llava_npu.distributed import processes
     from llava_npu.models import loading
     from llava_npu.training import trainer as loop
-    from llava_npu.training.monitoring import reporting
+    from llava_npu.training.monitoring import monitor
     from llava_npu.training.nonfinite import guard
 
     rank = os.environ["RANK"]
@@ -129,7 +129,7 @@ def _one_process(folder: Path) -> None:
                     os.kill(os.getpid(), signal.SIGTERM)
 
             guard.NonFiniteGuard.add = noted
-            reporting.Plotter.draw_if_due = loop.draw_plots = lambda *_: None
+            monitor.Plotter.draw_if_due = loop.draw_plots = lambda *_: None
             try:
                 loop.train(RunConfig.model_validate(job["config"]), console=Console(quiet=True))
             except Exception as error:  # noqa: BLE001  for the test to look at

@@ -48,5 +48,5 @@ class _NoPlotter:
 def _draw_nothing(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Drawing takes longer than a small run; it is tested in test_plots.py."""
     if request.path.name != "test_plots.py":
-        monkeypatch.setattr("llava_npu.training.monitoring.reporting.Plotter", _NoPlotter)
+        monkeypatch.setattr("llava_npu.training.monitoring.monitor.Plotter", _NoPlotter)
         monkeypatch.setattr("llava_npu.training.trainer.draw_plots", lambda folder: None)

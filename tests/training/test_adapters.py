@@ -15,8 +15,7 @@ from safetensors.torch import load_file
 from llava_npu import UserError
 from llava_npu.config import RunConfig
 from llava_npu.models import load
-from llava_npu.models.checkpoints.merging import merge
-from llava_npu.models.loading import load_with_adapters
+from llava_npu.models.loading import load_with_adapters, merge
 from llava_npu.training import train
 from llava_npu.training.checkpointing.export import build_model
 from llava_npu.training.monitoring.metrics import read_metrics
@@ -134,12 +133,12 @@ def test_an_interrupted_run_with_adapters_goes_on_bit_for_bit(make_run: MakeRun)
 
 
 def _stop_after(run: RunConfig, step: int) -> None:
-    from llava_npu.training.monitoring import reporting
+    from llava_npu.training.monitoring import monitor
 
     class CrashError(Exception):
         pass
 
-    append = reporting.append_metrics
+    append = monitor.append_metrics
 
     def crash(folder: Path, metrics: Any) -> None:
         append(folder, metrics)
@@ -147,7 +146,7 @@ def _stop_after(run: RunConfig, step: int) -> None:
             raise CrashError
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(reporting, "append_metrics", crash)
+        patch.setattr(monitor, "append_metrics", crash)
         with pytest.raises(CrashError):
             train(run)
 

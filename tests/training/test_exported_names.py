@@ -15,7 +15,7 @@ from safetensors import safe_open
 from llava_npu import load
 from llava_npu.config import RunConfig
 from llava_npu.models import compose
-from llava_npu.models.checkpoints.merging import merge
+from llava_npu.models.loading import merge
 from llava_npu.training import train
 from support import tiny
 

@@ -12,8 +12,8 @@ from PIL import Image
 
 from llava_npu import UserError
 from llava_npu.config import DataConfig, RunConfig
-from llava_npu.data import load_records
 from llava_npu.data.dataset import ConversationDataset, drawn_tokens
+from llava_npu.data.records import load_records
 from llava_npu.data.token_counts import load_token_counts
 from llava_npu.models import load
 from llava_npu.models.composing import compose

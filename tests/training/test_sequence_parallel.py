@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from transformers import MistralConfig, MistralForCausalLM
 
 from llava_npu.config import RunConfig
-from llava_npu.data import IGNORE_INDEX
+from llava_npu.data.conversation.labels import IGNORE_INDEX
 from llava_npu.errors import UserError
 from llava_npu.models import compose
 from llava_npu.models.proof import check_splitting

@@ -13,7 +13,7 @@ def merge(
     output: Annotated[Path, typer.Argument(help="A new folder for the plain model.")],
 ) -> None:
     """Add a model's adapters to the weights of the base that it names, and write a checkpoint that needs no other."""
-    from llava_npu.models.checkpoints.merging import merge as write_merged
+    from llava_npu.models.loading import merge as write_merged
 
     write_merged(model, output)
     typer.echo(f"The model is in {output}")

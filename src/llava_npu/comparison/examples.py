@@ -10,8 +10,8 @@ from llava_npu.config.comparison import BenchmarkConfig
 from llava_npu.data.image_sources import UnreadableImageError
 from llava_npu.errors import UserError
 from llava_npu.evaluation.benchmarks import get
+from llava_npu.evaluation.formats.datasets import read_dataset
 from llava_npu.evaluation.questions import Question
-from llava_npu.evaluation.run import read_dataset
 from llava_npu.files.pages import data_url
 
 _SIZE = (320, 320)  # at most; a page holds its images itself

@@ -32,7 +32,7 @@ from llava_npu.config.comparison import ComparisonConfig
 from llava_npu.data.records import fingerprint
 from llava_npu.errors import UserError
 from llava_npu.evaluation.benchmarks import get
-from llava_npu.evaluation.run import read_dataset
+from llava_npu.evaluation.formats.datasets import read_dataset
 from llava_npu.files.atomic import write_text
 from llava_npu.files.console import SafeConsole
 from llava_npu.files.locks import LOCK, locked

@@ -48,6 +48,7 @@ from llava_npu.evaluation import run as runner
 from llava_npu.evaluation.answering import GenerateText, ModelAnswerer, build_answerer
 from llava_npu.evaluation.benchmarks import get
 from llava_npu.evaluation.caption_loss import caption_loss
+from llava_npu.evaluation.formats.datasets import read_dataset
 from llava_npu.evaluation.predictions import read_predictions
 from llava_npu.evaluation.questions import Question
 from llava_npu.evaluation.reports.samples import write_samples
@@ -223,7 +224,7 @@ def chance_of(benchmark: BenchmarkConfig, metric: str) -> float | None:
     """What guessing scores among the options shown; None where that depends on more than the options."""
     if metric not in (VANILLA, EVERY_ROTATION):
         return None
-    questions = runner.read_dataset(get(benchmark.name), Path(benchmark.data)).questions
+    questions = read_dataset(get(benchmark.name), Path(benchmark.data)).questions
     shown = [
         question
         for question in questions

@@ -16,6 +16,7 @@ from llava_npu.config.schema import RunConfig
 from llava_npu.config.yaml_reader import YamlError, read_yaml, read_yaml_file, read_yaml_text, write_yaml
 from llava_npu.errors import UserError, nearest
 from llava_npu.files.home import expand_home
+from llava_npu.files.json_objects import flatten
 
 _Schema = TypeVar("_Schema", bound=BaseModel)
 _REFERENCE = re.compile(r"\$\{([\w.]+)\}")
@@ -165,7 +166,7 @@ def _read_with_bases(
         below, written = _read_with_bases(schema, file, (*above, path.resolve()))
         values = _overlay(schema, values, below)
         origin |= written
-    return _overlay(schema, values, own), origin | dict.fromkeys(_keys(own), str(path))
+    return _overlay(schema, values, own), origin | dict.fromkeys(flatten(own), str(path))
 
 
 def _overlay(schema: type[BaseModel] | None, below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
@@ -178,13 +179,6 @@ def _overlay(schema: type[BaseModel] | None, below: dict[str, Any], above: dict[
         both = section is not None and isinstance(below.get(key), dict)
         merged[key] = _overlay(section, below[key], value) if both else value
     return merged
-
-
-def _keys(values: Mapping[str, Any], prefix: str = "") -> list[str]:
-    keys = []
-    for name, value in values.items():
-        keys += _keys(value, f"{prefix}{name}.") if isinstance(value, dict) else [f"{prefix}{name}"]
-    return keys
 
 
 def _parse_override(given: str) -> tuple[str, Any]:

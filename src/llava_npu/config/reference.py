@@ -41,7 +41,7 @@ def _section(section: type[BaseModel], prefix: str) -> list[str]:
     title = f"`{prefix.rstrip('.')}`" if prefix else "Top level"
     rows, nested = [], []
     for name, field in section.model_fields.items():
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+        if _is_section(field.annotation):
             nested.append((field.annotation, f"{prefix}{name}."))
         elif inner := _optional_section(field.annotation):
             rows.append(f"| `{prefix}{name}` | mapping, see below, or null | `null` | {field.description} |")
@@ -58,25 +58,18 @@ def _section(section: type[BaseModel], prefix: str) -> list[str]:
 
 def _optional_section(annotation: typing.Any) -> type[BaseModel] | None:
     """The section that may be given or left out."""
-    return (
-        next((each for each in typing.get_args(annotation) if _is_section(each)), None)
-        if _is_union(annotation)
-        else None
-    )
+    is_union = typing.get_origin(annotation) in (typing.Union, types.UnionType)
+    return next((each for each in typing.get_args(annotation) if is_union and _is_section(each)), None)
 
 
-def _is_union(annotation: typing.Any) -> bool:
-    return typing.get_origin(annotation) in (typing.Union, types.UnionType)
-
-
-def _is_section(annotation: typing.Any) -> bool:
+def _is_section(annotation: typing.Any) -> typing.TypeGuard[type[BaseModel]]:
     return isinstance(annotation, type) and issubclass(annotation, BaseModel)
 
 
 def _section_of_items(annotation: typing.Any) -> type[BaseModel] | None:
     """The section that a list holds, if it holds sections."""
     items = typing.get_args(annotation)[0] if typing.get_origin(annotation) is list else None
-    return items if isinstance(items, type) and issubclass(items, BaseModel) else None
+    return items if _is_section(items) else None
 
 
 def _type(annotation: typing.Any) -> str:

@@ -18,30 +18,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from llava_npu.data.conversation.turns import IMAGE_MARK, ROLES, Turn, parse_turns
 from llava_npu.data.formats.archives import is_archive, open_archive
 from llava_npu.data.formats.parsing import Record, RecordSequence, parse_record
-from llava_npu.data.formats.record_files import LINE_SUFFIXES, Entries, JsonEntries
+from llava_npu.data.formats.record_files import Entries, JsonEntries
 from llava_npu.data.formats.tables import TableEntries, is_table, table_files
 from llava_npu.data.image_roots import ImageFolder, ImageRoot
 from llava_npu.data.mixtures import Mixture, MixturePart
 from llava_npu.errors import UserError
 from llava_npu.files.home import expand_home
-
-__all__ = [
-    "IMAGE_MARK",
-    "LINE_SUFFIXES",
-    "ROLES",
-    "Record",
-    "Records",
-    "Source",
-    "Turn",
-    "fingerprint",
-    "load_records",
-    "open_records",
-    "open_sources",
-    "parse_turns",
-]
 
 
 @dataclass(frozen=True)

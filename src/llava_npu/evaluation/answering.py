@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol
 
-from llava_npu.data.records import IMAGE_MARK
+from llava_npu.data.conversation.turns import IMAGE_MARK
 from llava_npu.errors import UserError, nearest
 from llava_npu.evaluation.fingerprints import fingerprint_model, fingerprint_processor
 from llava_npu.evaluation.questions import Answer, Question

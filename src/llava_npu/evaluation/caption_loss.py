@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from llava_npu.data.conversation.turns import IMAGE_MARK, Turn
+from llava_npu.data.formats.parsing import Record
 from llava_npu.data.image_sources import ImageFile, UnreadableImageError
-from llava_npu.data.records import IMAGE_MARK, Record, Turn
 from llava_npu.errors import UserError
 from llava_npu.evaluation.ablations import GIVEN, NONE, SHUFFLED, unknown_mode, wrong_partners
 from llava_npu.evaluation.statistics.accuracy import ScoreSample

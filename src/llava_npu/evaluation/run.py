@@ -44,16 +44,6 @@ from llava_npu.evaluation.run_folder import (
 )
 from llava_npu.evaluation.statistics.accuracy import CATEGORY, L2_CATEGORY, OVERALL
 
-__all__ = [
-    "PREDICTIONS_FILE",
-    "EvaluationOptions",
-    "EvaluationRun",
-    "Progress",
-    "evaluate",
-    "order_questions",
-    "read_dataset",
-]
-
 PAGE_FILE = "report.html"
 
 

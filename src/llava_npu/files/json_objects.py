@@ -1,8 +1,9 @@
-"""Reading files that hold one JSON object, or one per line, with one clear error."""
+"""JSON objects: files that hold one, or one per line, read with one clear error; nested ones as flat ones."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -62,3 +63,14 @@ def read_json_lines(path: Path, advice: str) -> list[dict[str, Any]]:
             raise UserError(f"{path}, line {number}: found {type(values).__name__}, not a JSON object. {advice}.")
         objects.append(values)
     return objects
+
+
+def flatten(values: Mapping[str, Any], whole: Collection[str] = (), prefix: str = "") -> dict[str, Any]:
+    """An object without nested ones: their keys are joined by dots. Values of the keys in `whole` stay as they are."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping) and key not in whole:
+            flat |= flatten(value, whole, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat

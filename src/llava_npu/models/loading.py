@@ -16,6 +16,7 @@ import torch
 
 from llava_npu.devices.base import Device
 from llava_npu.errors import UserError
+from llava_npu.files.atomic import write_folder
 from llava_npu.files.cache import build_once, cache_root, digest_of
 from llava_npu.hub.folders import check_loaded, check_model_folder, open_part
 from llava_npu.hub.hubs import local_folder
@@ -84,6 +85,21 @@ def load_with_adapters(folder: Path, dtype: torch.dtype | None = None) -> LlavaN
     model = open_source(read_source(folder / BASE), dtype).model
     load_adapters(folder, model)
     return model
+
+
+def merge(source: str, output: Path) -> None:
+    """Writes the model of a folder with adapters as one that needs no other, in the number type of its base checkpoint.
+
+    Raises:
+        UserError: `source` has no adapters or cannot be loaded, or `output` is there already.
+    """
+    folder = resolve(source)
+    if not is_adapter_folder(Path(folder)):
+        raise UserError(f"merge: {folder} has no adapters; it is a plain model already, or none.")
+    if output.exists():
+        raise UserError(f"merge: {output} is there already; name a new folder.")
+    loaded = load(folder)
+    write_folder(output, loaded.save_pretrained)
 
 
 def open_source(source: ModelSource, dtype: torch.dtype | None = None, *, mapped: bool = False) -> LoadedModel:

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import torch
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from llava_npu.data import IGNORE_INDEX
+from llava_npu.data.conversation.labels import IGNORE_INDEX
 from llava_npu.data.dataset import ConversationDataset, Processor, Sample, collate, pack
 from llava_npu.data.plan import BatchLayout, Indices
 from llava_npu.distributed.launched import worker_dies_with_parent

@@ -16,11 +16,12 @@ from rich.progress import Progress
 
 from llava_npu.config import DataConfig, RunConfig
 from llava_npu.data.dataset import BadSamples, ConversationDataset
+from llava_npu.data.formats.parsing import Record
 from llava_npu.data.holdout import hold_out, leave_out
 from llava_npu.data.image_roots import ImagePath, exists
 from llava_npu.data.packing import PackedLayout, plan_packs
 from llava_npu.data.plan import BatchLayout, PaddedLayout, Plan
-from llava_npu.data.records import Record, Source, fingerprint, open_sources
+from llava_npu.data.records import Source, fingerprint, open_sources
 from llava_npu.data.token_counts import default_workers, load_token_counts
 from llava_npu.errors import UserError
 from llava_npu.models.configuration import LlavaNpuConfig

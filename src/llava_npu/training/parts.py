@@ -17,6 +17,7 @@ from llava_npu.models.adapters import AdapterSettings, add_adapters, choose_laye
 from llava_npu.models.configuration import LlavaNpuConfig
 from llava_npu.models.modeling import LlavaNpuForConditionalGeneration
 from llava_npu.models.vision.towers import select_features
+from llava_npu.ops.attention.transformers_interface import keep_attention_out_of_compiled_graphs
 from llava_npu.training.quantization import quantize_base
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
@@ -211,6 +212,27 @@ def recompute_activations(module: PreTrainedModel) -> None:
     # Its name in transformers 5.18, the oldest that we take, is deprecated in later ones.
     enable = getattr(module, "activation_checkpointing_enable", None) or module.gradient_checkpointing_enable
     enable({"use_reentrant": False})
+
+
+def compile_layers(model: LlavaNpuForConditionalGeneration, device: Device, backend: str | None) -> None:
+    """Has `torch.compile` compile each layer of the language model when it first runs; nothing for `backend` None.
+
+    Weights and their names stay as they are. Tower, projector and loss are not compiled: a tower is a small part of a
+    step, and the loss has its own kernel.
+
+    Raises:
+        UserError: the device cannot run compiled code.
+    """
+    if backend is None:
+        return
+    if not device.compiles:
+        raise UserError(
+            f"compile: torch.compile makes no code for {device.kind} devices; leave `compile` out (the operators that "
+            "matter are fused there without it)."
+        )
+    keep_attention_out_of_compiled_graphs()
+    for layer in model.model.language_model.layers:
+        layer.compile(backend=backend)
 
 
 def frozen_weights(model: LlavaNpuForConditionalGeneration) -> dict[str, torch.Tensor]:

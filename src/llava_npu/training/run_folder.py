@@ -29,6 +29,7 @@ from llava_npu.config.schema import FREE_KEYS
 from llava_npu.config.yaml_reader import write_yaml
 from llava_npu.errors import UserError
 from llava_npu.files.atomic import write_text
+from llava_npu.files.json_objects import flatten
 from llava_npu.files.locks import LOCK, locked
 from llava_npu.files.output_folder import changes, claim_folder
 from llava_npu.models.sources import MODEL_FOLDER
@@ -198,7 +199,8 @@ def _changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """What differs between two descriptions of a run and matters, a line each."""
 
     def flat(run: dict[str, Any]) -> dict[str, Any]:
-        values = _flatten({key: value for key, value in run.items() if key not in (ACCEPTED, RUN_ID)})
+        described = {key: value for key, value in run.items() if key not in (ACCEPTED, RUN_ID)}
+        values = flatten(described, whole=("projector_options",))
         return {key.removeprefix("config."): value for key, value in values.items()}
 
     old, new = flat(before), flat(now)
@@ -241,13 +243,3 @@ def _clear(folder: Path) -> None:
             (folder / name).unlink(missing_ok=True)
     except OSError as error:
         raise _unwritable(folder, error) from error
-
-
-def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, dict) and key != "projector_options":
-            flat |= _flatten(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = value
-    return flat

@@ -35,7 +35,6 @@ from llava_npu.training.batches import WHOLE, MicroBatch, Share, steps
 from llava_npu.training.checkpointing import saving
 from llava_npu.training.checkpointing.checkpoints import BEST, linked, prune, write_folder
 from llava_npu.training.checkpointing.export import Export, build_model, with_trained_template
-from llava_npu.training.compiling import compile_layers
 from llava_npu.training.data import cache_features, choose_layout, describe_layout, image_token_choices, num_groups
 from llava_npu.training.engines import Engine, find_engine, open_engine
 from llava_npu.training.introduction import disk_needed, fused_operations, introduction, remarks
@@ -49,7 +48,7 @@ from llava_npu.training.monitoring.throughput import ThroughputMeter, find_peak
 from llava_npu.training.monitoring.trackers import check_trackers
 from llava_npu.training.nonfinite.guard import NonFiniteGuard
 from llava_npu.training.optimizer import build_optimizer, schedule, set_learning_rate
-from llava_npu.training.parts import STAGE_TEMPLATES, compute_dtype, frozen_weights, prepare_parts
+from llava_npu.training.parts import STAGE_TEMPLATES, compile_layers, compute_dtype, frozen_weights, prepare_parts
 from llava_npu.training.quantization import check_quantization
 from llava_npu.training.resolve import ResolvedRun
 from llava_npu.training.run_folder import RUN_FILE, check_disk_space, is_finished, only_process, open_run

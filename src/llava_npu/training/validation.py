@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from llava_npu.data import IGNORE_INDEX
+from llava_npu.data.conversation.labels import IGNORE_INDEX
 from llava_npu.data.dataset import ConversationDataset, Sample
 from llava_npu.data.plan import Indices
 from llava_npu.devices import Device

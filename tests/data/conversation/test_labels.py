@@ -8,15 +8,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from transformers import LlamaTokenizer, PreTrainedTokenizerBase
 
-from llava_npu.data import (
+from llava_npu.data.conversation.labels import (
     IGNORE_INDEX,
     IMAGE_PLACEHOLDER,
     EncodedConversation,
-    Turn,
     encode_conversation,
     encode_prompt,
     expand_images,
 )
+from llava_npu.data.conversation.turns import Turn
 from llava_npu.errors import UserError
 
 TEMPLATES = ("v1", "llama_2", "mistral", "chatml", "v0")

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from transformers import LlamaTokenizer, PreTrainedTokenizerBase
 
-from llava_npu.data import IGNORE_INDEX, encode_conversation
+from llava_npu.data.conversation.labels import IGNORE_INDEX, encode_conversation
 from llava_npu.errors import UserError
 
 CASES = json.loads((Path(__file__).parents[2] / "golden" / "labels.json").read_text())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from llava_npu.data import IGNORE_INDEX, IMAGE_PLACEHOLDER, encode_conversation, encode_prompt
+from llava_npu.data.conversation.labels import IGNORE_INDEX, IMAGE_PLACEHOLDER, encode_conversation, encode_prompt
 from support import tiny
 
 CAPTION = [{"from": "human", "value": "<image>"}, {"from": "gpt", "value": "a cat"}]

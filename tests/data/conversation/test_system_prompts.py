@@ -7,8 +7,8 @@ import copy
 import pytest
 from transformers import PreTrainedTokenizerBase
 
-from llava_npu.data import TEMPLATES, encode_prompt, get_template
-from llava_npu.data.conversation.labels import encode_rendered_prompt
+from llava_npu.data.conversation.labels import encode_prompt, encode_rendered_prompt
+from llava_npu.data.conversation.templates import TEMPLATES, get_template
 from llava_npu.errors import UserError
 
 QUESTION = [{"from": "human", "value": "<image>\nWhat is it?"}]

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from transformers import PreTrainedTokenizerBase
 
-from llava_npu.data import IGNORE_INDEX, TEMPLATES, encode_conversation, encode_prompt, get_template
-from llava_npu.data.conversation.templates import ALIASES
+from llava_npu.data.conversation.labels import IGNORE_INDEX, encode_conversation, encode_prompt
+from llava_npu.data.conversation.templates import ALIASES, TEMPLATES, get_template
 from llava_npu.errors import UserError
 from llava_npu.inference.detokenize import stop_string, stopping_arguments
 

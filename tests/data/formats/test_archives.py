@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from llava_npu.data import load_image, load_records, open_records
 from llava_npu.data.formats.archives import ImageArchive, open_archive
+from llava_npu.data.images import load_image
+from llava_npu.data.records import load_records, open_records
 from llava_npu.errors import UserError
 
 COLORS = {"a/red.png": (255, 0, 0), "blue.png": (0, 0, 255), "ä ö/lime.png": (0, 255, 0)}

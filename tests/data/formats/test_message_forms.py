@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from llava_npu.data import Record, load_records
+from llava_npu.data.formats.parsing import Record
+from llava_npu.data.records import load_records
 from llava_npu.errors import UserError
 
 

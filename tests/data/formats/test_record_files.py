@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llava_npu.data import open_records
 from llava_npu.data.formats import json_spans, record_files
+from llava_npu.data.records import open_records
 from llava_npu.data.tools.defects import RecordError
 from llava_npu.errors import UserError
 

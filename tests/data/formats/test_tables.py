@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from llava_npu.data import fingerprint, load_image, open_records
+from llava_npu.data.images import load_image
+from llava_npu.data.records import fingerprint, open_records
 from llava_npu.errors import UserError
 
 pyarrow = pytest.importorskip("pyarrow", reason="needs the extra `data`")

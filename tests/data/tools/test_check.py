@@ -13,9 +13,9 @@ from transformers import PreTrainedTokenizerBase
 from typer.testing import CliRunner
 
 from llava_npu.cli.data import app
-from llava_npu.data import CheckOptions, check_records, open_records
 from llava_npu.data.conversation.labels import encode_conversation
-from llava_npu.data.tools.check import CheckReport, _repetitions
+from llava_npu.data.records import open_records
+from llava_npu.data.tools.check import CheckOptions, CheckReport, _repetitions, check_records
 from llava_npu.errors import UserError
 
 

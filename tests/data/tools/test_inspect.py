@@ -15,7 +15,8 @@ from transformers import PreTrainedTokenizerBase
 from typer.testing import CliRunner
 
 from llava_npu.cli.data import app
-from llava_npu.data import IMAGE_PLACEHOLDER, InspectOptions, encode_conversation, inspect_records
+from llava_npu.data.conversation.labels import IMAGE_PLACEHOLDER, encode_conversation
+from llava_npu.data.tools.inspect import InspectOptions, inspect_records
 from llava_npu.data.tools.inspect_html import tokens
 from llava_npu.errors import UserError
 

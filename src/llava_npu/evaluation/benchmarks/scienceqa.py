@@ -9,8 +9,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from llava_npu.data.conversation.turns import IMAGE_MARK
 from llava_npu.data.image_sources import ImageSource
-from llava_npu.data.records import IMAGE_MARK
 from llava_npu.evaluation.benchmarks import LOCALLY, Benchmark, Description, Parsed, register, right_or_wrong
 from llava_npu.evaluation.extraction import rules
 from llava_npu.evaluation.extraction.choices import ABOUT, ENGLISH, ChoiceBenchmark, parse_choice, read_choices

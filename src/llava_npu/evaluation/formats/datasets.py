@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from llava_npu.data.records import IMAGE_MARK
+from llava_npu.data.conversation.turns import IMAGE_MARK
 from llava_npu.errors import UserError
 from llava_npu.evaluation.benchmarks import Benchmark
 from llava_npu.evaluation.formats.locating import check_images, find_data

@@ -21,8 +21,8 @@ from PIL import Image
 from tqdm import tqdm
 
 from llava_npu import devices
+from llava_npu.data.conversation.turns import IMAGE_MARK
 from llava_npu.data.image_sources import LoadedImage
-from llava_npu.data.records import IMAGE_MARK
 from llava_npu.errors import UserError
 from llava_npu.evaluation.answering import GenerateText, ModelAnswerer
 from llava_npu.evaluation.questions import Question

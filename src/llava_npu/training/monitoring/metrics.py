@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from llava_npu.training.monitoring.jsonl import append_lines, read_lines, rewind_lines
+from llava_npu.training.monitoring.throughput import Throughput
 
 METRICS = "metrics.jsonl"
 
 
 @dataclass(frozen=True)
-class StepMetrics:
-    """One optimizer step.
+class StepMetrics(Throughput):
+    """One optimizer step, and how fast the run was then.
 
     Attributes:
         step: steps done, this one included.
@@ -25,7 +26,6 @@ class StepMetrics:
         skipped_steps: how many steps were, from the run's beginning.
         validation_loss: as `loss`, over the samples held out; None where it was not computed. It has a line of its own,
             after that of the step: it is computed once the step and its checkpoint are on the disk.
-        tokens_per_second, …: see `throughput.Throughput`.
     """
 
     step: int
@@ -37,14 +37,6 @@ class StepMetrics:
     supervised_tokens: int
     tokens: int
     samples: int
-    tokens_per_second: float
-    samples_per_second: float
-    tflops_per_device: float
-    mfu: float | None
-    input_wait: float
-    peak_memory_gib: float
-    seconds: float
-    seconds_left: float
     skipped_steps: int = 0
     validation_loss: float | None = None
 

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import torch
 from accelerate.utils import broadcast_object_list
 from rich.console import Console
 
+from llava_npu.config import RunConfig
 from llava_npu.data.dataset import ConversationDataset
 from llava_npu.training.batches import MicroBatch
 from llava_npu.training.engines import Engine
-from llava_npu.training.monitoring.metrics import read_validation_loss
+from llava_npu.training.monitoring.metrics import StepMetrics, append_metrics, append_validation, read_validation_loss
 from llava_npu.training.monitoring.observing import Observer
-from llava_npu.training.monitoring.progress import training_progress
-from llava_npu.training.monitoring.reporting import RunReport, open_report
+from llava_npu.training.monitoring.plots import Plotter
+from llava_npu.training.monitoring.progress import TrainingProgress, training_progress
 from llava_npu.training.monitoring.throughput import ThroughputMeter
+from llava_npu.training.monitoring.trackers import Trackers, open_trackers
 from llava_npu.training.nonfinite.guard import NonFiniteGuard
 from llava_npu.training.resolve import ResolvedRun
 from llava_npu.training.step_statistics import StepStatistics
@@ -44,6 +47,43 @@ class MonitoredRun:
     first_step: int
     num_steps: int
     console: Console
+
+
+class RunReport:
+    """Where a step's metrics go: metrics.jsonl, the terminal, the plots, the trackers. One process of a run has it."""
+
+    def __init__(self, folder: Path, progress: TrainingProgress, trackers: Trackers) -> None:
+        self._folder = folder
+        self._progress = progress
+        self._trackers = trackers
+        self._plotter = Plotter(folder)
+
+    def step(self, metrics: StepMetrics) -> None:
+        """Reports a step that was made."""
+        append_metrics(self._folder, metrics)
+        self._progress.show(metrics)
+        self._trackers.log(asdict(metrics), metrics.step)
+        self._plotter.draw_if_due()
+
+    def validation(self, step: int, loss: float) -> None:
+        """Reports the validation loss after a step, which was reported before."""
+        append_validation(self._folder, step, loss)
+        self._progress.show_validation(step, loss)
+        self._trackers.log({"validation_loss": loss}, step)
+
+
+@contextmanager
+def open_report(config: RunConfig, folder: Path, progress: TrainingProgress, console: Console) -> Iterator[RunReport]:
+    """Opens all that a run reports to.
+
+    Raises:
+        UserError: a tracker cannot be started.
+    """
+    trackers = open_trackers(config.trackers, folder, config.model_dump(mode="json"), console)
+    try:
+        yield RunReport(folder, progress, trackers)
+    finally:
+        trackers.finish()
 
 
 class Monitor:

@@ -19,7 +19,7 @@ from rich.console import Console
 
 from llava_npu.errors import UserError
 from llava_npu.files.atomic import write_text
-from llava_npu.files.json_objects import read_json
+from llava_npu.files.json_objects import flatten, read_json
 
 PROJECT = "llava-npu"
 # What each tracker calls this run, so that a resumed one continues in the same place.
@@ -156,12 +156,7 @@ def _identities(folder: Path) -> dict[str, str]:
     return read_json(path, advice="Delete it: the trackers then start new runs") if path.is_file() else {}
 
 
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
     """Dotted keys; anything but numbers and strings, as strings."""
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = value if isinstance(value, bool | int | float | str) else str(value)
-    return flat
+    plain = (bool, int, float, str)
+    return {key: value if isinstance(value, plain) else str(value) for key, value in flatten(values).items()}
