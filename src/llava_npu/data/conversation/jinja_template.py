@@ -181,7 +181,8 @@ def _in_pieces(inner: str, opening: str, tokenizer: Any, *, before_spaces: bool)
         return _literal(opening) + inner
     keeps_one_space = not before_spaces and not _puts_a_space_before(" a", tokenizer)
     spaceless = sorted(special_texts(tokenizer) | ({" "} if keeps_one_space else set()))
-    starts = ", ".join(json.dumps(text) for text in spaceless)
+    # One test each: llama.cpp's reader of templates does not know a tuple of prefixes.
+    starts = "".join(f" and not piece.startswith({json.dumps(text)})" for text in spaceless)
     behind_token = "true" if opening else "not loop.first"
     return (
         "{%- set whole -%}"
@@ -190,7 +191,7 @@ def _in_pieces(inner: str, opening: str, tokenizer: Any, *, before_spaces: bool)
         + _literal(opening)
         + f"{{%- for piece in whole.split({_MARK}) -%}}"
         + f"{{{{ '' if loop.first else {_MARK} }}}}"
-        + f"{{{{ ' ' if piece and {behind_token} and not piece.startswith(({starts},)) else '' }}}}{{{{ piece }}}}"
+        + f"{{{{ ' ' if piece and {behind_token}{starts} else '' }}}}{{{{ piece }}}}"
         + "{%- endfor -%}"
     )
 
