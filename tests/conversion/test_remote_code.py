@@ -48,7 +48,7 @@ AutoModelForImageTextToText.from_pretrained(folder + "-again", trust_remote_code
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("projector", ["ldpv2", "resampler"])
+@pytest.mark.parametrize("projector", ["ldpv2", pytest.param("resampler", marks=pytest.mark.exhaustive)])
 def test_it_computes_the_same(tmp_path: Path, projector: str) -> None:
     parts = tiny.write_clip(tmp_path / "clip"), tiny.write_language_model(tmp_path / "lm")
     options = {"num_queries": 4} | ({"num_heads": 4} if projector == "resampler" else {})

@@ -109,6 +109,7 @@ def test_the_same_run_twice_is_equal_to_the_last_bit(make_run: MakeRun) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("once")
 def test_accumulation_and_workers_change_nothing(make_run: MakeRun) -> None:
     whole = make_run("whole")
     parts = make_run("parts", micro_batch_size=2, data={"workers": 1})

@@ -117,6 +117,7 @@ def test_a_packed_run_learns_and_repeats_to_the_bit(make_run: MakeRun) -> None:
     assert {line["samples"] for line in read_metrics(runs[0].output_path)} == {8}
 
 
+@pytest.mark.usefixtures("once")
 def test_more_and_smaller_packs_change_nothing(make_run: MakeRun) -> None:
     one, several = make_run("one", pack_tokens=1024), make_run("several", pack_tokens=128, data={"workers": 1})
     train(one)
