@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
 from accelerate import Accelerator
-from accelerate.utils import gather_object
+from accelerate.utils import broadcast_object_list, gather_object
 
 from llava_npu.errors import UserError
 
 _SHOWN = 100  # characters of a value
+_LAG_SECONDS = 60.0  # how long a network file system may keep an old listing, by the defaults of NFS
 
 
 def check_agreement(facts: Mapping[str, str], accelerator: Accelerator) -> None:
@@ -36,6 +39,27 @@ def check_agreement(facts: Mapping[str, str], accelerator: Accelerator) -> None:
                 f"process {rank} differs from process 0: {shown}. All processes need the same code, configuration and "
                 "files: on several nodes, the same environment and a shared folder (or equal copies of it)."
             )
+
+
+def check_shared(file: Path, accelerator: Accelerator) -> None:
+    """Ends all processes where one of them does not see the main process's `file`, since the folder is not shared.
+
+    Each machine may have its own file by that name, of an earlier run: size and time of change tell them apart.
+    """
+    seen = [_seen(file)]
+    broadcast_object_list(seen)
+    waits_until = time.monotonic() + _LAG_SECONDS
+    while _seen(file) != seen[0] and time.monotonic() < waits_until:
+        time.sleep(1)
+    check_agreement({str(file): _seen(file)}, accelerator)
+
+
+def _seen(file: Path) -> str:
+    try:
+        status = file.stat()
+    except OSError:
+        return "not there"
+    return f"{status.st_size} bytes, changed at {status.st_mtime_ns / 1e9:.6f}"
 
 
 def package_version(name: str) -> str:

@@ -23,7 +23,7 @@ from llava_npu.config import RunConfig
 from llava_npu.data.dataset import ConversationDataset
 from llava_npu.data.plan import Plan
 from llava_npu.distributed import processes
-from llava_npu.distributed.agreement import check_agreement, package_version
+from llava_npu.distributed.agreement import check_agreement, check_shared, package_version
 from llava_npu.distributed.interruption import RunStopped, StopRequest, stop_on_signal
 from llava_npu.errors import UserError
 from llava_npu.files.console import SafeConsole
@@ -131,6 +131,7 @@ def _run_folder(run: ResolvedRun, accelerator: Accelerator, fresh: bool, accept_
             open_run(run.config, fingerprint, run.model_fingerprints, fresh=fresh, accept_changes=accept_changes)
     with only_process(folder) if accelerator.is_main_process else nullcontext():
         accelerator.wait_for_everyone()
+        check_shared(folder / RUN_FILE, accelerator)
         yield folder
 
 
