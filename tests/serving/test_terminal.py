@@ -16,11 +16,20 @@ from llava_npu.inference.engine import InferenceEngine
 from llava_npu.inference.request import Sampling
 from llava_npu.models import compose
 from llava_npu.models.loaded import LoadedModel
-from llava_npu.serving.terminal import Conversation, answer_once, chat_loop
+from llava_npu.serving.terminal import Conversation, chat_loop
 from support import tiny
 
 PICTURE = Image.new("RGB", (30, 20), (200, 0, 0))
 EIGHT = Sampling(max_new_tokens=8)
+
+
+def answer_once(
+    loaded: LoadedModel, prompt: str, pictures: list[Image.Image], sampling: Sampling = EIGHT
+) -> Iterator[str]:
+    conversation = Conversation(InferenceEngine(loaded, max_batch=1), sampling)
+    for picture in pictures:
+        conversation.attach(picture)
+    return conversation.ask(prompt)
 
 
 def _generated(loaded: LoadedModel, turns: list[dict[str, str]], pictures: list[Image.Image]) -> str:

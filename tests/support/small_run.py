@@ -9,13 +9,20 @@ import subprocess
 import sys
 import traceback
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
+
+import pytest
 
 from llava_npu.config import RunConfig
 from llava_npu.distributed.launching import meeting_port
 from support import tiny
 
 TESTS = Path(__file__).resolve().parents[1]
+
+
+def skip_off_the_cpu() -> NoReturn:
+    """Leaves out what is the same on all devices, where one is enough."""
+    pytest.skip("is tested on the CPU; --exhaustive runs it on other devices")
 
 
 def write_material(folder: Path) -> Path:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from llava_npu.config import RunConfig
-from support.small_run import small_run, write_material
+from support.small_run import skip_off_the_cpu, small_run, write_material
 
 
 @pytest.fixture(scope="session")
@@ -36,7 +36,7 @@ def make_run(material: Path, tmp_path: Path, device: torch.device) -> Callable[.
 def once(device: torch.device, exhaustive: bool) -> None:
     """One device is enough: what is tested is the same on all of them."""
     if device.type != "cpu" and not exhaustive:
-        pytest.skip("is tested on the CPU; --exhaustive runs it on other devices")
+        skip_off_the_cpu()
 
 
 class _NoPlotter:

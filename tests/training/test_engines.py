@@ -24,7 +24,7 @@ from llava_npu.data.plan import PaddedLayout, Plan
 from llava_npu.data.records import load_records
 from llava_npu.training import train
 from llava_npu.training.monitoring.metrics import read_metrics
-from support.small_run import in_two_processes, small_run
+from support.small_run import in_two_processes, skip_off_the_cpu, small_run
 
 # Batches of one sample: in the fourth step one is of text alone, beside one with an image in the other process.
 ENGINES: dict[str, dict[str, Any]] = {
@@ -126,7 +126,7 @@ class Runs:
     def losses(self, name: str) -> list[float]:
         assert name not in self.raised, self.raised[name]
         if self.device_type != "cpu" and not (self.folder / name).is_dir():
-            pytest.skip("is tested on the CPU; --exhaustive runs it on other devices")
+            skip_off_the_cpu()
         return [line["loss"] for line in read_metrics(self.folder / name)]
 
     def weights(self, name: str) -> dict[str, torch.Tensor]:

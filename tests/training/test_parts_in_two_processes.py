@@ -15,7 +15,7 @@ from llava_npu.training import train
 from llava_npu.training.monitoring.jsonl import read_lines
 from llava_npu.training.monitoring.metrics import read_metrics
 from support.poisoned_run import poisoned_run, without_check
-from support.small_run import in_two_processes, small_run
+from support.small_run import in_two_processes, skip_off_the_cpu, small_run
 
 ADAPTERS = {
     "parts": {"language_model": {"train": "lora"}, "vision_tower": {"train": "lora"}},
@@ -75,7 +75,7 @@ class Runs:
     def column(self, name: str, key: str) -> list[Any]:
         assert name not in self.raised, self.raised[name]
         if self.device_type != "cpu" and not (self.folder / name).is_dir():
-            pytest.skip("is tested on the CPU; --exhaustive runs it on other devices")
+            skip_off_the_cpu()
         return [line[key] for line in read_metrics(self.folder / name)]
 
     def weights(self, name: str) -> dict[str, torch.Tensor]:

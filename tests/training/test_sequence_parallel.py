@@ -25,7 +25,7 @@ from llava_npu.training import train
 from llava_npu.training.batches import SequenceSplit, micro_batch, part_of
 from llava_npu.training.monitoring.metrics import read_metrics
 from support import split_model, tiny
-from support.small_run import in_two_processes, small_run, write_material
+from support.small_run import in_two_processes, skip_off_the_cpu, small_run, write_material
 from support.split_model import CASES, samples
 
 MakeRun = Callable[..., RunConfig]
@@ -96,7 +96,7 @@ def runs(parts: Path, tmp_path_factory: pytest.TempPathFactory, request: pytest.
     """Every run in two processes, and what one process makes of it."""
     kind = "npu" if request.config.getoption("--simulated-npu") else "cpu"
     if kind != "cpu" and not request.config.getoption("--exhaustive"):
-        pytest.skip("is tested on the CPU; --exhaustive runs it on other devices")
+        skip_off_the_cpu()
     folder = tmp_path_factory.mktemp("runs")
 
     def run(name: str, **changes: Any) -> RunConfig:

@@ -111,21 +111,9 @@ def operations() -> Iterator[Operation]:
     yield batched("one token behind a cache", length=1, key_length=9, causal=True, training=False)
     yield _masked()
     yield _multihead_attention()
-    yield Operation(
-        "rms_norm",
-        "",
-        {"hidden": random_tensor(3, 5, 64), "weight": 1 + 0.1 * random_tensor(64)},
-        lambda x: rms_norm(x["hidden"], x["weight"], 1e-5),
-        lambda x: x["weight"] * x["hidden"] / (x["hidden"].square().mean(-1, keepdim=True) + 1e-5).sqrt(),
-    )
+    yield normed("", 3, 5, 64)
     yield _rotary()
-    yield Operation(
-        "swiglu",
-        "",
-        {"gate": random_tensor(3, 5, 64), "value": random_tensor(3, 5, 64, seed=1)},
-        lambda x: swiglu(x["gate"], x["value"]),
-        lambda x: x["gate"] / (1 + (-x["gate"]).exp()) * x["value"],
-    )
+    yield gated("", 3, 5, 64)
     yield _linear_cross_entropy()
 
 
@@ -201,6 +189,28 @@ def masked(case: str, inputs: Tensors, mask: torch.Tensor, training: bool = True
         lambda x: masked_attention(x["query"], x["key"], x["value"], mask.to(x["query"].device)),
         lambda x: attention(x["query"], x["key"], x["value"], mask),
         training,
+    )
+
+
+def normed(case: str, *shape: int) -> Operation:
+    """`rms_norm`."""
+    return Operation(
+        "rms_norm",
+        case,
+        {"hidden": random_tensor(*shape), "weight": 1 + 0.1 * random_tensor(shape[-1])},
+        lambda x: rms_norm(x["hidden"], x["weight"], 1e-5),
+        lambda x: x["weight"] * x["hidden"] / (x["hidden"].square().mean(-1, keepdim=True) + 1e-5).sqrt(),
+    )
+
+
+def gated(case: str, *shape: int) -> Operation:
+    """`swiglu`."""
+    return Operation(
+        "swiglu",
+        case,
+        {"gate": random_tensor(*shape), "value": random_tensor(*shape, seed=1)},
+        lambda x: swiglu(x["gate"], x["value"]),
+        lambda x: x["gate"] / (1 + (-x["gate"]).exp()) * x["value"],
     )
 
 

@@ -19,14 +19,14 @@ from llava_npu.diagnostics.operations import (
     attention,
     attention_inputs,
     batched_on,
+    gated,
     masked,
+    normed,
     packed,
     random_tensor,
 )
 from llava_npu.models.projectors.attention import CrossAttention
 from llava_npu.ops.attention import cached_attention
-from llava_npu.ops.rms_norm import rms_norm
-from llava_npu.ops.swiglu import swiglu
 
 _LANGUAGE = (4, 2, 128)  # heads of queries, of keys, and their dimension
 _LONG = (2, 1, 128)  # for thousands of tokens: as long as a mask of 2,048 × 2,048 has to stand for more than itself
@@ -53,20 +53,8 @@ def real_sizes() -> Iterator[Operation]:
     yield packed("window of 512", (1300, 400), _LONG, causal=True, window=512)
     yield _cross_attention("Resampler, 144 on 576", queries=144, keys=576, batch=2, shared_queries=True)
     yield _cross_attention("TokenPacker, 288 × 4", queries=1, keys=4, batch=288, shared_queries=False)
-    yield Operation(
-        "rms_norm",
-        "4,096 channels",
-        {"hidden": random_tensor(1, 600, 4096), "weight": 1 + 0.1 * random_tensor(4096)},
-        lambda x: rms_norm(x["hidden"], x["weight"], 1e-5),
-        lambda x: x["weight"] * x["hidden"] / (x["hidden"].square().mean(-1, keepdim=True) + 1e-5).sqrt(),
-    )
-    yield Operation(
-        "swiglu",
-        "11,008 channels",
-        {"gate": random_tensor(1, 300, 11008), "value": random_tensor(1, 300, 11008, seed=1)},
-        lambda x: swiglu(x["gate"], x["value"]),
-        lambda x: x["gate"] / (1 + (-x["gate"]).exp()) * x["value"],
-    )
+    yield normed("4,096 channels", 1, 600, 4096)
+    yield gated("11,008 channels", 1, 300, 11008)
 
 
 def _cached(key_lengths: tuple[int, ...]) -> Operation:

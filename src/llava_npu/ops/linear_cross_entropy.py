@@ -93,12 +93,7 @@ def linear_cross_entropy(
         raise ValueError(f"linear_cross_entropy: reduction {reduction!r}; allowed are 'sum' and 'mean'")
     if chunk_size < 1:
         raise ValueError(f"linear_cross_entropy: chunk_size {chunk_size}; at least 1 is needed")
-    if labels.shape != hidden.shape[:-1] or hidden.shape[-1] != weight.shape[-1]:
-        raise ValueError(
-            f"linear_cross_entropy: hidden {tuple(hidden.shape)}, labels {tuple(labels.shape)} and weight "
-            f"{tuple(weight.shape)} do not fit; expected (..., H), (...) and (V, H)"
-        )
-
+    _check_shapes(hidden, weight, labels)
     labels = labels.reshape(-1)
     if positions is None:
         positions = (labels != ignore_index).nonzero().squeeze(1)
@@ -112,6 +107,14 @@ def linear_cross_entropy(
     if reduction == "mean":
         loss = loss / (labels != ignore_index).sum().clamp(min=1)
     return loss
+
+
+def _check_shapes(hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor) -> None:
+    if labels.shape != hidden.shape[:-1] or hidden.shape[-1] != weight.shape[-1]:
+        raise ValueError(
+            f"linear_cross_entropy: hidden {tuple(hidden.shape)}, labels {tuple(labels.shape)} and weight "
+            f"{tuple(weight.shape)} do not fit; expected (..., H), (...) and (V, H)"
+        )
 
 
 def _matmul_dtype(rows: torch.Tensor) -> torch.dtype:

@@ -70,29 +70,20 @@ class FusedMultiheadAttention(nn.MultiheadAttention):
             inputs = _map_distinct(inputs, lambda tensor: tensor.transpose(0, 1))
 
         q, k, v = self._heads(*inputs)  # (batch, num_heads, L or S, head_dim)
-        batch, _, length, _ = q.shape
-        key_length = inputs[1].shape[1]
-        appended = k.shape[2] - key_length
+        (batch, _, length, _), key_length = q.shape, inputs[1].shape[1]
         mask = _merge(
             _attention_mask(attn_mask, batch, self.num_heads, length, key_length),
             _padding_mask(key_padding_mask, batch, key_length),
             q.dtype,
         )
-        if mask is not None:
-            mask = F.pad(mask, (0, appended))  # appended keys are never masked
-        is_plain_causal = is_causal and key_padding_mask is None and length == key_length and not appended
-        dropout = self.dropout if self.training else 0.0
-
+        mask = None if mask is None else F.pad(mask, (0, k.shape[2] - key_length))  # appended keys are never masked
         weights: torch.Tensor | None = None
         if need_weights:
-            weights = F.dropout(_attention_weights(q, k, mask), dropout)
+            weights = F.dropout(_attention_weights(q, k, mask), self.dropout, self.training)
             out = weights @ v
-        elif mask is None or is_plain_causal:
-            out = batched_attention(q, k, v, is_plain_causal, dropout=dropout)
-        elif mask.dtype == torch.bool:
-            out = masked_attention(q, k, v, ~mask, dropout=dropout)
         else:
-            out = _attention_with_bias(q, k, v, mask, dropout)
+            is_plain_causal = is_causal and key_padding_mask is None and length == k.shape[2] == key_length
+            out = self._fused(q, k, v, None if is_plain_causal else mask, is_plain_causal)
 
         out = self.out_proj(out.transpose(1, 2).flatten(2))  # (batch, L, embed_dim)
         if weights is not None and average_attn_weights:
@@ -100,6 +91,17 @@ class FusedMultiheadAttention(nn.MultiheadAttention):
         if not is_batched:
             return out.squeeze(0), None if weights is None else weights.squeeze(0)
         return (out if self.batch_first else out.transpose(0, 1)), weights
+
+    def _fused(
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None, causal: bool
+    ) -> torch.Tensor:
+        """Attention by the device's operator; `causal` comes without a mask."""
+        dropout = self.dropout if self.training else 0.0
+        if mask is None:
+            return batched_attention(q, k, v, causal, dropout=dropout)
+        if mask.dtype == torch.bool:
+            return masked_attention(q, k, v, ~mask, dropout=dropout)
+        return _attention_with_bias(q, k, v, mask, dropout)
 
     def _check_shapes(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> None:
         if query.is_nested or key.is_nested or value.is_nested:

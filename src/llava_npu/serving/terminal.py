@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -15,7 +15,6 @@ from llava_npu.files.home import expand_home
 from llava_npu.inference.engine import InferenceEngine
 from llava_npu.inference.prompts import prepare_prompt, with_images_first
 from llava_npu.inference.request import Sampling
-from llava_npu.models.loaded import LoadedModel
 
 HELP = """\
 /image FILE…     images for the next question; write <image> in it to say where each stands
@@ -131,26 +130,6 @@ def chat_loop(
                 _command(conversation, line, write, show_image)
         except UserError as error:
             write(f"error: {error}\n")
-
-
-def answer_once(
-    loaded: LoadedModel,
-    prompt: str,
-    images: Sequence[Image.Image],
-    sampling: Sampling | None = None,
-    system: str | None = None,
-) -> Iterator[str]:
-    """One question without a conversation; yields the answer as it grows.
-
-    `<image>` in the prompt says where each image stands; without any, they all come first.
-
-    Raises:
-        UserError: `<image>` and images differ in number; an error while generating is raised here too.
-    """
-    conversation = Conversation(InferenceEngine(loaded, max_batch=1), sampling or Sampling(), system)
-    for image in images:
-        conversation.attach(image)
-    return conversation.ask(prompt)
 
 
 def _show(deltas: Iterator[str], write: Callable[[str], None]) -> None:

@@ -10,6 +10,7 @@ from accelerate.utils import gather_object
 from rich.console import Console
 from rich.text import Text
 
+from llava_npu.config import RunConfig
 from llava_npu.errors import UserError
 from llava_npu.training.monitoring.jsonl import append_lines, read_lines, rewind_lines
 
@@ -17,7 +18,7 @@ BAD_SAMPLES = "bad_samples.jsonl"
 
 
 def report_bad_samples(
-    folder: Path, step: int, problems: Sequence[str], limit: int, accelerator: Accelerator, console: Console
+    config: RunConfig, step: int, problems: Sequence[str], accelerator: Accelerator, console: Console
 ) -> None:
     """Names the samples that were replaced in a step, on any process; every process calls it.
 
@@ -26,9 +27,9 @@ def report_bad_samples(
     """
     gathered = gather_object(list(problems))
     if accelerator.is_main_process:
-        note_bad_samples(folder, step, gathered, console)
+        note_bad_samples(config.output_path, step, gathered, console)
     accelerator.wait_for_everyone()
-    refuse_too_many(folder, limit)
+    refuse_too_many(config.output_path, config.data.max_bad_samples)
 
 
 def note_bad_samples(folder: Path, step: int, problems: Sequence[str], console: Console) -> None:

@@ -401,9 +401,8 @@ class Trainer:
     def _report_bad_samples(self, step: int, micro_batches: Sequence[MicroBatch]) -> UserError | None:
         """Names the samples that were replaced; what is returned says that there were too many by now."""
         replaced = [problem for micro_batch in micro_batches for problem in micro_batch.replaced]
-        limit = self.config.data.max_bad_samples
         try:
-            report_bad_samples(self.folder, step, replaced, limit, self.accelerator, self.console)
+            report_bad_samples(self.config, step, replaced, self.accelerator, self.console)
         except UserError as error:
             return error
         return None

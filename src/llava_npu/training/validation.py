@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from llava_npu.config import RunConfig
 from llava_npu.data.conversation.labels import IGNORE_INDEX
 from llava_npu.data.dataset import ConversationDataset, Sample
 from llava_npu.data.plan import Indices
@@ -28,21 +29,13 @@ def is_due(step: int, num_steps: int, every: int) -> bool:
     return step % every == 0 or step == num_steps
 
 
-def validation_loss(
-    engine: Engine,
-    dataset: ConversationDataset,
-    device: Device,
-    *,
-    micro_batch_size: int,
-    workers: int,
-    sequence_parallel_size: int = 1,
-) -> float:
+def validation_loss(engine: Engine, dataset: ConversationDataset, device: Device, config: RunConfig) -> float:
     """Mean cross-entropy in nats per supervised token, over all samples and processes; every process calls it.
 
     Weights, random state and modes are afterwards what they were: a run that validates trains as one that does not.
     """
-    accelerator = engine.accelerator
-    layout = _Once(len(dataset), accelerator.num_processes // sequence_parallel_size, micro_batch_size)
+    accelerator, parts = engine.accelerator, config.sequence_parallel_size
+    layout = _Once(len(dataset), accelerator.num_processes // parts, config.micro_batch_size)
     generators = random_state(device)
     total, supervised = torch.zeros((), device=accelerator.device), 0
     with torch.no_grad(), _evaluation_mode(engine.objective):
@@ -51,8 +44,8 @@ def validation_loss(
             layout,
             first_step=0,
             last_step=layout.num_steps,
-            share=Share.of_process(accelerator.process_index, sequence_parallel_size),
-            workers=workers if len(dataset) > _FEW else 0,
+            share=Share.of_process(accelerator.process_index, parts),
+            workers=config.data.workers if len(dataset) > _FEW else 0,
             pin_memory=device.kind != "cpu",
         ):
             total += engine.loss(micro_batch.to(accelerator.device), micro_batch.sequence_lengths)

@@ -178,15 +178,7 @@ class Monitor:
 
     def validate(self, step: int) -> float:
         """Computes the validation loss after a step, and reports it; every process calls it."""
-        config = self._config
-        loss = validation_loss(
-            self._run.engine,
-            self._held_out,
-            self._run.run.device,
-            micro_batch_size=config.micro_batch_size,
-            workers=config.data.workers,
-            sequence_parallel_size=config.sequence_parallel_size,
-        )
+        loss = validation_loss(self._run.engine, self._held_out, self._run.run.device, self._config)
         if self._report is not None:
             self._report.validation(step, loss)
         self._meter.resume()
