@@ -79,15 +79,12 @@ class FusedMultiheadAttention(nn.MultiheadAttention):
         mask = None if mask is None else F.pad(mask, (0, k.shape[2] - key_length))  # appended keys are never masked
         weights: torch.Tensor | None = None
         if need_weights:
-            weights = F.dropout(_attention_weights(q, k, mask), self.dropout, self.training)
-            out = weights @ v
+            dropped = F.dropout(_attention_weights(q, k, mask), self.dropout, self.training)
+            out, weights = dropped @ v, dropped.mean(1) if average_attn_weights else dropped
         else:
             is_plain_causal = is_causal and key_padding_mask is None and length == k.shape[2] == key_length
             out = self._fused(q, k, v, None if is_plain_causal else mask, is_plain_causal)
-
         out = self.out_proj(out.transpose(1, 2).flatten(2))  # (batch, L, embed_dim)
-        if weights is not None and average_attn_weights:
-            weights = weights.mean(1)
         if not is_batched:
             return out.squeeze(0), None if weights is None else weights.squeeze(0)
         return (out if self.batch_first else out.transpose(0, 1)), weights
