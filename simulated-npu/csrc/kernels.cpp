@@ -164,5 +164,10 @@ TORCH_LIBRARY_IMPL(aten, PrivateUse1, library) {
   library.impl("native_dropout", &native_dropout);
 }
 
+// It is no part of autograd. torch before 2.10 does not pass a backend's own kernel by there without being told.
+TORCH_LIBRARY_IMPL(aten, AutogradPrivateUse1, library) {
+  library.impl("_has_compatible_shallow_copy_type", torch::CppFunction::makeFallthrough());
+}
+
 }  // namespace
 }  // namespace simulated_npu
