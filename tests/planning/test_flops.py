@@ -14,6 +14,7 @@ from llava_npu.config.parts import PartsConfig, StageName, resolve_parts
 from llava_npu.models.configuration import LlavaNpuConfig
 from llava_npu.models.flops import FlopModel, Flops, causal_pairs, flop_model
 from llava_npu.models.modeling import LlavaNpuForConditionalGeneration
+from llava_npu.models.projectors.registry import available
 from llava_npu.ops.fuse import install_kernels
 from llava_npu.training.loss import SupervisedLoss
 from llava_npu.training.parts import prepare_parts
@@ -31,6 +32,15 @@ PROJECTORS = {
     "resampler": {"num_queries": 4},
     "tokenpacker": {"region_layers": [1, 2, 3]},
     "c_abstractor": {"num_queries": 4, "num_input_tokens": 16, "hidden_size": 16},
+    "d_abstractor": {"num_queries": 4, "num_input_tokens": 16, "hidden_size": 32, "num_layers": 2, "num_heads": 4},
+    "qformer": {"num_queries": 4, "hidden_size": 16, "num_layers": 2, "num_heads": 4},
+    "mqt": {"num_queries": 4},
+    "matryoshka_pool": {},
+    "patch_merger": {},
+    "dense_sti": {"layers": [1]},
+    "dense_sci": {"layers": [1]},
+    "dense_dci": {"groups": [1, 2]},
+    "sva": {"num_queries": 4, "hidden_size": 16, "num_layers": 2, "num_heads": 4, "tower_sides": [4]},
 }
 
 
@@ -92,6 +102,10 @@ def counted_by_torch(model: LlavaNpuForConditionalGeneration, images: int, words
 
 
 @pytest.mark.slow
+def test_every_projector_is_counted() -> None:
+    assert {name for name in available() if "{" not in name} <= PROJECTORS.keys()
+
+
 @pytest.mark.parametrize("stage", ["align", "finetune"])
 @pytest.mark.parametrize("projector", PROJECTORS)
 def test_a_step_counts_what_torch_counts(projector: str, stage: StageName) -> None:
@@ -106,8 +120,8 @@ def test_a_step_counts_what_torch_counts(projector: str, stage: StageName) -> No
         images * supervised,
         images,
     )
-    # A resampler's queries are projected once for all images, which is no image's.
-    tolerance = 0.005 if projector == "resampler" else 0
+    # Projected once for all images, which is no image's: a resampler's queries, and MQT's keys, which are positions.
+    tolerance = {"resampler": 0.005, "mqt": 0.012}.get(projector, 0)
     assert ours.total == pytest.approx(counted_by_torch(model, images, words, supervised), rel=tolerance, abs=0)
 
 

@@ -228,7 +228,8 @@ def _projector(model: LlavaNpuModel) -> Flops:
     def of(images: int) -> Flops:
         features = torch.empty(images, tokens, projector.input_channels, device="meta")
         with FlopCounterMode(display=False) as counter, torch.no_grad():
-            _OnMeta(projector, trained=False)(features, grid=tower.grid)  # what learns gives the counter no gradient here
+            # Views of what learns would ask the counter for gradients that there are not.
+            _OnMeta(projector, trained=False)(features, grid=tower.grid)
 
         def backward(trained: bool, gradient_at_input: bool) -> int:
             return _backward(_OnMeta(projector, trained)(features.requires_grad_(gradient_at_input), grid=tower.grid))
