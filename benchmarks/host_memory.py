@@ -29,19 +29,11 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import (
-    CLIPImageProcessor,
-    CLIPVisionConfig,
-    CLIPVisionModel,
-    LlamaConfig,
-    LlamaForCausalLM,
-    PreTrainedTokenizerFast,
-)
+from transformers import LlamaConfig
 
+import small_models
 from llava_npu import devices
 from llava_npu.config import RunConfig, render_config
 from llava_npu.debug_size.assets import make_assets
@@ -52,7 +44,6 @@ from llava_npu.training.resolve import ResolvedRun
 MB = 10**6
 PERIOD = 0.05
 LOADED, STEPPED = "MFU is against", "metrics.jsonl"
-WORDS = ("<pad>", "<s>", "</s>", "<unk>", "what", "is", "it", "a", "red", "square", "?", "USER", ":", "ASSISTANT")
 
 
 @dataclass(frozen=True)
@@ -136,25 +127,7 @@ def _pss(pid: int) -> int:
 def write_models(folder: Path, hidden: int, layers: int, vocabulary: int, dtype: torch.dtype = torch.bfloat16) -> None:
     """A language model in `dtype`, a tower in float32, with random weights, and data."""
     torch.manual_seed(0)
-    tower = CLIPVisionConfig(
-        hidden_size=512,
-        intermediate_size=2048,
-        num_hidden_layers=8,
-        num_attention_heads=8,
-        image_size=56,
-        patch_size=14,
-    )
-    CLIPVisionModel(tower).save_pretrained(folder / "tower")
-    CLIPImageProcessor(size={"shortest_edge": 56}, crop_size={"height": 56, "width": 56}).save_pretrained(
-        folder / "tower"
-    )
-    inner = Tokenizer(models.WordLevel({word: index for index, word in enumerate(WORDS)}, unk_token="<unk>"))
-    inner.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Punctuation("isolated")]
-    )
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=inner, bos_token="<s>", eos_token="</s>", pad_token="<pad>", unk_token="<unk>"
-    )
+    small_models.write_tower(folder / "tower", 512, 8, side=56, heads=8)
     config = LlamaConfig(
         vocab_size=vocabulary,
         hidden_size=hidden,
@@ -163,33 +136,27 @@ def write_models(folder: Path, hidden: int, layers: int, vocabulary: int, dtype:
         num_attention_heads=hidden // 64,
         max_position_embeddings=2048,
     )
-    LlamaForCausalLM(config).to(dtype).save_pretrained(folder / "language_model")
-    tokenizer.save_pretrained(folder / "language_model")
+    small_models.write_language_model(folder / "language_model", config, small_models.word_tokenizer(), dtype)
     make_assets(folder / "data")
 
 
 def run_config(
     engine: str, stage: str, processes: int, folder: Path, material: Path, precision: str = "bf16"
 ) -> RunConfig:
-    values: dict[str, Any] = {
-        "output": str(folder / "run"),
-        "stage": "align" if stage == "align" else "finetune",
-        "model": {"vision_tower": str(material / "tower"), "language_model": str(material / "language_model")},
-        "data": {
-            "path": str(material / "data" / ("captions.json" if stage == "align" else "conversations.json")),
-            "template": "plain" if stage == "align" else "v1",
-            "workers": 0,
-        },
-        "engine": engine,
-        "batch_size": processes,
-        "micro_batch_size": 1,
-        "max_steps": 1,
-        "device": "cpu",
-        "precision": precision,
-    }
-    if stage == "lora":
-        values["parts"] = {"language_model": {"train": "lora"}}
-    return RunConfig.model_validate(values)
+    lora = {"parts": {"language_model": {"train": "lora"}}} if stage == "lora" else {}
+    return small_models.run_config(
+        material,
+        folder / "run",
+        "align" if stage == "align" else "finetune",
+        data={"path": f"data/{'captions' if stage == 'align' else 'conversations'}.json"},
+        engine=engine,
+        batch_size=processes,
+        micro_batch_size=1,
+        max_steps=1,
+        device="cpu",
+        precision=precision,
+        **lora,
+    )
 
 
 def main() -> None:

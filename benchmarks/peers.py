@@ -30,7 +30,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peer_adapters import run_steps, versions
 from PIL import Image
 from torch.nn import functional
 from transformers import (
@@ -50,6 +49,7 @@ from llava_npu.data.conversation.labels import IGNORE_INDEX
 from llava_npu.data.dataset import ConversationDataset
 from llava_npu.data.records import load_records
 from llava_npu.training import train
+from peer_adapters import run_steps, versions
 
 ROOT = Path(__file__).resolve().parent.parent
 SUITES = ("llama-factory", "ms-swift", "trl", "trl-assistant-only")

@@ -17,27 +17,17 @@ import argparse
 import gc
 import io
 import itertools
-import json
 import os
 import tempfile
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from PIL import Image
 from rich.console import Console
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import (
-    CLIPImageProcessor,
-    CLIPVisionConfig,
-    CLIPVisionModel,
-    LlamaConfig,
-    LlamaForCausalLM,
-    PreTrainedTokenizerFast,
-)
+from transformers import LlamaConfig
 
+import small_models
 from llava_npu import devices
 from llava_npu.config import RunConfig
 from llava_npu.planning.check import MemoryPrediction, predict
@@ -46,13 +36,6 @@ from llava_npu.training import train
 from llava_npu.training.resolve import ResolvedRun
 
 MIB = 2**20
-PROJECTORS: dict[str, dict[str, Any]] = {
-    "mlp2x_gelu": {},
-    "resampler": {"num_queries": 16},
-    "c_abstractor": {"num_queries": 16, "hidden_size": 64},
-    "tokenpacker": {"region_layers": [1, 2], "num_heads": 4},
-}
-WORDS = ("<pad>", "<s>", "</s>", "<unk>", "what", "is", "it", "a", "red", "square", "?", "USER", ":", "ASSISTANT")
 
 
 @dataclass(frozen=True)
@@ -139,81 +122,42 @@ def _peak_of_allocations(profile: torch.profiler.profile, left_out: Collection[i
 
 
 def run_config(setting: Setting, material: Path, output: Path, kind: str) -> RunConfig:
-    return RunConfig.model_validate(
-        {
-            "output": str(output),
-            "stage": setting.stage,
-            "model": {
-                "vision_tower": str(material / "tower"),
-                "language_model": str(material / "language_model"),
-                "projector": setting.projector,
-                "projector_options": PROJECTORS[setting.projector],
-            },
-            "data": {
-                "path": str(material / "data.json"),
-                "template": "plain" if setting.stage == "align" else "v1",
-                "workers": 0,
-                "cache_features": setting.cache_features,
-            },
-            "batch_size": 2 * setting.micro_batch_size,
-            "micro_batch_size": setting.micro_batch_size,
-            "pack_tokens": setting.pack_tokens,
-            "precision": setting.precision,
-            "gradient_checkpointing": setting.gradient_checkpointing,
-            "epochs": 3,
-            "max_steps": 3,
-            "device": kind,
-        }
+    return small_models.run_config(
+        material,
+        output,
+        setting.stage,
+        setting.projector,
+        data={"cache_features": setting.cache_features},
+        batch_size=2 * setting.micro_batch_size,
+        micro_batch_size=setting.micro_batch_size,
+        pack_tokens=setting.pack_tokens,
+        precision=setting.precision,
+        gradient_checkpointing=setting.gradient_checkpointing,
+        epochs=3,
+        max_steps=3,
+        device=kind,
     )
 
 
 def write_material(folder: Path) -> None:
     """A tower of 64 patches, a language model of 4 layers, both with random weights, and images to describe."""
-    CLIPVisionModel(
-        CLIPVisionConfig(
-            hidden_size=64,
-            intermediate_size=128,
-            num_hidden_layers=3,
-            num_attention_heads=4,
-            image_size=112,
-            patch_size=14,
-        )
-    ).save_pretrained(folder / "tower")
-    CLIPImageProcessor(size={"shortest_edge": 112}, crop_size={"height": 112, "width": 112}).save_pretrained(
-        folder / "tower"
+    small_models.write_tower(folder / "tower", 64, 3, side=112, inner=128)
+    language = LlamaConfig(
+        vocab_size=2112,  # room for the image token: on a CPU the weights that a resize replaces stay in memory
+        hidden_size=128,
+        intermediate_size=344,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
     )
-    LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=2112,  # room for the image token: on a CPU the weights that a resize replaces stay in memory
-            hidden_size=128,
-            intermediate_size=344,
-            num_hidden_layers=4,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            max_position_embeddings=512,
-        )
-    ).save_pretrained(folder / "language_model")
-    words = {word: number for number, word in enumerate(WORDS)}
-    words |= {f"word{number}": number for number in range(len(words), 2047)}
-    tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="<unk>"
-    ).save_pretrained(folder / "language_model")
-    records = []
-    for number in range(32):
-        name = f"{number}.png"
-        Image.new("RGB", (40, 30), (number * 8, 30, 30)).save(folder / name)
-        turns = [("human", "<image>\nwhat is it ?"), ("gpt", "a red square " * (20 + number % 3))]
-        records.append(
-            {"id": name, "image": name, "conversations": [{"from": who, "value": said} for who, said in turns]}
-        )
-    (folder / "data.json").write_text(json.dumps(records))
+    small_models.write_language_model(folder / "language_model", language, small_models.word_tokenizer(2047))
+    small_models.write_records(folder, (20 + number % 3 for number in range(32)))
 
 
 def grid() -> list[Setting]:
     """Every stage, projector, recomputation and precision, sizes and caching spread over them; packs; some layers."""
-    every = itertools.product(("align", "finetune"), PROJECTORS, (False, True), ("fp32", "bf16"))
+    every = itertools.product(("align", "finetune"), small_models.PROJECTORS, (False, True), ("fp32", "bf16"))
     settings = [
         Setting(stage, projector, (2, 4, 8)[number % 3], recompute, precision, cache_features=number % 4 == 1)
         for number, (stage, projector, recompute, precision) in enumerate(every)

@@ -5,7 +5,9 @@
 
 Each line is one setting of a run: its step is planned from its configuration, as `llava-npu plan` does, and made a few
 times from the pieces of which `llava_npu.training.train` consists, on batches loaded beforehand. Both sides are in
-processor time of one thread, which other programs disturb less than the clock.
+processor time of one thread, which other programs disturb less than the clock. What the CPU takes for primitive
+operations, which is all that estimates are made of, is measured several times in between, and the whole grid in
+several rounds; of both sides the quickest counts, as a machine's speed changes within minutes.
 
 The C library is told to keep memory that was freed (`MALLOC_MMAP_MAX_`, `MALLOC_TRIM_THRESHOLD_`), as accelerators'
 allocators do: otherwise a step consists to a good part of the system's mapping of pages.
@@ -16,35 +18,25 @@ from __future__ import annotations
 import argparse
 import io
 import itertools
-import json
 import os
-import random
-import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from rich.console import Console
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import (
-    CLIPImageProcessor,
-    CLIPVisionConfig,
-    CLIPVisionModel,
-    LlamaConfig,
-    LlamaForCausalLM,
-    PreTrainedTokenizerFast,
-)
+from transformers import LlamaConfig
 
+import small_models
 from llava_npu import devices
 from llava_npu.config import RunConfig
 from llava_npu.data.dataset import ConversationDataset
 from llava_npu.data.plan import Plan
+from llava_npu.devices.host_speeds import HostSpeeds, Table, measure_host_speeds
 from llava_npu.distributed import processes
 from llava_npu.models.modeling import LlavaNpuForConditionalGeneration
 from llava_npu.ops.fuse import install_kernels
@@ -64,14 +56,9 @@ from llava_npu.training.parts import STAGE_TEMPLATES, prepare_parts
 from llava_npu.training.resolve import ResolvedRun
 
 KEPT_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**40), "OMP_NUM_THREADS": "1"}
-WORDS = ("<pad>", "<s>", "</s>", "<unk>", "what", "is", "it", "a", "red", "square", "?", "USER", ":", "ASSISTANT")
-PROJECTORS: dict[str, dict[str, Any]] = {
-    "mlp2x_gelu": {},
-    "resampler": {"num_queries": 16},
-    "c_abstractor": {"num_queries": 16, "hidden_size": 64},
-    "tokenpacker": {"region_layers": [1, 2], "num_heads": 4},
-}
 STEPS = 1
+# How many settings are measured between two measurements of the CPU.
+SETTINGS_BETWEEN = 6
 
 
 @dataclass(frozen=True)
@@ -118,34 +105,23 @@ def grid(sizes: list[str]) -> list[Setting]:
     for size in sizes:
         for stage, recompute, packed in itertools.product(("align", "finetune"), (False, True), (False, True)):
             settings.append(Setting(size, stage, recompute=recompute, packed=packed))
-        settings += [Setting(size, "finetune", projector) for projector in list(PROJECTORS)[1:]]
+        settings += [Setting(size, "finetune", projector) for projector in list(small_models.PROJECTORS)[1:]]
     return settings
 
 
 def run_config(setting: Setting, material: Path, output: Path) -> RunConfig:
-    return RunConfig.model_validate(
-        {
-            "output": str(output),
-            "stage": setting.stage,
-            "model": {
-                "vision_tower": str(material / "tower"),
-                "language_model": str(material / "language_model"),
-                "projector": setting.projector,
-                "projector_options": PROJECTORS[setting.projector],
-            },
-            "data": {
-                "path": str(material / "data.json"),
-                "template": "plain" if setting.stage == "align" else "v1",
-                "workers": 0,
-            },
-            "batch_size": 16,
-            "micro_batch_size": 8,
-            "pack_tokens": 1024 if setting.packed else None,
-            "precision": "fp32",
-            "gradient_checkpointing": setting.recompute,
-            "max_steps": STEPS,
-            "device": "cpu",
-        }
+    return small_models.run_config(
+        material,
+        output,
+        setting.stage,
+        setting.projector,
+        batch_size=16,
+        micro_batch_size=8,
+        pack_tokens=1024 if setting.packed else None,
+        precision="fp32",
+        gradient_checkpointing=setting.recompute,
+        max_steps=STEPS,
+        device="cpu",
     )
 
 
@@ -158,8 +134,8 @@ def estimate(config: RunConfig, target: Target) -> StepTime:
     return planned
 
 
-def measure(config: RunConfig, rounds: int) -> list[float]:
-    """Processor seconds of a step of training, on average over the same `STEPS` steps in each round, after a first."""
+def measure(config: RunConfig, times: int = 2) -> list[float]:
+    """Processor seconds of a step of training, on average over the same `STEPS` steps each time, after a first."""
     run = ResolvedRun(config)
     with processes.join(run.device, needs_group=False) as accelerator:
         engine = open_engine(config, accelerator, None)
@@ -167,7 +143,7 @@ def measure(config: RunConfig, rounds: int) -> list[float]:
         engine.prepare(SupervisedLoss(model), lambda: build_optimizer(model, config.optimizer, config.resolved_parts))
         _step(engine, loaded_steps[0])
         measured = []
-        for _ in range(rounds):
+        for _ in range(times):
             start = time.process_time()
             for micro_batches in loaded_steps:
                 _step(engine, micro_batches)
@@ -200,45 +176,32 @@ def _step(engine: Engine, micro_batches: list[MicroBatch]) -> None:
 
 def write_material(folder: Path, size: Size) -> None:
     """A tower of 64 patches and a language model, random, and images with answers of very different lengths."""
-    tower = CLIPVisionConfig(
-        hidden_size=size.tower_hidden,
-        intermediate_size=4 * size.tower_hidden,
-        num_hidden_layers=size.tower_layers,
-        num_attention_heads=4,
-        image_size=112,
-        patch_size=14,
+    small_models.write_tower(folder / "tower", size.tower_hidden, size.tower_layers, side=112)
+    language = LlamaConfig(
+        vocab_size=size.vocabulary,
+        hidden_size=size.hidden,
+        intermediate_size=27 * size.hidden // 10 // 8 * 8,
+        num_hidden_layers=size.layers,
+        num_attention_heads=size.hidden // 32,
+        max_position_embeddings=1024,
     )
-    CLIPVisionModel(tower).save_pretrained(folder / "tower")
-    CLIPImageProcessor(size={"shortest_edge": 112}, crop_size={"height": 112, "width": 112}).save_pretrained(
-        folder / "tower"
-    )
-    LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=size.vocabulary,
-            hidden_size=size.hidden,
-            intermediate_size=27 * size.hidden // 10 // 8 * 8,
-            num_hidden_layers=size.layers,
-            num_attention_heads=size.hidden // 32,
-            max_position_embeddings=1024,
-        )
-    ).save_pretrained(folder / "language_model")
-    words = {word: number for number, word in enumerate(WORDS)}
-    words |= {f"word{number}": number for number in range(len(words), size.vocabulary - 64)}
-    tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="<unk>"
-    ).save_pretrained(folder / "language_model")
-    draw, records = random.Random(0), []
-    for number in range(16 * STEPS):
-        name = f"{number}.png"
-        Image.new("RGB", (40, 30), (number * 4, 30, 30)).save(folder / name)
-        answer = "a red square " * draw.choice((4, 8, 16, 50))
-        turns = [("human", "<image>\nwhat is it ?"), ("gpt", answer)]
-        records.append(
-            {"id": name, "image": name, "conversations": [{"from": who, "value": text} for who, text in turns]}
-        )
-    (folder / "data.json").write_text(json.dumps(records))
+    tokenizer = small_models.word_tokenizer(size.vocabulary - 64)
+    small_models.write_language_model(folder / "language_model", language, tokenizer)
+    small_models.write_records(folder, small_models.varied_squares(16 * STEPS))
+
+
+def quickest(measured: list[HostSpeeds]) -> HostSpeeds:
+    """Of each primitive operation, the least of what was measured."""
+
+    def least(values: list[Any]) -> Any:
+        first = values[0]
+        if isinstance(first, Table):
+            return Table(first.axes, tuple(map(min, zip(*(each.seconds for each in values), strict=True))))
+        if isinstance(first, dict):
+            return {name: min(each[name] for each in values) for name in first}
+        return min(values)
+
+    return HostSpeeds(**{name: least([getattr(each, name) for each in measured]) for name in vars(measured[0])})
 
 
 def report(results: list[Result], say: Callable[[str], None]) -> None:
@@ -257,12 +220,9 @@ def report(results: list[Result], say: Callable[[str], None]) -> None:
         ]
         say(f"| {' | '.join(cells)} | {min(each.measured):.3f} | {each.error:+.0%} |")
     errors = [abs(each.error) for each in results]
-    factor = statistics.median(1 + each.error for each in results)
-    relative = [abs((1 + each.error) / factor - 1) for each in results]
-    say(f"But for a common factor of {factor:.2f}: mean {_mean(relative):.0%}, worst {max(relative):.0%}.")
     noise = max(max(each.measured) / min(each.measured) - 1 for each in results)
     say(f"\n{len(results)} settings: mean error {_mean(errors):.0%}, worst {max(errors):.0%}.")
-    say(f"The slowest round of a setting took up to {noise:.0%} longer than its quickest, which is what is shown.")
+    say(f"A setting's slowest step took up to {noise:.0%} longer than its quickest, which is what is shown.")
     pairs = [pair for pair in itertools.combinations(results, 2) if _differ_in_one(pair[0].setting, pair[1].setting)]
     clear = [pair for pair in pairs if abs(min(pair[0].measured) / min(pair[1].measured) - 1) > 0.05]
     agree = sum(
@@ -291,25 +251,25 @@ def main() -> None:
         os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **KEPT_MEMORY})
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", nargs="+", default=list(SIZES), choices=list(SIZES))
-    parser.add_argument("--rounds", type=int, default=2, help="how often each setting is measured")
+    parser.add_argument("--rounds", type=int, default=2, help="how often the grid is measured")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    target = this_machine(devices.select("cpu"), 1, 1, "fp32")
-    assert target.peak_flops is not None
-    assert target.bandwidth is not None
-    print(f"{target.name}, torch {torch.__version__}, one thread, load average {os.getloadavg()[0]:.1f}")
-    print(f"{target.peak_flops / 1e9:.0f} GFLOP/s, {target.bandwidth / 1e9:.1f} GB/s, {target.host_speeds}\n")
-    results = []
+    print(f"torch {torch.__version__}, one thread, load average {os.getloadavg()[0]:.1f}")
+    settings, speeds = grid(options.sizes), []
+    measured: dict[Setting, list[float]] = {setting: [] for setting in settings}
     with tempfile.TemporaryDirectory() as folder:
         os.environ["LLAVA_NPU_CACHE"] = f"{folder}/cache"
-        for number, setting in enumerate(grid(options.sizes)):
-            material = Path(folder) / setting.size
-            if not material.exists():
-                write_material(material, SIZES[setting.size])
-            config = run_config(setting, material, Path(folder) / f"run-{number}")
-            results.append(Result(setting, estimate(config, target), measure(config, options.rounds)))
-            print(setting, f"{results[-1].error:+.0%}", results[-1], file=sys.stderr, flush=True)
-    report(results, print)
+        for name in options.sizes:
+            write_material(Path(folder) / name, SIZES[name])
+        configs = {each: run_config(each, Path(folder) / each.size, Path(folder) / "run") for each in settings}
+        for number, setting in enumerate(options.rounds * settings):
+            if number % SETTINGS_BETWEEN == 0:
+                speeds.append(measure_host_speeds(torch.float32))
+            measured[setting] += measure(configs[setting])
+            print(setting, measured[setting], file=sys.stderr, flush=True)
+        target = replace(this_machine(devices.select("cpu"), 1, 1, "fp32"), host_speeds=quickest(speeds))
+        print(f"{target.name}: {target.host_speeds}, load average {os.getloadavg()[0]:.1f}\n")
+        report([Result(each, estimate(configs[each], target), measured[each]) for each in settings], print)
 
 
 if __name__ == "__main__":

@@ -171,59 +171,11 @@ def report(name: str, load: Load) -> None:
 
 def write_model(folder: Path, image_size: int = 56) -> Path:
     """A model of 8 layers with random weights, large enough that different questions get different answers."""
-    import torch
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import (
-        CLIPImageProcessor,
-        CLIPVisionConfig,
-        CLIPVisionModel,
-        LlamaConfig,
-        LlamaForCausalLM,
-        PreTrainedTokenizerFast,
-    )
+    from small_models import write_llava  # what needs torch is imported where it is used
 
-    from llava_npu.models import compose
-
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    names = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *alphabet]
-    inner = Tokenizer(models.BPE({name: number for number, name in enumerate(names)}, []))
-    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    inner.decoder = decoders.ByteLevel()
-    inner.add_special_tokens(names[:3])
-    words = PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="<|im_end|>", pad_token="<|endoftext|>")
-    torch.manual_seed(0)
-    language = LlamaConfig(
-        hidden_size=256,
-        intermediate_size=512,
-        num_hidden_layers=8,
-        num_attention_heads=8,
-        num_key_value_heads=4,
-        vocab_size=len(words),
-        max_position_embeddings=2048,
-        bos_token_id=None,
-        eos_token_id=2,
-        pad_token_id=0,
-        initializer_range=0.1,
-        tie_word_embeddings=False,
-    )
-    vision = CLIPVisionConfig(
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        image_size=image_size,
-        patch_size=14,
-    )
-    LlamaForCausalLM(language).save_pretrained(folder / "language")
-    words.save_pretrained(folder / "language")
-    CLIPVisionModel(vision).save_pretrained(folder / "vision")
-    CLIPImageProcessor(
-        size={"shortest_edge": image_size}, crop_size={"height": image_size, "width": image_size}
-    ).save_pretrained(folder / "vision")
-    model, processor = compose(str(folder / "vision"), str(folder / "language"), template="chatml")
-    model.save_pretrained(folder)
-    processor.save_pretrained(folder)
-    return folder
+    tower = {"width": 64, "inner": 128, "layers": 4, "side": image_size}
+    heads = {"num_attention_heads": 8, "num_key_value_heads": 4}
+    return write_llava(folder, 256, 8, tower=tower, intermediate_size=512, initializer_range=0.1, **heads)
 
 
 class Reference:

@@ -72,58 +72,19 @@ def parse_arguments() -> argparse.Namespace:
 
 def write_model(folder: Path, *, debug_size: bool) -> Path:
     """A random LLaVA with an MLP projector, which both servers open."""
-    import torch
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import (
-        CLIPImageProcessor,
-        CLIPVisionConfig,
-        CLIPVisionModel,
-        LlamaConfig,
-        LlamaForCausalLM,
-        PreTrainedTokenizerFast,
-    )
+    from small_models import write_llava  # what needs torch is imported where it is used
 
-    from llava_npu.models import compose
-
-    names = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
-    inner = Tokenizer(models.BPE({name: number for number, name in enumerate(names)}, []))
-    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    inner.decoder = decoders.ByteLevel()
-    inner.add_special_tokens(names[:3])
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="<|im_end|>", pad_token="<|endoftext|>")
-    torch.manual_seed(0)
     layers, width, side = (2, 64, 56) if debug_size else (8, 512, 336)
-    language = LlamaConfig(
-        hidden_size=width,
+    return write_llava(
+        folder,
+        width,
+        layers,
+        tower={"width": width // 2, "layers": layers, "heads": width // 64, "side": side},
         intermediate_size=3 * width,
-        num_hidden_layers=layers,
         num_attention_heads=width // 32,  # vLLM's CPU attention needs 32 channels a head or more
         num_key_value_heads=width // 32,
-        vocab_size=len(tokenizer),
-        max_position_embeddings=2048,
-        bos_token_id=None,
-        eos_token_id=2,
-        pad_token_id=0,
         initializer_range=0.05,
-        tie_word_embeddings=False,
     )
-    vision = CLIPVisionConfig(
-        hidden_size=width // 2,
-        intermediate_size=2 * width,
-        num_hidden_layers=layers,
-        num_attention_heads=width // 64,
-        image_size=side,
-        patch_size=14,
-    )
-    LlamaForCausalLM(language).save_pretrained(folder / "language")
-    tokenizer.save_pretrained(folder / "language")
-    CLIPVisionModel(vision).save_pretrained(folder / "vision")
-    crop = {"height": side, "width": side}
-    CLIPImageProcessor(size={"shortest_edge": side}, crop_size=crop).save_pretrained(folder / "vision")
-    loaded = compose(str(folder / "vision"), str(folder / "language"), template="chatml")
-    print(f"{sum(each.numel() for each in loaded.model.parameters()) / 1e6:.0f} M weights", flush=True)
-    loaded.save_pretrained(folder)
-    return folder
 
 
 @contextmanager

@@ -33,9 +33,9 @@ from functools import partial
 
 import numpy as np
 import torch
-from instruction_mix import CAPTIONS, INSTRUCTIONS, draw_samples
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
+from instruction_mix import CAPTIONS, INSTRUCTIONS, draw_samples
 from llava_npu import devices
 from llava_npu.data.dataset import Sample, collate
 from llava_npu.data.packing import PackedLayout, TokenCounts, plan_packs

@@ -26,7 +26,8 @@ from llava_npu.cli import app
 from llava_npu.config import RunConfig, load_config, render_config, validate
 from llava_npu.data.dataset import ConversationDataset
 from llava_npu.data.plan import Plan
-from llava_npu.devices.peaks import HostSpeeds
+from llava_npu.devices import host_speeds
+from llava_npu.devices.host_speeds import HostSpeeds, Table
 from llava_npu.models.configuration import LlavaNpuConfig
 from llava_npu.models.modeling import LlavaNpuForConditionalGeneration
 from llava_npu.models.published import published_model
@@ -36,7 +37,7 @@ from llava_npu.planning.memory import EngineChoice, PeakMemory
 from llava_npu.planning.options import MemoryModel
 from llava_npu.planning.plan import plan_run
 from llava_npu.planning.report import render_plan
-from llava_npu.planning.roofline import StepTime, StepWork, roofline
+from llava_npu.planning.roofline import StepWork, roofline
 from llava_npu.planning.samples import Samples, expected_samples
 from llava_npu.planning.sizing import Sizing, choose_sizing
 from llava_npu.planning.target import HEADROOM, Target, product
@@ -98,26 +99,73 @@ def test_the_roofline_is_made_of_peak_bandwidth_and_links(make_run: MakeRun) -> 
     assert work(bandwidth=None).roofline is None
 
 
-def test_a_cpu_takes_time_for_calls_functions_and_pairs() -> None:
-    """What is computed or what is moved, whichever takes longer, and the call itself."""
-    slow_memory = ((1000, 1e-3), (10_000, 1e-2))
-    target = replace(small_target(2**40), bandwidth=1e30, host_speeds=HostSpeeds(0.5, slow_memory, 0.25, 0.125))
+def test_a_cpu_takes_what_was_measured_of_each_kind_of_operation() -> None:
+    def table(axes: int, *seconds: float) -> Table:
+        return Table(((1000, 10_000), *((10, 1000),) * (axes - 1)), seconds * 2 ** (axes - 1))
+
+    speeds = HostSpeeds(
+        call=0.5,
+        product=Table(((10, 1000),) * 3, (8.0, 4.0) * 4),
+        streamed=table(1, 1e-3, 1e-2),
+        strided=table(1, 2e-3, 2e-2),
+        functions={"silu": 0.25},
+        attention=table(2, 1.0, 1.0),
+        causal=table(2, 2.0, 2.0),
+        attention_backward=table(2, 3.0, 3.0),
+        causal_backward=table(2, 4.0, 4.0),
+    )
+    target = replace(small_target(2**40), bandwidth=1e30, host_speeds=speeds)
     engine, sizes = EngineChoice("ddp"), ModelSizes(trained=0, frozen=0, largest_unit=0, rest=0, compute_bytes=4)
 
-    def seconds(operation: TracedOperation) -> StepTime:
+    def seconds(operation: TracedOperation) -> float:
         trace = StepTrace((), Held(), 0, {operation: 3})
         found = roofline(StepWork(trace, 2, attention_flops=0, exchanged=0), engine, sizes, target)
         assert found is not None
-        return found
+        assert found.total == getattr(found, operation.kind if operation.kind != "view" else "vector")
+        return found.total / 6 - 0.5
 
-    assert seconds(TracedOperation("view", 0, 0)).vector == pytest.approx(6 * 0.5)
-    assert seconds(TracedOperation("vector", 0, 900)).vector == pytest.approx(6 * (0.5 + 0.9))
-    assert seconds(TracedOperation("vector", 0, 20_000)).vector == pytest.approx(
-        6 * (0.5 + 200)
-    )  # beyond all measured sizes
-    assert seconds(TracedOperation("function", 0, 900, 100)).vector == pytest.approx(6 * (0.5 + 25))
-    assert seconds(TracedOperation("matrix", int(4e12), 900)).matrix == pytest.approx(6 * (0.5 + 4))
-    assert seconds(TracedOperation("attention", int(1e12), 900, 8)).attention == pytest.approx(6 * (0.5 + 1 + 1))
+    assert seconds(TracedOperation("view", 0, 0, 0)) == pytest.approx(0)
+    moved = {"read": 600, "written": 200}  # what is written is read first: 1000 bytes
+    assert seconds(TracedOperation("vector", 0, **moved)) == pytest.approx(1)
+    assert seconds(TracedOperation("vector", 0, **moved, strided=True)) == pytest.approx(2)
+    assert seconds(TracedOperation("vector", 0, 0, 50_000)) == pytest.approx(1000)  # beyond all measured sizes
+    assert seconds(TracedOperation("vector", 0, **moved, name="silu_backward", shape=(100,))) == pytest.approx(25)
+    assert seconds(TracedOperation("matrix", 1000, **moved, shape=(50, 50, 100))) == pytest.approx(1000 * 2**2.5)
+    attention = TracedOperation("attention", 4 * 64 * 8, **moved, name="attention", shape=(8, 8, 8))
+    backward = attention._replace(name="attention_backward", flops=10 * 64 * 8)
+    assert seconds(attention) == pytest.approx(64)
+    assert seconds(attention._replace(causal=True)) == pytest.approx(2 * 64)
+    assert seconds(backward) == pytest.approx(3 * 64)
+    assert seconds(backward._replace(causal=True)) == pytest.approx(4 * 64)
+
+
+def test_later_micro_batches_add_their_gradients() -> None:
+    target = replace(small_target(2**40), bandwidth=100.0)
+    sizes = ModelSizes(trained=1000, frozen=0, largest_unit=0, rest=0, compute_bytes=4)
+    work = StepWork(StepTrace((), Held(), 0), 3, attention_flops=0, exchanged=0)
+    found = roofline(work, EngineChoice("ddp"), sizes, target)
+    assert found is not None
+    assert found.vector == pytest.approx(2 * 12 * 1000 / 100)
+
+
+def test_a_cpu_is_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    table = Table(((1, 2),), (1.0, 4.0))
+    measured = HostSpeeds(1e-6, table, table, table, {"exp": 1e-9}, table, table, table, table)
+    times: list[torch.dtype] = []
+
+    def measure(dtype: torch.dtype) -> HostSpeeds:
+        times.append(dtype)
+        return measured
+
+    monkeypatch.setenv("LLAVA_NPU_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(host_speeds, "measure_host_speeds", measure)
+    for dtype in (torch.float32, torch.float32, torch.bfloat16, torch.float32):
+        assert host_speeds.host_speeds("a CPU", dtype) == measured
+    assert times == [torch.float32, torch.bfloat16]
+    (tmp_path / "a file").touch()
+    monkeypatch.setenv("LLAVA_NPU_CACHE", str(tmp_path / "a file" / "cache"))
+    assert host_speeds.host_speeds("a CPU", torch.float32) == measured
+    assert len(times) == 3
 
 
 def test_an_average_micro_batch_holds_an_average_share_of_the_samples() -> None:

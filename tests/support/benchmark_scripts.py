@@ -8,6 +8,7 @@ from pathlib import Path
 from types import ModuleType
 
 _FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
+sys.path.append(str(_FOLDER))  # as when one is started: what several share is a module next to them
 
 
 def load_benchmark(name: str) -> ModuleType:

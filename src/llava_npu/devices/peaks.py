@@ -5,11 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
+
+from llava_npu.devices.host_speeds import processor_seconds
 
 _NVIDIA = "NVIDIA data sheet, dense figures (half of those with sparsity)"
 _ASCEND = "Ascend/msmodeling tensor_cast/device.py (commit 84fec853); bf16 = AI cores × 8192 FLOP × clock"
@@ -171,87 +171,4 @@ _COPIED = 2**28  # bytes: more than caches hold
 
 
 def _now(device: torch.device) -> float:
-    """Seconds of the clock; of a single thread on a CPU, those that it had the processor, whatever else runs there."""
-    alone = device.type == "cpu" and torch.get_num_threads() == 1
-    return time.process_time() if alone else time.perf_counter()
-
-
-@dataclass(frozen=True)
-class HostSpeeds:
-    """What operations take on a CPU beyond products at its peak, in seconds, measured.
-
-    Attributes:
-        call: of an operation, a view too, for all that is not computing: Python, autograd, dispatch.
-        byte: (bytes, seconds per byte) of additions that move that many, ascending: in caches they are quick.
-        function: of an element of an activation function.
-        pair: of a query and a key in fused attention, beyond its products.
-    """
-
-    call: float
-    byte: tuple[tuple[int, float], ...]
-    function: float
-    pair: float
-
-    def per_byte(self, moved: int) -> float:
-        """Of an operation that moves that many bytes: those of the measured size next above, or the largest."""
-        return next((seconds for size, seconds in self.byte if size >= moved), self.byte[-1][1])
-
-
-def measured_host_speeds(peak_flops: float) -> HostSpeeds:
-    """Measures this machine's CPU, in about a second.
-
-    Args:
-        peak_flops: of products, per second.
-    """
-    sizes = [2**power for power in range(16, 28, 2)]
-    summands = {size: torch.ones(size // 12) for size in sizes}
-    byte = tuple((size, _host_seconds(partial(torch.add, each, each)) / size) for size, each in summands.items())
-    values = torch.randn(2**16)
-    function = _host_seconds(lambda: torch.nn.functional.silu(values)) / values.numel()
-    queries = torch.randn(4, 4, 128, 32, requires_grad=True)
-
-    def attend() -> None:
-        out = torch.nn.functional.scaled_dot_product_attention(queries, queries, queries)
-        out.backward(queries.detach())
-
-    pairs = 4 * 4 * 128 * 128
-    pair = (_host_seconds(attend) - 14 * pairs * 32 / peak_flops) / pairs / 2
-    return HostSpeeds(_seconds_of_a_call(), byte, function, max(pair, 0.0))
-
-
-def _seconds_of_a_call() -> float:
-    """From a network so small that it computes nothing to speak of."""
-    layers = torch.nn.Sequential(*(torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.SiLU()) for _ in range(16)))
-    values = torch.ones(2, 8)
-
-    def step() -> None:
-        layers.zero_grad()
-        layers(values).sum().backward()
-
-    with _Counted() as counted:
-        step()
-    return _host_seconds(step) / counted.operations
-
-
-class _Counted(TorchDispatchMode):
-    """Counts operations, views too."""
-
-    operations = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.operations += 1
-        return func(*args, **(kwargs or {}))
-
-
-def _host_seconds(work: Callable[[], object]) -> float:
-    """Seconds of `work` on the CPU: the best of a few rounds."""
-    work()
-    cpu = torch.device("cpu")
-    best = float("inf")
-    for _ in range(5):
-        start, rounds, taken = _now(cpu), 0, 0.0
-        while taken < _LONG_ENOUGH:
-            work()
-            rounds, taken = rounds + 1, _now(cpu) - start
-        best = min(best, taken / rounds)
-    return best
+    return processor_seconds() if device.type == "cpu" else time.perf_counter()

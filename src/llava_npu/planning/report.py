@@ -96,7 +96,10 @@ def _work(plan: RunPlan) -> Iterator[str]:
         yield "\ntime: the number of samples is unknown"
     if (least := work.roofline) is not None:
         shares = ", ".join(f"{name} {each / least.total:.0%}" for name, each in vars(least).items())
-        yield f"\nroofline: a step takes at least {least.total:.3g} s ({shares}), MFU {work.best_mfu:.0%} at most"
+        if target.host_speeds is None:
+            yield f"\nroofline: a step takes at least {least.total:.3g} s ({shares}), MFU {work.best_mfu:.0%} at most"
+        else:
+            yield f"\nestimate: a step takes about {least.total:.3g} s ({shares}), MFU {work.best_mfu:.0%}"
         yield "" if work.best_hours is None else f"; {_hours(work.best_hours)} in all"
     if work.parts > 1:
         yield f"\nsequence parallel: {work.parts} devices work on each sequence; each sends {amount(work.exchanged)} "

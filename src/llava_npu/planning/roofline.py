@@ -1,15 +1,21 @@
-"""The least time that a step can take: every operation at the device's peak or at its memory's bandwidth.
+"""The time that a step takes, operation by operation.
 
-An operation takes the longer of its FLOPs at the peak and its bytes (inputs and outputs, each once) at the bandwidth
-(Williams et al. 2009, "Roofline"). What engines send counts where it takes longer than all that is computed meanwhile;
-what devices that share a sequence send each other counts whole, as attention waits for it. Launches, the host, latency
-and anything that caches save are left out: a bound to compare choices by, not a forecast.
+Of a listed product, at least: an operation takes the longer of its FLOPs at the published peak and its bytes (inputs
+and outputs, each once) at the bandwidth (Williams et al. 2009, "Roofline"). What engines send counts where it takes
+longer than all that is computed meanwhile; what devices that share a sequence send each other counts whole, as
+attention waits for it. Launches, the host, latency and anything that caches save are left out: a bound to compare
+choices by, not a forecast.
+
+Of this machine's CPU, about: every operation takes what one of its kind and size was measured to take
+(`devices/host_speeds.py`). An estimate, in the processor time of the run's threads.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
+from llava_npu.devices.host_speeds import HostSpeeds
 from llava_npu.models.flops import FlopModel
 from llava_npu.planning.memory import EngineChoice
 from llava_npu.planning.sizing import Sizing
@@ -24,7 +30,7 @@ _STEP_BYTES = 28 + 12
 
 @dataclass(frozen=True)
 class StepTime:
-    """Seconds of an optimizer step on one device, at least.
+    """Seconds of an optimizer step on one device: at least, or on a measured CPU about.
 
     Attributes:
         matrix, attention: matrix products; attention, without what a fused kernel computes twice.
@@ -77,9 +83,11 @@ def roofline(work: StepWork, engine: EngineChoice, model: ModelSizes, target: Ta
     seconds = {"matrix": 0.0, "attention": 0.0, "vector": 0.0}
     for operation, times in work.trace.operations.items():
         kind = operation.kind if operation.kind in seconds else "vector"
-        seconds[kind] += times * work.micro_batches * _seconds(operation, target.peak_flops, target.bandwidth, target)
+        seconds[kind] += times * work.micro_batches * _seconds(operation, target)
     seconds["attention"] = max(seconds["attention"], work.attention_flops / target.peak_flops)
     shards = 1 if engine.type.keeps_whole_layers else target.count
+    # All but the first micro-batch's gradients are added to those before: two are read, one is written.
+    seconds["vector"] += (work.micro_batches - 1) * 12 * model.trained / shards / target.bandwidth
     on_device = "optimizer" not in engine.on_host
     optimizer = _STEP_BYTES * model.trained / shards / target.bandwidth if on_device else 0.0
     communication = 0.0
@@ -90,14 +98,36 @@ def roofline(work: StepWork, engine: EngineChoice, model: ModelSizes, target: Ta
     return StepTime(**seconds, optimizer=optimizer, communication=communication)
 
 
-def _seconds(operation: TracedOperation, peak: float, bandwidth: float, target: Target) -> float:
-    flops, moved, elements = operation.flops, operation.moved, operation.elements
-    speeds = target.host_speeds
-    if speeds is None:
-        # Of causal attention half the pairs count, which `attention_flops` says.
-        return max(0 if operation.kind == "attention" else flops / peak, moved / bandwidth)
-    of_each = {"function": speeds.function, "attention": speeds.pair}.get(operation.kind, 0.0)
-    return speeds.call + max(flops / peak + elements * of_each, moved * speeds.per_byte(moved))
+def _seconds(operation: TracedOperation, target: Target) -> float:
+    assert target.peak_flops is not None
+    assert target.bandwidth is not None
+    if target.host_speeds is not None:
+        return _host_seconds(operation, target.host_speeds)
+    # Of causal attention half the pairs count, which `attention_flops` says.
+    flops = 0 if operation.kind == "attention" else operation.flops
+    return max(flops / target.peak_flops, (operation.read + operation.written) / target.bandwidth)
+
+
+def _host_seconds(operation: TracedOperation, speeds: HostSpeeds) -> float:
+    if operation.kind == "view":
+        return speeds.call
+    if operation.kind == "matrix":
+        return speeds.call + operation.flops * speeds.product.at(*operation.shape)
+    if operation.kind == "attention":
+        backward = "backward" in operation.name
+        queries, keys, dimension = operation.shape
+        pairs = operation.flops / ((10 if backward else 4) * dimension)
+        forward_table, backward_table = (
+            (speeds.causal, speeds.causal_backward)
+            if operation.causal
+            else (speeds.attention, speeds.attention_backward)
+        )
+        table = backward_table if backward else forward_table
+        return speeds.call + pairs * table.at(math.sqrt(queries * keys), dimension)
+    moved = operation.read + 2 * operation.written
+    table = speeds.strided if operation.strided else speeds.streamed
+    functions = (seconds for name, seconds in speeds.functions.items() if name in operation.name)
+    return speeds.call + max(moved * table.at(moved), operation.shape[0] * next(functions, 0.0))
 
 
 def _sent(engine: EngineChoice, model: ModelSizes, micro_batches: int) -> float:

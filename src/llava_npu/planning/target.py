@@ -8,7 +8,8 @@ import torch
 
 from llava_npu import devices
 from llava_npu.devices import Device
-from llava_npu.devices.peaks import PEAKS, HostSpeeds, Peak, measured_bandwidth, measured_host_speeds, published
+from llava_npu.devices.host_speeds import HostSpeeds, host_speeds
+from llava_npu.devices.peaks import PEAKS, Peak, measured_bandwidth, published
 from llava_npu.errors import UserError, nearest
 from llava_npu.training.parts import DTYPES, Precision, compute_dtype
 
@@ -82,7 +83,7 @@ def this_machine(device: Device, count: int, nodes: int, precision: Precision, *
     """Devices like the one at hand.
 
     Args:
-        for_time: find their peak, which on a device that is not listed takes a second of computing.
+        for_time: find their speeds, which on a device that is not listed takes seconds of computing.
     """
     dtype = compute_dtype(precision, device)
     memory = device.memory()
@@ -90,16 +91,16 @@ def this_machine(device: Device, count: int, nodes: int, precision: Precision, *
     amount = memory.total if device.kind != "cpu" else memory.free // count
     flops, source, known = None, "not asked for", None if device.simulated else published(device.name)
     speeds: tuple[float | None, float | None] = (None, None) if known is None else _speeds(known, nodes)
-    host_speeds = None
+    measured = None
     if for_time:
         flops = device.peak_tflops(dtype or torch.float32) * 1e12
         source = "published" if known else "measured on this machine"
         if known is None and not device.simulated:
             speeds = measured_bandwidth(device.torch_device, device.synchronize), None
         if device.kind == "cpu":
-            host_speeds = measured_host_speeds(flops)
+            measured = host_speeds(device.name, dtype or torch.float32)
     name, kind = device.name, device.kind
-    return Target(name, kind, count * nodes, nodes, amount, flops, source, dtype, *speeds, host_speeds)
+    return Target(name, kind, count * nodes, nodes, amount, flops, source, dtype, *speeds, measured)
 
 
 def find_target(name: str | None, count: int | None, nodes: int, precision: Precision, configured: str) -> Target:

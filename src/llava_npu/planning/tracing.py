@@ -10,6 +10,7 @@ and fragmentation, and what drivers and libraries take for themselves.
 
 from __future__ import annotations
 
+import math
 import weakref
 from collections import Counter
 from collections.abc import Mapping
@@ -24,8 +25,6 @@ from torch.utils.flop_counter import flop_registry
 from torch.utils.hooks import RemovableHandle
 
 _STAND_INS = ("empty_like", "new_empty", "empty")
-# Operations that compute an exponential, a root or the like for each element, by their names in aten.
-_FUNCTIONS = ("exp", "gelu", "silu", "sigmoid", "softmax", "tanh", "norm", "erf", "log", "sqrt")
 KINDS = ("weights", "gradients", "optimizer", "copies", "activations", "logits", "buffers")
 
 
@@ -58,17 +57,24 @@ class TracedOperation(NamedTuple):
     """What an operation computes and moves.
 
     Attributes:
-        kind: "matrix", "attention", "function" (of each element, as an exponential), "view" (which moves nothing) or
-            "vector" (all others).
+        kind: "matrix", "attention", "view" (which moves nothing) or "vector" (all others).
         flops: of products; of attention those of all pairs, causal or not. 0 for an Ascend's fused attention.
-        moved: bytes of inputs and outputs.
-        elements: of a function's largest tensor; of attention, pairs of a query and a key.
+        read, written: bytes of inputs and outputs.
+        name: of the operation in aten.
+        shape: of products, rows, columns and the dimension that is summed over; of attention, length of queries, of
+            keys, and head dimension; of others, the largest tensor's elements.
+        strided: whether a tensor's elements do not lie one after the other.
+        causal: of attention.
     """
 
     kind: str
     flops: int
-    moved: int
-    elements: int = 0
+    read: int
+    written: int
+    name: str = ""
+    shape: tuple[int, ...] = (1, 1, 1)
+    strided: bool = False
+    causal: bool = False
 
 
 @dataclass(frozen=True)
@@ -180,25 +186,31 @@ class Tracer(TorchDispatchMode):
 
     def _count_operation(self, func: Any, args: Any, kwargs: Any, out: Any) -> None:
         packet = func._overloadpacket
-        made = sum(each.nbytes for each in tree_iter(out) if isinstance(each, torch.Tensor))
-        if not made:
+        made = [each for each in tree_iter(out) if isinstance(each, torch.Tensor)]
+        written = sum(each.nbytes for each in made)
+        if not written:
             return
         if func.is_view or packet is torch.ops.aten._unsafe_view:
-            self.operations[TracedOperation("view", 0, 0)] += 1
+            self.operations[TracedOperation("view", 0, 0, 0)] += 1
             return
         if packet.__name__ in _STAND_INS:  # in the place of an operator that reads about as much as it gives
-            self.operations[TracedOperation("vector", 0, 2 * made)] += 1
+            self.operations[TracedOperation("vector", 0, written, written)] += 1
             return
-        read = [each for each in tree_iter((args, kwargs)) if isinstance(each, torch.Tensor)]
-        moved, name = made + sum(each.nbytes for each in read), packet.__name__
+        inputs = [each for each in tree_iter((args, kwargs)) if isinstance(each, torch.Tensor)]
+        read, name = sum(map(_bytes, inputs)), packet.__name__
         if "attention" in name:
-            self.operations[_attention(read, moved, backward="backward" in name)] += 1
+            causal = any(each is True for each in tree_iter((args, kwargs)))
+            self.operations[_attention(inputs, read, written, name)._replace(causal=causal)] += 1
             return
-        flops = flop_registry[packet](*args, **kwargs, out_val=out) if packet in flop_registry else 0
-        kind, elements = "matrix" if flops else "vector", 0
-        if not flops and any(function in name for function in _FUNCTIONS):
-            kind, elements = "function", max(each.numel() for each in read)
-        self.operations[TracedOperation(kind, flops, moved, elements)] += 1
+        product = getattr(torch.ops.aten, name.removesuffix("_"), packet)  # in place or not
+        flops = flop_registry[product](*args, **kwargs, out_val=out) if product in flop_registry else 0
+        if flops:
+            operation = TracedOperation("matrix", flops, read, written, name, _product(inputs, made, flops))
+        else:
+            largest = max(each.numel() for each in (*inputs, *made))
+            strided = not all(each.is_contiguous() for each in (*inputs, *made))
+            operation = TracedOperation("vector", 0, read, written, name, (largest,), strided)
+        self.operations[operation] += 1
 
     def _hold_gradient(self, parameter: torch.Tensor) -> None:
         if parameter.grad is not None:
@@ -219,8 +231,26 @@ class Tracer(TorchDispatchMode):
             self._most[now.gradients] = now
 
 
-def _attention(read: list[torch.Tensor], moved: int, *, backward: bool) -> TracedOperation:
+def _bytes(tensor: torch.Tensor) -> int:
+    """What is read of it: where it is expanded, each element once."""
+    strides = zip(tensor.shape, tensor.stride(), strict=True)
+    return math.prod(size for size, stride in strides if stride) * tensor.itemsize if tensor.numel() else 0
+
+
+def _product(inputs: list[torch.Tensor], made: list[torch.Tensor], flops: int) -> tuple[int, ...]:
+    """Rows, columns and the dimension that is summed over of one of a batch; of a convolution, as of a product of
+    patches.
+    """
+    columns = made[0].shape[1 if made[0].ndim == 4 else -1]
+    batch = made[0].shape[:-2].numel() if made[0].ndim == 3 else 1
+    rows = made[0].numel() // columns // batch
+    return rows, columns, max(1, flops // (2 * rows * columns * batch))
+
+
+def _attention(inputs: list[torch.Tensor], read: int, written: int, name: str) -> TracedOperation:
     """torch's fused attention: two products forward; five backward, one of them computed again."""
-    query, key = read[1:3] if backward else read[:2]  # (batch, heads, length, head_dim), after the gradient
-    pairs = query.shape[:-1].numel() * key.shape[-2]
-    return TracedOperation("attention", (10 if backward else 4) * pairs * query.shape[-1], moved, pairs)
+    backward = "backward" in name
+    query, key = inputs[1:3] if backward else inputs[:2]  # (batch, heads, length, head_dim), after the gradient
+    shape = (query.shape[-2], key.shape[-2], query.shape[-1])
+    flops = (10 if backward else 4) * query.shape[:-2].numel() * math.prod(shape)
+    return TracedOperation("attention", flops, read, written, name, shape)
