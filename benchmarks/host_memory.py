@@ -170,6 +170,7 @@ def main() -> None:
     parser.add_argument("--precision", default="bf16", choices=["bf16", "fp32"], help="what is computed in")
     parser.add_argument("--stored", default="bfloat16", choices=["bfloat16", "float32"], help="of the language model")
     parser.add_argument("--no-step", action="store_true", help="end each run once it is loaded")
+    parser.add_argument("--no-plan", action="store_true", help="for versions (PYTHONPATH) that do not plan hosts")
     parser.add_argument("--folder", type=Path, help="where models and runs go and stay; by default a temporary folder")
     parser.add_argument("--curve", type=Path, help="write every sample here: engine, stage, processes, seconds, bytes")
     options = parser.parse_args()
@@ -195,8 +196,8 @@ def main() -> None:
                     measured = measure(config, processes, run, step=not options.no_step)
                     with_step = "| | |"
                     if measured.step is not None:
-                        plan = planned(config, processes)
-                        with_step = f"{measured.step / MB:,.0f} | {plan / MB:,.0f} | {measured.step_after:.1f} |"
+                        plan = "" if options.no_plan else f"{planned(config, processes) / MB:,.0f}"
+                        with_step = f"{measured.step / MB:,.0f} | {plan} | {measured.step_after:.1f} |"
                     print(
                         f"| {engine} | {stage} | {processes} | {measured.loading / MB:,.0f} | "
                         f"{measured.loaded_after:.1f} | {with_step}",

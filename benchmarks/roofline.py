@@ -7,7 +7,7 @@ Each line is one setting of a run: its step is planned from its configuration, a
 times from the pieces of which `llava_npu.training.train` consists, on batches loaded beforehand. Both sides are in
 processor time of one thread, which other programs disturb less than the clock. What the CPU takes for primitive
 operations, which is all that estimates are made of, is measured several times in between, and the whole grid in
-several rounds; of both sides the quickest counts, as a machine's speed changes within minutes.
+several rounds; of both sides the median counts, as a machine's speed changes within minutes.
 
 The C library is told to keep memory that was freed (`MALLOC_MMAP_MAX_`, `MALLOC_TRIM_THRESHOLD_`), as accelerators'
 allocators do: otherwise a step consists to a good part of the system's mapping of pages.
@@ -19,6 +19,7 @@ import argparse
 import io
 import itertools
 import os
+import statistics
 import sys
 import tempfile
 import time
@@ -88,15 +89,19 @@ class Setting:
 
 @dataclass(frozen=True)
 class Result:
-    """Seconds of a step: estimated, and measured in each round."""
+    """Seconds of a step: estimated, and measured each time."""
 
     setting: Setting
     estimated: StepTime
     measured: list[float]
 
     @property
+    def step(self) -> float:
+        return statistics.median(self.measured)
+
+    @property
     def error(self) -> float:
-        return self.estimated.total / min(self.measured) - 1
+        return self.estimated.total / self.step - 1
 
 
 def grid(sizes: list[str]) -> list[Setting]:
@@ -190,18 +195,20 @@ def write_material(folder: Path, size: Size) -> None:
     small_models.write_records(folder, small_models.varied_squares(16 * STEPS))
 
 
-def quickest(measured: list[HostSpeeds]) -> HostSpeeds:
-    """Of each primitive operation, the least of what was measured."""
+def medians(measured: list[HostSpeeds]) -> HostSpeeds:
+    """Of each primitive operation, the median of what was measured."""
 
-    def least(values: list[Any]) -> Any:
+    def middle(values: list[Any]) -> Any:
         first = values[0]
         if isinstance(first, Table):
-            return Table(first.axes, tuple(map(min, zip(*(each.seconds for each in values), strict=True))))
+            return Table(
+                first.axes, tuple(map(statistics.median, zip(*(each.seconds for each in values), strict=True)))
+            )
         if isinstance(first, dict):
-            return {name: min(each[name] for each in values) for name in first}
-        return min(values)
+            return {name: statistics.median(each[name] for each in values) for name in first}
+        return statistics.median(values)
 
-    return HostSpeeds(**{name: least([getattr(each, name) for each in measured]) for name in vars(measured[0])})
+    return HostSpeeds(**{name: middle([getattr(each, name) for each in measured]) for name in vars(measured[0])})
 
 
 def report(results: list[Result], say: Callable[[str], None]) -> None:
@@ -218,17 +225,14 @@ def report(results: list[Result], say: Callable[[str], None]) -> None:
         cells += [
             f"{value:.3f}" for value in (parts.matrix, parts.attention, parts.vector, parts.optimizer, parts.total)
         ]
-        say(f"| {' | '.join(cells)} | {min(each.measured):.3f} | {each.error:+.0%} |")
+        say(f"| {' | '.join(cells)} | {each.step:.3f} | {each.error:+.0%} |")
     errors = [abs(each.error) for each in results]
     noise = max(max(each.measured) / min(each.measured) - 1 for each in results)
     say(f"\n{len(results)} settings: mean error {_mean(errors):.0%}, worst {max(errors):.0%}.")
-    say(f"A setting's slowest step took up to {noise:.0%} longer than its quickest, which is what is shown.")
+    say(f"A setting's slowest step took up to {noise:.0%} longer than its quickest; the median is shown.")
     pairs = [pair for pair in itertools.combinations(results, 2) if _differ_in_one(pair[0].setting, pair[1].setting)]
-    clear = [pair for pair in pairs if abs(min(pair[0].measured) / min(pair[1].measured) - 1) > 0.05]
-    agree = sum(
-        (one.estimated.total < other.estimated.total) == (min(one.measured) < min(other.measured))
-        for one, other in clear
-    )
+    clear = [pair for pair in pairs if abs(pair[0].step / pair[1].step - 1) > 0.05]
+    agree = sum((one.estimated.total < other.estimated.total) == (one.step < other.step) for one, other in clear)
     say(
         f"Of {len(pairs)} pairs that differ in rows, recomputation or projector alone, {len(clear)} differ by more "
         f"than 5 %; of these the estimates have {agree} in the order measured."
@@ -247,12 +251,12 @@ def _differ_in_one(one: Setting, other: Setting) -> bool:
 
 
 def main() -> None:
-    if any(os.environ.get(name) != value for name, value in KEPT_MEMORY.items()):  # read when a program starts
-        os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **KEPT_MEMORY})
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", nargs="+", default=list(SIZES), choices=list(SIZES))
     parser.add_argument("--rounds", type=int, default=2, help="how often the grid is measured")
     options = parser.parse_args()
+    if any(os.environ.get(name) != value for name, value in KEPT_MEMORY.items()):  # read when a program starts
+        os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **KEPT_MEMORY})
     torch.set_num_threads(1)
     print(f"torch {torch.__version__}, one thread, load average {os.getloadavg()[0]:.1f}")
     settings, speeds = grid(options.sizes), []
@@ -267,7 +271,7 @@ def main() -> None:
                 speeds.append(measure_host_speeds(torch.float32))
             measured[setting] += measure(configs[setting])
             print(setting, measured[setting], file=sys.stderr, flush=True)
-        target = replace(this_machine(devices.select("cpu"), 1, 1, "fp32"), host_speeds=quickest(speeds))
+        target = replace(this_machine(devices.select("cpu"), 1, 1, "fp32"), host_speeds=medians(speeds))
         print(f"{target.name}: {target.host_speeds}, load average {os.getloadavg()[0]:.1f}\n")
         report([Result(each, estimate(configs[each], target), measured[each]) for each in settings], print)
 

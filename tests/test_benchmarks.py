@@ -1,4 +1,4 @@
-"""The benchmark of training runs at tiny size, and its ways have equal losses (it fails where they have not)."""
+"""Every benchmark starts; that of training runs at tiny size, and its ways have equal losses (else it fails)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,23 @@ from pathlib import Path
 import pytest
 import torch
 
+from support.benchmark_scripts import load_benchmark
+
 ROOT = Path(__file__).resolve().parent.parent
+
+
+STARTED = sorted(path.stem for path in (ROOT / "benchmarks").glob("*.py") if "ArgumentParser" in path.read_text())
+
+
+@pytest.mark.parametrize("name", STARTED)
+def test_benchmarks_say_how_they_are_called(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", [f"benchmarks/{name}.py", "--help"])
+    with pytest.raises(SystemExit) as ended:
+        load_benchmark(name).main()
+    assert ended.value.code == 0
+    assert f"usage: {name}.py" in capsys.readouterr().out
 
 
 @pytest.mark.slow

@@ -14,6 +14,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import statistics
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -31,7 +32,7 @@ from llava_npu.files.cache import build_once, cache_root, digest_of
 
 _POOL = 2**26  # bytes from which operands are taken, one after the other: more than caches hold
 _LONG_ENOUGH = 1e-3  # seconds of a round
-_LONG = 1e-2  # seconds for an operation of which two rounds are enough
+_LONG = 1e-2  # seconds for an operation of which one round is enough
 _TOO_LONG = 0.15  # seconds for an operation: where products are emulated, the large ones are not tried
 _DIMENSIONS = (24, 96, 352, 1280)  # of a product; no powers of two, whose rows collide in caches
 _STREAMED = tuple(2**power for power in range(17, 27, 3))
@@ -220,19 +221,22 @@ def _attention(memory: _Memory, causal: bool, backward: bool) -> Table:
 
 
 def _seconds(operands: Callable[[], tuple[torch.Tensor, ...]], work: Callable[..., object]) -> float:
-    """Seconds of `work` on operands that are in no cache: the quickest of a few rounds of several."""
+    """Seconds of `work` on operands that are in no cache: the median of a few rounds of several.
+
+    Not the quickest: a step consists of thousands of operations, and is not lucky with all of them.
+    """
     work(*operands())  # maps memory, and makes what the library keeps for such an operation
-    best, rounds = float("inf"), 1
+    taken, rounds = [], 1
     for _ in range(4):
         prepared = [operands() for _ in range(rounds)]
         start = processor_seconds()
         for each in prepared:
             work(*each)
-        best = min(best, (processor_seconds() - start) / rounds)
-        if best > _LONG and rounds == 1:
+        taken.append((processor_seconds() - start) / rounds)
+        if taken[0] > _LONG:
             break
-        rounds = min(max(int(_LONG_ENOUGH / best), 1), 32)
-    return best
+        rounds = min(max(int(_LONG_ENOUGH / taken[0]), 1), 32)
+    return statistics.median(taken)
 
 
 def processor_seconds() -> float:
