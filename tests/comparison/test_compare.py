@@ -196,15 +196,21 @@ def test_numbers_of_an_image_are_those_of_a_whole_picture_with_anyres(material: 
 
 @pytest.mark.slow
 def test_two_processes_train_a_trial_together(material: Path, tmp_path: Path) -> None:
+    """A model with two towers, whose features are cached."""
     command = Command(material, tmp_path, torch.device("cpu"))
-    status, said = command.run(*command.arguments, "projectors=[linear]", "devices_per_trial=2", "--device=cpu")
+    encoder = f"encoders=[{{name: both, vision_tower: [{material}/clip, {material}/siglip]}}]"
+    options = (encoder, "projectors=[linear]", "devices_per_trial=2", "--device=cpu")
+    status, said = command.run(*command.arguments, *options)
     assert status == 0, said
     assert "1 to run on 2 × cpu" in said
     (trial,) = (command.output / "trials").iterdir()
     assert "on 2 × " in (trial / "trial.log").read_text()
     result = read_result(trial)
     assert result is not None
+    assert result.encoder == "both"
     assert result.benchmarks[0].score.count == QUESTIONS
+    (features,) = (command.cache / "features").iterdir()
+    assert len(list(features.rglob("*.safetensors"))) == 24
 
 
 @pytest.mark.slow

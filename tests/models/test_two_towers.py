@@ -21,6 +21,8 @@ from transformers import (
 from llava_npu import UserError, load
 from llava_npu.config import RunConfig, validate
 from llava_npu.data.images import pad_to_square
+from llava_npu.evaluation.answering import build_answerer
+from llava_npu.evaluation.run import evaluate
 from llava_npu.models import compose
 from llava_npu.models.checkpoints.convert import convert
 from llava_npu.models.flops import flop_model
@@ -31,6 +33,7 @@ from llava_npu.serving.web.model_view import model_view
 from llava_npu.training import train
 from llava_npu.training.architecture import model_config
 from support import tiny
+from support.comparison_samples import QUESTIONS, write_benchmark
 from support.small_run import small_run
 
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
@@ -65,6 +68,7 @@ def towers(tmp_path_factory: pytest.TempPathFactory) -> Path:
     _write_dino(folder / "large", 14)
     tiny.write_captions(folder)
     tiny.write_records(folder)
+    write_benchmark(folder)
     return folder
 
 
@@ -263,8 +267,10 @@ def test_it_is_trained_saved_and_asked(
     image = Image.open(towers / "images/0.png")
     batch = loaded.processor.encode_prompts([[{"from": "human", "value": "<image>\nWhat is it?"}]], [[image]])
     assert (batch["input_ids"] == loaded.processor.image_token_id).sum() == 32
-    answer = loaded.model.generate(**batch.to(device), max_new_tokens=3, do_sample=False)
-    assert answer.shape[0] == 1
+    for answer in ("generate", "likelihood"):
+        answerer = build_answerer(answer, loaded, max_new_tokens=3)
+        report = evaluate("multiple_choice", towers / "questions.tsv", answerer, tmp_path / answer)
+        assert {score.count for score in report.scores} == {QUESTIONS}
 
 
 def test_both_ways_to_join_towers_share_cached_features(towers: Path) -> None:

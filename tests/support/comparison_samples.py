@@ -41,6 +41,7 @@ def write_material(folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     tiny.write_language_model(folder / "lm")
     tiny.write_clip(folder / "clip")
+    tiny.write_siglip(folder / "siglip")
     tiny.write_captions(folder)
     write_benchmark(folder)
     return folder

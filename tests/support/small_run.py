@@ -26,9 +26,10 @@ def skip_off_the_cpu() -> NoReturn:
 
 
 def write_material(folder: Path) -> Path:
-    """Writes what small runs are made of: the tiny `lm` and `clip`, `captions.json` and `train.json`."""
+    """Writes what small runs are made of: the tiny `lm`, `clip` and `siglip`, `captions.json` and `train.json`."""
     tiny.write_language_model(folder / "lm")
     tiny.write_clip(folder / "clip")
+    tiny.write_siglip(folder / "siglip")
     tiny.write_captions(folder)
     tiny.write_records(folder)
     return folder

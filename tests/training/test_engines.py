@@ -47,8 +47,14 @@ RELAY = ["ddp", "fsdp2-offload", "zero2", "zero3-offload"]  # each goes on with 
 RESUMED = ["zero3-offload"]
 ALSO_RESUMED = ["fsdp2", "fsdp2-offload", "zero2-offload", "zero3"]
 VARIANTS: dict[str, dict[str, Any]] = {
-    "anyres-flat-lora": {
-        "model": {"image_aspect_ratio": "anyres", "projector": "resampler", "projector_options": {"num_queries": 4}},
+    "towers-anyres-flat-lora": {
+        "model": {
+            "vision_tower": ["clip", "siglip"],
+            "tower_fusion": "interleave",
+            "image_aspect_ratio": "anyres",
+            "projector": "resampler",
+            "projector_options": {"num_queries": 4},
+        },
         "parts": {"language_model": {"train": "lora"}, "vision_tower": {"train": "lora"}},
         "lora": {"rank": 4, "dropout": 0.0},
     },
@@ -64,6 +70,14 @@ MORE_VARIANTS: dict[str, dict[str, Any]] = {
     "lora": {
         "parts": {"language_model": {"train": "lora"}, "vision_tower": {"train": "lora"}},
         "lora": {"rank": 4, "dropout": 0.0},
+    },
+    "towers-sva": {
+        "model": {
+            "vision_tower": ["clip", "siglip"],
+            "projector": "sva",
+            "projector_options": {"num_queries": 4, "hidden_size": 16, "num_heads": 2},
+        },
+        "data": {"cache_features": True},
     },
     # Images of several shapes: the processes have other numbers of tiles and of tokens.
     "anyres": {"model": {"image_aspect_ratio": "anyres"}, "gradient_checkpointing": True},
@@ -94,6 +108,10 @@ class Runs:
         shapes = {"data": {"path": str(_write_shapes(material, folder / "shapes"))}}
         wanted = VARIANTS | MORE_VARIANTS if exhaustive else VARIANTS if device_type == "cpu" else {}
         variants = {name: {**changes, **(shapes if "anyres" in name else {})} for name, changes in wanted.items()}
+        for name in variants.keys() & {name for name in wanted if "towers" in name}:
+            model = variants[name]["model"]
+            towers = [str(material / tower) for tower in model["vision_tower"]]
+            variants[name] = {**variants[name], "model": {**model, "vision_tower": towers}}
         engines = {name: options for name, options in ENGINES.items() if _is_there(options["engine"])}
         two = {name: run(name, micro_batch_size=1, **options) for name, options in engines.items()}
         stop_after = {}

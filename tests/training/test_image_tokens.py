@@ -6,13 +6,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
+from typer.testing import CliRunner
 
 from llava_npu import UserError
+from llava_npu.cli import app
 from llava_npu.config import DataConfig, RunConfig
-from llava_npu.data.dataset import ConversationDataset, drawn_tokens
+from llava_npu.data.dataset import ConversationDataset, ImageTokens
+from llava_npu.data.packing import TokenCounts, plan_packs
+from llava_npu.data.plan import Plan
 from llava_npu.data.records import load_records
 from llava_npu.data.token_counts import load_token_counts
 from llava_npu.models import load
@@ -40,7 +45,7 @@ def pooling(material: Path) -> LoadedModel:
 @pytest.fixture(scope="module")
 def dataset(material: Path, pooling: LoadedModel) -> ConversationDataset:
     records = load_records(material / "train.json")
-    return ConversationDataset(records, pooling.processor, image_tokens=CHOICES)
+    return ConversationDataset(records, pooling.processor, image_tokens=ImageTokens(CHOICES, epochs=2))
 
 
 def test_lengths_are_known_before_packing(dataset: ConversationDataset) -> None:
@@ -50,14 +55,28 @@ def test_lengths_are_known_before_packing(dataset: ConversationDataset) -> None:
         assert len(sample.input_ids) == counts.tokens[index]
         image_tokens = int((sample.input_ids == dataset.processor.image_token_id).sum())
         assert image_tokens == sum(sample.tokens_per_image or ())
-        assert set(sample.tokens_per_image or ()) <= {drawn_tokens(index, CHOICES)}
+        epoch, place = divmod(index, len(dataset.records))
+        assert set(sample.tokens_per_image or ()) <= {dataset.image_tokens.drawn(epoch, place)}
+        assert sample.name == dataset.records[place].name
     dataset = ConversationDataset(dataset.records, dataset.processor)
-    assert load_token_counts(dataset, ["data"]).tokens.sum() > counts.tokens.sum()  # counted for themselves
+    assert 2 * load_token_counts(dataset, ["data"]).tokens.sum() > counts.tokens.sum()  # counted for themselves
 
 
-def test_every_choice_is_drawn_about_as_often() -> None:
-    drawn = [drawn_tokens(index, CHOICES) for index in range(3000)]
-    assert all(900 < drawn.count(count) < 1100 for count in CHOICES)
+def test_each_sample_has_every_choice_about_as_often() -> None:
+    drawn = ImageTokens(CHOICES, seed=1)
+    for draws in ([drawn.drawn(0, sample) for sample in range(3000)], [drawn.drawn(epoch, 7) for epoch in range(3000)]):
+        assert all(900 < draws.count(count) < 1100 for count in CHOICES)
+    assert [ImageTokens(CHOICES, seed=2).drawn(0, sample) for sample in range(9)] != draws[:9]
+
+
+def test_a_plan_that_counts_epochs_has_the_same_samples() -> None:
+    plain, counted = Plan(10, 4, epochs=2.5, seed=3), Plan(10, 4, epochs=2.5, seed=3, counts_epochs=True)
+    numbers = np.concatenate([counted.step(step) for step in range(counted.num_steps)])
+    assert (numbers % 10).tolist() == np.concatenate([plain.step(step) for step in range(plain.num_steps)]).tolist()
+    assert (numbers // 10).tolist() == [position // 10 for position in range(28)]
+    assert counted.num_epochs == 3
+    packed = plan_packs(counted, TokenCounts(np.arange(30) + 1, np.ones(30, dtype=int)), 128, 1)
+    assert sorted(sample for step in range(7) for pack in packed.share(step, 0) for sample in pack) == sorted(numbers)
 
 
 @torch.no_grad()
@@ -104,6 +123,16 @@ def test_trained_and_used_at_each_number(make_run: MakeRun, tmp_path: Path) -> N
     assert saved.num_image_tokens == saved.image_seq_length == 3
     with pytest.raises(UserError, match=r"--image-tokens: 17 tokens.*'mqt' gives 1 to 16"):
         loaded.with_image_tokens(17)
+
+
+@pytest.mark.parametrize("command", ["chat", "serve", "web"])
+def test_commands_that_answer_take_a_number(pooling: LoadedModel, tmp_path: Path, command: str) -> None:
+    pooling.save_pretrained(tmp_path)
+    port = [] if command == "chat" else ["--port", "0"]
+    arguments = [command, "--model", str(tmp_path), *port, "--device", "cpu", "--image-tokens", "5"]
+    result = CliRunner().invoke(app, arguments)
+    with pytest.raises(UserError, match=r"--image-tokens: 5 tokens.*1, 4, 16"):
+        raise result.exception or AssertionError(result.output)
 
 
 @pytest.mark.parametrize(

@@ -129,10 +129,14 @@ def test_more_and_smaller_packs_change_nothing(make_run: MakeRun) -> None:
         torch.testing.assert_close(actual[name], tensor, atol=1e-5, rtol=0, msg=name)
 
 
-def test_an_interrupted_packed_run_goes_on_bit_for_bit(make_run: MakeRun, tmp_path: Path) -> None:
-    whole = make_run("whole", pack_tokens=128, save_every=2)
+@pytest.mark.parametrize("image_tokens", [None, [1, 4, 16]], ids=["", "numbers of tokens drawn in each epoch"])
+def test_an_interrupted_packed_run_goes_on_bit_for_bit(
+    make_run: MakeRun, tmp_path: Path, image_tokens: list[int] | None
+) -> None:
+    drawn = {"model": {"projector": "matryoshka_pool"}, "data": {"image_tokens": image_tokens}} if image_tokens else {}
+    whole = make_run("whole", pack_tokens=128, save_every=2, **drawn)
     train(whole)
-    cut = make_run("cut", pack_tokens=128, save_every=2)
+    cut = make_run("cut", pack_tokens=128, save_every=2, **drawn)
     crash_after(cut, 5)
     train(cut)
     assert _losses(cut) == _losses(whole)

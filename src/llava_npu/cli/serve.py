@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from llava_npu.cli.options import BITS, DEVICE, DTYPE, HUB, MAX_LENGTH, MODEL, TEMPLATE, name_of
+from llava_npu.cli.options import BITS, DEVICE, DTYPE, HUB, IMAGE_TOKENS, MAX_LENGTH, MODEL, TEMPLATE, name_of
 from llava_npu.errors import UserError
 
 if TYPE_CHECKING:
@@ -40,6 +40,7 @@ def serve(
     allowed_hosts: Annotated[list[str] | None, ALLOWED_HOSTS] = None,
     name: Annotated[str | None, _NAME] = None,
     template: Annotated[str | None, TEMPLATE] = None,
+    image_tokens: Annotated[int | None, IMAGE_TOKENS] = None,
     source: Annotated[str, HUB] = "huggingface",
     device: Annotated[str, DEVICE] = "auto",
     dtype: Annotated[str, DTYPE] = "auto",
@@ -81,7 +82,7 @@ def serve(
     from llava_npu.serving.server import run_server
 
     loaded, chosen = load_model(on_hub(model, source), device, dtype, bits, template)
-    engine = _engine(loaded, chosen.memory().free, max_batch, max_length)
+    engine = _engine(loaded.with_image_tokens(image_tokens), chosen.memory().free, max_batch, max_length)
     service = Service(engine, name or name_of(model), limits, _fetcher(limits) if allow_image_urls else None)
     if api_key is None and host not in ("127.0.0.1", "localhost", "::1"):
         typer.secho("warning: no --api-key: whoever reaches this port may use the model.", fg="yellow", err=True)

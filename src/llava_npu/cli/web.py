@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from llava_npu.cli.options import BITS, DEVICE, DTYPE, HUB, MAX_LENGTH, MODEL, TEMPLATE, name_of
+from llava_npu.cli.options import BITS, DEVICE, DTYPE, HUB, IMAGE_TOKENS, MAX_LENGTH, MODEL, TEMPLATE, name_of
 from llava_npu.cli.serve import ALLOWED_HOSTS
 from llava_npu.errors import UserError
 
@@ -25,6 +25,7 @@ def web(
     examples: Annotated[Path | None, typer.Option(help="A folder of images to click on.")] = None,
     flags: Annotated[Path, typer.Option(help="Folder for flagged conversations.")] = Path("flagged"),
     template: Annotated[str | None, TEMPLATE] = None,
+    image_tokens: Annotated[int | None, IMAGE_TOKENS] = None,
     source: Annotated[str, HUB] = "huggingface",
     device: Annotated[str, DEVICE] = "auto",
     dtype: Annotated[str, DTYPE] = "auto",
@@ -57,7 +58,7 @@ def web(
     models = []
     for name, folder in zip(names if len(set(names)) == len(names) else sources, sources, strict=True):
         loaded, _ = load_model(on_hub(folder, source), device, dtype, bits, template)
-        engine = InferenceEngine(loaded, max_batch=max_batch, max_length=max_length)
+        engine = InferenceEngine(loaded.with_image_tokens(image_tokens), max_batch=max_batch, max_length=max_length)
         engine.warm_up()
         models.append(ServedModel(name, engine, BackgroundEngine(engine)))
     for served in models:

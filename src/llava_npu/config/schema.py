@@ -243,7 +243,7 @@ class DataConfig(Section):
     image_tokens: list[int] | Literal["all"] | None = Field(
         None,
         description="With a projector that gives several numbers of tokens (`mqt`, `matryoshka_pool`): each sample's "
-        "images have one of these, drawn by its place in the data; `all`: any that the projector gives; null: the "
+        "images have one of these, drawn in each epoch by `seed`; `all`: any that the projector gives; null: the "
         "model's own number.",
     )
 

@@ -103,12 +103,26 @@ def substitutes(index: int, num_samples: int) -> list[int]:
     return [int(draw) for draw in draws % num_samples]
 
 
-def drawn_tokens(index: int, choices: Sequence[int]) -> int:
-    """Which of `choices` is the number of tokens of sample `index`'s images: a draw that only the index decides.
+@dataclass(frozen=True)
+class ImageTokens:
+    """How many tokens each sample's images have: a draw that seed, epoch and sample alone decide.
 
     So lengths are known before a run is packed, in every process, and the same after a resumption.
+
+    Args:
+        choices: numbers of tokens that the model can give an image.
+        seed: of the run.
+        epochs: `Plan.num_epochs`.
     """
-    return choices[int(np.random.SeedSequence(index).generate_state(1)[0]) % len(choices)]
+
+    choices: Sequence[int]
+    seed: int = 0
+    epochs: int = 1
+
+    def drawn(self, epoch: int, sample: int) -> int:
+        """One of `choices`, each as likely, for all images of a sample in an epoch."""
+        draw = np.random.SeedSequence([self.seed, epoch, sample]).generate_state(1)[0]
+        return self.choices[int(draw) % len(self.choices)]
 
 
 class ConversationDataset(Dataset[Sample]):
@@ -121,8 +135,8 @@ class ConversationDataset(Dataset[Sample]):
         max_length: the most tokens of a sample, images included; images that do not fit go with the text cut off.
         features: the frozen vision tower's output for each image. Given these, no image is opened.
         bad_samples: 'error' raises for a sample that cannot be used; 'skip' gives another in its place.
-        image_tokens: numbers of tokens that the model can give an image, of which each sample has one
-            (`drawn_tokens`); None: the processor's.
+        image_tokens: draws how many tokens each sample's images have. The data set then has the samples of all epochs,
+            one epoch after the other (`Plan.counts_epochs`). None: as many as the processor says, in every epoch.
     """
 
     def __init__(
@@ -133,7 +147,7 @@ class ConversationDataset(Dataset[Sample]):
         max_length: int | None = None,
         features: Features | None = None,
         bad_samples: BadSamples = "error",
-        image_tokens: Sequence[int] | None = None,
+        image_tokens: ImageTokens | None = None,
     ) -> None:
         self.records = records
         self.processor = processor
@@ -144,7 +158,7 @@ class ConversationDataset(Dataset[Sample]):
         self.image_tokens = image_tokens
 
     def __len__(self) -> int:
-        return len(self.records)
+        return len(self.records) * (1 if self.image_tokens is None else self.image_tokens.epochs)
 
     def __getitem__(self, index: int) -> Sample:
         return self.load(index)
@@ -162,7 +176,7 @@ class ConversationDataset(Dataset[Sample]):
         def load(number: int) -> Sample:
             return self._load(number, room if number != index else None)
 
-        sample = load_or_substitute(load, index, len(self)) if self.bad_samples == "skip" else load(index)
+        sample = load_or_substitute(load, index, len(self.records)) if self.bad_samples == "skip" else load(index)
         if room is not None and len(sample.input_ids) > room:
             raise UserError(
                 f"{sample.name}: {len(sample.input_ids)} tokens, but {room} when the run was planned: its images or "
@@ -180,13 +194,13 @@ class ConversationDataset(Dataset[Sample]):
         return record, expanded
 
     def _encode(self, index: int, room: int | None) -> tuple[Record, ExpandedConversation, list[ImageSize]]:
-        record, processor = self.records[index], self.processor
+        record, processor = self.records[index % len(self.records)], self.processor
         encoded = encode_conversation(record.conversations, processor.tokenizer, self.template, record=record)
         sizes = self._image_sizes(record)
         if self.image_tokens is None:
             tokens_per_image = [processor.count_image_tokens(size) for size in sizes]
         else:
-            tokens_per_image = [drawn_tokens(index, self.image_tokens)] * len(sizes)
+            tokens_per_image = [self._drawn(index)] * len(sizes)
         limits = [limit for limit in (self.max_length, room) if limit is not None]
         limit = min(limits, default=None)
         return record, expand_images(encoded, tokens_per_image, processor.image_token_id, limit, record), sizes
@@ -207,8 +221,12 @@ class ConversationDataset(Dataset[Sample]):
             vision_features,
             record.name,
             image_sizes=tuple(sizes[: len(paths)]) if paths and processor.tiling is not None else None,
-            tokens_per_image=(drawn_tokens(index, self.image_tokens),) * len(paths) if self.image_tokens else None,
+            tokens_per_image=(self._drawn(index),) * len(paths) if self.image_tokens else None,
         )
+
+    def _drawn(self, index: int) -> int:
+        assert self.image_tokens is not None
+        return self.image_tokens.drawn(*divmod(index, len(self.records)))
 
     def _image_sizes(self, record: Record) -> list[ImageSize]:
         """(height, width) of each image; read from the files only where the number of tokens depends on it."""

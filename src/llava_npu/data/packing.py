@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from llava_npu.data.plan import Indices, Plan, plan_order
+from llava_npu.data.plan import Indices, Plan
 from llava_npu.errors import UserError
 
 # Steps between which samples are exchanged to make them alike: the more, the more alike.
@@ -37,7 +37,7 @@ IMAGE_WEIGHT = 16
 
 @dataclass(frozen=True, eq=False)
 class TokenCounts:
-    """What each sample of an epoch brings.
+    """What each sample of an epoch brings; with `Plan.counts_epochs`, those of all epochs, one after the other.
 
     Args:
         tokens: integers, shape (num_samples,), images included, as cut to the run's `max_length`.
@@ -80,7 +80,7 @@ def _dealt(alike: AlikePlan, stretch: int) -> Indices:
     first = stretch * alike.stretch_length
     steps = min(alike.stretch_length, plan.num_steps - first)  # the last stretch ends with the run
     batch = plan.global_batch_size
-    samples = plan_order(plan.num_samples, plan.seed, first * batch, steps * batch)
+    samples = plan.order(first * batch, steps * batch)
     order = np.lexsort((-counts.tokens[samples], -counts.images[samples]))
     rows = samples[order].reshape(batch, steps)
     rows[1::2] = rows[1::2, ::-1]

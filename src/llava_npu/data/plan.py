@@ -31,12 +31,15 @@ class Plan:
     end of one epoch and the start of the next. The last batch is filled up from the following epoch's order: every
     batch is whole (no rank without work, no odd shape), and all samples are seen `epochs` times, at most
     `global_batch_size` − 1 of them once more. With a broken number of epochs the run ends within an epoch.
+
+    With `counts_epochs` sample *i* of epoch *e* is number *e* · `num_samples` + *i*, for samples that differ by epoch.
     """
 
     num_samples: int
     global_batch_size: int
     epochs: float = 1.0
     seed: int = 0
+    counts_epochs: bool = False
 
     def __post_init__(self) -> None:
         if self.num_samples < 1:
@@ -56,7 +59,19 @@ class Plan:
         """The samples of one optimizer step, counted from 0; shape (global_batch_size,)."""
         if not 0 <= step < self.num_steps:
             raise IndexError(f"step {step} of a plan of {self.num_steps}")
-        return plan_order(self.num_samples, self.seed, step * self.global_batch_size, self.global_batch_size)
+        return self.order(step * self.global_batch_size, self.global_batch_size)
+
+    def order(self, start: int, length: int) -> Indices:
+        """`length` samples of the whole run, from position `start` on; shape (length,)."""
+        samples = plan_order(self.num_samples, self.seed, start, length)
+        if self.counts_epochs:
+            samples += np.arange(start, start + length) // self.num_samples * self.num_samples
+        return samples
+
+    @property
+    def num_epochs(self) -> int:
+        """How many epochs the run touches, the one that fills up its last batch included."""
+        return math.ceil(self.num_steps * self.global_batch_size / self.num_samples)
 
 
 def plan_order(num_samples: int, seed: int, start: int, length: int) -> Indices:

@@ -92,7 +92,7 @@ def _key(dataset: ConversationDataset, data: Sequence[Any]) -> str:
         "template": dataset.template,
         "max_length": dataset.max_length,
         "tokenizer": [type(tokenizer).__name__, words, tokenizer.special_tokens_map, tokenizer.chat_template],
-        "image_tokens": list(dataset.image_tokens) if dataset.image_tokens else processor.num_image_tokens,
+        "image_tokens": repr(dataset.image_tokens) if dataset.image_tokens else processor.num_image_tokens,
         "tiling": repr(processor.tiling),
     }
     return hashlib.sha256(json.dumps(recipe, sort_keys=True, default=str).encode()).hexdigest()[:32]
@@ -141,7 +141,7 @@ def _count_one(dataset: ConversationDataset, index: int) -> tuple[int, int]:
 
 
 def _substitute(dataset: ConversationDataset, index: int, problem: UserError) -> ExpandedConversation:
-    for substitute in substitutes(index, len(dataset)):
+    for substitute in substitutes(index, len(dataset.records)):
         try:
             return dataset.encode(substitute)[1]
         except UserError:

@@ -9,7 +9,7 @@ from typing import Any
 
 from llava_npu.config import RunConfig
 from llava_npu.data.conversation.labels import IGNORE_INDEX, encode_conversation, expand_images
-from llava_npu.data.dataset import drawn_tokens
+from llava_npu.data.dataset import ImageTokens
 from llava_npu.data.formats.parsing import Record
 from llava_npu.data.image_roots import ImagePath
 from llava_npu.data.images import image_size
@@ -148,7 +148,7 @@ def probe_samples(records: Sequence[Record], tokenizer: Any, config: RunConfig, 
             if choices is None:
                 per_image = [model.count_image_tokens(size) for size in sizes]
             else:
-                per_image = [drawn_tokens(number * len(records) // count, choices)] * len(sizes)
+                per_image = [ImageTokens(choices, config.seed).drawn(0, number * len(records) // count)] * len(sizes)
             expanded = expand_images(encoded, per_image, model.image_token_index, config.data.max_length, record)
         except UserError:
             continue  # training reports what is wrong with it, or skips it

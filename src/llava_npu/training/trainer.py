@@ -20,7 +20,7 @@ from rich.console import Console
 
 from llava_npu import devices
 from llava_npu.config import RunConfig
-from llava_npu.data.dataset import ConversationDataset
+from llava_npu.data.dataset import ConversationDataset, ImageTokens
 from llava_npu.data.plan import Plan
 from llava_npu.distributed import processes
 from llava_npu.distributed.agreement import check_agreement, check_shared, package_version
@@ -166,7 +166,8 @@ class Trainer:
         self._stop = stop
         config = self.config
         self.parts = config.resolved_parts
-        self.plan = Plan(len(run.data.training), config.batch_size, config.epochs, config.seed)
+        varied = config.data.image_tokens is not None
+        self.plan = Plan(len(run.data.training), config.batch_size, config.epochs, config.seed, counts_epochs=varied)
         self.num_steps = min(self.plan.num_steps, config.max_steps or self.plan.num_steps)
         self.first_step = 0
         num_groups(config, accelerator.num_processes)  # or this is an error now
@@ -305,12 +306,13 @@ class Trainer:
             else None
         )
         template = config.data.template or STAGE_TEMPLATES[config.stage]
-        varied = image_token_choices(config.data, self._loaded.model.config)
+        choices = image_token_choices(config.data, self._loaded.model.config)
+        drawn = None if choices is None else ImageTokens(choices, config.seed, self.plan.num_epochs)
         self._dataset, self._held_out = (
             ConversationDataset(
-                records, processor, template, config.data.max_length, self._features, config.data.bad_samples, choices
+                records, processor, template, config.data.max_length, self._features, config.data.bad_samples, tokens
             )
-            for records, choices in ((data.training, varied), (data.validation or (), None))
+            for records, tokens in ((data.training, drawn), (data.validation or (), None))
         )
         self._layout = choose_layout(
             config, self._dataset, self.plan, self.run.data_fingerprint, self.accelerator.num_processes, self.console
