@@ -108,10 +108,10 @@ class Runs:
         shapes = {"data": {"path": str(_write_shapes(material, folder / "shapes"))}}
         wanted = VARIANTS | MORE_VARIANTS if exhaustive else VARIANTS if device_type == "cpu" else {}
         variants = {name: {**changes, **(shapes if "anyres" in name else {})} for name, changes in wanted.items()}
-        for name in variants.keys() & {name for name in wanted if "towers" in name}:
-            model = variants[name]["model"]
-            towers = [str(material / tower) for tower in model["vision_tower"]]
-            variants[name] = {**variants[name], "model": {**model, "vision_tower": towers}}
+        for name, changes in variants.items():
+            if "towers" in name:
+                towers = [str(material / tower) for tower in changes["model"]["vision_tower"]]
+                variants[name] = {**changes, "model": {**changes["model"], "vision_tower": towers}}
         engines = {name: options for name, options in ENGINES.items() if _is_there(options["engine"])}
         two = {name: run(name, micro_batch_size=1, **options) for name, options in engines.items()}
         stop_after = {}
