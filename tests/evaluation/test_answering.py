@@ -209,6 +209,18 @@ def test_text_that_spells_a_special_token_costs_only_its_question(
     assert [answer.text for answer in answers[2:]] == [answer.text for answer in alone]
 
 
+@pytest.mark.parametrize("form", ["text", "letter"])
+def test_a_model_of_captions_is_asked_for_the_likeliest(
+    tiny: LoadedModel, questions: list[Question], form: str
+) -> None:
+    """Template `plain`, that of stage 1, has nothing but images in a prompt, and none without."""
+    plain = tiny.with_template("plain")
+    (found,) = ModelAnswerer(plain, ChooseLikeliest(form)).answer(questions[:1])
+    assert found.error is None
+    assert found.scores
+    assert found.scores.keys() == questions[0].options.keys()
+
+
 def test_a_batch_too_large_for_memory_is_one_clear_error(
     tiny: LoadedModel, questions: list[Question], monkeypatch: pytest.MonkeyPatch
 ) -> None:

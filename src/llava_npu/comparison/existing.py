@@ -157,4 +157,5 @@ def _scores(evaluation: FinishedRun) -> BenchmarkResult:
     name, images = evaluation.benchmark, evaluation.report["provenance"].get("images", "given")
     score = choose_score(list(evaluation.scores.values()), BenchmarkConfig(name=name, data=str(evaluation.folder)))
     label = name if images == "given" else f"{name}, images {images}"
-    return BenchmarkResult(label, metric_label(score), Estimate.of(score), None, str(evaluation.folder))
+    errors = evaluation.report["num_errors"]
+    return BenchmarkResult(label, metric_label(score), Estimate.of(score), None, str(evaluation.folder), errors)

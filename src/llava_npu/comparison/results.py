@@ -59,6 +59,7 @@ class BenchmarkResult:
         score: in 0 … 1 (some metrics go beyond), with its interval.
         chance: what guessing would score, where the metric lets one say.
         folder: of the predictions.
+        unanswered: questions that got an error in place of an answer, and count as wrong.
     """
 
     label: str
@@ -66,6 +67,7 @@ class BenchmarkResult:
     score: Estimate
     chance: float | None
     folder: str
+    unanswered: int = 0
 
 
 @dataclass(frozen=True)

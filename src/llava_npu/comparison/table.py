@@ -282,8 +282,10 @@ def _benchmark_column(label: str, results: Sequence[Result]) -> MeasureColumn:
     metrics = dict.fromkeys(b.metric for r in results if (b := r.benchmark(label)))
     chances = {b.chance for r in results if (b := r.benchmark(label)) and b.chance is not None}
     guess = f"; guessing: {100 * min(chances):.1f} %" if chances else ""
+    most = max((b.unanswered for r in results if (b := r.benchmark(label))), default=0)
+    lost = f"; questions without an answer, for an error, count as wrong: up to {most} in a model" if most else ""
     return MeasureColumn(
-        label, "%", f"{' / '.join(metrics)}; 95 % interval{guess}",
+        label, "%", f"{' / '.join(metrics)}; 95 % interval{guess}{lost}",
         lambda r: _interval(score(r), 100, 1), lambda r: value.value if (value := score(r)) else None,
         higher_is_better=True,
     )  # fmt: skip

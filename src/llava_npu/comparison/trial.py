@@ -215,9 +215,13 @@ def _evaluate(
         output,
         runner.EvaluationOptions(images=benchmark.images, batch_size=benchmark.batch_size),
     )
+    if report.num_errors == report.num_questions:  # a score of 0 would say something about the model
+        raise UserError(
+            f"benchmarks: {benchmark.name}: none of the questions could be answered; see {output}/report.md."
+        )
     score = choose_score(report.scores, benchmark)
     label, chance = benchmark.label or benchmark.name, chance_of(benchmark, score.metric)
-    return BenchmarkResult(label, metric_label(score), Estimate.of(score), chance, str(output))
+    return BenchmarkResult(label, metric_label(score), Estimate.of(score), chance, str(output), report.num_errors)
 
 
 def chance_of(benchmark: BenchmarkConfig, metric: str) -> float | None:

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol
 
+from llava_npu.data.conversation.labels import encode_conversation
 from llava_npu.data.conversation.turns import IMAGE_MARK
 from llava_npu.errors import UserError, nearest
 from llava_npu.evaluation.fingerprints import fingerprint_model, fingerprint_processor
@@ -44,8 +45,8 @@ class Method(Protocol):
     @property
     def settings(self) -> Settings: ...
 
-    def candidates(self, question: Question) -> list[str]:
-        """The texts that the model reads as answers to a question."""
+    def scored(self, question: Question) -> list[list[dict[str, str]]]:
+        """The conversations, each with an answer, that the model reads to answer a question."""
         ...
 
     def answer(self, engine: InferenceEngine, questions: Sequence[Question], features: Features) -> list[Answer]: ...
@@ -109,8 +110,8 @@ class ModelAnswerer:
         errors: dict[str, str] = {}
         for question in questions:
             missing = [unreadable[image.key] for image in question.images if image.key in unreadable]
-            candidates = self._method.candidates(question)
-            error = missing[0] if missing else _defect(self._loaded, question, candidates, features)
+            scored = self._method.scored(question)
+            error = missing[0] if missing else _defect(self._loaded, question, scored, features)
             if error:
                 errors[question.id] = error
         readable = [question for question in questions if question.id not in errors]
@@ -138,7 +139,7 @@ class GenerateText:
     def settings(self) -> Settings:
         return {"answer": "generate", "max_new_tokens": self.max_new_tokens}
 
-    def candidates(self, question: Question) -> list[str]:
+    def scored(self, question: Question) -> list[list[dict[str, str]]]:
         return []
 
     def answer(self, engine: InferenceEngine, questions: Sequence[Question], features: Features) -> list[Answer]:
@@ -165,8 +166,9 @@ class ChooseLikeliest:
     def settings(self) -> Settings:
         return {"answer": "likelihood", "candidates": self.form, "end_token": self.form == "text"}
 
-    def candidates(self, question: Question) -> list[str]:
-        return list(_CANDIDATES[self.form](question)[1].values())
+    def scored(self, question: Question) -> list[list[dict[str, str]]]:
+        prompt, candidates = _CANDIDATES[self.form](question)
+        return [_turns(prompt, candidate) for candidate in candidates.values()]
 
     def answer(self, engine: InferenceEngine, questions: Sequence[Question], features: Features) -> list[Answer]:
         """Scores the options of each question."""
@@ -246,15 +248,19 @@ def _encode_prompts(
     ]
 
 
-def _defect(loaded: LoadedModel, question: Question, candidates: Sequence[str], features: Features) -> str | None:
+def _defect(
+    loaded: LoadedModel, question: Question, scored: Sequence[list[dict[str, str]]], features: Features
+) -> str | None:
     """What is wrong with a question that cannot be asked: too long a prompt, or text that spells special tokens."""
-    positions, name = longest(loaded.model), f"question {question.id}"
+    processor, name = loaded.processor, f"question {question.id}"
+    positions = longest(loaded.model)
     try:
-        (prompt,) = _encode_prompts(loaded.processor, [_full_prompt(question)], [question], features)
-        for candidate in candidates:
-            loaded.processor.encode_prompt(_turns(candidate), [], name)
+        (prompt,) = _encode_prompts(processor, [_full_prompt(question)], [question], features)
+        for conversation in scored:
+            encode_conversation(conversation, processor.tokenizer, processor.template, record=name)
     except UserError as error:
-        return str(error).removeprefix(f"{name}: ").replace("conversations[0].value", "its text")
+        reason = str(error).removeprefix(f"{name}: ")
+        return reason.replace("conversations[0].value", "its text").replace("conversations[1].value", "its text")
     if len(prompt.input_ids) < positions:
         return None
     return f"its prompt has {len(prompt.input_ids)} tokens, images included; the model has positions for {positions}"

@@ -31,6 +31,9 @@ def test_the_quick_demo_works(tmp_path: Path) -> None:
         state: json.loads((output / "measured" / state / "measured.json").read_text())
         for state in ("untrained", "aligned", "tuned")
     }
+    answers = [json.loads(line) for file in output.rglob("predictions.jsonl") for line in file.open()]
+    assert len(answers) >= 100
+    assert {answer["error"] for answer in answers} == {None}
     # So few steps teach what captions look like; that the picture tells is for the default size to show.
     losses = {state: found["caption loss"] for state, found in measured.items()}
     assert losses["aligned"]["given"]["value"] < losses["untrained"]["given"]["value"] - 1.0

@@ -114,13 +114,21 @@ def build_report(
 
 
 def _error_notes(predictions: Sequence[Prediction]) -> list[str]:
-    errors = sorted((prediction.id, prediction.error) for prediction in predictions if prediction.error is not None)
+    errors: dict[str, list[str]] = {}
+    for prediction in sorted(predictions, key=lambda each: each.id):
+        if prediction.error is not None:
+            errors.setdefault(prediction.error, []).append(prediction.id)
     if not errors:
         return []
-    shown = [f"{id_}: {error}" for id_, error in errors[:_MAX_LISTED]]
+    shown = [f"{_some(ids)}: {error}" for error, ids in list(errors.items())[:_MAX_LISTED]]
     if len(errors) > _MAX_LISTED:
-        shown.append(f"and {len(errors) - _MAX_LISTED} more, see predictions.jsonl")
-    return [f"{len(errors)} questions could not be answered and count as wrong: " + "; ".join(shown)]
+        shown.append(f"and {len(errors) - _MAX_LISTED} other reasons, see predictions.jsonl")
+    count = sum(map(len, errors.values()))
+    return [f"{count} questions could not be answered and count as wrong: " + "; ".join(shown)]
+
+
+def _some(ids: Sequence[str]) -> str:
+    return ", ".join(ids[:_MAX_LISTED]) + (f" and {len(ids) - _MAX_LISTED} more" if len(ids) > _MAX_LISTED else "")
 
 
 def write_report(report: Report, folder: Path) -> None:
