@@ -37,7 +37,7 @@ from llava_npu import devices
 from llava_npu.config import RunConfig
 from llava_npu.data.dataset import ConversationDataset
 from llava_npu.data.plan import Plan
-from llava_npu.devices.host_speeds import HostSpeeds, Table, measure_host_speeds
+from llava_npu.devices.host_speeds import HostSpeeds, SecondsTable, measure_host_speeds
 from llava_npu.distributed import processes
 from llava_npu.models.modeling import LlavaNpuForConditionalGeneration
 from llava_npu.ops.fuse import install_kernels
@@ -200,8 +200,8 @@ def medians(measured: list[HostSpeeds]) -> HostSpeeds:
 
     def middle(values: list[Any]) -> Any:
         first = values[0]
-        if isinstance(first, Table):
-            return Table(
+        if isinstance(first, SecondsTable):
+            return SecondsTable(
                 first.axes, tuple(map(statistics.median, zip(*(each.seconds for each in values), strict=True)))
             )
         if isinstance(first, dict):

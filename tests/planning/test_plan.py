@@ -27,7 +27,7 @@ from llava_npu.config import RunConfig, load_config, render_config, validate
 from llava_npu.data.dataset import ConversationDataset
 from llava_npu.data.plan import Plan
 from llava_npu.devices import host_speeds
-from llava_npu.devices.host_speeds import HostSpeeds, Table
+from llava_npu.devices.host_speeds import HostSpeeds, SecondsTable
 from llava_npu.models.configuration import LlavaNpuConfig
 from llava_npu.models.modeling import LlavaNpuForConditionalGeneration
 from llava_npu.models.published import published_model
@@ -100,12 +100,12 @@ def test_the_roofline_is_made_of_peak_bandwidth_and_links(make_run: MakeRun) -> 
 
 
 def test_a_cpu_takes_what_was_measured_of_each_kind_of_operation() -> None:
-    def table(axes: int, *seconds: float) -> Table:
-        return Table(((1000, 10_000), *((10, 1000),) * (axes - 1)), seconds * 2 ** (axes - 1))
+    def table(axes: int, *seconds: float) -> SecondsTable:
+        return SecondsTable(((1000, 10_000), *((10, 1000),) * (axes - 1)), seconds * 2 ** (axes - 1))
 
     speeds = HostSpeeds(
         call=0.5,
-        product=Table(((10, 1000),) * 3, (8.0, 4.0) * 4),
+        product=SecondsTable(((10, 1000),) * 3, (8.0, 4.0) * 4),
         streamed=table(1, 1e-3, 1e-2),
         strided=table(1, 2e-3, 2e-2),
         functions={"silu": 0.25},
@@ -149,7 +149,7 @@ def test_later_micro_batches_add_their_gradients() -> None:
 
 
 def test_a_cpu_is_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    table = Table(((1, 2),), (1.0, 4.0))
+    table = SecondsTable(((1, 2),), (1.0, 4.0))
     measured = HostSpeeds(1e-6, table, table, table, {"exp": 1e-9}, table, table, table, table)
     times: list[torch.dtype] = []
 

@@ -49,7 +49,7 @@ _FUNCTIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 
 
 @dataclass(frozen=True)
-class Table:
+class SecondsTable:
     """Measured seconds over a grid; in between linear in logarithms, beyond its ends those of the ends.
 
     Attributes:
@@ -85,21 +85,21 @@ class HostSpeeds:
     """
 
     call: float
-    product: Table
-    streamed: Table
-    strided: Table
+    product: SecondsTable
+    streamed: SecondsTable
+    strided: SecondsTable
     functions: dict[str, float]
-    attention: Table
-    causal: Table
-    attention_backward: Table
-    causal_backward: Table
+    attention: SecondsTable
+    causal: SecondsTable
+    attention_backward: SecondsTable
+    causal_backward: SecondsTable
 
     @classmethod
     def from_json(cls, text: str) -> HostSpeeds:
         values = json.loads(text)
         for name, value in values.items():
             if isinstance(value, dict) and "axes" in value:
-                values[name] = Table(tuple(map(tuple, value["axes"])), tuple(value["seconds"]))
+                values[name] = SecondsTable(tuple(map(tuple, value["axes"])), tuple(value["seconds"]))
         return cls(**values)
 
 
@@ -157,7 +157,7 @@ class _Memory:
         return self if self._pool.dtype is dtype else _Memory(dtype)
 
 
-def _products(memory: _Memory, dtype: torch.dtype) -> Table:
+def _products(memory: _Memory, dtype: torch.dtype) -> SecondsTable:
     """Of a linear layer's two orders in memory: as in the forward pass, and as for the gradients of weights."""
     sources, targets = memory.of(dtype), _Memory(dtype)
     found: dict[tuple[int, ...], float] = {}
@@ -172,10 +172,10 @@ def _products(memory: _Memory, dtype: torch.dtype) -> Table:
             taken = [_seconds(each, lambda a, b, out: torch.mm(a, b, out=out)) for each in layouts]
             last = sum(taken) / len(taken) / flops
         found[m, n, k] = last
-    return Table((_DIMENSIONS,) * 3, tuple(found[shape] for shape in itertools.product(_DIMENSIONS, repeat=3)))
+    return SecondsTable((_DIMENSIONS,) * 3, tuple(found[shape] for shape in itertools.product(_DIMENSIONS, repeat=3)))
 
 
-def _streams(memory: _Memory, *, permuted: bool) -> Table:
+def _streams(memory: _Memory, *, permuted: bool) -> SecondsTable:
     """Additions; permuted: copies between the orders (token, head) and (head, token)."""
     targets, seconds = _Memory(), []
     for size in _STREAMED:
@@ -191,10 +191,10 @@ def _streams(memory: _Memory, *, permuted: bool) -> Table:
             return tensors[1].copy_(tensors[0]) if permuted else torch.add(*tensors[:2], out=tensors[2])
 
         seconds.append(_seconds(operands, work) / size)
-    return Table((_STREAMED,), tuple(seconds))
+    return SecondsTable((_STREAMED,), tuple(seconds))
 
 
-def _attention(memory: _Memory, causal: bool, backward: bool) -> Table:
+def _attention(memory: _Memory, causal: bool, backward: bool) -> SecondsTable:
     heads, seconds = 2, []
     for length, dimension in itertools.product(_LENGTHS, _HEAD_DIMENSIONS):
 
@@ -217,7 +217,7 @@ def _attention(memory: _Memory, causal: bool, backward: bool) -> Table:
 
         taken = _seconds(with_results, back) if backward else _seconds(operands, forward)
         seconds.append(taken / (heads * length * length))
-    return Table((_LENGTHS, _HEAD_DIMENSIONS), tuple(seconds))
+    return SecondsTable((_LENGTHS, _HEAD_DIMENSIONS), tuple(seconds))
 
 
 def _seconds(operands: Callable[[], tuple[torch.Tensor, ...]], work: Callable[..., object]) -> float:
