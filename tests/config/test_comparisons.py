@@ -20,5 +20,6 @@ def test_comparison_loads(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None
     config = load_as(ComparisonConfig, recipe)
     assert config.output == f"runs/{recipe.stem}"
     trials = expand(config, recipe.name)
-    assert len(trials) == len(config.encoders) * len(config.projectors)
+    seeds = config.seeds if isinstance(config.seeds, int) else len(config.seeds or [0])
+    assert len(trials) == len(config.encoders) * len(config.projectors) * seeds
     assert all(get(benchmark.name) for benchmark in config.benchmarks)
