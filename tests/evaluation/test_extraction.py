@@ -87,6 +87,10 @@ def test_any_text_gives_a_known_letter_or_nothing(answer: str, texts: list[str])
 
 XY = {"A": "x", "B": "y"}
 COMBINED = {**XY, "C": "Both A and B", "D": "None"}
+BOTH = {**XY, "C": "Both A and B", "D": "Neither A nor B", "E": "A or B"}
+LETTERS = {"A": "B", "B": "A", "C": "H"}
+NUMBERS = {"A": "2", "B": "3", "C": "-1", "D": "1"}
+YES_NO = {"A": "Yes", "B": "No"}
 
 
 @pytest.mark.parametrize(
@@ -98,6 +102,24 @@ COMBINED = {**XY, "C": "Both A and B", "D": "None"}
         ("A. x B. y", XY, None),  # … and does not answer
         ("Both A and B", COMBINED, "C"),
         ("A and B", COMBINED, "C"),
+        ("A and B", BOTH, "C"),  # where others join them too
+        ("Both A & B", BOTH, "C"),
+        ("The answer is both A and B.", BOTH, "C"),
+        ("A and B are correct", BOTH, "C"),
+        ("It is neither A nor B", BOTH, "D"),
+        ("I think it is A or B", COMBINED, None),
+        ("A, or maybe B", COMBINED, None),
+        ("A: x, no.\nB: y, yes.\nSo the answer is B.", XY, "B"),  # goes through the options
+        ("A: x, no.\nB: y, yes.", XY, None),
+        ("A. x\nB. y\n\nB. y", XY, "B"),
+        ("A", LETTERS, "A"),  # a letter was asked for
+        ("B. A", LETTERS, "B"),
+        ("It is 2.5", NUMBERS, None),
+        ("It is -1", NUMBERS, "C"),
+        ("It is 3.", NUMBERS, "B"),
+        ("Yes, there is no doubt", YES_NO, "A"),
+        ("It is not a dog", {"A": "dog", "B": "cat"}, None),
+        ("It is not a dog but a cat", {"A": "dog", "B": "cat"}, "B"),
         ("A and B", XY, None),
         ("A or B", XY, None),
         ("A, B", XY, None),

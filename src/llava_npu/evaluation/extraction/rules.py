@@ -10,17 +10,20 @@ Not reproduced are the effects of VLMEvalKit's way through a spreadsheet (an emp
 
 `strict` is this project's own. A letter counts where it stands alone, is not the article "A", the pronoun "I" or
 negated ("not B", "B is wrong"), and nothing else in the answer contradicts it; an option's text counts as a whole
-phrase. Full-width letters are letters. Options that the answer repeats at its start ("A: a cat / B: a dog / Answer: B")
-are skipped. In order:
+phrase, not negated ("not a dog") nor part of a longer number ("2" in "2.5"). Full-width letters are letters. Options that
+the answer repeats at its start ("A: a cat / B: a dog / Answer: B") are skipped. In order:
 
-1. The whole answer is one option's text: "Both A and B".
+1. The whole answer is one option's text: "Both A and B". (A lone letter is the letter, even if it is another's text.)
 2. The answer begins with, or is, a letter: "B", "b", "(B)", "**B.**", "B: a dog". Text after it that is exactly another
-   option's contradicts it, and so do further letters ("A, B", "A, or maybe B"): no answer.
+   option's contradicts it, and so do further letters ("A, B", "A, or maybe B"): no answer. An answer that goes through
+   the options ("A: a cat, no. / B: a dog, yes. / …") does not begin with a letter in this sense.
 3. It says so: "the answer is B", "the correct option would be (b).", "option B", "(b) is correct", "答案：B", "选B".
    Two different such letters, or further ones ("B, but it might be C"): no answer.
 4. Exactly one letter stands alone somewhere and no other option's text is mentioned; or exactly one option's text is
-   mentioned and no other letter; or the letters are those of an option that combines them ("A and B"). A text inside a
-   longer one ("dog" in "hot dog") is not a mention of its own.
+   mentioned and no other letter. A text inside a longer one ("dog" in "hot dog") is not a mention of its own; where
+   yes and no are options, only the first word counts if it is one of them.
+
+Several letters, by 2 to 4, are an answer if one option joins them in the same way ("The answer is A and B").
 
 Anything else counts as no answer, that is, as wrong.
 """
@@ -39,19 +42,13 @@ def extract_strict(answer: str, options: Mapping[str, str]) -> str | None:
     """The letter that `answer` gives, by our rules; None if it gives none or more than one."""
     answer = answer.translate(_HALF_WIDTH).strip()
     whole = [letter for letter, text in options.items() if _plain(text) and _plain(text) == _plain(answer)]
-    if len(whole) == 1:
+    if len(whole) == 1 and _plain(answer).upper() not in options:
         return whole[0]
     answer = _without_repeated_options(answer, options)
-    for rule in (_leading_letter, _stated_letter):
-        found = rule(answer, options)
-        if found:
-            return found[0] if len(found) == 1 else None
-    letters, texts = _lone_letters(answer, options), _mentioned_texts(answer, options)
-    combined = [letter for letter, text in options.items() if len(letters) > 1 and letters == _named_in(text, options)]
-    if len(combined) == 1 and texts <= {combined[0]}:
-        return combined[0]
-    candidates = letters | texts
-    return candidates.pop() if len(candidates) == 1 else None
+    rules = (_stated_letter,) if _goes_through(answer, options) else (_leading_letter, _stated_letter)
+    found = next(filter(None, (set(rule(answer, options)) for rule in rules)), None)
+    candidates = found or _lone_letters(answer, options) | _mentioned_texts(answer, options)
+    return candidates.pop() if len(candidates) == 1 else _joining_option(answer, candidates, options)
 
 
 def extract_vlmevalkit(answer: str, options: Mapping[str, str]) -> str | None:
@@ -100,6 +97,9 @@ _FURTHER = re.compile(
     rf"(?i:option\s+)?[*_`\"'“(\[（【]*{_EITHER_CASE}(?=[*_`\"'”)\]）】]*(?:[/&]|{_ENDED}|\s+(?i:or|and)\b))"
 )
 # "A dog", "I think": an article, a pronoun.
+_OPTION_LINE = re.compile(rf"{_OPENING}-?\s*{_OPENING}([A-Z])[*_`]*\s*[.):\]）】。：、]")
+_YES_OR_NO = re.compile(r"\W*(yes|no)\b")
+_JOINING = {"and": "and", "和": "and", "与": "and", "及": "and", "or": "or", "或": "or", "或者": "or", "nor": "nor"}
 _NOT_A_LABEL = {"A": re.compile(r"\s+(?!(?:or|and|is)\b)[a-z0-9]"), "I": re.compile(r"(?:\s+[a-z]|['’])")}
 
 
@@ -152,6 +152,8 @@ def _without_repeated_options(answer: str, options: Mapping[str, str]) -> str:
     }
     while found := [(letter, match) for letter, form in forms.items() if (match := form.match(answer, place))]:
         letter, match = max(found, key=lambda each: each[1].end())  # "A: hot dog", not "A: hot"
+        if letter in repeated:
+            break
         repeated.add(letter)
         place = match.end()
         if place >= len(answer):
@@ -159,9 +161,28 @@ def _without_repeated_options(answer: str, options: Mapping[str, str]) -> str:
     return answer[place:] if len(repeated) > 1 else answer
 
 
-def _named_in(text: str, options: Mapping[str, str]) -> set[str]:
-    """The options that an option's text combines, as "Both A and B"."""
-    return {match[1] for match in re.finditer(_ALONE, text)} & options.keys()
+def _goes_through(answer: str, options: Mapping[str, str]) -> bool:
+    """Whether the answer begins with A, and a later line with B: it discusses one option after the other."""
+    letters = [match[1] for line in answer.splitlines() if (match := _OPTION_LINE.match(line))]
+    return letters[:2] == list(options)[:2]
+
+
+def _joining_option(answer: str, candidates: set[str], options: Mapping[str, str]) -> str | None:
+    """The one option that joins the same letters as the answer, and in the same way, if it says nothing else."""
+    said = _joined(answer, options)
+    found = {letter for letter, text in options.items() if said[1] and _joined(text, options) == said}
+    return found.pop() if len(found) == 1 and candidates <= said[0] | found else None
+
+
+def _joined(text: str, options: Mapping[str, str]) -> tuple[set[str], str]:
+    """The letters in a text, and the word that joins them: "" if something else stands between them."""
+    places = [match for match in re.finditer(_ALONE, text) if match[1] in options]
+    letters = {match[1] for match in places}
+    if len(letters) < 2:
+        return letters, ""
+    between = re.sub(_ALONE, " ", text[places[0].start() : places[-1].end()])
+    words = {word.casefold() for word in re.findall(r"\w+", between)} - {"option", "options"} or {"and"}
+    return letters, _JOINING.get(words.pop(), "") if len(words) == 1 else ""
 
 
 def _lone_letters(answer: str, options: Mapping[str, str]) -> set[str]:
@@ -177,11 +198,15 @@ def _lone_letters(answer: str, options: Mapping[str, str]) -> set[str]:
 
 def _mentioned_texts(answer: str, options: Mapping[str, str]) -> set[str]:
     haystack = _plain(answer)
+    by_text = {_plain(text): letter for letter, text in options.items()}
+    if (opening := _YES_OR_NO.match(haystack)) and {"yes", "no"} <= by_text.keys():
+        return {by_text[opening[1]]}  # "Yes, there is no dog"
     spans = [
         (match.start(), match.end(), letter)
         for letter, text in options.items()
         if _plain(text)
         for match in re.finditer(_phrase(_plain(text)), haystack)
+        if not _NEGATED.search(haystack, 0, match.start())
     ]
     return {
         letter
@@ -193,6 +218,10 @@ def _mentioned_texts(answer: str, options: Mapping[str, str]) -> set[str]:
 def _phrase(text: str) -> str:
     before = rf"(?<!{_WORD})" if re.match(_WORD, text[0]) else ""
     after = rf"(?!{_WORD})" if re.match(_WORD, text[-1]) else ""
+    if text[0].isdecimal():
+        before += r"(?<!\d[.,:/])(?<!(?<![\w)])[-−])"
+    if text[-1].isdecimal():
+        after += r"(?![.,:/]\d)"
     return before + re.escape(text) + after
 
 
