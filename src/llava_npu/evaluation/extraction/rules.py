@@ -10,8 +10,8 @@ Not reproduced are the effects of VLMEvalKit's way through a spreadsheet (an emp
 
 `strict` is this project's own. A letter counts where it stands alone, is not the article "A", the pronoun "I" or
 negated ("not B", "B is wrong"), and nothing else in the answer contradicts it; an option's text counts as a whole
-phrase, not negated ("not a dog") nor part of a longer number ("2" in "2.5"). Full-width letters are letters. Options that
-the answer repeats at its start ("A: a cat / B: a dog / Answer: B") are skipped. In order:
+phrase, not negated ("not a dog") nor part of a longer number ("2" in "2.5"). Full-width letters are letters. Options
+that the answer repeats at its start ("A: a cat / B: a dog / Answer: B") are skipped. In order:
 
 1. The whole answer is one option's text: "Both A and B". (A lone letter is the letter, even if it is another's text.)
 2. The answer begins with, or is, a letter: "B", "b", "(B)", "**B.**", "B: a dog". Text after it that is exactly another
