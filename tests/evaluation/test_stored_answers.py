@@ -128,6 +128,13 @@ def test_more_answers_than_questions_are_noted_and_fewer_count_as_wrong(tmp_path
         ("a.jsonl", '{"question_id": null, "text": "a"}\n', "line 1: the answer names no question"),
         ("a.tsv", "index\tanswer\n1\tA\n", "no column 'prediction'. Columns found: index, answer"),
         ("a.tsv", "index\tprediction\n\tA\n", "row 1, column 'index': empty"),
+        ("a.csv", "index,prediction\n1,a, b\n", r"row 1 .*3 fields, but the header has 2 columns"),
+        ("a.csv", 'index,prediction\n1,"a\n2,b\n', "row 1 .*not a valid comma-separated row"),
+        ("a.csv", "index\tprediction\n", "Is it separated by commas"),
+        ("a.csv", "index,prediction\n1,A\n1,B\n", "answers question 1 twice, and differently: 'A' and 'B'"),
+        ("a.json", "[]", "an empty list"),
+        ("a.jsonl", '{"doc_id": 1, "resps": [[[-0.5, false]]]}', r"'resps' holds a likelihood \(-0.5\)"),
+        ("a.jsonl", '{"question_id": ' + "9" * 5000 + "}", "line 1: not valid JSON"),
         ("a.xlsx", "not a spreadsheet", "is not a readable .xlsx file"),
         ("a.pkl", "x", ".jsonl, .xlsx, .tsv or .csv is expected"),
     ],
@@ -135,7 +142,25 @@ def test_more_answers_than_questions_are_noted_and_fewer_count_as_wrong(tmp_path
 def test_damaged_files(tmp_path: Path, name: str, content: str, message: str) -> None:
     (tmp_path / name).write_text(content)
     with pytest.raises(UserError, match=message):
-        StoredAnswers(tmp_path / name, [])
+        StoredAnswers(tmp_path / name, [Question("1", "?", "?")])
+
+
+def test_equal_answers_that_stand_twice_are_counted_once(tmp_path: Path) -> None:
+    # lmms-eval's processes pad their shares with questions that others have too.
+    asked = [Question("1", "?", "?"), Question("2", "?", "?")]
+    (tmp_path / "a.json").write_text('[{"index": 1, "prediction": "A"}, {"index": 1, "prediction": "A"}]')
+    answers = StoredAnswers(tmp_path / "a.json", asked)
+    assert [each.text for each in answers.answer(asked)] == ["A", ""]
+    assert answers.notes[1] == "1 answers stand there twice, equal (first: 1): counted once."
+
+
+def test_prompts_of_other_questions_are_refused_although_the_ids_meet(tmp_path: Path) -> None:
+    asked = [Question(str(n), f"What is {n}?", f"What is {n}?\nBriefly.") for n in range(3)]
+    lines = [{"question_id": n, "prompt": f"Who is {n}?", "text": "x"} for n in range(3)]
+    with pytest.raises(UserError, match=r"3 of its 3 prompts ask something else .*\(first: 0 is 'What is 0\?', and"):
+        StoredAnswers(write_jsonl(tmp_path / "a.jsonl", lines), asked)
+    lines[:2] = [{**line, "prompt": f"<image>\nwhat  is {n}?"} for n, line in enumerate(lines[:2])]
+    assert "1 of its 3 prompts" in StoredAnswers(write_jsonl(tmp_path / "b.jsonl", lines), asked).notes[1]
 
 
 def test_nan_is_no_answer(tmp_path: Path) -> None:

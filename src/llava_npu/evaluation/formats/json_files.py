@@ -140,7 +140,7 @@ def read_text(path: Path) -> tuple[bytes, str]:
 def _parse(text: str, where: str) -> Any:
     try:
         return json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # ValueError: a number of thousands of digits too
         raise UserError(f"{where}: not valid JSON: {error}.") from error
 
 

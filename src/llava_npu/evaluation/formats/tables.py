@@ -52,8 +52,8 @@ class Table:
     rows: tuple[Row, ...]
 
 
-def read_tsv(path: Path, required: Sequence[str]) -> Table:
-    """Reads a tab-separated file with a header.
+def read_tsv(path: Path, required: Sequence[str], *, separator: str = "\t") -> Table:
+    """Reads a file with a header whose fields are separated by tabs, or by another character.
 
     Raises:
         UserError: no such file, empty, not UTF-8 (names row and column), a required column is missing or one is there
@@ -63,16 +63,17 @@ def read_tsv(path: Path, required: Sequence[str]) -> Table:
     # Undecodable bytes survive as surrogates, so that the error can name the cell they are in.
     text = data.decode("utf-8-sig", errors="surrogateescape")
     with raised_field_limit():
-        reader = csv.reader(io.StringIO(text, newline=""), delimiter="\t", strict=True)
+        reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
         rows: list[Row] = []
         try:
             header = _header(path, next(reader, []), required)
             for number, fields in enumerate((row for row in reader if row), start=1):
                 rows.append(_row(path, header, fields, number, reader.line_num))
         except csv.Error as error:
+            kind = "tab" if separator == "\t" else "comma"
             raise UserError(
-                f"{path}, row {len(rows) + 1} (near line {reader.line_num}): not a valid tab-separated row: {error}. "
-                'A field with quotes, tabs or line breaks must be in "…", its quotes doubled.'
+                f"{path}, row {len(rows) + 1} (near line {reader.line_num}): not a valid {kind}-separated row: "
+                f'{error}. A field with quotes, separators or line breaks must be in "…", its quotes doubled.'
             ) from error
     if not rows:
         raise UserError(f"{path} has a header but no rows.")
@@ -120,7 +121,8 @@ def missing_column(path: Path, found: Sequence[str], *names: str) -> UserError:
     """The error for a table that has none of the columns `names`."""
     wanted = " or ".join(repr(name) for name in names)
     shown = ", ".join(name[:40] for name in found[:20])
-    hint = nearest(names[0], found) or (" Is it separated by tabs?" if len(found) == 1 else "")
+    separated = "commas" if path.suffix.lower() == ".csv" else "tabs"
+    hint = nearest(names[0], found) or (f" Is it separated by {separated}?" if len(found) == 1 else "")
     return UserError(f"{path}: no column {wanted}. Columns found: {shown}.{hint}")
 
 
