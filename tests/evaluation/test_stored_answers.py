@@ -163,6 +163,12 @@ def test_prompts_of_other_questions_are_refused_although_the_ids_meet(tmp_path: 
     assert "1 of its 3 prompts" in StoredAnswers(write_jsonl(tmp_path / "b.jsonl", lines), asked).notes[1]
 
 
+def test_half_an_emoji_is_spelled_as_a_replacement(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"question_id": 201, "text": "yes \\ud83d", "prompt": "Is it 1? \\ud83d"}')
+    assert score("gqa", gqa(tmp_path), tmp_path / "a.jsonl", tmp_path / "out")["accuracy", "llava"] == 0
+    assert "yes \ufffd" in (tmp_path / "out" / "predictions.jsonl").read_text(encoding="utf-8")
+
+
 def test_nan_is_no_answer(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_text('{"question_id": 1, "text": NaN}\n{"question_id": 2, "text": "nan"}\n')

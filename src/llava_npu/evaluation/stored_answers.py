@@ -33,6 +33,7 @@ from llava_npu.files.untrusted import printable
 
 _IDS_OF_A_DOC = ("question_id", "index", "questionId", "id", "pid", "qid", "data_id", "idx")  # lmms-eval's tasks
 _OCCURRENCE = re.compile(r"[#/]\d+$")  # how benchmarks tell questions with one id apart
+_HALF_A_PAIR = re.compile("[\ud800-\udfff]")  # an answer that was cut within an emoji; no file can hold it
 _COLUMNS = ("index", "prediction")
 _MAX_NAMED = 3
 
@@ -157,7 +158,7 @@ def read_answers(path: Path) -> tuple[list[StoredAnswer], bytes]:
 
 def _from_record(values: Mapping[str, Any], path: Path, place: str) -> StoredAnswer:
     prompt = values.get("prompt")
-    prompt = prompt if isinstance(prompt, str) else None
+    prompt = _HALF_A_PAIR.sub("\ufffd", prompt) if isinstance(prompt, str) else None
     if "resps" in values:  # lmms-eval
         doc = values.get("doc")
         doc = doc if isinstance(doc, dict) else {}
@@ -224,7 +225,8 @@ def _text(value: Any) -> str | None:
     """An answer's text; None for what pandas and JSON write where there is none."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return None
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return _HALF_A_PAIR.sub("\ufffd", text)
 
 
 def _asked(value: Any) -> str | None:

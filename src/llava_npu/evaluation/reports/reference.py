@@ -58,12 +58,14 @@ report.overall("circular", "vlmevalkit", split="dev").value
 
 scores answers that were given before, by this or another program; no model is loaded. Every answer is matched to its
 question by id (where a file has an id several times, by id and prompt, else in order). Questions without an answer
-count as wrong; a file that answers other questions is refused, with the first ids that do not match.
+count as wrong; a file that answers other questions is refused, with the first ids that do not match, or the first
+prompt that asks something else than the question of its id. Of two equal answers to a question one counts; two
+different ones are refused.
 
 | file | from | fields |
 |---|---|---|
 | `.jsonl` | LLaVA's evaluation scripts | `question_id`, `text` and, if it is there, `prompt` |
-| `.xlsx`, `.tsv`, `.csv` | VLMEvalKit's results (`MODEL_BENCHMARK.xlsx`) | `index`, `prediction` |
+| `.xlsx`, `.tsv`, `.csv`, `.json` | VLMEvalKit's results (`MODEL_BENCHMARK.xlsx`) | `index`, `prediction`, `question` |
 | `.jsonl` | lmms-eval's `--log_samples` | `doc` (with the question's id) or `doc_id`, `resps` |
 | `predictions.jsonl` | a run of `llava-npu eval` | `id`, `answer` |
 
