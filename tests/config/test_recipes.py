@@ -101,15 +101,17 @@ def test_recipes_run_at_debug_size(
     from llava_npu.debug_size.assets import prepare
     from llava_npu.debug_size.config import load_at_debug_size
     from llava_npu.models import load
+    from llava_npu.planning.check import choose_recomputation
     from llava_npu.training import train
     from llava_npu.training.monitoring.metrics import read_metrics
+    from llava_npu.training.resolve import ResolvedRun
 
     monkeypatch.chdir(tmp_path_factory.getbasetemp())  # all share the tiny models
     overrides = [] if recipe == "llava-v1.5-7b" else [f"model.projector={projector}"]
     for each in [f"{recipe}-align", *stage_two]:
         run = load_at_debug_size(RECIPES[each], ["device=cpu", "precision=fp32", *overrides])
         prepare(run)
-        train(run)
+        train(choose_recomputation(ResolvedRun(run), 1))
         assert len(read_metrics(run.output_path)) == 2
     model, _ = load(run.output_path)
     assert model.config.projector_type == projector
