@@ -240,6 +240,8 @@ def _png_with(chunk: str, behind_pixels: bool) -> bytes:
         "EXIF as packed text": (b"zTXt", b"Raw profile type exif\0\0" + zlib.compress(text)),
         "XMP": (b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + _XMP.encode()),
         "large text": (b"zTXt", b"Comment\0\0" + zlib.compress(b"x" * (2 << 20))),
+        "no EXIF": (b"eXIf", b"not a TIFF file"),
+        "no EXIF as text": (b"tEXt", b"Raw profile type exif\0\nexif\n8\nnot hexadecimal"),
     }[chunk]
     added = struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
     place = len(stored.getvalue()) - 12 if behind_pixels else 33
@@ -247,12 +249,25 @@ def _png_with(chunk: str, behind_pixels: bool) -> bytes:
 
 
 @pytest.mark.parametrize("behind_pixels", [False, True])
-@pytest.mark.parametrize("chunk", ["eXIf", "EXIF as text", "EXIF as packed text", "XMP", "large text"])
+@pytest.mark.parametrize(
+    "chunk", ["eXIf", "EXIF as text", "EXIF as packed text", "XMP", "large text", "no EXIF", "no EXIF as text"]
+)
 def test_a_png_has_the_size_that_it_is_loaded_with(chunk: str, behind_pixels: bool) -> None:
     data = _png_with(chunk, behind_pixels)
     image = load_image(data)
     assert image_size(data) == (image.height, image.width)
-    assert image.size == ((40, 20) if chunk == "large text" else (20, 40))
+    assert image.size == ((40, 20) if chunk.startswith(("large", "no")) else (20, 40))
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")
+@pytest.mark.parametrize(
+    "value", [b"\2\0\2\0\0\x006\0\0\0", b"\5\0\1\0\0\0\x1a\0\0\0\6\0\0\0\0\0\0\0"], ids=["text", "6/0"]
+)
+def test_an_orientation_that_is_no_number_says_nothing(value: bytes) -> None:
+    exif = b"Exif\0\0II*\0\x08\0\0\0\1\0\x12\1" + value + bytes(8)
+    data = encoded(Image.new("RGB", (40, 20)), "JPEG", exif=exif)
+    assert load_image(data).size == (40, 20)
+    assert image_size(data) == (20, 40)
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,8 @@
 
 What is done, and why:
 
-- EXIF orientation is applied: cameras store images lying and say how to turn them.
+- EXIF orientation is applied: cameras store images lying and say how to turn them. EXIF data that cannot be read says
+  nothing: the pixels beside it are whole.
 - Transparency is laid on white, what such images were drawn for; merely dropping the alpha channel (LLaVA) shows
   colours that nobody was meant to see. Palettes are resolved first.
 - 16-bit greyscale is scaled to 8 bits. Pillow's own conversion clips it: almost all of the image turns white.
@@ -18,13 +19,14 @@ import re
 import struct
 import warnings
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
-from PIL import Image, ImageFile, ImageOps, PngImagePlugin
+from PIL import Image, ImageFile, PngImagePlugin
 
 from llava_npu.data.image_roots import ImagePath
 from llava_npu.errors import UserError
@@ -64,8 +66,8 @@ def load_image(source: str | ImagePath | bytes, origin: str = "image", *, max_pi
     with _as_user_errors(what, max_pixels):
         image = _open(io.BytesIO(_bytes(source, what)), max_pixels)
         image.load()
-        upright = ImageOps.exif_transpose(image)
-        return _to_rgb(upright)
+        turn = _TURNS.get(_exif_orientation(image.getexif))
+        return _to_rgb(image if turn is None else image.transpose(turn))
 
 
 def image_size(source: str | ImagePath | bytes, origin: str = "image") -> tuple[int, int]:
@@ -81,19 +83,36 @@ def image_size(source: str | ImagePath | bytes, origin: str = "image") -> tuple[
     return (width, height) if lies else (height, width)
 
 
-_LYING = (5, 6, 7, 8)  # EXIF orientations with width and height exchanged
+_TURNS: dict[Any, Image.Transpose] = {  # by EXIF orientation
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_LYING = (5, 6, 7, 8)  # width and height exchanged
 _ORIENTATION = 0x0112
 
 
-def _orientation(image: Image.Image, file: IO[bytes]) -> int:
-    """How `exif_transpose` will turn the decoded image."""
+def _exif_orientation(read_exif: Callable[[], Image.Exif]) -> Any:
+    """A number of 1 to 8, or whatever else the file holds there; 1 if it cannot be read."""
+    try:
+        return read_exif().get(_ORIENTATION, 1)
+    except _DECODER_ERRORS:
+        return 1
+
+
+def _orientation(image: Image.Image, file: IO[bytes]) -> Any:
+    """How `load_image` will turn the decoded image."""
     if image.format == "TIFF" and _ORIENTATION in image.getexif():
         return 1  # Pillow turns it while decoding, and its size is upright already
     if image.format == "PNG":
         # Pillow would decode the pixels to look behind them.
         with Image.open(io.BytesIO(_without_pixels(file)), formats=["PNG"]) as head:
-            return int(Image.Image.getexif(head).get(_ORIENTATION, 1))
-    return int(image.getexif().get(_ORIENTATION, 1))
+            return _exif_orientation(partial(Image.Image.getexif, head))
+    return _exif_orientation(image.getexif)
 
 
 def _without_pixels(file: IO[bytes]) -> bytes:
