@@ -15,6 +15,7 @@ from llava_npu import UserError, __version__
 from llava_npu.cli import app
 from llava_npu.cli.options import name_of
 from support import tiny
+from support.benchmark_samples import gqa, write_jsonl
 from support.commands import run_command
 
 
@@ -145,3 +146,14 @@ def test_models_are_named_by_their_run(tmp_path: Path) -> None:
     (folder / "config.json").write_text("{}")
     assert name_of(str(folder)) == name_of(str(folder.parent)) == "resampler"
     assert name_of("llava-hf/llava-1.5-7b-hf") == "llava-1.5-7b-hf"
+
+
+def test_a_tilde_in_a_path_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shells leave it in `--output=~/out`; so does whatever starts the command without one."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    lines = ({"question_id": name, "text": "no"} for name in (201, 202))
+    gqa(tmp_path)
+    write_jsonl(tmp_path / "answers.jsonl", lines)
+    command = ["eval", "gqa", "--data=~", "--predictions", "~/answers.jsonl", "--output=~/out"]
+    assert CliRunner().invoke(app, command).exit_code == 0
+    assert (tmp_path / "out" / "report.json").is_file()

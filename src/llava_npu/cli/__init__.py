@@ -9,9 +9,11 @@ import io
 import logging
 import os
 import sys
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from llava_npu.cli.chat import chat
 from llava_npu.cli.checkpoint import app as checkpoint_app
@@ -33,6 +35,7 @@ from llava_npu.cli.web import web
 from llava_npu.distributed import launched
 from llava_npu.distributed.interruption import EXIT_STATUS, RunStopped
 from llava_npu.errors import UserError
+from llava_npu.files.home import expand_home
 from llava_npu.files.untrusted import printable
 from llava_npu.version import __version__
 
@@ -60,6 +63,25 @@ app.add_typer(data_app, name="data")
 app.command("download")(download)
 app.command("doctor")(doctor)
 app.command("verify")(verify)
+
+
+class _Command(TyperCommand):
+    """Paths begin at home where they begin with `~`: no shell replaces it in `--output=~/runs`, nor in quotes."""
+
+    def invoke(self, ctx: Any) -> Any:
+        ctx.params = {name: _expanded(value) for name, value in ctx.params.items()}
+        return super().invoke(ctx)
+
+
+def _expanded(value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return type(value)(map(_expanded, value))
+    return expand_home(value) if isinstance(value, Path) else value
+
+
+for _each in (app, data_app, checkpoint_app):
+    for _registered in _each.registered_commands:
+        _registered.cls = _Command
 
 
 def _show_version(wanted: bool) -> None:
