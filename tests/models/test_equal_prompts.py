@@ -175,3 +175,26 @@ def test_a_system_message_is_refused_by_templates_without_one(template: str, tmp
     messages = FORMS["system, image"].messages({"type": "image"})
     with pytest.raises(TemplateError, match="no place for a system prompt"):
         processor.apply_chat_template(messages, add_generation_prompt=True)
+
+
+@pytest.mark.parametrize("template", ["llama_3", "phi_3"])
+@pytest.mark.parametrize("name", ["system, image", "text", "blank system"])
+def test_a_system_message_of_templates_that_bring_none(
+    template: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, processor = _saved("bytes", template, "mlp2x_gelu", tmp_path)
+    ids = _reference(FORMS[name], processor)
+    assert _serve(FORMS[name], processor, monkeypatch) == ids
+    assert _transformers(FORMS[name], processor, monkeypatch) == ids
+
+
+@pytest.mark.parametrize("name", ["text", "question, answer, question", "image alone"])
+def test_captions_are_of_images_alone(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, processor = _saved("llama", "plain", "mlp2x_gelu", tmp_path)
+    if name == "image alone":
+        ids = _serve(FORMS[name], processor, monkeypatch)
+        assert _transformers(FORMS[name], processor, monkeypatch) == ids
+    else:
+        for door, error in ((_serve, UserError), (_transformers, TemplateError)):
+            with pytest.raises(error, match="caption"):
+                door(FORMS[name], processor, monkeypatch)

@@ -90,6 +90,14 @@ _READ_MESSAGES = r"""
   {%- set asked.settled = asked.settled + [{'role': turn.role, 'content': text}] -%}
 {%- endfor -%}
 """.replace("MARK", _MARK)
+# As `templates._caption_turns` refuses them.
+_ONE_CAPTION = r"""
+{%- if asked.turns | length > (1 if add_generation_prompt else 2) -%}
+  {{- raise_exception('this model writes captions: one question, and nothing before it') -}}
+{%- elif MARK not in asked.turns[0].content -%}
+  {{- raise_exception('this model writes captions of images; there is no image') -}}
+{%- endif -%}
+""".replace("MARK", _MARK)
 # Texts with `<image>` → parts, for templates that take nothing else; as `chat_template.as_parts`.
 _IN_PARTS = r"""
 {%- set taken = namespace(messages=[], parts=[]) -%}
@@ -152,13 +160,20 @@ def _from_data(template: Template, tokenizer: Any, bos: str) -> str:
         before, _, behind = template.opening.partition(template.system)
         system = f"{{{{ asked.system or {json.dumps(template.system, ensure_ascii=False)} }}}}"
         opening = _literal(before) + system + _literal(behind)
+    elif template.system_turn:
+        before, _, behind = template.system_turn.partition(VALUE)
+        opening = (
+            f"{{%- if asked.system -%}}{_literal(before)}{{{{ asked.system }}}}{_literal(behind)}{{%- endif -%}}"
+            + _literal(template.opening)
+        )
     else:
         opening = (
             "{%- if asked.system -%}{{ raise_exception('this model has no place for a system prompt') }}{%- endif -%}"
             + opening
         )
     return (
-        opening
+        (_ONE_CAPTION if template.captions else "")
+        + opening
         + "{%- for turn in asked.settled -%}{%- if turn.role == 'user' -%}{%- if not loop.first -%}"
         + _literal(template.separator.replace(BOS, bos))
         + "{%- endif -%}"
