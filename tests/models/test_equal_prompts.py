@@ -198,3 +198,14 @@ def test_captions_are_of_images_alone(name: str, tmp_path: Path, monkeypatch: py
         for door, error in ((_serve, UserError), (_transformers, TemplateError)):
             with pytest.raises(error, match="caption"):
                 door(FORMS[name], processor, monkeypatch)
+
+
+@pytest.mark.parametrize("key", ["tool_calls", "reasoning_content"])
+def test_what_an_answer_has_beside_its_words_is_refused(key: str, processors: tuple[Any, Any]) -> None:
+    messages = FORMS["question, answer, question"].messages({"type": "image"})
+    messages[1][key] = [{"id": "1"}]
+    for processor in processors:
+        with pytest.raises(TemplateError, match="tool calls and reasoning_content are not read"):
+            processor.apply_chat_template(messages, add_generation_prompt=True)
+    messages[1][key] = None
+    assert processors[0].apply_chat_template(messages, add_generation_prompt=True)

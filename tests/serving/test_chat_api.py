@@ -234,12 +234,21 @@ def _text(text: str, **more: Any) -> dict[str, Any]:
     return {"messages": [{"role": "user", "content": text}], "max_tokens": 2, **more}
 
 
+def _said(**more: Any) -> dict[str, Any]:
+    return {"messages": [*QUESTION, {"role": "assistant", "content": "A cat.", **more}, *QUESTION]}
+
+
+def _parts(*parts: dict[str, Any]) -> dict[str, Any]:
+    return {"messages": [{"role": "user", "content": list(parts)}]}
+
+
 def test_what_asks_for_nothing_is_no_error(client: Any, pictures: list[Image.Image]) -> None:
     """What clients send by themselves, the message that an earlier answer was, and base64 in lines."""
     picture = image_part(pictures[0])
     kind, _, code = picture["image_url"]["url"].partition(",")
     picture["image_url"]["url"] = f"{kind},{code[:20]}\r\n{code[20:]}\n"
-    messages = [{"role": "user", "content": [picture, {"type": "text", "text": "What is it?"}]}]
+    text = {"type": "text", "text": "What is it?", "cache_control": {"type": "ephemeral"}}
+    messages = [{"role": "user", "name": "Ann", "content": [picture, text], "tool_calls": [], "audio": None}]
     first = client.chat.completions.create(model="tiny", messages=messages, max_tokens=8, temperature=0)
     plain = client.chat.completions.create(
         model="tiny", messages=question("What is it?", pictures[0]), max_tokens=8, temperature=0
@@ -316,6 +325,15 @@ def test_what_asks_for_nothing_is_no_error(client: Any, pictures: list[Image.Ima
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, 400, "messages[0].content[0].image_url"),
         ({"messages": [{"role": "assistant", "content": "x"}]}, 400, "the last one must be of role 'user'"),
         ([], 400, "the body: "),
+        (_text("What?", max_tokens=True), 400, "max_tokens: Value error, a number is expected; it is True (bool)"),
+        (_text("What?", stop_token_ids=[True]), 400, "stop_token_ids[0]: "),
+        (_said(tool_calls=[{"id": "1"}]), 400, "messages[1]: 'tool_calls' is [{'id': '1'}] (list); this"),
+        (_said(reasoning_content="Hm."), 400, "messages[1]: 'reasoning_content' is 'Hm.'"),
+        ({"messages": [{**QUESTION[0], "images": [GOOD]}]}, 400, "messages[0]: 'images' is "),
+        ({"messages": [{**QUESTION[0], "video": "v.mp4"}]}, 400, "messages[0]: 'video' is 'v.mp4'"),
+        (_parts({"type": "text", "text": "What?", "image_url": {"url": GOOD}}), 400, "content[0]: 'image_url' is "),
+        (_parts({**image_part(PICTURE), "text": "What?"}), 400, "messages[0].content[0]: 'text' is 'What?'"),
+        (_parts({"type": "image_url", "image_url": {"url": GOOD, "crop": [1]}}), 400, "image_url: 'crop' is [1]"),
     ],
 )  # fmt: skip
 def test_a_bad_request_is_one_clear_error(address: str, body: Any, status: int, message: str) -> None:

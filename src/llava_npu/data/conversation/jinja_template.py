@@ -58,6 +58,9 @@ _READ_MESSAGES = r"""
       {%- set said.text = said.apart -%}
     {%- endif -%}
   {%- endif -%}
+  {%- if message.tool_calls or message.function_call or message.reasoning_content -%}
+    {{- raise_exception('tool calls and reasoning_content are not read; write them into the content') -}}
+  {%- endif -%}
   {%- if message.role != 'user' and MARK in said.text -%}
     {{- raise_exception('an image in a message of role ' ~ message.role ~ '; images belong to users') -}}
   {%- endif -%}
@@ -125,7 +128,9 @@ def chat_template(name: str, tokenizer: Any) -> str:
                 "template 'tokenizer' needs a tokenizer that has a chat template; use a named template such as 'v1'."
             )
         inner = tokenizer.get_chat_template().removesuffix("\n")  # as Jinja does at the end of a template
-        if inner.startswith(_READ_MESSAGES):  # it was saved by llava-npu
+        if inner.startswith(
+            _READ_MESSAGES[: _READ_MESSAGES.index("(")]
+        ):  # it was saved by llava-npu, maybe an older one
             return inner
         return _READ_MESSAGES + _in_pieces(_around(inner, tokenizer), "", tokenizer, before_spaces=False)
     opening = opening_token(tokenizer, image_first=template.captions)

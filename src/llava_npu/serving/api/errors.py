@@ -11,6 +11,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
+from llava_npu.data.tools.defects import shown
 from llava_npu.errors import UserError
 
 _FORM_OF_PART = re.compile(r"(\.content\[\d+\])\.(?:text|image_url)\b")  # named by pydantic before its own field
@@ -65,6 +66,11 @@ def install_error_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def refuse_path(request: Request, error: HTTPException) -> JSONResponse:
+        if error.status_code == 400:  # FastAPI's own, without the reason
+            what = (
+                "the body cannot be read: send JSON in UTF-8, not nested deeply, without numbers of thousands of digits"
+            )
+            return as_response(ApiError(400, what))
         what = f"{request.method} {request.url.path[:100]}: {error.detail}"
         if error.status_code == 404:
             what += "; the chat API is POST /v1/chat/completions"
@@ -91,4 +97,5 @@ def _malformed(errors: Sequence[Any]) -> ApiError:
         place += f"[{part}]" if isinstance(part, int) else f".{part}" if place else str(part)
     place = _FORM_OF_PART.sub(r"\1", place)
     place = place or "the body"
-    return ApiError(400, f"{place}: {first['msg']}", param=place)
+    found = "" if first["type"] == "missing" else f"; it is {shown(first['input'])}"
+    return ApiError(400, f"{place}: {first['msg']}{found}", param=place)

@@ -9,20 +9,26 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, Field
 
 from llava_npu.data.conversation.turns import join_parts
-from llava_npu.errors import UserError
+from llava_npu.data.tools.defects import shown
+from llava_npu.errors import UserError, nearest
 from llava_npu.models.processing import IMAGE_TOKEN
 
+# Further fields of messages and parts that say nothing about the answer; all others are refused unless they are empty.
+_WITHOUT_EFFECT = frozenset(
+    {"name", "id", "uuid", "detail", "annotations", "cache_control", "prompt_cache_breakpoint", "status"}
+)
 
-class TextPart(BaseModel):
+
+class TextPart(BaseModel, extra="allow"):
     type: Literal["text"]
     text: str
 
 
-class ImageUrl(BaseModel):
+class ImageUrl(BaseModel, extra="allow"):
     url: str
 
 
-class ImagePart(BaseModel):
+class ImagePart(BaseModel, extra="allow"):
     type: Literal["image_url"]
     image_url: ImageUrl
 
@@ -30,7 +36,7 @@ class ImagePart(BaseModel):
 Part = Annotated[TextPart | ImagePart, Field(discriminator="type")]
 
 
-class Message(BaseModel):
+class Message(BaseModel, extra="allow"):
     role: Literal["system", "developer", "user", "assistant"]
     content: str | list[Part] | None = None
 
@@ -57,13 +63,15 @@ def read_messages(messages: Sequence[Message]) -> ParsedMessages:
     of each message is `turns.join_parts`'.
 
     Raises:
-        UserError: no question at the end, an image outside a question, or `<image>` without an image.
+        UserError: no question at the end, an empty one, an image outside a question, `<image>` without an image, or a
+            field that would be left out.
     """
     turns: list[dict[str, str]] = []
     urls: list[str] = []
     system: list[str] = []
     for number, message in enumerate(messages):
         where = f"messages[{number}]"
+        _refuse_other_fields(message, where)
         text, images = _flatten(message, where)
         if images and message.role != "user":
             raise UserError(f"{where}: an image in a message of role {message.role!r}; images belong to users")
@@ -82,6 +90,8 @@ def read_messages(messages: Sequence[Message]) -> ParsedMessages:
         raise UserError("messages: the last one must be of role 'user'; it has no question to answer")
     if turns[0]["from"] == "gpt":
         raise UserError("messages: the first one after the system prompt must be of role 'user'")
+    if not all(turn["value"].strip() for turn in turns):
+        raise UserError("messages: a message of role 'user' is empty; give it words or an image")
     return ParsedMessages(turns, urls, "\n".join(system) if system else None)
 
 
@@ -90,6 +100,8 @@ def _flatten(message: Message, where: str) -> tuple[str, list[str]]:
     if not isinstance(message.content, list):
         return _without_images(message.content or "", where), []
     parts = message.content
+    for number, part in enumerate(parts):
+        _refuse_other_fields(part, f"{where}.content[{number}]")
     images = [part.image_url.url for part in parts if isinstance(part, ImagePart)]
     text = join_parts([None if isinstance(part, ImagePart) else part.text for part in parts])
     if not images:
@@ -103,3 +115,14 @@ def _without_images(text: str, where: str) -> str:
     if IMAGE_TOKEN in text:
         raise UserError(f"{where}: the text has {IMAGE_TOKEN}, but the message has no image")
     return text
+
+
+def _refuse_other_fields(read: BaseModel, where: str) -> None:
+    """Tool calls, images under another name, …: what was meant would be missing without a word."""
+    for name, value in (read.model_extra or {}).items():
+        if name in _WITHOUT_EFFECT or value in (None, "", [], {}, False):
+            continue
+        hint = nearest(name, type(read).model_fields)
+        raise UserError(f"{where}: {name[:60]!r} is {shown(value)}; this server does not read it, leave it out.{hint}")
+    if isinstance(read, ImagePart):
+        _refuse_other_fields(read.image_url, f"{where}.image_url")
