@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from transformers import AutoProcessor, CLIPImageProcessor, LlavaProcessor
 
-from llava_npu import LlavaNpuConfig, LlavaNpuProcessor
+from llava_npu import LlavaNpuConfig, LlavaNpuProcessor, UserError
 from llava_npu.inference.prompts import prepare_prompt
 from llava_npu.models.composing import add_special_tokens
 from llava_npu.models.loaded import load_processor
@@ -86,7 +86,9 @@ def test_a_template_that_takes_parts_gets_them(older: bool, tmp_path: Path) -> N
     assert again.chat_template == ours.chat_template  # not wrapped once more
 
 
-@pytest.mark.parametrize("broken", ["{% for m in messages %}{{ m.role }}{% endfor %}", "{% for", "{{ nobody.knows }}"])
+@pytest.mark.parametrize(
+    "broken", ["{% for m in messages %}{{ m.role }}{% endfor %}", "{% for", "{{ nobody.knows }}", "{{ 1 / 0 }}"]
+)
 def test_a_template_that_loses_words_is_left_aside(
     broken: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -95,3 +97,32 @@ def test_a_template_that_loses_words_is_left_aside(
     assert isinstance(processor, LlavaNpuProcessor)
     assert processor.template == "v1"
     assert "template 'v1' is used instead" in capsys.readouterr().err
+
+
+FIRST_TEXT = IN_PARTS.replace(
+    "{{ part.text }} {% endfor -%}", "{% if loop.first %}{{ part.text }} {% endif %}{% endfor -%}"
+)
+
+
+@pytest.mark.parametrize(
+    ("template", "question"),
+    [(FIRST_TEXT, "Is <image> or <image> red?"), ("{% for m in messages %}{{ m.content[:40] }}{% endfor %}", "a" * 50)],
+)
+def test_a_template_that_loses_words_of_some_questions_refuses_these(
+    template: str, question: str, tmp_path: Path
+) -> None:
+    processor = load_processor(str(tmp_path), _folder(tmp_path, template))
+    assert processor.template == "tokenizer"
+    with pytest.raises(UserError, match="drops or changes words"):
+        prepare_prompt(processor, [{"from": "human", "value": question}], [PICTURE] * question.count("<image>"))
+
+
+@pytest.mark.parametrize("place", ["processor_config.json", "chat_template.json"])
+def test_the_processors_template_comes_before_the_tokenizers(place: str, tmp_path: Path) -> None:
+    config = _folder(tmp_path, None)
+    for name, template in ((place, IN_PARTS), ("tokenizer_config.json", "{{ messages[0].content }}")):
+        values = json.loads((tmp_path / name).read_text()) if (tmp_path / name).is_file() else {}
+        (tmp_path / name).write_text(json.dumps({**values, "chat_template": template}))
+    messages = CONVERSATIONS[0]
+    theirs = AutoProcessor.from_pretrained(tmp_path).apply_chat_template(messages, add_generation_prompt=True)
+    assert load_processor(str(tmp_path), config).apply_chat_template(messages, add_generation_prompt=True) == theirs

@@ -83,9 +83,8 @@ def load_processor(source: str, config: LlavaNpuConfig) -> LlavaNpuProcessor:
             "config.json names as image_token_index. Use the tokenizer saved with this model."
         )
     settings = _processor_settings(source)
-    older = expand_home(source) / "chat_template.json"  # processors of transformers before 4.50 wrote this
-    if not tokenizer.chat_template and older.is_file():
-        tokenizer.chat_template = read_json(older).get("chat_template")
+    if own := _processors_chat_template(expand_home(source)):
+        tokenizer.chat_template = own
     return make_processor(source, config, image_processor, tokenizer, **settings)
 
 
@@ -148,6 +147,14 @@ def _check_vocabulary(source: str, config: LlavaNpuConfig, tokenizer: Any) -> No
             f"model: the tokenizer in {source} has token ids up to {highest}, but the `vocab_size` in its config.json "
             f"is {rows}. Use the tokenizer saved with this model."
         )
+
+
+def _processors_chat_template(folder: Path) -> Any:
+    """Where processors of older transformers keep theirs: it comes before the tokenizer's, which may be another."""
+    for path in (folder / "processor_config.json", folder / "chat_template.json"):
+        if path.is_file() and (template := read_json(path).get("chat_template")):
+            return template
+    return None
 
 
 def _processor_settings(source: str) -> dict[str, str]:

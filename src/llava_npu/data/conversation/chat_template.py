@@ -45,6 +45,12 @@ def render_chat_template(
         raise UserError(f"{name}: the tokenizer's chat template has no place for a system prompt; leave it out")
     if whole.count(IMAGE_MARK) != sum(turn.text.count(IMAGE_MARK) for turn in turns):
         raise UserError(f"{name}: the tokenizer's chat template drops or repeats '{IMAGE_MARK}'; {_OTHERWISE}")
+    words = _without_space(whole)
+    for i, turn in enumerate(turns):
+        if turn.role == "human" and not all(_without_space(text) in words for text in turn.text.split(IMAGE_MARK)):
+            raise UserError(
+                f"{name}: conversations[{i}]: the tokenizer's chat template drops or changes words; {_OTHERWISE}"
+            )
 
     segments = []
     end = 0
@@ -63,6 +69,10 @@ def render_chat_template(
             raise UserError(f"{where}: the tokenizer's chat template {problem}; {_OTHERWISE}")
         segments.append(Segment(whole[start:end], supervised=turn.supervised, starts_answer=True))
     return [*segments, Segment(whole[end:])]
+
+
+def _without_space(text: str) -> str:
+    return "".join(text.split())
 
 
 def _answer_start(
@@ -126,13 +136,11 @@ def as_parts(text: str) -> list[dict[str, str]]:
 
 
 def _keeps_probe(content: Any, tokenizer: PreTrainedTokenizerBase) -> bool:
-    from jinja2 import TemplateError
-
     try:
         rendered = tokenizer.apply_chat_template(
             [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
         )
-    except (TemplateError, TypeError):
+    except Exception:  # noqa: BLE001  a template is a program, and may fail as any does
         return False
     return _PROBE in rendered and str(rendered).count(IMAGE_MARK) == 1
 
@@ -140,14 +148,12 @@ def _keeps_probe(content: Any, tokenizer: PreTrainedTokenizerBase) -> bool:
 def _apply(
     turns: Sequence[Turn], tokenizer: PreTrainedTokenizerBase, name: str, *, prompt: bool, system: str | None
 ) -> str:
-    from jinja2 import TemplateError
-
     form: Callable[[str], Any] = as_parts if takes_parts(tokenizer) else str
     messages = [{"role": _CHAT_ROLES[turn.role], "content": form(turn.text)} for turn in turns]
     if system is not None:
         messages.insert(0, {"role": "system", "content": form(system)})
     try:
         rendered = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt)
-    except (TemplateError, TypeError) as error:
+    except Exception as error:
         raise UserError(f"{name}: the tokenizer's chat template refuses these turns: {error}; {_OTHERWISE}") from error
     return str(rendered)

@@ -279,7 +279,7 @@ def get_template(name: str) -> Template:
 def default_template(tokenizer: PreTrainedTokenizerBase, language_model: str) -> str:
     """The template of a model that names none: the tokenizer's own chat template, else its family's.
 
-    A chat template that loses words or images, or does not compile, is left aside with a remark.
+    A chat template that loses words or images, or fails, is left aside with a remark.
 
     Args:
         language_model: transformers' `model_type` of the language model.
@@ -289,8 +289,8 @@ def default_template(tokenizer: PreTrainedTokenizerBase, language_model: str) ->
         return family
     if takes_parts(tokenizer) is None:
         print(
-            f"remark: the tokenizer's chat template loses words or images; template {family!r} is used instead "
-            "(--template gives another)",
+            f"remark: the tokenizer's chat template fails, or loses words or images; template {family!r} is used "
+            "instead (--template gives another)",
             file=sys.stderr,
         )
         return family
