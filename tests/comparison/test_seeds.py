@@ -12,7 +12,7 @@ import pytest
 
 from llava_npu.comparison.grid import expand
 from llava_npu.comparison.report import ComparisonReport, write_report
-from llava_npu.comparison.seeds import seeded_table
+from llava_npu.comparison.seeds import ONE_SEED, seeded_table
 from llava_npu.comparison.table import TrialRow
 from llava_npu.config import validate
 from llava_npu.config.comparison import ComparisonConfig
@@ -73,6 +73,27 @@ def test_with_one_seed_it_is_the_paired_bootstrap() -> None:
     assert seeded is not None
     assert paired is not None
     assert (seeded.value, seeded.low, seeded.high, seeded.p) == (paired.value, paired.low, paired.high, paired.p)
+
+
+@pytest.mark.parametrize(("questions", "least"), [(1, 1.0), (2, 0.5), (5, 1 / 16)])
+def test_few_questions_prove_little(questions: int, least: float) -> None:
+    """Drawn with replacement one question never varies; an exact sign test of five gives no less than 1/16."""
+    wrong, right = (_sample(np.full(questions, hit)) for hit in (False, True))
+    paired = paired_difference(wrong, right)
+    (seeded,) = seeded_differences([[wrong, wrong], [right, right]], [(0, 1)])
+    assert paired is not None
+    assert seeded is not None
+    assert paired.p == seeded.p == least
+    assert paired.mcnemar is not None
+    assert paired.mcnemar.p == least
+    assert seeded.detectable is None  # nothing varied: what could be seen is not known
+
+
+def test_equal_answers_differ_by_nothing() -> None:
+    same = _sample(np.arange(40) % 3 == 0)
+    (seeded,) = seeded_differences([[same, same], [same]], [(0, 1)])
+    assert seeded is not None
+    assert (seeded.value, seeded.p, seeded.detectable) == (0, 1, None)
 
 
 @pytest.mark.slow
@@ -146,6 +167,10 @@ def test_the_report_has_a_row_per_model(tmp_path: Path) -> None:
     assert shown in page
     assert "3 of 4" in text
     assert "Holm" in text
+    assert ONE_SEED not in text
+    one = seeded_table([*lines[:3], lines[3]], "none")
+    assert one is not None
+    assert ONE_SEED in one.about
     latex = (tmp_path / "out/comparison.tex").read_text()
     assert r"CLIP $\cdot$ ldp \& co & 3 & \textbf{" in latex
     assert "Mean and standard deviation over 3 seeds" in latex

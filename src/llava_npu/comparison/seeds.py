@@ -20,6 +20,10 @@ ABOUT = (
     "two-sided p of a bootstrap over seeds and questions together{correction}. *Detectable* is the difference that "
     "this many seeds and questions would show at p < 0.05 in four of five comparisons."
 )
+ONE_SEED = (
+    "Of a model with one finished seed the spread between seeds is unknown: its intervals and p hold the part of the "
+    "questions alone, and are too small."
+)
 _CORRECTIONS = {
     "none": "; each p is for one comparison and not corrected for their number",
     "holm": "; p values of a measure are corrected for their number by Holm's method",
@@ -116,7 +120,10 @@ def seeded_table(lines: Sequence[TrialRow], correction: str) -> SeededTable | No
                 for title, mean in means[place].items()
             }
         )
-    return SeededTable(models, measures, scores, ABOUT.format(correction=_CORRECTIONS[correction]))
+    about = ABOUT.format(correction=_CORRECTIONS[correction])
+    if any(len(model.lines) == 1 for model in models):
+        about += f" {ONE_SEED}"
+    return SeededTable(models, measures, scores, about)
 
 
 def _values(model: SeededModel, measure: pareto.Measure) -> list[float]:
@@ -210,7 +217,7 @@ def score_text(score: SeededScore | None, measure: pareto.Measure) -> str:
 
 def _detectable_text(measure: str, difference: SeededDifference) -> str:
     scale, digits = scale_and_digits(measure)
-    return f"{scale * difference.detectable:.{digits}f}"
+    return NO_VALUE if difference.detectable is None else f"{scale * difference.detectable:.{digits}f}"
 
 
 def as_latex(table: SeededTable, caption: str) -> str:

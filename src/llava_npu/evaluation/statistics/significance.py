@@ -2,7 +2,8 @@
 
 Bootstrap: groups of questions are drawn with replacement, the same for both models; the interval of the difference, and
 how often it has the other sign (two-sided; Efron and Tibshirani 1993, An Introduction to the Bootstrap). For every
-score.
+score. Few groups vary too little when they are drawn (one not at all), so p is never less than the least that an exact
+sign test of the d groups that differ can give: 2^(1 − d).
 
 McNemar's exact test: of the questions (or groups) that just one of the two has right, how likely is a division as
 uneven as this, or more so, if each were as likely to go either way (McNemar 1947, Psychometrika 12)? For scores that
@@ -21,6 +22,7 @@ import numpy as np
 from llava_npu.evaluation.statistics.accuracy import STATISTICS, ScoreSample
 from llava_npu.evaluation.statistics.bootstrap import RESAMPLES, SEED, Array, limits, resample
 
+_ROUNDING = 1e-12
 _SEEN = 1.96 + 0.84  # standard errors that a difference must have to be found at p < 0.05 with a power of 80 %
 
 
@@ -75,6 +77,7 @@ def paired_differences(
     if not common:
         return [None] * len(pairs)
     values, drawn = _resampled(samples, common)
+    amounts = [_amounts([sample], common) for sample in samples]
     found: list[PairedDifference | None] = []
     for first, second in pairs:
         differences = drawn[second] - drawn[first]
@@ -84,7 +87,7 @@ def paired_differences(
                 value=values[second] - values[first],
                 low=low,
                 high=high,
-                p=_two_sided(differences),
+                p=_two_sided(differences, _num_differing(amounts[first], amounts[second])),
                 mcnemar=_mcnemar(samples[first], samples[second], common),
                 groups=len(common),
                 unmatched=len(samples[first].groups.keys() ^ samples[second].groups.keys()),
@@ -100,14 +103,14 @@ class SeededDifference:
     Attributes:
         value, low, high, p: as in `PairedDifference`, over seeds and questions together.
         detectable: the difference that this many seeds and questions would show at p < 0.05 in four of five
-            comparisons: 2.8 standard errors.
+            comparisons: 2.8 standard errors. None where nothing varies: one question, or equal answers.
     """
 
     value: float
     low: float
     high: float
     p: float
-    detectable: float
+    detectable: float | None
 
 
 def seeded_differences(
@@ -143,12 +146,14 @@ def seeded_differences(
         chosen = generator.integers(len(model), size=of_seeds.shape)
         spread.append((middle + scale * np.take_along_axis(of_seeds - middle, chosen, axis=1)).mean(axis=1))
         means.append(float(np.mean(values[seeds])))
+    amounts = [_amounts(model, common) for model in models]
     found: list[SeededDifference | None] = []
     for first, second in pairs:
         differences = spread[second] - spread[first]
         low, high = limits(differences)
-        detectable = _SEEN * float(differences.std(ddof=1))
-        found.append(SeededDifference(means[second] - means[first], low, high, _two_sided(differences), detectable))
+        p = _two_sided(differences, _num_differing(amounts[first], amounts[second]))
+        detectable = _SEEN * float(differences.std(ddof=1)) if np.ptp(differences) > _ROUNDING else None
+        found.append(SeededDifference(means[second] - means[first], low, high, p, detectable))
     return found
 
 
@@ -194,9 +199,18 @@ def _resampled(samples: Sequence[ScoreSample], common: Sequence[tuple[str, str]]
     return [float(of_sums(part)[0]) for part in np.split(total, len(samples), axis=1)], drawn
 
 
-def _two_sided(differences: Array) -> float:
+def _amounts(seeds: Sequence[ScoreSample], common: Sequence[tuple[str, str]]) -> Array:
+    """What each group contributes in the mean over seeds, (groups, amounts)."""
+    return np.mean([[seed.groups[key] for key in common] for seed in seeds], axis=0)
+
+
+def _num_differing(first: Array, second: Array) -> int:
+    return int(np.count_nonzero((first != second).any(axis=1)))
+
+
+def _two_sided(differences: Array, num_differing: int) -> float:
     beyond = min(np.count_nonzero(differences <= 0), np.count_nonzero(differences >= 0))
-    return min(1.0, 2 * (1 + beyond) / (1 + RESAMPLES))
+    return float(min(1.0, max(2 * (1 + beyond) / (1 + RESAMPLES), 2.0 ** (1 - num_differing))))
 
 
 def p_text(p: float) -> str:
