@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
@@ -12,7 +13,7 @@ import pytest
 from typer.testing import CliRunner
 
 from llava_npu import UserError, __version__
-from llava_npu.cli import app
+from llava_npu.cli import app, set_environment
 from llava_npu.cli.options import name_of
 from support import tiny
 from support.benchmark_samples import gqa, write_jsonl
@@ -91,6 +92,13 @@ def test_a_terminal_that_is_not_utf_8(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_input_may_be_any_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\xff.png\n"), encoding="utf-8"))
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    set_environment()
+    assert sys.stdin.readline() == os.fsdecode(b"\xff.png") + "\n"
+
+
 def test_errors_are_one_message_without_a_traceback(tmp_path: Path) -> None:
     assert "no such configuration file" in _fails("train", str(tmp_path / "absent.yaml"))
     picture = tmp_path / "broken.png"

@@ -132,6 +132,18 @@ def test_what_is_wrong_is_said_and_the_chat_goes_on(loaded: LoadedModel, line: s
     assert len(conversation.turns) == 2
 
 
+def test_what_cannot_be_answered_again_stays(loaded: LoadedModel, tmp_path: Path) -> None:
+    PICTURE.save(tmp_path / "red.png")
+    lines = (f"/image {tmp_path}/red.png", "What is it?", f"/image {tmp_path}/red.png", "/system <image>", "/again")
+    shown, conversation = _talk(loaded, *lines)
+    assert "the system prompt contains '<image>'" in shown
+    assert len(conversation.turns) == 2
+    conversation.use_system(None)
+    assert list(conversation.again())
+    list(conversation.ask("And this?"))
+    assert conversation.turns[-2]["value"] == "<image>\nAnd this?"
+
+
 def test_a_stopped_answer_stays_as_far_as_it_came(loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     conversation = Conversation(InferenceEngine(loaded, max_batch=1), Sampling(max_new_tokens=40))
     shown: list[str] = []

@@ -102,11 +102,14 @@ def _options(
 def set_environment() -> None:
     """Silences libraries, in favour of our own progress lines and messages. What the user has set stays.
 
-    What a terminal's encoding cannot show (ASCII, Latin-1) is shown as a question mark.
+    What a terminal's encoding cannot show (ASCII, Latin-1) is shown as a question mark. What is not
+    text in the input is read as it is in arguments: file names of any bytes work, and questions are refused.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
             stream.reconfigure(errors="replace")
+    if isinstance(sys.stdin, io.TextIOWrapper) and sys.stdin.errors == "strict":
+        sys.stdin.reconfigure(errors="surrogateescape")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     # Without an accelerator DeepSpeed says so, on stdout, whenever it is imported.

@@ -82,18 +82,24 @@ class Conversation:
                 self._images, self._attached = images, []
 
     def again(self) -> Iterator[str]:
-        """Answers the last question once more.
+        """Answers the last question once more. Without a new answer the earlier one stays.
 
         Raises:
-            UserError: there is none.
+            UserError: there is none, or as `ask`.
         """
         if not self.turns:
             raise UserError("nothing has been asked yet.")
-        question = self.turns[-2]["value"]
+        before = self.turns, self._images
+        attached, question = self._attached, self.turns[-2]["value"]
         kept = len(self._images) - question.count("<image>")
         self._attached = self._images[kept:]
         self._images, self.turns = self._images[:kept], self.turns[:-2]
-        return self.ask(question)
+        try:
+            yield from self.ask(question)
+        finally:
+            if len(self.turns) < len(before[0]):
+                self.turns, self._images = before
+            self._attached = attached
 
     def clear(self) -> None:
         """Forgets all turns and images."""

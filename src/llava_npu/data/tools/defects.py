@@ -45,5 +45,5 @@ def require_encodable(text: str, where: str) -> None:
     except UnicodeEncodeError as error:
         raise RecordError(
             f"{where}: character {error.start} is a lone surrogate ({text[error.start]!r}), half of a broken emoji or "
-            "rare character; repair or remove it"
+            "rare character, or a byte of another encoding than UTF-8; repair or remove it"
         ) from error
