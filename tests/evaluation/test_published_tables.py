@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
 from llava_npu.cli import app
+from llava_npu.comparison.folder import EVALUATION
 from llava_npu.comparison.published import published_tables, read_published
 from llava_npu.errors import UserError
 from llava_npu.evaluation.benchmarks import available
@@ -56,6 +58,16 @@ def test_next_to_llava(runs: Path, tmp_path: Path) -> None:
     assert ours[2].startswith("50.0")
     assert "docs/MODEL_ZOO.md" in shown
     assert "docs/MODEL_ZOO.md" in table
+
+
+def test_models_of_one_name_keep_their_rows(runs: Path, tmp_path: Path) -> None:
+    shutil.copytree(runs / "mine", tmp_path / "other" / "mine")
+    _compare("--published", "llava-1.5/7b", str(runs), str(tmp_path / "other"), "--output", str(tmp_path / "out"))
+    rows = (tmp_path / "out" / "published.md").read_text(encoding="utf-8").splitlines()[5:7]
+    assert [row.split(" | ")[0].strip("| ") for row in rows] == ["runs/mine", "other/mine"]
+    shutil.copytree(runs / "mine" / "pope", runs / "mine" / EVALUATION / "0-pope")
+    with pytest.raises(UserError, match="0-pope and .*pope are both of pope and belong to one model"):
+        _compare("--published", "llava-1.5/7b", str(runs), "--output", str(tmp_path / "out"))
 
 
 def test_a_table_of_ones_own(runs: Path, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from llava_npu.comparison.folder import EVALUATION
 from llava_npu.config.loading import load_as
 from llava_npu.config.section import Section
 from llava_npu.errors import UserError, nearest
-from llava_npu.evaluation.reports.comparison import REPORT_FILE, FinishedRun, read_runs
+from llava_npu.evaluation.reports.comparison import REPORT_FILE, FinishedRun, distinct_labels, read_runs
 from llava_npu.evaluation.statistics.accuracy import OVERALL, Score
 from llava_npu.evaluation.statistics.bootstrap import interval_text
 from llava_npu.files.home import expand_home
@@ -120,18 +120,26 @@ def table_with_ours(table: PublishedTable, runs: Sequence[FinishedRun]) -> TextT
     for name, model in table.models.items():
         scores = [model.scores.get(each) for each in shared]
         rows.append([f"{name} (published)", *("–" if score is None else f"{score:.1f}" for score in scores)])
-    for label in dict.fromkeys(_model_of(run) for run in runs if run.benchmark in shared):
-        own = {run.benchmark: run for run in runs if _model_of(run) == label}
+    ours: dict[Path, dict[str, FinishedRun]] = {}
+    for run in runs:
+        own = ours.setdefault(_model_of(run), {})
+        if run.benchmark in shared and own.setdefault(run.benchmark, run) is not run:
+            raise UserError(
+                f"--published: {own[run.benchmark].folder} and {run.folder} are both of {run.benchmark} and belong to "
+                "one model; name one of the two."
+            )
+    ours = {model: own for model, own in ours.items() if own}
+    for label, own in zip(distinct_labels(list(ours)), ours.values(), strict=True):
         rows.append([label, *(_shown(table.benchmarks[name], own.get(name)) for name in shared)])
     return TextTable(["", *(table.benchmarks[name].title for name in shared)], rows)
 
 
-def _model_of(run: FinishedRun) -> str:
-    """What an evaluated model is called: its trial, or the folder of its evaluations."""
+def _model_of(run: FinishedRun) -> Path:
+    """The folder that an evaluated model is called by: its trial, or that of its evaluations."""
     folder = run.folder.resolve()
     if folder.parent.name == EVALUATION:
-        return folder.parent.parent.name
-    return folder.parent.name if folder.name == run.benchmark else folder.name
+        return folder.parent.parent
+    return folder.parent if folder.name == run.benchmark else folder
 
 
 def comparable_score(column: PublishedBenchmark, run: FinishedRun) -> Score | None:

@@ -85,7 +85,7 @@ def read_runs(folders: Sequence[Path]) -> list[FinishedRun]:
         UserError: a folder holds no finished run, or its files are damaged.
     """
     available()  # whose statistics samples name
-    labels = _labels(folders)
+    labels = distinct_labels(folders)
     return [_read_run(run, label) for folder, label in zip(folders, labels, strict=True) for run in _runs_in(folder)]
 
 
@@ -159,7 +159,7 @@ def _notes(runs: Sequence[FinishedRun], rows: Sequence[ComparedScore]) -> Iterat
         )
 
 
-def _labels(folders: Sequence[Path]) -> list[str]:
+def distinct_labels(folders: Sequence[Path]) -> list[str]:
     """The shortest ends of the paths that tell them apart."""
     parts = [folder.resolve().parts for folder in folders]
     for length in range(1, max(map(len, parts)) + 1):
