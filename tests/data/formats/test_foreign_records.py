@@ -67,6 +67,25 @@ def test_an_excluded_answer_is_not_learned(key: str, template: str, llama: PreTr
         ],
         (_messages("<speech>\nWhat?"), "contains '<speech>', but only images are read"),
         (_messages("<|video_pad|>What?"), r"contains '<\|video_pad\|>', but only images are read"),
+        *[
+            (_messages(text), f"contains '{mark}.*', but only images are read")
+            for mark, text in (
+                ("<Video>", "<Video>\nWhat?"),
+                ("<video_0>", "<video_0>What?"),
+                ("<video>a.mp4</", "<video>a.mp4</video>What?"),
+                ("[?] <audio>", "What? <audio>"),
+                ("<AudioHere>", "<AudioHere>What?"),
+                (r"<\|audio_1\|>", "<|audio_1|>What?"),
+            )
+        ],
+        *[
+            (_messages(f"{mark}What?"), "another project's mark")
+            for mark in ("<image1>", "<pic>1.png</pic>", "<image >")
+        ],
+        (_messages(tools=["f"]), r"messages\[1\]: 'tools' .* tool calls are not learned"),
+        (_messages(thinking_blocks=["Hm."]), r"messages\[1\]: 'thinking_blocks' .* it would not be learned"),
+        (_messages(value="No."), r"messages\[1\] has both 'value' and 'content', which differ"),
+        (_messages([{"type": "image", "image": "1.png", "text": "What?"}]), r"messages\[0\]: part 0 is .*allowed are"),
         (_messages(thought="Hm."), r"messages\[1\]: 'thought' is 'Hm.'; it would not be learned"),
         (_messages([{"type": "text", "text": "What?", "image": "a.png"}]), r"messages\[0\]: part 0: 'image' is"),
     ],
@@ -101,6 +120,12 @@ def test_what_cannot_be_learned_is_refused(messages: list[dict[str, Any]], messa
         ("loss", False),
         ("tool_calls", ["images/0.png"]),
         ("reasoning_content", "Hm."),
+        ("messages_rejected", [{"role": "user"}]),
+        ("systemPrompt", "Be brief."),
+        ("clip", "a.MP4"),
+        ("left_image", "a.jpg"),
+        ("screenshots", ["a.png", "b.png"]),
+        ("jpg", {"bytes": b"x", "path": None}),
     ],
 )
 def test_keys_of_a_record_that_matter_are_refused(key: str, value: Any) -> None:
@@ -113,6 +138,8 @@ def test_what_does_not_matter_is_silent() -> None:
         messages=_messages(tool_calls=None, reasoning_content="", loss=True), videos=[], tools=None, source="web", x=1
     )
     _parse(messages=_messages(), imageid=7, imageWidth=640, imagine="yes", village="x", usage="x")
+    _parse(messages=_messages(), id="a.jpg", source="a.html", shots=[], note="It is a.png\nor not")
+    _parse(messages=_messages("<image>\nWhat?"), image="a.png", file_name="b.png")
     _parse(messages=_messages(), image_id=7, video_id="x", label="cat", frames=[], weight=0.5, length=3)
     _parse(messages=_messages("How do I write ![this](a.png), [image] or <img> in a README?"))
     _parse(messages=_messages("<image>\nWhat?"), image="a.png", image_url="https://example.org/a.png")

@@ -43,33 +43,39 @@ _NO_REASONING = "it would not be learned: put it into the answer's text, or remo
 _NO_TOOLS = "tool calls are not learned: write them into the answer's text, or remove the record"
 _NO_PREFERENCES = "preferences are not learned: keep the chosen answer, and remove it"
 _NO_ONE_ANSWER = "it would not be heeded: exclude answers one by one, by 'loss': false in their turns, or remove it"
+_NO_SYSTEM = (
+    "templates bring their own system prompt; move its words into the first question, or remove it (and choose a "
+    "template whose system prompt suits)"
+)
 _SUFFIX = "(_(path|file|url|list|name|data|bytes|base64|b64)s?)?"
 _IMAGE_KEY = rf"(images?|imgs?|pictures?|pics?|photos?|media|pixel_values){_SUFFIX}"
 _Patterns = tuple[tuple[str, str], ...]  # of keys in snake case, and what to do about them
 _IMAGE_KEYS: _Patterns = ((_IMAGE_KEY, "rename it to 'image'"),)
 _MEDIA = (rf"(videos?|audios?|sounds?|speech|frames){_SUFFIX}", _NO_MEDIA)
-_PREFERENCES = (r"rejected(_\w+)?|chosen(_\w+)?|kto_tag", _NO_PREFERENCES)
+_PREFERENCES = (r"(\w+_)?rejected(_\w+)?|chosen(_\w+)?|dispreferred(_\w+)?|kto_tag", _NO_PREFERENCES)
+_MEDIA_NAME = re.compile(
+    r"[^\n]{1,300}\.(jpe?g|png|gif|webp|bmp|tiff?|avif|mp4|avi|mov|mkv|webm|wav|mp3|flac|m4a|ogg)", re.IGNORECASE
+)
+_SYSTEM = (r"sys(tem)?_?(prompt|message|text|instructions?)|system", _NO_SYSTEM)
 # Keys that matter and are not read.
 _RECORD_KEYS: _Patterns = (
     _MEDIA,
+    _SYSTEM,
     _PREFERENCES,
-    ("tools|functions|tool_calls?|function_call", _NO_TOOLS),
-    (r"reasoning(_\w+)?", _NO_REASONING),
+    ("tools|functions|tool_calls?|function_calls?", _NO_TOOLS),
+    (r"reasoning(_\w+)?|thinking(_\w+)?|cot|chain_of_thought", _NO_REASONING),
     ("loss|loss_mask|loss_scale|weights", _NO_ONE_ANSWER),
     ("history", "turns outside of the conversation are not read: write them into it"),
     ("objects", "boxes and references to them are not read: write them into the text"),
 )
 _TURN_KEYS: _Patterns = (
     _MEDIA,
+    _SYSTEM,
     _PREFERENCES,
-    ("tool_calls?|function_call", _NO_TOOLS),
-    (r"reasoning(_\w+)?|thinking|think|thoughts?|refusal", _NO_REASONING),
+    ("tools?|tool_calls?|function_calls?", _NO_TOOLS),
+    (r"reasoning(_\w+)?|thinking(_\w+)?|think|thoughts?|cot|chain_of_thought|rationale|refusal", _NO_REASONING),
     ("loss_scale|loss_mask|train_detail", _NO_LOSS_SCALE),
     (_IMAGE_KEY, f"list the record's images in 'images', with '{IMAGE_MARK}' in the text"),
-)
-_NO_SYSTEM = (
-    "templates bring their own system prompt; move its words into the first question, or remove it (and choose a "
-    "template whose system prompt suits)"
 )
 
 
@@ -88,8 +94,6 @@ def as_llava(entry: Mapping[str, Any], name: str) -> tuple[Any, list[Any]]:
     if len(given) > 1:
         raise RecordError(f"{name} has both {given[0]!r} and {given[1]!r}; keep one of them")
     _refuse_keys(entry, name, _RECORD_KEYS)
-    if entry.get("system"):
-        raise RecordError(f"{name}: 'system' is {shown(entry['system'])}; {_NO_SYSTEM}")
     images = _listed_images(entry, name)
     turns = entry[given[0]]
     if not isinstance(turns, list | tuple):
@@ -115,7 +119,7 @@ def _listed_images(entry: Mapping[str, Any], name: str) -> list[Any]:
             if _find(key, _IMAGE_KEYS) and _is_given(entry, key):
                 raise RecordError(f"{name}: {key!r} is {shown(entry[key])}; {_find(key, _IMAGE_KEYS)}", "image count")
             # Of question-answer pairs no mark would miss the image.
-            if _is_given(entry, key) and _names_files(entry[key]) and _is_misspelt_image(key):
+            if key != "id" and (_names_media(entry[key]) or (_names_files(entry[key]) and _is_misspelt_image(key))):
                 raise RecordError(
                     f"{name}: {key!r} is {shown(entry[key])}; write 'image' or 'images' if it is meant, or remove it",
                     "image count",
@@ -130,6 +134,8 @@ def _convert_turn(turn: Mapping[str, Any], where: str, listed: Iterator[Any], or
     if role == "system":
         raise RecordError(f"{where} is a system message; {_NO_SYSTEM}")
     _refuse_keys(turn, where, _TURN_KEYS)
+    if turn.get("value") is not None and turn.get("content") not in (None, turn["value"]):
+        raise RecordError(f"{where} has both 'value' and 'content', which differ; keep one of them")
     content = turn.get("value", turn.get("content"))
     if isinstance(content, list | tuple):
         content = _join_parts(content, where, listed, ordered)
@@ -158,7 +164,16 @@ def _refuse_keys(values: Mapping[str, Any], where: str, refused: _Patterns) -> N
 
 def _names_files(value: Any) -> bool:
     values = value if isinstance(value, list | tuple) else [value]
-    return all(isinstance(each, str) and re.search(r"\.\w{3,4}$", each) for each in values)
+    return bool(values) and all(isinstance(each, str) and re.search(r"\.\w{3,4}$", each) for each in values)
+
+
+def _names_media(value: Any) -> bool:
+    """Whether it is the name of an image, a video or a recording, several, or an image as `datasets` stores it."""
+    if isinstance(value, list | tuple):
+        return bool(value) and all(map(_names_media, value))
+    if isinstance(value, Mapping):
+        return value.get("bytes") is not None
+    return isinstance(value, str) and len(value) < 310 and bool(_MEDIA_NAME.fullmatch(value))
 
 
 @lru_cache(10_000)
@@ -197,7 +212,7 @@ def _join_parts(parts: list[Any] | tuple[Any, ...], where: str, listed: Iterator
         if kind == "text" and isinstance(part.get("text"), str):
             _refuse_keys(part, f"{where}: part {i}", _TURN_KEYS)
             texts.append(part["text"])
-        elif kind in ("image", "image_url"):
+        elif kind in ("image", "image_url") and not part.get("text"):
             image = _named_image(part)
             if image is None:
                 image = next(listed, None)

@@ -14,13 +14,19 @@ from llava_npu.data.formats.tables import TableImage
 from llava_npu.data.image_roots import ImagePath, ImageRoot, check_image_name
 from llava_npu.data.tools.defects import RecordError, shown
 
-# At the beginning of a line: within one, a text may speak of the HTML element.
+# Most at the beginning of a line: within one, a text may speak of the HTML element.
 _MEDIA_MARK = re.compile(
-    r"^[ \t]*<(?P<kind>video|audio|speech|sound)>|<\|(?:video|audio|VIDEO|AUDIO)(?:_pad|_bos)?\|>", re.MULTILINE
+    r"<(?:video|audio|vid|sound)>[^<>\s]+\.\w{2,4}</"
+    r"|^[ \t]*<(?P<kind>video|audio|speech|sound)>|[?.!][ \t]*<(?:video|audio|speech)>[ \t]*$"
+    r"|^[ \t]*(?:<(?:Video|VIDEO|Audio|AUDIO)>|<(?:video|audio)/>|\[(?:VIDEO|Video|AUDIO|Audio)\])"
+    r"|<\|(?:video|audio|VIDEO|AUDIO)(?:_\w+)?\|>|<(?:video|audio|speech)[ _]?(?:\d+|placeholder)>"
+    r"|<(?:Video|Audio|Speech|Sound)Here>|<__(?:video|audio)__>",
+    re.MULTILINE,
 )
 _FOREIGN_IMAGE_MARK = re.compile(
-    r"<img>[^<]+</img>|<\|image\|>|<\|image_\d+\|>|<\|(?:image_pad|vision_start)\|>|<image_placeholder>|<ImageHere>"
-    r"|<start_of_image>|<image[ _]\d+>|<IMG_CONTEXT>|<image_soft_token>|<\|endofimage\|>|<__(?:media|image)__>"
+    r"<img>[^<]+</img>|<pic>[^<]+</pic>|\[img\][^\[]+\[/img\]|<\|image\|>|<\|image_\d+\|>"
+    r"|<\|(?:image_pad|vision_start)\|>|<image_placeholder>|<ImageHere>|<image_here>|< image ?>|<image >"
+    r"|<start_of_image>|<image[ _]?\d+>|<IMG_CONTEXT>|<image_soft_token>|<\|endofimage\|>|<__(?:media|image)__>"
     r"|^[ \t]*(?:<(?:image/|Image|IMAGE|img|picture)>|\[(?:IMG|Image|image)\]|\{image\})"
     r"|^[ \t]*!\[[^\]\n]*\]\([^)\s]+\)[ \t]*$",  # of Markdown, alone on its line
     re.MULTILINE,
