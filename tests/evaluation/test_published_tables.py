@@ -66,7 +66,7 @@ def test_models_of_one_name_keep_their_rows(runs: Path, tmp_path: Path) -> None:
     rows = (tmp_path / "out" / "published.md").read_text(encoding="utf-8").splitlines()[5:7]
     assert [row.split(" | ")[0].strip("| ") for row in rows] == ["runs/mine", "other/mine"]
     shutil.copytree(runs / "mine" / "pope", runs / "mine" / EVALUATION / "0-pope")
-    with pytest.raises(UserError, match="0-pope and .*pope are both of pope and belong to one model"):
+    with pytest.raises(UserError, match=r"0-pope and .*pope are both of pope and belong to one model"):
         _compare("--published", "llava-1.5/7b", str(runs), "--output", str(tmp_path / "out"))
 
 

@@ -40,9 +40,19 @@ def test_an_excluded_answer_is_not_learned(key: str, template: str, llama: PreTr
     assert "GOOD" in llama.decode(learned)
 
 
+@pytest.mark.parametrize("key", ["Loss", "noLoss", "isMasked", "loss "])
+def test_how_a_key_is_written_does_not_matter(key: str) -> None:
+    excludes = key in ("noLoss", "isMasked")
+    record = _parse(messages=[*_messages("One?", "BAD", **{key: excludes}), *_messages()])
+    assert [turn.supervised for turn in record.conversations if turn.role == "gpt"] == [False, True]
+
+
 @pytest.mark.parametrize(
     ("messages", "message"),
     [
+        (_messages(loss_weight=0), r"messages\[1\]: 'loss_weight' is 0 .* 'loss': false"),
+        (_messages(doTrain=False), r"messages\[1\]: 'doTrain' is False .* 'loss': false"),
+        (_messages("Why?", [{"type": "text", "text": "BAD", "weight": 0}]), r"messages\[1\]: part 0: 'weight' is 0"),
         (_messages(loss=False), "every answer is excluded from the loss"),
         (_messages(weight=0.5), r"messages\[1\]: 'weight' is 0.5 \(float\); allowed are true and false"),
         (_messages(loss_scale="react"), r"messages\[1\]: 'loss_scale' .* 'loss': false"),
@@ -118,6 +128,10 @@ def test_what_cannot_be_learned_is_refused(messages: list[dict[str, Any]], messa
         ("chosen", "Yes."),
         ("history", [["Who?", "I."]]),
         ("loss", False),
+        ("weight", 0),
+        ("sample_weight", 0.5),
+        ("train", False),
+        ("skip", True),
         ("tool_calls", ["images/0.png"]),
         ("reasoning_content", "Hm."),
         ("messages_rejected", [{"role": "user"}]),
@@ -141,6 +155,7 @@ def test_what_does_not_matter_is_silent() -> None:
     _parse(messages=_messages(), id="a.jpg", source="a.html", shots=[], note="It is a.png\nor not")
     _parse(messages=_messages("<image>\nWhat?"), image="a.png", file_name="b.png")
     _parse(messages=_messages(), image_id=7, video_id="x", label="cat", frames=[], weight=0.5, length=3)
+    _parse(messages=_messages(), train=True, masked=False, skip=0, weight=1, training_source="x", trainer="y")
     _parse(messages=_messages("How do I write ![this](a.png), [image] or <img> in a README?"))
     _parse(messages=_messages("<image>\nWhat?"), image="a.png", image_url="https://example.org/a.png")
     _parse(messages=_messages("How does HTML's <video> work?\n<video>\n</video>"))

@@ -37,6 +37,13 @@ _LEARNED_KEYS = (
     "calculate_loss", "compute_loss",
 )  # fmt: skip
 _EXCLUDED_KEYS = ("mask", "masked", "is_masked", "ignore", "ignored", "ignore_loss", "no_loss")
+# Other names of the same, of which some say it of parts of an answer, or by how much.
+_LOSS_KEY = (
+    r"((is|in|use|with|no|not|do|should|has|to|sample|token|answer|response|turn|train|ignore|loss|mask)_)*"
+    r"(loss(es)?|loss_?mask|weights?|masks?|masked|masking|train|trained|training|trainable|learn|learned|learnable"
+    r"|supervised?|unsupervised|skip|skipped|excluded?|ignored?|ignore_index)(_(loss|mask|scale|weights?|flag|factor))*"
+)
+_EXCLUDING = r"no_\w+|not_\w+|(is_|to_)?(mask|ignore|skip|exclude|unsupervised)\w*"
 _NO_MEDIA = "only images are read: remove the record, or keep frames of it as images"
 _NO_LOSS_SCALE = "only whole answers can be excluded from the loss, by 'loss': false; remove it"
 _NO_REASONING = "it would not be learned: put it into the answer's text, or remove it"
@@ -65,6 +72,7 @@ _RECORD_KEYS: _Patterns = (
     ("tools|functions|tool_calls?|function_calls?", _NO_TOOLS),
     (r"reasoning(_\w+)?|thinking(_\w+)?|cot|chain_of_thought", _NO_REASONING),
     ("loss|loss_mask|loss_scale|weights", _NO_ONE_ANSWER),
+    (_LOSS_KEY, _NO_ONE_ANSWER),
     ("history", "turns outside of the conversation are not read: write them into it"),
     ("objects", "boxes and references to them are not read: write them into the text"),
 )
@@ -74,9 +82,10 @@ _TURN_KEYS: _Patterns = (
     _PREFERENCES,
     ("tools?|tool_calls?|function_calls?", _NO_TOOLS),
     (r"reasoning(_\w+)?|thinking(_\w+)?|think|thoughts?|cot|chain_of_thought|rationale|refusal", _NO_REASONING),
-    ("loss_scale|loss_mask|train_detail", _NO_LOSS_SCALE),
+    (rf"(?!({'|'.join((*_LEARNED_KEYS, *_EXCLUDED_KEYS))})$){_LOSS_KEY}|train_detail", _NO_LOSS_SCALE),
     (_IMAGE_KEY, f"list the record's images in 'images', with '{IMAGE_MARK}' in the text"),
 )
+_PART_KEYS: _Patterns = (*_TURN_KEYS, (_LOSS_KEY, _NO_LOSS_SCALE))
 
 
 def as_llava(entry: Mapping[str, Any], name: str) -> tuple[Any, list[Any]]:
@@ -158,8 +167,19 @@ def _is_given(values: Mapping[str, Any], key: str) -> bool:
 
 def _refuse_keys(values: Mapping[str, Any], where: str, refused: _Patterns) -> None:
     for key in values:
-        if (fix := _find(key, refused)) and _is_given(values, key):
+        if (fix := _find(key, refused)) and _is_given(values, key) and not _is_neutral(key, values[key], fix):
             raise RecordError(f"{where}: {key!r} is {shown(values[key])}; {fix}")
+
+
+def _is_neutral(key: Any, value: Any, fix: str) -> bool:
+    """Whether a key about the loss of a whole record says only what holds anyway: "weight": 1, "masked": false."""
+    name = _snake_case(key)
+    if fix is not _NO_ONE_ANSWER or name == "loss":
+        return False
+    if name == "weight":
+        return value != 0  # of the record among others, or of what it is about; 0 leaves it out
+    keeps = 0 if re.fullmatch(_EXCLUDING, name) else 1
+    return isinstance(value, bool | int | float) and value == keeps
 
 
 def _names_files(value: Any) -> bool:
@@ -185,20 +205,24 @@ def _is_misspelt_image(key: Any) -> bool:
 @lru_cache(10_000)  # the same few keys in millions of records
 def _find(key: Any, patterns: _Patterns) -> str:
     """What goes with the pattern that a key in snake case matches; "" if none does."""
-    name = re.sub(r"(?<=[a-z])(?=[A-Z])|[-\s]", "_", str(key)).lower().strip("_")
-    return next((found for pattern, found in patterns if re.fullmatch(pattern, name)), "")
+    return next((found for pattern, found in patterns if re.fullmatch(pattern, _snake_case(key))), "")
+
+
+@lru_cache(10_000)
+def _snake_case(key: Any) -> str:
+    return re.sub(r"(?<=[a-z])(?=[A-Z])|[-\s]", "_", str(key)).lower().strip("_")
 
 
 def _is_learned(turn: Mapping[str, Any], where: str, *, is_answer: bool) -> bool:
     """Whether an answer is trained on, as ms-swift ("loss"), OpenAI ("weight"), axolotl ("train") and others do."""
     learned = True
-    for key in (*_LEARNED_KEYS, *_EXCLUDED_KEYS):
-        value = turn.get(key)
-        if value is None:
+    for key, value in turn.items():
+        name = _snake_case(key)
+        if value is None or name not in (*_LEARNED_KEYS, *_EXCLUDED_KEYS):
             continue
         if value not in (0, 1):  # True and False among them
             raise RecordError(f"{where}: {key!r} is {shown(value)}; allowed are true and false (or 1 and 0)")
-        keeps = bool(value) is (key in _LEARNED_KEYS)
+        keeps = bool(value) is (name in _LEARNED_KEYS)
         if keeps and not is_answer:
             raise RecordError(f"{where}: {key!r} is {shown(value)}, but only answers are learned; leave it out here")
         learned = learned and keeps
@@ -210,7 +234,7 @@ def _join_parts(parts: list[Any] | tuple[Any, ...], where: str, listed: Iterator
     for i, part in enumerate(parts):
         kind = part.get("type") if isinstance(part, Mapping) else None
         if kind == "text" and isinstance(part.get("text"), str):
-            _refuse_keys(part, f"{where}: part {i}", _TURN_KEYS)
+            _refuse_keys(part, f"{where}: part {i}", _PART_KEYS)
             texts.append(part["text"])
         elif kind in ("image", "image_url") and not part.get("text"):
             image = _named_image(part)
