@@ -236,11 +236,13 @@ def test_links_are_further_names_of_what_they_lead_to(tmp_path: Path, suffix: st
     links = {
         "b/one.png": "../a/red.png",
         "two.png": "b/one.png",
+        "c": "a",
+        "d/e": "../a/",
         "out.png": "../../secret.png",
         "abs.png": "/etc/passwd",
     }
     archive = open_archive(_linked(tmp_path / f"images{suffix}", {**links, "round.png": "round.png"}))
-    for name in ("b/one.png", "two.png"):
+    for name in ("b/one.png", "two.png", "c/red.png", "d/e/red.png"):
         assert load_image(archive.locate(name, "")).getpixel((0, 0)) == (255, 0, 0)
     for name in ("out.png", "abs.png", "round.png"):
         assert not archive.locate(name, "").is_file()
@@ -248,13 +250,30 @@ def test_links_are_further_names_of_what_they_lead_to(tmp_path: Path, suffix: st
             load_image(archive.locate(name, ""))
 
 
-def test_a_tar_with_names_that_are_not_utf_8(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["图片/红.png", "图.png"])  # the bytes of the second are valid UTF-8 as well
+def test_a_tar_with_names_that_are_not_utf_8(tmp_path: Path, name: str) -> None:
     path = tmp_path / "images.tar"
     with tarfile.open(path, "w", encoding="gbk", format=tarfile.GNU_FORMAT) as archive:
-        member = tarfile.TarInfo("图片/红.png")
+        member = tarfile.TarInfo(name)
         member.size = len(encoded((255, 0, 0)))
         archive.addfile(member, io.BytesIO(encoded((255, 0, 0))))
-    assert load_image(open_archive(path).locate("图片/红.png", "")).getpixel((0, 0)) == (255, 0, 0)
+    assert load_image(open_archive(path).locate(name, "")).getpixel((0, 0)) == (255, 0, 0)
+
+
+def test_a_tar_with_a_hard_link_to_a_symbolic_one(tmp_path: Path) -> None:
+    with tarfile.open(_linked(tmp_path / "images.tar", {"b/one.png": "../a/red.png"}), "a") as archive:
+        member = tarfile.TarInfo("two.png")
+        member.type, member.linkname = tarfile.LNKTYPE, "b/one.png"
+        archive.addfile(member)
+    found = open_archive(tmp_path / "images.tar").locate("two.png", "")
+    assert load_image(found).getpixel((0, 0)) == (255, 0, 0)
+
+
+def test_a_zip_of_a_program_for_windows(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "images.zip", "w") as archive:
+        archive.writestr("a\\red.png", encoded((255, 0, 0)))
+    found = open_archive(tmp_path / "images.zip").locate("a/red.png", "")
+    assert load_image(found).getpixel((0, 0)) == (255, 0, 0)
 
 
 @pytest.mark.parametrize("encoding", ["gbk", "utf-8", "cp437"])

@@ -35,7 +35,7 @@ ARCHIVE_SUFFIXES = (".tar", ".zip")
 MAX_IMAGE_BYTES = 1 << 30
 _COMPRESSED_SUFFIXES = (".tgz", ".tbz2", ".txz", ".gz", ".bz2", ".xz", ".zst", ".7z", ".rar")
 _INDEX = "members.sqlite"
-_INDEX_FORMAT = 2
+_INDEX_FORMAT = 3
 _ZIP_HEADER = struct.Struct("<4s5H3I2H")  # the local file header before each member
 _RAW, _DEFLATED, _DEAD_LINK = 0, 8, -1
 _UTF8_NAME = 0x800  # the flag of a zip member
@@ -168,13 +168,19 @@ Member = tuple[str, int, int, int, int, int]  # name, and its place
 
 
 def _resolve(links: dict[str, str], places: dict[str, Place]) -> Iterator[Member]:
-    """Symbolic links as further names of what they lead to; one that leads nowhere is kept, to be named when asked."""
+    """Symbolic links as further names of what they lead to, a file or all of a folder; one that leads nowhere is kept,
+    to be named when asked.
+    """
     for name, target in links.items():
         seen = {name}
         while target in links and target not in seen:
             seen.add(target)
             target = links[target]
-        yield name, *places.get(target, (0, 0, 0, _DEAD_LINK, 0))
+        inside = () if target in places else [member for member in places if member.startswith(f"{target}/")]
+        if not inside:
+            yield name, *places.get(target, (0, 0, 0, _DEAD_LINK, 0))
+        for member in inside:
+            yield name + member.removeprefix(target), *places[member]
 
 
 def _link_target(name: str, target: str) -> str:
@@ -183,18 +189,23 @@ def _link_target(name: str, target: str) -> str:
     return "" if path.startswith(("/", "../")) else path
 
 
-def _as_utf8(name: str) -> str:
-    """A tar's name, which is bytes. Those of old Chinese systems are GBK; what is neither is spelled out."""
+def _readings(name: str) -> list[str]:
+    """What a tar's name, which is bytes, may be: those of old Chinese systems are GBK, and some of these are also valid
+    UTF-8. What is neither is spelled out.
+    """
     raw = name.encode("utf-8", "surrogateescape")
-    for encoding in ("utf-8", "gb18030"):
+    found = []
+    for encoding in ("ascii",) if raw.isascii() else ("utf-8", "gb18030"):
         with suppress(UnicodeDecodeError):
-            return raw.decode(encoding)
-    return raw.decode("utf-8", "backslashreplace")
+            found.append(raw.decode(encoding))
+    return found or [raw.decode("utf-8", "backslashreplace")]
 
 
 def _zip_names(member: zipfile.ZipInfo) -> Iterator[str]:
     """A zip without the flag for UTF-8 holds names in whatever its system had; Python takes them for code page 437."""
     yield member.filename
+    if "\\" in member.filename:
+        yield member.filename.replace("\\", "/")  # as some programs for Windows write it
     if not member.flag_bits & _UTF8_NAME and not member.filename.isascii():
         raw = member.filename.encode("cp437")
         for encoding in ("utf-8", "gb18030"):  # a name may be valid in both, and a record use either
@@ -209,18 +220,22 @@ def _tar_members(path: Path) -> Iterator[Member]:
         with path.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as archive:
             for member in archive:
                 archive.members = []  # type: ignore[attr-defined]  # it would keep a large object per member
-                name, target = _normal(_as_utf8(member.name)), _normal(_as_utf8(member.linkname))
-                if member.isreg() and not member.issparse():
-                    places[name] = (member.offset_data, member.size, member.size, _RAW, 0)
-                elif member.islnk() and target in places:
-                    places[name] = places[target]
-                elif member.issym():
-                    links[name] = _link_target(name, _as_utf8(member.linkname))
-                    continue
-                else:
-                    continue
-                links.pop(name, None)
-                yield name, *places[name]
+                target = _normal(_readings(member.linkname)[0])
+                for name in map(_normal, _readings(member.name)):
+                    if member.isreg() and not member.issparse():
+                        places[name] = (member.offset_data, member.size, member.size, _RAW, 0)
+                    elif member.islnk() and target in places:
+                        places[name] = places[target]
+                    elif member.islnk() and target in links:
+                        links[name] = links[target]
+                        continue
+                    elif member.issym():
+                        links[name] = _link_target(name, _readings(member.linkname)[0])
+                        continue
+                    else:
+                        continue
+                    links.pop(name, None)
+                    yield name, *places[name]
             # tarfile takes a damaged header for the end of the archive, which is a block of zeros.
             end = os.pread(file.fileno(), tarfile.BLOCKSIZE, archive.offset)
             if end != bytes(tarfile.BLOCKSIZE):
@@ -257,6 +272,8 @@ def _zip_members(path: Path) -> Iterator[Member]:
                     else:
                         places[name] = place
                         yield name, *place
+    except UserError:
+        raise
     except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError, ValueError, zlib.error) as error:
         raise UserError(f"image_root {path}: not a zip file, or a damaged one: {error}") from error
     yield from _resolve(links, places)
