@@ -190,6 +190,8 @@ def test_an_empty_answer_is_never_right(tmp_path: Path) -> None:
         ({**OWN, "image": ["a.png"]}, "line 1, field 'image': .* is not a string"),
         ({**OWN, "answers": "red"}, "line 1, field 'answers': 'red' is not a list of strings"),
         ({**OWN, "answers": ["red"], "answer": "red"}, "line 1, field 'answer': both"),
+        ({"question_id": 1, "question": "Which?", "img": "a.png"}, "line 1: 'img' is 'a.png'; rename it to 'image'"),
+        ({"question_id": 1, "question": "Which?", "video": "a.mp4"}, "line 1: 'video' is .* only images are read"),
     ],
 )
 def test_own_questions_damaged(tmp_path: Path, line: dict[str, Any], message: str) -> None:

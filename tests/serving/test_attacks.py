@@ -228,12 +228,19 @@ def test_other_names_are_refused(address: str) -> None:
         ("0.0.0.0", ["llava", "A.example."], ["llava:80", "a.EXAMPLE"], ["b.a.example", "x@llava", "llava/x"]),
         ("gpu-7.lan", [], ["gpu-7.lan:8000", "10.0.0.7"], ["gpu-8.lan"]),
         ("127.0.0.1", ["*"], ["whatever.example", ""], []),
+        ("127.0.0.1", ["münchen.example", "::2"], ["xn--mnchen-3ya.example", "[::2]:80"], []),
     ],
 )  # fmt: skip
 def test_allowed_hosts(bound: str, names: list[str], allowed: list[str], refused: list[str]) -> None:
     hosts = AllowedHosts(bound, names)
     assert [host for host in allowed if host not in hosts] == []
     assert [host for host in refused if host in hosts] == []
+
+
+@pytest.mark.parametrize("name", ["a.example:80", "http://a.example", "a.example,b.example", "*.example", "", "a..b"])
+def test_names_that_no_client_calls_by_are_refused(name: str) -> None:
+    with pytest.raises(UserError, match="a name or an address is expected, without scheme and port"):
+        AllowedHosts("127.0.0.1", [name])
 
 
 @pytest.mark.parametrize("wrong", [{"request_timeout": float("nan")}, {"read_timeout": 0}, {"max_images": -1}])

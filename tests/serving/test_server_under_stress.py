@@ -146,6 +146,8 @@ def test_a_port_in_use_is_named() -> None:
             open_port("127.0.0.1", port, 5)
     with pytest.raises(UserError, match=r"--host no-such-host\.invalid"):
         open_port("no-such-host.invalid", 0, 5)
+    with pytest.raises(UserError, match=r"--host a\.\.b: .* try 127\.0\.0\.1"):
+        open_port("a..b", 0, 5)
 
 
 @pytest.mark.slow

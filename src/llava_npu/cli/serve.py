@@ -10,6 +10,7 @@ import typer
 
 from llava_npu.cli.options import BITS, DEVICE, DTYPE, HUB, IMAGE_TOKENS, MAX_LENGTH, MODEL, TEMPLATE, name_of
 from llava_npu.errors import UserError
+from llava_npu.files.untrusted import printable
 
 if TYPE_CHECKING:
     from llava_npu.inference.engine import InferenceEngine
@@ -60,8 +61,10 @@ def serve(
 ) -> None:
     """Serve a model over HTTP: OpenAI's chat API, and the protocol of LLaVA's own workers."""
     _check_options(api_key, log_level)
+    from llava_npu.serving.addresses import AllowedHosts, open_port
     from llava_npu.serving.api.limits import Limits
 
+    hosts = AllowedHosts(host, allowed_hosts or ())
     limits = Limits(
         max_waiting=max_waiting,
         max_request_bytes=_scaled("--max-request-mib", max_request_mib, 2**20),
@@ -71,22 +74,19 @@ def serve(
         request_timeout=request_timeout,
         read_timeout=read_timeout,
     )
-    from llava_npu.serving.addresses import open_port
-
     listener = open_port(host, port, read_timeout)  # before a model is loaded, which may take minutes
     from llava_npu.cli.options import load_model
     from llava_npu.hub.hubs import on_hub
-    from llava_npu.serving.addresses import AllowedHosts
     from llava_npu.serving.api.app import build_app
     from llava_npu.serving.api.service import Service
     from llava_npu.serving.server import run_server
 
     loaded, chosen = load_model(on_hub(model, source), device, dtype, bits, template)
     engine = _engine(loaded.with_image_tokens(image_tokens), chosen.memory().free, max_batch, max_length)
-    service = Service(engine, name or name_of(model), limits, _fetcher(limits) if allow_image_urls else None)
+    service = Service(engine, printable(name or name_of(model)), limits, _fetcher(limits) if allow_image_urls else None)
     if api_key is None and host not in ("127.0.0.1", "localhost", "::1"):
         typer.secho("warning: no --api-key: whoever reaches this port may use the model.", fg="yellow", err=True)
-    app = build_app(service, api_key=api_key, hosts=AllowedHosts(host, allowed_hosts or ()))
+    app = build_app(service, api_key=api_key and api_key.strip(), hosts=hosts)
 
     def ready(address: str) -> None:
         typer.echo(f"{service.name} on {chosen.name}: {address}/v1 ({_capacity(engine)}). Ctrl-C stops.")

@@ -11,6 +11,7 @@ import typer
 from llava_npu.cli.options import BITS, DEVICE, DTYPE, HUB, IMAGE_TOKENS, MAX_LENGTH, MODEL, TEMPLATE, name_of
 from llava_npu.cli.serve import ALLOWED_HOSTS
 from llava_npu.errors import UserError
+from llava_npu.files.untrusted import printable
 
 _MAX_UPLOAD_BYTES = 32 * 2**20  # of one file
 _SEND_TIMEOUT = _HEAD_TIMEOUT = 20.0  # seconds
@@ -39,15 +40,15 @@ def web(
         import gradio  # noqa: F401
     except ImportError as error:
         raise UserError(f"the web page needs {error.name}: pip install 'llava-npu[web]'.") from error
-    from llava_npu.serving.addresses import open_port
+    from llava_npu.serving.addresses import AllowedHosts, open_port
 
+    hosts = AllowedHosts(host, allowed_hosts or ())
     listener = open_port(host, port, _SEND_TIMEOUT)  # before a model is loaded, which may take minutes
     images = _images(examples)
 
     from llava_npu.cli.options import load_model
     from llava_npu.hub.hubs import on_hub
     from llava_npu.inference.engine import InferenceEngine
-    from llava_npu.serving.addresses import AllowedHosts
     from llava_npu.serving.background import BackgroundEngine
     from llava_npu.serving.server import run_server
     from llava_npu.serving.web.conversation import ServedModel
@@ -60,11 +61,11 @@ def web(
         loaded, _ = load_model(on_hub(folder, source), device, dtype, bits, template)
         engine = InferenceEngine(loaded.with_image_tokens(image_tokens), max_batch=max_batch, max_length=max_length)
         engine.warm_up()
-        models.append(ServedModel(name, engine, BackgroundEngine(engine)))
+        models.append(ServedModel(printable(name), engine, BackgroundEngine(engine)))
     for served in models:
         served.background.start()
     page = build_page(models, flags, images)
-    app = page_app(page, AllowedHosts(host, allowed_hosts or ()), _MAX_UPLOAD_BYTES)
+    app = page_app(page, hosts, _MAX_UPLOAD_BYTES)
     try:
         run_server(
             app,

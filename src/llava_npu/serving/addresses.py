@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import errno
 import ipaddress
+import re
 import socket
 from collections.abc import Sequence
+from contextlib import suppress
 from urllib.parse import urlsplit
 
 from llava_npu.errors import UserError
@@ -28,8 +30,9 @@ def open_port(host: str, port: int, send_timeout: float) -> socket.socket:
     """
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-    except OSError as error:
-        raise UserError(f"--host {host}: {error.strerror or error}; try 127.0.0.1, or 0.0.0.0 for all") from error
+    except (OSError, UnicodeError) as error:  # a label that is empty, or too long for a name
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"--host {host}: {reason}; try 127.0.0.1, or 0.0.0.0 for all") from error
     listener = socket.socket(family, kind, protocol)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -66,8 +69,11 @@ class AllowedHosts:
         Args:
             bound: name or address that the server listens on.
             names: further ones, without a port; "*" for any.
+
+        Raises:
+            UserError: one that no client's `Host` can be.
         """
-        self._names = {"localhost", _without_dot(bound), *map(_without_dot, names)}
+        self._names = {"localhost", _without_dot(bound), *map(_allowed_name, names)}
         # A name that is an address was not looked up, so it cannot have been rebound.
         self._any_address = not _is_loopback(bound)
 
@@ -83,6 +89,20 @@ class AllowedHosts:
         except ValueError:
             return False
         return well_formed and (name in self._names or _is_loopback(name) or (self._any_address and _is_address(name)))
+
+
+def _allowed_name(given: str) -> str:
+    name = _without_dot(given)
+    if name == ANY or _is_address(name):
+        return name
+    with suppress(UnicodeError):
+        name = name.encode("idna").decode()  # as browsers send it
+        if re.fullmatch(r"[\w-]+(\.[\w-]+)*", name, re.ASCII):
+            return name
+    raise UserError(
+        f"--allowed-hosts {given!r}: a name or an address is expected, without scheme and port, such as "
+        f"llava.example.org; give the option again for another, and {ANY!r} alone for any"
+    )
 
 
 def _without_dot(name: str) -> str:

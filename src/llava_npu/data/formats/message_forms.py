@@ -124,17 +124,23 @@ def _listed_images(entry: Mapping[str, Any], name: str) -> list[Any]:
     field = "images" if entry.get("images") is not None else "image"
     value = entry.get(field)
     if value is None:
-        for key in entry:
-            if _find(key, _IMAGE_KEYS) and _is_given(entry, key):
-                raise RecordError(f"{name}: {key!r} is {shown(entry[key])}; {_find(key, _IMAGE_KEYS)}", "image count")
-            # Of question-answer pairs no mark would miss the image.
-            if key != "id" and (_names_media(entry[key]) or (_names_files(entry[key]) and _is_misspelt_image(key))):
-                raise RecordError(
-                    f"{name}: {key!r} is {shown(entry[key])}; write 'image' or 'images' if it is meant, or remove it",
-                    "image count",
-                )
+        refuse_unread_media(entry, name)
         return []
     return list(value) if isinstance(value, list | tuple) else [value]
+
+
+def refuse_unread_media(entry: Mapping[str, Any], name: str) -> None:
+    """Raises `RecordError` if an entry without images names some all the same, or a video or a recording."""
+    _refuse_keys(entry, name, (_MEDIA,))
+    for key in entry:
+        if _find(key, _IMAGE_KEYS) and _is_given(entry, key):
+            raise RecordError(f"{name}: {key!r} is {shown(entry[key])}; {_find(key, _IMAGE_KEYS)}", "image count")
+        # Of question-answer pairs no mark would miss the image.
+        if key != "id" and (_names_media(entry[key]) or (_names_files(entry[key]) and _is_misspelt_image(key))):
+            raise RecordError(
+                f"{name}: {key!r} is {shown(entry[key])}; write 'image' or 'images' if it is meant, or remove it",
+                "image count",
+            )
 
 
 def _convert_turn(turn: Mapping[str, Any], where: str, listed: Iterator[Any], ordered: list[Any]) -> dict[str, Any]:

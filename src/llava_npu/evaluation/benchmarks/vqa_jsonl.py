@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from llava_npu.data.formats.message_forms import refuse_unread_media
 from llava_npu.data.image_sources import ImageSource
 from llava_npu.evaluation.benchmarks import LOCALLY, Description, Parsed, register
 from llava_npu.evaluation.extraction.open_answers import (
@@ -37,6 +38,8 @@ def _question(record: JsonRecord, folder: QuestionImages) -> Question:
         raise record.error("answer", "both `answer` and `answers` are given; keep one.")
     references = (record.need("answer"),) if record.get("answer") else record.texts("answers")
     images: tuple[ImageSource, ...] = (folder.image(record),) if record.get("image") else ()
+    if not images:
+        refuse_unread_media(record.values, f"{record.file}, {record.place}")
     return Question(
         id=record.need("question_id"),
         text=text,

@@ -17,6 +17,7 @@ from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from llava_npu.errors import UserError
+from llava_npu.files.untrusted import markdown_text
 from llava_npu.inference.request import Sampling
 from llava_npu.serving.addresses import AllowedHosts
 from llava_npu.serving.web import uploads
@@ -64,7 +65,7 @@ def build_page(models: Sequence[ServedModel], flags: Path, examples: Sequence[Pa
     names = " and ".join(model.name for model in models)
     tidying = (MAX_AGE_SECONDS // 6, MAX_AGE_SECONDS)
     with gr.Blocks(title=f"LLaVA-NPU: {names}", analytics_enabled=False, delete_cache=tidying) as page:
-        gr.Markdown(f"### {names}")
+        gr.Markdown(f"### {markdown_text(names)}")
         with gr.Row():
             with gr.Column(scale=2):
                 images, settings = _left_side(examples, upload_folder)
