@@ -27,7 +27,9 @@ def read_csv(text: str) -> list[list[str]]:
     return list(csv.reader(io.StringIO(text, newline="")))
 
 
-@pytest.mark.parametrize("formula", ["=1+1", "+1+1", "-2+3", "@SUM(A1)", "\t=1", "\r=1", "\n=1", "=A1&B1", "＝1"])
+@pytest.mark.parametrize(
+    "formula", ["=1+1", "+1+1", "-2+3", "@SUM(A1)", "\t=1", "\r=1", "\n=1", "=A1&B1", "＝1", " =1"]
+)
 def test_formulas_are_text(formula: str) -> None:
     cell = "'" + formula.replace("\r", "\n")
     assert read_csv(csv_text(["a", formula], [[1, formula]])) == [["a", cell], ["1", cell]]
@@ -36,6 +38,10 @@ def test_formulas_are_text(formula: str) -> None:
 @pytest.mark.parametrize("value", ["a=b", "1-2", "", "-1.5", "+3", "-1e-05", "'quoted", "x@y", "a,b\nc", "a\r=1"])
 def test_what_is_no_formula_stays(value: str) -> None:
     assert read_csv(csv_text(["a"], [[value], [-0.5], [None]])) == [["a"], [value.replace("\r", "\n")], ["-0.5"], [""]]
+
+
+def test_cells_steer_no_terminal() -> None:
+    assert csv_text(["\x1b]0;title\x07"], [["\u202ea\0"]]) == "\\x1b]0;title\\x07\n\\u202ea\\x00\n"
 
 
 @given(st.text(max_size=30))

@@ -33,7 +33,8 @@ def _steers(character: str) -> bool:
 
 
 def csv_text(header: Sequence[str], rows: Iterable[Iterable[Any]]) -> str:
-    """A CSV file's text. Cells that a spreadsheet would take for a formula begin with an apostrophe, as its text does.
+    """A CSV file's text. Cells that a spreadsheet would take for a formula begin with an apostrophe, as its text does;
+    what steers a terminal is spelled out.
 
     Numbers stay numbers, and so does text that is one.
     """
@@ -48,7 +49,9 @@ def _csv_cell(value: Any) -> Any:
     if not isinstance(value, str):
         return value
     text = value.replace("\r\n", "\n").replace("\r", "\n")  # Python before 3.13 writes "\r" unquoted: a new row
-    return f"'{text}" if text.startswith(_BEGINS_FORMULA) and not _is_number(text) else text
+    text = printable(text)
+    begins = text.startswith(_BEGINS_FORMULA) or text.lstrip().startswith(_BEGINS_FORMULA)  # some skip the spaces
+    return f"'{text}" if begins and not _is_number(text) else text
 
 
 def _is_number(text: str) -> bool:
