@@ -17,11 +17,16 @@ import torch
 from llava_npu import devices
 from llava_npu.comparison import measures
 from llava_npu.comparison.folder import Failure, read_failure, read_result
+from llava_npu.comparison.grid import expand
+from llava_npu.comparison.run import trained_on
+from llava_npu.config import validate
+from llava_npu.config.comparison import ComparisonConfig
 from llava_npu.evaluation.predictions import read_predictions
 from llava_npu.models import compose
 from llava_npu.models.loaded import LoadedModel
+from support import tiny
 from support.commands import run_command
-from support.comparison_samples import QUESTIONS
+from support.comparison_samples import QUESTIONS, values
 
 DEBUG = Path(__file__).parents[2] / "src/llava_npu/recipes/compare-debug.yaml"
 
@@ -65,6 +70,7 @@ def test_a_comparison_runs_goes_on_and_is_reported(material: Path, tmp_path: Pat
     status, said = command.run()
     assert status == 0, said  # an impossible trial is no failure
     assert "3 trials: 0 finished, 3 to run" in said
+    assert "of its 24 captions 24 in align are trained on" in said
     trials = {path.name.rpartition("-")[0]: path for path in (command.output / "trials").iterdir()}
     assert sorted(trials) == ["clip-adaptive-pool-num-queries-4", "clip-mlp2x-gelu", "clip-tokenpacker"]
 
@@ -143,6 +149,19 @@ def test_a_comparison_runs_goes_on_and_is_reported(material: Path, tmp_path: Pat
     assert [trial["projector"] for trial in json.loads((report / "comparison.json").read_text())["trials"]] == [
         json.loads((path / "trial.json").read_text())["projector"] for path in written
     ]
+
+
+def test_held_out_captions_that_are_trained_on_are_named(tmp_path: Path) -> None:
+    captions = json.loads(tiny.write_captions(tmp_path).read_text())
+    (tmp_path / "train.json").write_text(json.dumps(captions[2:]))
+    held_out = tmp_path / "captions.json"
+    settings = values(tmp_path, tmp_path / "out", align={"data": {"path": str(tmp_path / "train.json")}})
+    trials = expand(validate(ComparisonConfig, settings, "comparison.yaml"), "comparison.yaml")
+    assert trained_on(str(held_out), trials).startswith(
+        f"held_out: of its {len(captions)} captions {len(captions) - 2} in align are trained on."
+    )
+    held_out.write_text(json.dumps(captions[:2]))
+    assert trained_on(str(held_out), trials) == ""
 
 
 @pytest.mark.slow

@@ -19,7 +19,7 @@ from llava_npu.config import RunConfig
 from llava_npu.config.loading import validate
 from llava_npu.data.conversation.turns import Turn
 from llava_npu.data.dataset import ConversationDataset, collate
-from llava_npu.data.formats.parsing import Record
+from llava_npu.data.formats.parsing import Record, parse_record
 from llava_npu.data.holdout import content_ids, hold_out, leave_out
 from llava_npu.data.image_roots import ImageFolder
 from llava_npu.data.mixtures import Mixture, MixturePart
@@ -200,6 +200,19 @@ def test_what_is_held_out_is_not_trained_on_under_another_source() -> None:
         assert len(held) == len(set(held)) == 4
         assert not set(held) & set(left)
         assert set(held) | set(left) == set(names)
+
+
+def test_what_training_does_not_tell_apart_is_not_told_apart() -> None:
+    folder = ImageFolder(Path("images"))
+
+    def one(question: str, **answer: Any) -> Record:
+        turns = [{"from": "human", "value": question}, {"from": "gpt", "value": "x"}]
+        more = [{"from": "human", "value": "Why?"}, {"from": "gpt", "value": "So.", **answer}]
+        return parse_record({"image": "a.png", "conversations": [*turns, *more]}, 0, "x:record 0", folder)
+
+    train = [one("<image>\nWhat?"), one("What?\n<image>"), one("<image>\n What? "), one("<image>\nWhat?", loss=False)]
+    assert content_ids(train)[0].tolist() == [0] * 4
+    assert content_ids([*train, one("<image>\nWho?")])[0].tolist() == [0, 0, 0, 0, 4]
 
 
 def test_equal_questions_about_other_images_are_other_records(tmp_path: Path) -> None:

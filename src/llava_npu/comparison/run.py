@@ -13,11 +13,12 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
@@ -29,7 +30,8 @@ from llava_npu.comparison.scheduler import Event, Slot, all_devices, run_trials,
 from llava_npu.comparison.table import TrialRow
 from llava_npu.config import render_config
 from llava_npu.config.comparison import ComparisonConfig
-from llava_npu.data.records import fingerprint
+from llava_npu.data.holdout import content_ids
+from llava_npu.data.records import fingerprint, open_records
 from llava_npu.errors import UserError
 from llava_npu.evaluation.benchmarks import get
 from llava_npu.evaluation.formats.datasets import read_dataset
@@ -37,6 +39,7 @@ from llava_npu.files.atomic import write_text
 from llava_npu.files.console import SafeConsole
 from llava_npu.files.locks import LOCK, locked
 from llava_npu.files.output_folder import claim_folder
+from llava_npu.training.data import open_run_data
 
 CONFIGURATION = "comparison.yaml"
 _LOCK_PATIENCE_SECONDS = 5.0
@@ -78,7 +81,10 @@ def compare(
         _introduce(console, trials, waiting, measured, slots)
         for trial in waiting:
             write_trial(trial, measured)
-        report = _Report(config, trials, measured)
+        warning = trained_on(config.held_out, trials) if config.held_out else ""
+        if warning:
+            console.print(warning, style="yellow", highlight=False, markup=False)
+        report = _Report(config, trials, measured, warning)
         with _until_terminated(), _Display(console, len(waiting)) as display:
 
             def tell(event: Event) -> None:
@@ -107,11 +113,30 @@ def what_is_measured(config: ComparisonConfig, where: str) -> Measured:
     return Measured(tuple(benchmarks), held_out, config.examples, config.share_features)
 
 
+def trained_on(held_out: str, trials: Sequence[Trial]) -> str:
+    """Says how many of the held-out captions a stage is trained on, by content; "" if none."""
+    held = open_records(held_out)
+    stages = [("align", trial.align) for trial in trials]
+    stages += [("finetune", trial.finetune) for trial in trials if trial.finetune is not None]
+    found: dict[str, int] = {}
+    for stage, data in {run.data.model_dump_json(): (stage, run.data) for stage, run in stages}.values():
+        with suppress(UserError):  # a trial whose data cannot be read says so itself
+            of_held, of_training = content_ids(held, open_run_data(data).training)
+            count = int(np.count_nonzero(np.isin(of_held, of_training)))
+            found[stage] = max(count, found.get(stage, 0))
+    listed = " and ".join(f"{count:,} in {stage}" for stage, count in found.items() if count)
+    if not listed:
+        return ""
+    return (
+        f"held_out: of its {len(held):,} captions {listed} are trained on. Their loss says how well they are learned."
+    )
+
+
 class _Report:
     """The report of a grid as far as it has come; the examples' images are read once."""
 
-    def __init__(self, config: ComparisonConfig, trials: Sequence[Trial], measured: Measured):
-        self._config, self._trials, self._measured = config, trials, measured
+    def __init__(self, config: ComparisonConfig, trials: Sequence[Trial], measured: Measured, warning: str):
+        self._config, self._trials, self._measured, self._warning = config, trials, measured, warning
         first = config.benchmarks[0] if config.benchmarks else None
         self._examples = load_examples(first, config.examples) if first and config.examples else []
 
@@ -127,7 +152,7 @@ class _Report:
     def write(self) -> Path:
         comparison = ComparisonReport(
             title=self._config.title or self._config.output_path.name,
-            note=self._config.note or "",
+            note=" ".join(filter(None, (self._config.note, self._warning))),
             lines=self.lines(),
             examples=self._examples,
             configuration=render_config(self._config),

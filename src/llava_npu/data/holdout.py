@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from llava_npu.data.conversation.turns import IMAGE_MARK
 from llava_npu.data.formats.parsing import Record, RecordSequence
 from llava_npu.data.image_roots import ImagePath
 from llava_npu.data.mixtures import Mixture
@@ -76,9 +77,12 @@ def leave_out(records: Sequence[Record], held: Sequence[Record]) -> Sequence[Rec
 
 
 def content_ids(*sequences: Sequence[Record]) -> list[Indices]:
-    """For each sample of each sequence a number that samples of equal content share: equal turns, equal images.
+    """For each sample of each sequence a number that samples of equal content share: equal words, equal images.
 
-    Images are equal if they are one file, or have the same bytes; they are read only where the turns are equal and the
+    Spaces, the places of the images' marks and what is excluded from the loss do not count: a template moves the one,
+    and whether an answer is learned makes no other sample of it.
+
+    Images are equal if they are one file, or have the same bytes; they are read only where the words are equal and the
     sizes too. A record that cannot be used is equal to none but itself.
     """
     numbers = [_record_numbers(records) for records in sequences]
@@ -93,7 +97,7 @@ def content_ids(*sequences: Sequence[Record]) -> list[Indices]:
                 record = records[int(index)]
             except UserError:
                 continue
-            groups[_digest(repr(record.conversations).encode())].append((identity, record))
+            groups[_digest(repr(_words(record)).encode())].append((identity, record))
     for group in groups.values():
         if len(group) > 1:
             canonical.update(_same_images(group))
@@ -101,6 +105,10 @@ def content_ids(*sequences: Sequence[Record]) -> list[Indices]:
         np.array([canonical[int(offset + number)] for number in of_record])
         for of_record, offset in zip(numbers, offsets[:-1], strict=True)
     ]
+
+
+def _words(record: Record) -> list[tuple[str, list[str]]]:
+    return [(turn.role, turn.text.replace(IMAGE_MARK, " ").split()) for turn in record.conversations]
 
 
 def _record_numbers(records: Sequence[Record]) -> Indices:
