@@ -248,7 +248,7 @@ def test_what_asks_for_nothing_is_no_error(client: Any, pictures: list[Image.Ima
     kind, _, code = picture["image_url"]["url"].partition(",")
     picture["image_url"]["url"] = f"{kind},{code[:20]}\r\n{code[20:]}\n"
     text = {"type": "text", "text": "What is it?", "cache_control": {"type": "ephemeral"}}
-    messages = [{"role": "user", "name": "Ann", "content": [picture, text], "tool_calls": [], "audio": None}]
+    messages = [{"role": "user", "type": "text", "content": [picture, text], "tool_calls": [], "audio": None}]
     first = client.chat.completions.create(model="tiny", messages=messages, max_tokens=8, temperature=0)
     plain = client.chat.completions.create(
         model="tiny", messages=question("What is it?", pictures[0]), max_tokens=8, temperature=0

@@ -35,6 +35,7 @@ def test_keys_may_be_any_utf_8(address: str) -> None:
         ("/get_worker_address", b"{"),
         ("/get_worker_address", b"\xff"),
         ("/v1/chat/completions", rb'{"messages":[{"role":"user","content":"\ud800"}]}'),
+        ("/v1/chat/completions", rb'{"messages":[{"role":"user","content":"Hi"}],"stop":["\ud800"]}'),
         (
             "/v1/chat/completions",
             rb'{"messages":[{"role":"user","content":[{"type":"image_url","image_url":{"url":"\ud800"}}]}]}',

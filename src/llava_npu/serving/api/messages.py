@@ -13,9 +13,10 @@ from llava_npu.data.tools.defects import shown
 from llava_npu.errors import UserError, nearest
 from llava_npu.models.processing import IMAGE_TOKEN
 
-# Further fields of messages and parts that say nothing about the answer; all others are refused unless they are empty.
+# Further fields of messages and parts that say nothing about the answer (lm-eval sends messages of type "text"); all
+# others are refused unless they are empty.
 _WITHOUT_EFFECT = frozenset(
-    {"name", "id", "uuid", "detail", "annotations", "cache_control", "prompt_cache_breakpoint", "status"}
+    {"name", "type", "id", "uuid", "detail", "annotations", "cache_control", "prompt_cache_breakpoint", "metadata"}
 )
 
 

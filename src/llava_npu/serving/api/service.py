@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from anyio import CapacityLimiter, to_thread
 
 from llava_npu.data.images import load_image
+from llava_npu.data.tools.defects import require_encodable
 from llava_npu.errors import UserError
 from llava_npu.inference.engine import InferenceEngine
 from llava_npu.inference.prompts import prepare_prompt, prepare_rendered_prompt
@@ -181,9 +182,11 @@ class Service:
 def read_stops(stop: str | list[str] | None) -> tuple[str, ...]:
     """
     Raises:
-        UserError: too many, an empty or a long one.
+        UserError: too many, an empty or a long one, or one that no answer can have.
     """
     stops = [stop] if isinstance(stop, str) else stop or []
+    for each in stops:
+        require_encodable(each, "stop")
     if len(stops) > _MAX_STOPS or not all(0 < len(each) <= _MAX_STOP_CHARACTERS for each in stops):
         raise UserError(f"stop: at most {_MAX_STOPS} texts of 1 to {_MAX_STOP_CHARACTERS} characters")
     return tuple(stops)
