@@ -196,7 +196,19 @@ def test_mmmu_reports_what_its_authors_would_draw(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("reply", "grade"), [("0.5\nBecause…", "0.5"), ("Score: 1.0\n\nAll of it.", "1.0"), ("x\n1", None)]
+    ("reply", "grade"),
+    [
+        ("0.5\nBecause…", "0.5"),
+        ("Score: 1.0\n\nAll of it.", "1.0"),
+        ("0.5 because …", "0.5"),
+        ("Grade: **0.5**", "0.5"),
+        ("The grade is 0.5/1.0", "0.5"),
+        ("x\n1", None),
+        ("1. The answer …", None),
+        ("0,5", None),
+        ("1/2", None),
+        ("1.5", None),
+    ],
 )
 def test_mmvets_judge_may_explain_itself(tmp_path: Path, reply: str, grade: str | None) -> None:
     benchmark = get("mmvet")
@@ -215,6 +227,36 @@ def test_scienceqa_options_that_differ_by_case() -> None:
 def test_scienceqa_reads_a_letter_with_its_own_text(tmp_path: Path) -> None:
     data = scienceqa(tmp_path, [False])
     assert overall(run("scienceqa", data, tmp_path, lambda q: f"{q.answer}. option 1"), "accuracy")["strict"] == 1
+
+
+def test_what_stands_twice_and_differs_is_refused(tmp_path: Path) -> None:
+    data = mme(tmp_path, {"existence": 1})
+    truths = data.parent / "MME_Benchmark_release_version/existence/0000.txt"
+    truths.write_text(truths.read_text() + truths.read_text().splitlines()[0].replace("Yes", "No") + "\n")
+    with pytest.raises(UserError, match=r"0000.txt, line 3: the same question has the answers Yes and No"):
+        get("mme").read(data)
+    data.write_text(data.read_text().replace("existence/0000.png", ".", 1))
+    with pytest.raises(UserError, match=r"'question_id': '.' is not a task of MME"):
+        get("mme").read(data)
+
+    data = seedbench(tmp_path)
+    annotations = data.parent / "SEED-Bench.json"
+    whole = json.loads(annotations.read_text())
+    first = whole["questions"][0]
+    annotations.write_text(json.dumps({**whole, "questions": [*whole["questions"], {**first, "answer": "D"}]}))
+    with pytest.raises(UserError, match="question '0' is there twice, with different answers"):
+        get("seedbench").read(data)
+    annotations.write_text(json.dumps({**whole, "questions": [{**first, "question": "Why?"}, *whole["questions"][1:]]}))
+    assert any("1 questions have other words" in note for note in get("seedbench").read(data).notes)
+
+
+def test_an_option_that_is_nothing_does_not_shift_the_others(tmp_path: Path) -> None:
+    data = scienceqa(tmp_path, [False])
+    problems = data.parent / "problems.json"
+    problem = json.loads(problems.read_text())["1"]
+    problems.write_text(json.dumps({"1": {**problem, "choices": [float("nan"), "x", "y"]}}))
+    with pytest.raises(UserError, match="'choices': an option before others is NaN"):
+        get("scienceqa").read(data)
 
 
 def test_mme_leading_spaces_move_what_the_tool_reads(tmp_path: Path) -> None:

@@ -66,7 +66,7 @@ def _read(path: Path) -> Dataset:
 
 def _labelled(record: JsonRecord, images: QuestionImages, root: Path) -> tuple[Question, Path]:
     name = PurePosixPath(record.need("question_id"))
-    task = _task(record, "question_id", name.parts[0])
+    task = _task(record, "question_id", name.parts[0] if name.parts else ".")
     file = f"{name.name.split('.')[0]}.txt"
     candidates = [root / task / "questions_answers_YN" / file, root / task / file]
     truths = next((candidate for candidate in candidates if candidate.is_file()), None)
@@ -92,14 +92,16 @@ def _labelled(record: JsonRecord, images: QuestionImages, root: Path) -> tuple[Q
 
 
 def _answers(path: Path) -> dict[str, str]:
-    answers = {}
+    answers: dict[str, str] = {}
     for number, line in enumerate(read_text(path)[1].splitlines(), start=1):
         if not line.strip():
             continue
         question, tab, answer = line.strip().partition("\t")
         if not tab or answer.strip().lower() not in (yes_no.YES, yes_no.NO):
             raise UserError(f"{path}, line {number}: a question, a tab, and Yes or No are expected, not {line[:80]!r}.")
-        answers[question] = answer.strip().lower()
+        truth = answer.strip().lower()
+        if answers.setdefault(question, truth) != truth:
+            raise UserError(f"{path}, line {number}: the same question has the answers Yes and No: {question[:80]!r}.")
     return answers
 
 

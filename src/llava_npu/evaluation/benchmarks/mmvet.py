@@ -20,7 +20,12 @@ from llava_npu.evaluation.statistics.accuracy import CATEGORY, L2_CATEGORY, OVER
 
 _RULE = "judge"
 _PROMPT_FILE = "judge_prompt.txt"
-_SCORE = re.compile(r"(?:correctness|score)?\s*[:=|]?\s*([01](?:\.\d+)?|\.\d+)\s*\|?\s*\.?", re.IGNORECASE)
+# The first word, as in MM-Vet's notebook, labelled or not. What a list begins with ("1. It …") is no grade.
+_SCORE = re.compile(
+    r"[*_`\"'(\[|\s]*(?:(?:the\s+)?(?:correctness|score|grade)[*_`]*(?:\s+is)?\s*[:=|]?[*_`\s]*)?"
+    r"([01](?:\.\d+)?|\.\d+)(?:\s*/\s*1(?:\.0+)?)?(?=\.?\s*$|[*_`\"')\]|,;:\s](?!\d|\s*(?:/|%|out\s+of\b)))",
+    re.IGNORECASE,
+)
 
 _INSTRUCTION = """\
 Grade a model's answer to a question about an image against the reference answer. In the reference, <AND> joins parts
@@ -78,7 +83,7 @@ def _ask(question: Question, answer: str) -> str | None:
 
 
 def _grade(question: Question, reply: str) -> str | None:
-    match = _SCORE.fullmatch(reply.strip().split("\n")[0].strip())  # an explanation may follow
+    match = _SCORE.match(reply.strip())  # an explanation may follow
     return match[1] if match and 0 <= float(match[1]) <= 1 else None
 
 

@@ -75,7 +75,7 @@ def _question(record: JsonRecord, problems: Mapping[str, JsonRecord], folder: Qu
     problem = problems[name]
     choices = problem.texts("choices")
     if not 2 <= len(choices) <= len(string.ascii_uppercase):
-        raise problem.error("choices", f"{len(choices)} choices; at least two are expected.")
+        raise problem.error("choices", f"{len(choices)} choices; 2 to 26 are expected.")
     right: Any = problem.values.get("answer")
     if type(right) is not int or not 0 <= right < len(choices):
         raise problem.error("answer", f"{right!r} is not the place of one of the {len(choices)} choices.")

@@ -36,7 +36,7 @@ def _read(path: Path) -> Dataset:
     # The file's paths begin with the folder, "SEED-Bench-image/1454426_2591111986".
     if any(record.need("image").startswith("SEED-Bench-") for record in records):
         images = QuestionImages(path, (".",))
-    questions = []
+    questions, others = [], []
     seen: Counter[str] = Counter()
     for record in records:
         name = record.need("question_id")
@@ -45,7 +45,11 @@ def _read(path: Path) -> Dataset:
         # The published file has an id twice: both lines are asked, each with the annotation of its question.
         seen[name] += 1
         same = [each for each in annotations[name] if each.get("question") in record.need("text")]
+        if not same:
+            others.append(name)
         annotation = (same or annotations[name])[0]
+        if len({each.get("answer") for each in same if each.get("data_id") == annotation.get("data_id")}) > 1:
+            raise annotation.error("answer", f"question {name!r} is there twice, with different answers.")
         kind = annotation.need("data_type")
         if kind not in (_IMAGE, _VIDEO):
             raise annotation.error("data_type", f"{kind!r} is neither {_IMAGE!r} nor {_VIDEO!r}.")
@@ -57,6 +61,11 @@ def _read(path: Path) -> Dataset:
     if len(questions) < len(records):
         notes.append(
             f"{len(records) - len(questions)} questions about videos are left out: this is SEED-Bench (image)."
+        )
+    if others:
+        notes.append(
+            f"{len(others)} questions have other words in SEED-Bench.json than in the question file (first: "
+            f"{others[0]}): joined by id, as in LLaVA's script."
         )
     missing = sum(each[0].need("data_type") == _IMAGE and name not in seen for name, each in annotations.items())
     if missing:

@@ -54,7 +54,10 @@ class JsonRecord:
         return tuple(str(item) for item in value if not _is_nan(item))
 
     def options(self, field: str) -> dict[str, str]:
-        """A list of texts as the options A, B, …"""
+        """A list of texts as the options A, B, …; NaN may fill its end."""
+        values = self.values.get(field)
+        if isinstance(values, list) and any(map(_is_nan, values[: len(self.texts(field))])):
+            raise self.error(field, "an option before others is NaN (nothing): its letter would be another's.")
         return dict(zip(string.ascii_uppercase, self.texts(field), strict=False))
 
     def letter(self, field: str, options: Mapping[str, str]) -> str:
