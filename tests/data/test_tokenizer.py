@@ -41,3 +41,11 @@ def test_settings_that_are_no_json(llama_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "tokenizer_config.json").write_text("{")
     with pytest.raises(UserError, match=r"--tokenizer: .*tokenizer_config\.json is damaged"):
         load_tokenizer(str(tmp_path))
+
+
+def test_one_that_lacks_its_settings(llama: PreTrainedTokenizerBase, tmp_path: Path) -> None:
+    llama.save_pretrained(tmp_path)
+    assert load_tokenizer(str(tmp_path)).eos_token == "</s>"
+    (tmp_path / "tokenizer_config.json").unlink()
+    with pytest.raises(UserError, match=r"has no tokenizer_config\.json, which says with which tokens texts begin"):
+        load_tokenizer(str(tmp_path))

@@ -19,7 +19,7 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     """The tokenizer of a folder or hub id; of the latter no weights are fetched.
 
     Raises:
-        UserError: there is none.
+        UserError: there is none, or not the whole of it.
     """
     from llava_npu.hub.hubs import local_folder
 
@@ -40,13 +40,13 @@ def open_tokenizer(folder: Path, field: str, config: Any = None) -> PreTrainedTo
         config: stands for the folder's config.json where that one is not transformers' own.
 
     Raises:
-        UserError: there is none.
+        UserError: there is none, or not the whole of it.
     """
     from llava_npu.hub.folders import check_any_file, open_part
 
     check_any_file(folder, _FILES, field, "tokenizer")
     try:
-        return open_part(lambda: _open(folder, field, config), f"{field} (tokenizer)", str(folder))
+        tokenizer = open_part(lambda: _open(folder, field, config), f"{field} (tokenizer)", str(folder))
     except UserError as error:
         if "untagged enum" not in str(error):
             raise
@@ -54,6 +54,12 @@ def open_tokenizer(folder: Path, field: str, config: Any = None) -> PreTrainedTo
             f"{field}: {folder / 'tokenizer.json'} holds what tokenizers {version('tokenizers')} does not know: it was "
             "saved by a newer release. Upgrade tokenizers and transformers, or save the tokenizer again with these."
         ) from error
+    if tokenizer.eos_token is None and not (folder / "tokenizer_config.json").is_file():
+        raise UserError(
+            f"{field}: {folder} has no tokenizer_config.json, which says with which tokens texts begin and end. "
+            "Download or copy the folder again."
+        )
+    return tokenizer
 
 
 def _open(folder: Path, field: str, config: Any) -> PreTrainedTokenizerBase:
