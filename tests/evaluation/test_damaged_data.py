@@ -13,6 +13,7 @@ import pytest
 from llava_npu.errors import UserError
 from llava_npu.evaluation.benchmarks import get
 from llava_npu.evaluation.formats.datasets import read_dataset
+from llava_npu.evaluation.stored_answers import StoredAnswers
 from support import benchmark_samples as samples
 from support.evaluation_samples import circular_rows, encoded_image, write_tsv
 
@@ -242,3 +243,25 @@ def test_a_spreadsheets_quotes_are_read(tmp_path: Path) -> None:
     assert read_dataset(get("mmbench"), path).questions[0].text == 'Is "this"\na\ttable?'
     with path.open(newline="", encoding="utf-8") as file:
         assert next(csv.reader(file, delimiter="\t"))[0] == "index"
+
+
+def test_questions_with_one_id_are_told_apart(tmp_path: Path) -> None:
+    """Their answers are kept by id: one would stand for both."""
+    base = {"category": "VD", "subcategory": "illusion", "visual_input": "0", "set_id": "0", "figure_id": "0"}
+    records = [
+        {**base, "question_id": "0", "question": f"Is it {truth}?", "gt_answer": truth, "filename": None}
+        for truth in "100"
+    ]
+    (tmp_path / "HallusionBench.json").write_text(json.dumps(records))
+    benchmark = get("hallusionbench")
+    dataset = read_dataset(benchmark, tmp_path)
+    name = "VD_illusion_0_0_0_0"
+    assert [question.id for question in dataset.questions] == [name, f"{name}#2", f"{name}#3"]
+    assert any(note.startswith("1 ids stand for several questions") for note in dataset.notes)
+    (tmp_path / "a.jsonl").write_text(
+        "".join(json.dumps({"id": name, "answer": a}) + "\n" for a in ("yes", "no", "yes"))
+    )
+    answers = StoredAnswers(tmp_path / "a.jsonl", dataset.questions).answer(dataset.questions)
+    parsed = {q.id: benchmark.parse(q, a.text) for q, a in zip(dataset.questions, answers, strict=True)}
+    scores = {(each.metric, each.extraction): each.value for each in benchmark.score(dataset.questions, parsed)}
+    assert scores["aAcc", "strict"] == pytest.approx(2 / 3)

@@ -258,7 +258,8 @@ def _match(
     unmatched, again = [], []
     for each in stored:
         names = (each.id, f"v1_{each.id}")  # MM-Vet's
-        candidates = [by_id[name] for name in names if name in by_id] or alike.get(each.id, [])
+        named = {name: by_id[name] for name in names if name in by_id}
+        candidates = list((named | {question.id: question for question in alike.get(each.id, [])}).values())
         left = [question for question in candidates if question.id not in found]
         same = [question for question in left if each.prompt and question.prompt in each.prompt]
         if not candidates:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 
 from llava_npu.data.conversation.turns import IMAGE_MARK
@@ -32,11 +34,32 @@ def read_dataset(benchmark: Benchmark, data: Path) -> Dataset:
     if not dataset.questions:
         raise UserError(f"{dataset.path} holds no question of {benchmark.title}.")
     check_images(dataset)
-    dataset = dataset.map(_without_marks).map(_with_whole_characters)
+    dataset = _told_apart(dataset.map(_without_marks).map(_with_whole_characters))
     if all(question.defect for question in dataset.questions):
         first = dataset.questions[0]
         raise UserError(f"{dataset.path}: no question can be asked. The first, {first.id}: {first.defect}.")
     return replace(dataset, notes=(*dataset.notes, *_blind_notes(dataset)))
+
+
+def _told_apart(dataset: Dataset) -> Dataset:
+    """With an id for each question: answers are kept by it. The second of an id becomes ID#2."""
+    seen: Counter[str] = Counter()
+    taken = {question.id for question in dataset.questions}
+    questions = []
+    for question in dataset.questions:
+        seen[question.id] += 1
+        if (number := seen[question.id]) > 1:
+            name = next(name for each in count(number) if (name := f"{question.id}#{each}") not in taken)
+            taken.add(name)
+            question = replace(question, id=name, group=name if question.group == question.id else question.group)
+        questions.append(question)
+    twice = [name for name, number in seen.items() if number > 1]
+    if not twice:
+        return dataset
+    note = (
+        f"{len(twice)} ids stand for several questions (first: {twice[0]}); all are asked, as {twice[0]}#2 and so on."
+    )
+    return replace(dataset, questions=tuple(questions), notes=(*dataset.notes, note))
 
 
 def _without_marks(question: Question) -> Question:
