@@ -99,6 +99,17 @@ def test_input_may_be_any_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
     assert sys.stdin.readline() == os.fsdecode(b"\xff.png") + "\n"
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's /dev/full")
+def test_streams_that_are_closed_or_full() -> None:
+    def status(streams: str) -> tuple[int, str]:
+        command = f"{sys.executable} -m llava_npu --version {streams}"
+        done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+        return done.returncode, done.stderr
+
+    assert status("<&- >&- 2>&-") == (0, "")
+    assert status(">/dev/full") == (1, "error: the output cannot be written: No space left on device\n")
+
+
 def test_errors_are_one_message_without_a_traceback(tmp_path: Path) -> None:
     assert "no such configuration file" in _fails("train", str(tmp_path / "absent.yaml"))
     picture = tmp_path / "broken.png"

@@ -5,6 +5,8 @@ Whatever takes long to import is imported inside the commands: `llava-npu --help
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import io
 import logging
 import os
@@ -105,6 +107,10 @@ def set_environment() -> None:
     What a terminal's encoding cannot show (ASCII, Latin-1) is shown as a question mark. What is not
     text in the input is read as it is in arguments: file names of any bytes work, and questions are refused.
     """
+    # One that was closed (`<&-`, some daemons) is None.
+    sys.stdin = sys.stdin or open(os.devnull, encoding="utf-8")  # noqa: SIM115, PTH123
+    sys.stdout = sys.stdout or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115, PTH123
+    sys.stderr = sys.stderr or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115, PTH123
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
             stream.reconfigure(errors="replace")
@@ -153,3 +159,10 @@ def run(app: typer.Typer) -> None:
     except BrokenPipeError:  # the reader of our output went away, as in `llava-npu … | head`
         sys.stderr.close()
         sys.exit(141)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        with contextlib.suppress(OSError):
+            sys.stdout.close()  # what is left of the output has no room either
+        typer.secho(f"error: {error.filename or 'the output'} cannot be written: {error.strerror}", fg="red", err=True)
+        sys.exit(1)
