@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -208,3 +209,17 @@ def test_an_unreadable_image_counts_as_wrong(tmp_path: Path) -> None:
     report = evaluate("chartqa", data, FakeAnswerer(knows), tmp_path / "out")
     assert values(report, "relaxed accuracy", "relaxed")["overall"] == 0
     assert report.num_errors == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "answer", "message"),
+    [
+        ("chartqa", None, "empty"),
+        ("chartqa", ["5", " "], "an answer is empty"),
+        ("ocrbench", [""], "occurs in every answer"),
+    ],
+)
+def test_true_answers_that_are_empty(tmp_path: Path, name: str, answer: Any, message: str) -> None:
+    row = {"question": "Which?", "image": image_bytes(), "answer": answer, "question_type": "x"}
+    with pytest.raises(UserError, match=f"row 1, field 'answer': .*{message}"):
+        read_dataset(get(name), write_parquet(tmp_path / "test.parquet", [row]))

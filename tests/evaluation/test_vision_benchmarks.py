@@ -60,6 +60,27 @@ def test_iou() -> None:
     assert boxes.iou((0, 0, 1, 1), (0, 0, 1, 0.5)) == 0.5
     assert boxes.iou((0, 0, 0.4, 1), (0.6, 0, 1, 1)) == 0
     assert boxes.iou((0, 0, 0, 0), (0, 0, 0, 0)) == 0
+    far = boxes.lmms_eval(f"[{'9' * 400}, 0, {'9' * 400}, 1]")
+    assert far is not None
+    assert boxes.iou(far, (0, 0, 1, 1)) == boxes.iou((float("nan"), 0, 1, 1), (0, 0, 1, 1)) == 0  # the mean stays one
+
+
+_REGION = {"question_id": "1", "image": image_bytes(), "answer": ["dog"], "bbox": [1.0, 2.0, 3.0, 4.0]}
+_PROBLEM = {"pid": "1", "question": "How many?", "answer_type": "float", "answer": "3", "decoded_image": image_bytes()}
+
+
+@pytest.mark.parametrize(
+    ("name", "row", "message"),
+    [
+        ("refcoco", {**_REGION, "image": b"no image"}, "row 1, field 'image': no image, or a damaged one"),
+        ("refcoco", {**_REGION, "bbox": [float("nan"), 2.0, 3.0, 4.0]}, "'bbox': .* are not all finite"),
+        ("mathvista", {**_PROBLEM, "precision": "x"}, "'precision': 'x' is not a number of decimals"),
+        ("mathvista", {**_PROBLEM, "choices": list(map(str, range(30)))}, "30 choices; at most 26"),
+    ],
+)
+def test_damaged_rows(tmp_path: Path, name: str, row: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        read_dataset(get(name), write_parquet(tmp_path / "val.parquet", [row]))
 
 
 def test_refcoco(tmp_path: Path) -> None:
@@ -299,6 +320,16 @@ def test_chair_data_that_lacks_something(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="needs CHAIR's list of synonyms"):
         read_dataset(get("chair"), data)
     (tmp_path / "other.txt").rename(tmp_path / "synonyms.txt")
+    instances = tmp_path / "annotations" / "instances_val2014.json"
+    whole = instances.read_text()
+    for old, new, message in (
+        ('"category_id": 18', '"category_id": 99', "'category_id': no category of the file has this number"),
+        ('"image_id": 1,', '"image_id": "x",', "'image_id': 'x' is not a whole number"),
+    ):
+        instances.write_text(whole.replace(old, new, 1))
+        with pytest.raises(UserError, match=f"annotations 1, field {message}"):
+            read_dataset(get("chair"), data)
+    instances.write_text(whole)
     write_jsonl(data, [{"image": "COCO_val2014_000000000009.jpg"}])
     with pytest.raises(UserError, match=r"has no captions of 1 images \(first: 9\)"):
         read_dataset(get("chair"), data)

@@ -81,17 +81,27 @@ def _present_objects(path: Path, wanted: set[int], known: CocoObjects) -> tuple[
         instances, instances_digest = read_json_object(names[0])
         captions, captions_digest = read_json_object(names[1])
         digests += [instances_digest, captions_digest]
-        categories = {int(each.need("id")): each for each in members(instances, "categories")}
+        categories = {_number(each, "id"): each for each in members(instances, "categories")}
         for segment in members(instances, "annotations"):
-            if (number := int(segment.need("image_id"))) in wanted:
-                present[number].add(_object_of(categories[int(segment.need("category_id"))], known))
+            if (number := _number(segment, "image_id")) in wanted:
+                category = categories.get(_number(segment, "category_id"))
+                if category is None:
+                    raise segment.error("category_id", "no category of the file has this number.")
+                present[number].add(_object_of(category, known))
         for caption in members(captions, "annotations"):
-            if (number := int(caption.need("image_id"))) in wanted:
+            if (number := _number(caption, "image_id")) in wanted:
                 described.add(number)
                 present[number].update(known.of_caption(caption.need("caption")))
     if missing := sorted(wanted - described):
         raise UserError(f"{folder} has no captions of {len(missing)} images (first: {missing[0]}).")
     return present, digests
+
+
+def _number(record: JsonRecord, field: str) -> int:
+    try:
+        return int(record.need(field))
+    except ValueError as error:
+        raise record.error(field, f"{record.get(field)[:60]!r} is not a whole number.") from error
 
 
 def _object_of(category: JsonRecord, known: CocoObjects) -> str:

@@ -57,6 +57,10 @@ def _read_table(path: Path) -> Dataset:
     form = ChoiceForm(skips_empty_options=True, facts=lambda row: {name: row.text(name).strip() for name in facts})
     dataset = read_choices(path, form)
     for each in dataset.questions:
+        if not each.facts["prompt"]:
+            raise UserError(
+                f"{path}, index {each.id}, column 'prompt': missing or empty; the questions are asked by it."
+            )
         if _source(each) not in _SOURCES.get(each.split, ()):
             found = f"source {_source(each)!r} of split {each.split!r}"
             raise UserError(f"{path}, index {each.id}: {found}: {_SOURCES} are known.")

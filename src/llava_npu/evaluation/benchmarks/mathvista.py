@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import ast
 import re
+import string
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -66,6 +67,8 @@ def _question(record: JsonRecord, image: ImageSource, name: str) -> Question:
     kind = record.need("answer_type")
     if kind not in _TYPES:
         raise record.error("answer_type", f"{kind!r}: {', '.join(_TYPES)} are known.")
+    if len(choices) > len(string.ascii_uppercase):
+        raise record.error("choices", f"{len(choices)} choices; at most 26 are expected.")
     answer = record.get("answer") or None
     if choices and answer is not None and answer not in choices:
         raise record.error("answer", f"{answer[:60]!r} is none of the choices ({', '.join(choices)}).")
@@ -85,10 +88,17 @@ def _question(record: JsonRecord, image: ImageSource, name: str) -> Question:
         l2_category=labels.get("category"),
         facts={
             "type": kind,
-            "precision": record.get("precision") or "0",
+            "precision": _precision(record),
             "skills": "\n".join(labels.texts("skills")),
         },
     )
+
+
+def _precision(record: JsonRecord) -> str:
+    precision = record.get("precision") or "0"
+    if not precision.replace(".0", "").isdecimal():
+        raise record.error("precision", f"{precision[:60]!r} is not a number of decimals.")
+    return precision
 
 
 def _parse(question: Question, answer: str) -> Parsed:
@@ -179,7 +189,10 @@ def _credit(question: Question, rule: str, reading: str | None) -> float | None:
     if question.options:  # two options may have one text
         return float(question.options.get(reading) == question.options[question.answer])
     if rule == "vlmevalkit":
-        return float(float(reading) == float(question.answer))
+        try:
+            return float(float(reading) == float(question.answer))
+        except ValueError:  # the truth is no number
+            return 0.0
     return float(reading == question.answer)
 
 

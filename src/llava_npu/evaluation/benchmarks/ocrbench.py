@@ -44,8 +44,8 @@ def _question(record: JsonRecord, image: ImageSource, place: int) -> Question:
     field = "answer" if "answer" in record.values else "answers"
     given = record.values[field] if field in record.values else record.need(field)
     references = record.texts(field) if isinstance(given, list) else (record.need(field),)
-    if not references:
-        raise record.error(field, "empty.")
+    if not references or not all(reference.strip() for reference in references):
+        raise record.error(field, "empty: what is empty occurs in every answer.")
     text = record.need("question")
     return Question(
         id=str(place),

@@ -10,6 +10,7 @@ the form of the first, in fractions of the image.
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -49,8 +50,11 @@ def _read(path: Path) -> Dataset:
 def _of_row(record: JsonRecord) -> list[Question]:
     """One question for each expression; the row's box is left, top, width, height."""
     image = record_image(record)
-    with Image.open(io.BytesIO(image.data)) as opened:  # its header alone
-        size = opened.size
+    try:
+        with Image.open(io.BytesIO(image.data)) as opened:  # its header alone
+            size = opened.size
+    except (OSError, ValueError, SyntaxError) as error:
+        raise record.error("image", "no image, or a damaged one; a box needs its size.") from error
     left, top, width, height = _box(record)
     expressions = record.texts("answer")
     if not expressions:
@@ -87,6 +91,8 @@ def _box(record: JsonRecord) -> tuple[float, ...]:
     numbers = record.values.get("bbox")
     if not isinstance(numbers, list) or len(numbers) != 4 or not all(isinstance(each, int | float) for each in numbers):
         raise record.error("bbox", f"four numbers are expected, not {str(numbers)[:60]!r}.")
+    if not all(map(math.isfinite, numbers)):
+        raise record.error("bbox", f"{numbers} are not all finite.")
     return tuple(map(float, numbers))
 
 

@@ -10,6 +10,7 @@ vlmevalkit  the first [x, y, x, y], commas or spaces between, else the first fou
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Sequence
 from itertools import chain
@@ -68,12 +69,12 @@ def vlmevalkit(answer: str, width: float, height: float) -> Box | None:
 
 
 def iou(one: Sequence[float], other: Sequence[float]) -> float:
-    """Area of two boxes' intersection over that of their union; 0 where the union is empty."""
+    """Area of two boxes' intersection over that of their union; 0 where the union is empty, or no number ("inf")."""
     width = max(0.0, min(one[2], other[2]) - max(one[0], other[0]))
     height = max(0.0, min(one[3], other[3]) - max(one[1], other[1]))
     areas = sum((box[2] - box[0]) * (box[3] - box[1]) for box in (one, other))
     union = areas - width * height
-    return width * height / union if union else 0.0
+    return width * height / union if union and math.isfinite(union) else 0.0
 
 
 def _box(numbers: Iterable[float]) -> Box:
