@@ -43,13 +43,13 @@ def _read(path: Path) -> Dataset:
 
 def _of_row(record: JsonRecord, place: int) -> Question:
     column = "question" if "question" in record.values else "query"
+    text = record.need(column)
     image = record_image(record)
     field = "answer" if "answer" in record.values else "label"
     references = record.texts(field) if isinstance(record.values.get(field), list) else (record.need(field),)
     if not all(reference.strip() for reference in references):
         raise record.error(field, "an answer is empty.")
     kind = record.get("type") or ("augmented" if record.get("human_or_machine") == "1" else "human")
-    text = record.need(column)
     return _question(str(place), text, references, kind, image)
 
 
