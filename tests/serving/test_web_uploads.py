@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -156,3 +157,21 @@ def test_other_names_are_refused(page: tuple[str, Path]) -> None:
     with connect(address) as connection:  # without a name at all, as HTTP/1.0 allows
         connection.sendall(b"GET /config HTTP/1.0\r\n\r\n")
         assert connection.recv(100).startswith(b"HTTP/1.1 403")
+
+
+@pytest.mark.parametrize("path", ["/gradio_api/upload", "/gradio_api/queue/join"])
+def test_a_body_that_does_not_come(path: str, page: tuple[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(uploads, "READ_SECONDS", 0.3)
+    kind = "multipart/form-data; boundary=B" if path.endswith("upload") else "application/json"
+    url = httpx.URL(page[0])
+    with socket.create_connection((url.host, url.port or 80)) as connection:
+        head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: {kind}\r\nContent-Length: 1000\r\n\r\n--B"
+        connection.sendall(head.encode())
+        connection.settimeout(60)
+        assert connection.recv(1000).startswith(b"HTTP/1.1 408")
+
+
+def test_a_body_that_does_not_end(page: tuple[str, Path]) -> None:
+    body = b'{"data": ["' + b"x" * 5 * 2**20
+    reply = httpx.post(f"{page[0]}/gradio_api/queue/join", content=body, headers={"Content-Type": "application/json"})
+    assert reply.status_code == 413

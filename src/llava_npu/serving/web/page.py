@@ -31,7 +31,7 @@ from llava_npu.serving.web.conversation import (
     without_last,
 )
 from llava_npu.serving.web.model_view import model_view
-from llava_npu.serving.web.uploads import MAX_AGE_SECONDS, UploadLimit, check_uploaded, make_upload_folder
+from llava_npu.serving.web.uploads import MAX_AGE_SECONDS, BodyLimit, UploadLimit, check_uploaded, make_upload_folder
 
 _FONTS = ["ui-sans-serif", "system-ui", "sans-serif"]  # of this machine: nothing is loaded from elsewhere
 # Images stay small, so that answers stay in sight. The conversation takes the height that is left: on a phone, where
@@ -229,7 +229,7 @@ def page_app(page: gr.Blocks, hosts: AllowedHosts, max_bytes: int) -> ASGIApp:
     # As `launch` does. Before, Gradio takes every path for one of its own, and would hand out any file of the machine.
     page.has_launched = True
     app = UploadLimit(app, Path(get_upload_folder()), uploads.MAX_TOTAL_BYTES)
-    return _Guard(app, hosts)
+    return _Guard(BodyLimit(app), hosts)
 
 
 class _Guard:

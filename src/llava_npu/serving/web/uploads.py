@@ -6,20 +6,25 @@ file to where it is served from. So every path that comes from a client is check
 
 from __future__ import annotations
 
+import asyncio
 import atexit
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from starlette.responses import PlainTextResponse
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from llava_npu.errors import UserError
 
 MAX_TOTAL_BYTES = 2**30
 MAX_AGE_SECONDS = 3600
+READ_SECONDS = 20.0  # without a byte of a body
+BODY_SECONDS = 300.0  # for a whole one
+_MAX_EVENT_BYTES = 4 * 2**20  # of a body that is no upload: a question and the names of images
 _GRADIO_FOLDER = "GRADIO_TEMP_DIR"
 
 
@@ -54,7 +59,7 @@ class UploadLimit:
         self._max_bytes = max_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["method"] == "POST" and scope["path"].rstrip("/").endswith("/upload"):
+        if _is_upload(scope):
             length = dict(scope["headers"]).get(b"content-length", b"")
             more = int(length) if length.isdigit() else self._max_bytes  # of unknown length: none
             if self._used() + more > self._max_bytes:
@@ -72,3 +77,54 @@ class UploadLimit:
                 except FileNotFoundError:  # removed meanwhile
                     continue
         return total
+
+
+class BodyLimit:
+    """ASGI middleware: leaves clients whose bodies come too slowly or, but for uploads, are too large."""
+
+    def __init__(self, app: ASGIApp):
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        end = time.monotonic() + BODY_SECONDS
+        left = float("inf") if _is_upload(scope) else _MAX_EVENT_BYTES
+        refusal: PlainTextResponse | None = None
+        complete = started = False
+
+        async def receive_some() -> Message:
+            nonlocal complete, left, refusal
+            if complete:  # what may still come is the client's leaving
+                return await receive()
+            try:
+                async with asyncio.timeout(min(READ_SECONDS, end - time.monotonic())):
+                    message = await receive()
+            except TimeoutError:
+                refusal = PlainTextResponse("The request did not come in time.", 408)
+                return {"type": "http.disconnect"}
+            complete = not message.get("more_body", False)
+            left -= len(message.get("body", b""))
+            if left < 0:
+                refusal = PlainTextResponse("The request is too large.", 413)
+                return {"type": "http.disconnect"}
+            return message
+
+        async def send_unless_refused(message: Message) -> None:
+            nonlocal started
+            if refusal is None or started:
+                started = True
+                await send(message)
+
+        try:
+            await self._app(scope, receive_some, send_unless_refused)
+        except Exception:
+            if refusal is None:
+                raise
+        if refusal is not None and not started:
+            await refusal(scope, receive, send)
+
+
+def _is_upload(scope: Scope) -> bool:
+    return scope["type"] == "http" and scope["method"] == "POST" and scope["path"].rstrip("/").endswith("/upload")
