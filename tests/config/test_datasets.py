@@ -52,6 +52,7 @@ def test_the_template_that_all_have_is_the_runs(here: Path) -> None:
     [
         ("[caption]", "unknown data set 'caption'. Did you mean 'captions'.*captions, chats, pages"),
         ("[chats, 7]", "different templates"),
+        ("[captions, chats, captions]", "names 'captions' twice.*`weight` in datasets.yaml"),
     ],
 )
 def test_unknown_names(here: Path, sources: str, message: str) -> None:

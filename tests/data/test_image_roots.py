@@ -73,6 +73,12 @@ def test_a_sibling_whose_name_begins_like_the_root(tmp_path: Path) -> None:
         load_records(data, tmp_path / "images")[0].image_paths  # noqa: B018
 
 
+def test_the_folder_itself_is_no_image(tmp_path: Path) -> None:
+    (path,) = load_records(write(tmp_path, "."), tmp_path / "images")[0].image_paths
+    with pytest.raises(UserError, match="cannot be read: Is a directory"):
+        load_image(path)
+
+
 def test_a_link_to_itself(tmp_path: Path) -> None:
     data = write(tmp_path, "loop.png")
     (tmp_path / "images/loop.png").symlink_to("loop.png")

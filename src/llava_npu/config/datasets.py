@@ -55,8 +55,14 @@ def with_named_datasets(values: Any, where: str) -> Any:
     sources = data.get("sources") if isinstance(data, dict) else None
     if not isinstance(sources, list) or not any(isinstance(each, str) for each in sources):
         return values
+    names = [each for each in sources if isinstance(each, str)]
+    if twice := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
+        raise UserError(
+            f"{where}: `data.sources` names {twice[0]!r} twice. Name it once; to see its records more often, set its "
+            f"`weight` in {DATASETS_FILE}."
+        )
     files = {file: _read(file) for file in _files(Path(where).parent)}
-    found = {name: _find(name, files, where) for name in sources if isinstance(name, str)}
+    found = {name: _find(name, files, where) for name in names}
     expanded = [found[each][0] if isinstance(each, str) else each for each in sources]
     data = {**data, "sources": expanded}
     if data.get("template") is None:

@@ -58,7 +58,7 @@ class ImageFolder:
         path = self.path / image
         if not self.allow_absolute_paths:
             real = os.path.realpath(path)
-            if not real.startswith(_real_prefix(self.path.absolute())):
+            if not os.path.join(real, "").startswith(_real_prefix(self.path.absolute())):  # noqa: PTH118
                 raise RecordError(
                     f"{where}: 'image' is {image!r}, which a link leads out of the image folder {self.path} to {real}; "
                     "copy it there, or allow this with data.allow_absolute_paths if the links are yours",
