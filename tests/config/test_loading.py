@@ -207,6 +207,8 @@ BOMB = "\n".join(["a0: &a0 [x, x]", *(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] *
         ("data: {path: !!binary aGk=}\n", "`data.path` has the YAML type bytes"),
         ("data: {? [a, b] : 1}\n", "key that is a list or a mapping, in line 1"),
         ("data: {1: x}\n", "`data` has the key 1, which is not text"),
+        (f"seed: {2**32}\n", r"`seed` is 4294967296: Input should be less than 4294967296"),
+        (f"batch_size: {2**62}\n", r"`batch_size` is \d+: Input should be less than or equal to 1000000"),
         ("seed: 010\n", "`seed` is '010': Input should be a valid integer"),
         ("max_steps: 1:30\n", "`max_steps` is '1:30': Input should be a valid integer"),
         (f"seed: {'9' * 5000}\n", r"`seed` is '9{99}… \(5,002 characters\): Input should be a valid integer"),

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from transformers import LlavaForConditionalGeneration
 
 from llava_npu import UserError, load
@@ -68,6 +69,16 @@ def official(original: Path, tmp_path: Path) -> Any:
 def test_what_would_be_prompted_otherwise_is_refused(official: Any, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         open_checkpoint(str(official(**changes)), Help())
+
+
+def test_an_embedding_without_rows_is_refused(official: Any, tmp_path: Path) -> None:
+    folder = official()
+    weights = torch.load(folder / "pytorch_model.bin")
+    weights["model.embed_tokens.weight"] = torch.tensor(1.0)
+    (folder / "pytorch_model.bin").unlink()
+    torch.save(weights, folder / "pytorch_model.bin")
+    with pytest.raises(UserError, match=r"embed_tokens\.weight has shape \(\); its config calls for"):
+        convert(str(folder), tmp_path / "hf", "hf")
 
 
 def test_settings_as_text_are_read_as_what_they_say(official: Any) -> None:

@@ -68,6 +68,13 @@ def _weight(value: float) -> Damage:
     return change
 
 
+def _whole_numbers(folder: Path) -> None:
+    weights = load_file(folder / "model.safetensors")
+    name = next(name for name in weights if "linear_1.weight" in name)
+    weights[name] = weights[name].to(torch.int8)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
 def _new_tokenizer(folder: Path) -> None:
     values = json.loads((folder / "tokenizer.json").read_text())
     values["model"]["type"] = "ByteTransducer"  # a kind that this release of tokenizers does not know
@@ -97,6 +104,8 @@ DAMAGES: dict[str, tuple[Damage, str]] = {
     "a shard elsewhere": (_index({"a": "../x.safetensors"}), r"names '\.\./x\.safetensors', which is not a file of"),
     "nan": (_weight(float("nan")), r"NaN or infinite, 1 in all: \S*linear_1\.weight"),
     "infinite": (_weight(float("inf")), r"NaN or infinite, 1 in all: \S*linear_1\.weight"),
+    "whole numbers": (_whole_numbers, r"linear_1\.weight is of type I8, not of floating-point numbers"),
+    "generation settings": (_text("generation_config.json", "\0"), r"generation_config\.json is damaged, not JSON"),
     "newer tokenizer": (_new_tokenizer, r"tokenizer\.json holds what .* does not know: .*newer release\. Upgrade"),
     "other image size": (
         _text("processor_config.json", json.dumps({"image_processor": {"image_processor_type": "CLIPImageProcessor"}})),

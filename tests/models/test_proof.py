@@ -66,6 +66,10 @@ def test_a_head_that_is_left_out_is_noticed(config: PreTrainedConfig, monkeypatc
             check_language_model(config, "model.language_model")
 
 
+def test_values_that_no_model_computes_with_are_named() -> None:
+    assert "in its own class it gives NaN" in str(examine(LlamaConfig(rms_norm_eps=-1.0)).model)
+
+
 def test_packs_that_mix_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     """As if no layer saw the lengths."""
     monkeypatch.setattr(proof, "_examine", proof._examine.__wrapped__)

@@ -70,6 +70,13 @@ def test_a_bad_step_is_skipped_and_named(make_run: MakeRun, poisoned: dict[str, 
     assert all(tensor.isfinite().all() for tensor in projector.values())
 
 
+def test_no_model_is_written_of_weights_that_the_last_step_made_infinite(make_run: MakeRun) -> None:
+    run = make_run(optimizer={"weight_decay": 1e308, "warmup_ratio": 0.0}, max_steps=1)
+    with pytest.raises(UserError, match=r"training diverged: model\.multi_modal_projector\S+ holds NaN or infinite"):
+        _train(run)
+    assert not (run.output_path / "model").exists()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_in_16_bits_a_bad_step_leaves_finite_weights(

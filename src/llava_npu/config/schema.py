@@ -271,7 +271,10 @@ class OptimizerConfig(Section):
     """AdamW with linear warmup and cosine decay to zero."""
 
     learning_rate: float = Field(
-        1e-3, gt=0, description="Peak learning rate; a part may have its own, as in `parts.projector.learning_rate`."
+        1e-3,
+        gt=0,
+        le=1e6,
+        description="Peak learning rate; a part may have its own, as in `parts.projector.learning_rate`.",
     )
     weight_decay: float = Field(
         0.0, ge=0, description="Decoupled weight decay; not applied to norms and biases. A part may have its own."
@@ -313,7 +316,10 @@ class RunConfig(Section):
         None, ge=1, description="Stop after this many optimizer steps, if that comes before the last epoch's end."
     )
     batch_size: int = Field(
-        256, ge=1, description="Samples per optimizer step over all devices: the same on 1 device and on 8."
+        256,
+        ge=1,
+        le=1_000_000,
+        description="Samples per optimizer step over all devices: the same on 1 device and on 8.",
     )
     micro_batch_size: int = Field(
         16,
@@ -363,7 +369,7 @@ class RunConfig(Section):
     device: str = Field(
         "auto", description="`auto` (NPU, then CUDA, then CPU), `npu`, `cuda`, `cpu`, or one device such as `npu:1`."
     )
-    seed: int = Field(0, ge=0, description="Random seed of weight initialization, data order and dropout.")
+    seed: int = Field(0, ge=0, lt=2**32, description="Random seed of weight initialization, data order and dropout.")
     trackers: list[Literal["tensorboard", "wandb", "swanlab", "mlflow"]] = Field(
         default_factory=list,
         description="Experiment trackers that receive what is written to metrics.jsonl; each needs its package "

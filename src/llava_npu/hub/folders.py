@@ -29,7 +29,26 @@ def check_configuration(folder: Path, field: str) -> None:
             f"{field}: {folder} is not a folder. Give a model folder, or a model on a hub such as 'openai/…'."
         )
     check_files(folder, field)
-    check_num_layers(read_json(folder / "config.json", field), f"{field}: {folder / 'config.json'}")
+    values = read_json(folder / "config.json", field)
+    check_num_layers(values, f"{field}: {folder / 'config.json'}")
+    if (folder / "generation_config.json").is_file():  # transformers passes over one that is damaged
+        read_json(folder / "generation_config.json", field, "Copy it again, or remove it")
+    if not values.get("quantization_config"):
+        _check_types(folder, field)
+
+
+def _check_types(folder: Path, field: str) -> None:
+    """Raises `UserError` for weights of whole numbers, which transformers would take as they are."""
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, framework="pt") as weights:
+            for name in weights.keys():  # noqa: SIM118
+                kind = weights.get_slice(name).get_dtype()
+                if name.endswith((".weight", ".bias")) and not kind.startswith(("F", "BF")):
+                    raise UserError(
+                        f"{field}: {path}: the weight {name} is of type {kind}, not of floating-point numbers, and "
+                        "config.json has no `quantization_config` that says how to read it. Take the model's plain "
+                        "weights."
+                    )
 
 
 def check_num_layers(values: Mapping[str, Any], place: str) -> None:

@@ -246,6 +246,10 @@ def _difference(ours: Sequence[torch.Tensor], theirs: Sequence[torch.Tensor], wh
     error = sum((mine - other).square().sum() for mine, other in zip(ours, theirs, strict=True)) ** 0.5
     norm = sum(other.square().sum() for other in theirs) ** 0.5
     relative = float(error / norm)
+    if not torch.cat([other.flatten() for other in theirs]).isfinite().all():
+        return (
+            "in its own class it gives NaN or infinite numbers; see its rope settings and rms_norm_eps in config.json"
+        )
     return None if relative < _TOLERANCE else f"{what} (relative difference {relative:.2g} on a tiny copy)"
 
 

@@ -417,7 +417,7 @@ def _check_merge_type(parts: Parts, config: LlavaNpuConfig) -> None:
 
 def _with_rows(tensor: torch.Tensor, rows: int) -> torch.Tensor:
     """An embedding with rows for added tokens, each the mean of the others: no token's logit stands out."""
-    added = rows - tensor.shape[0]
+    added = rows - tensor.shape[0] if tensor.ndim == 2 else 0  # of another shape it is refused with its name
     if added <= 0:
         return tensor
     mean = tensor.float().mean(0, keepdim=True).to(tensor.dtype)

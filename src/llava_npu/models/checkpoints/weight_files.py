@@ -99,7 +99,7 @@ def check_finite(weights: Iterable[tuple[str, torch.Tensor]], place: str, *, sha
     """
     first, step = (rank(), world_size()) if shared else (0, 1)
     flags = {
-        name: _is_finite(tensor)
+        name: is_finite(tensor)
         for name, tensor in islice(weights, first, None, step)
         if tensor.is_floating_point() and tensor.numel() and tensor.device.type != "meta"
     }
@@ -113,7 +113,7 @@ def check_finite(weights: Iterable[tuple[str, torch.Tensor]], place: str, *, sha
     )
 
 
-def _is_finite(tensor: torch.Tensor) -> torch.Tensor:
+def is_finite(tensor: torch.Tensor) -> torch.Tensor:
     tensor = tensor.detach()
     if tensor.element_size() == 1:  # eight-bit floats know few operations
         tensor = tensor.float()

@@ -14,7 +14,7 @@ from llava_npu.errors import UserError
 from llava_npu.files import atomic
 from llava_npu.hub.hubs import on_hub
 from llava_npu.models.adapters import save_adapters
-from llava_npu.models.checkpoints.weight_files import write_weights
+from llava_npu.models.checkpoints.weight_files import is_finite, write_weights
 from llava_npu.models.loaded import LoadedModel
 from llava_npu.models.loading import open_source
 from llava_npu.models.modeling import LlavaNpuForConditionalGeneration
@@ -97,8 +97,12 @@ class Export:
 
         Args:
             trained: (name in the model, whole weight) of everything that was trained, in any order.
+
+        Raises:
+            UserError: one of them is not finite, as the last step may leave it.
         """
         config, model = self.config, self.model
+        trained = self._finite(trained)
         if config.has_adapters:  # with the projector, and the name of the model that the run started from
             save_adapters(folder, dict(trained), adapter_settings(config.lora), model_source(config))
         else:
@@ -107,6 +111,15 @@ class Export:
             model.config.save_pretrained(folder)
             model.generation_config.save_pretrained(folder)
         self.processor.save_pretrained(folder)
+
+    def _finite(self, trained: Iterable[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, torch.Tensor]]:
+        for name, tensor in trained:
+            if tensor.numel() and not is_finite(tensor):
+                raise UserError(
+                    f"{self.config.output}: training diverged: {name} holds NaN or infinite numbers, so no model is "
+                    "written. Train again in a new folder, with a lower optimizer.learning_rate."
+                )
+            yield name, tensor
 
     def _named(self, trained: Iterable[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, torch.Tensor]]:
         """Every weight by its name on the hub: first those that were trained, then the frozen ones."""
