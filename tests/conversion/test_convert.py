@@ -23,7 +23,7 @@ from typer.testing import CliRunner
 from llava_npu import UserError
 from llava_npu.cli import app
 from llava_npu.models import compose, load
-from llava_npu.models.checkpoints.adapters import read_adapter
+from llava_npu.models.checkpoints.adapters import merged, read_adapter
 from llava_npu.models.checkpoints.convert import Help, convert
 from llava_npu.models.checkpoints.projectors import LLAVA_NPU_2024, to_original
 from llava_npu.models.projectors import build_projector
@@ -222,6 +222,51 @@ def test_ranks_and_scales_of_single_layers_are_those_of_peft(tmp_path: Path) -> 
 def test_other_kinds_of_adapters_are_refused_by_name(tmp_path: Path, key: str, value: object) -> None:
     with pytest.raises(UserError, match=rf"adapter_config\.json: {key} is .*merge_and_unload"):
         read_adapter(tmp_path, {"peft_type": "LORA", "r": 4, "lora_alpha": 8, key: value})
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"r": 0}, "r is 0; it takes a whole number above 0"),
+        ({"lora_alpha": "8"}, "lora_alpha is '8'; it takes a finite number"),
+        ({"lora_alpha": float("nan")}, "lora_alpha is nan"),
+        ({"use_rslora": "no"}, "use_rslora is 'no'; it takes true or false"),
+        ({"rank_pattern": {"q_proj": 0}}, r"rank_pattern\.q_proj is 0"),
+        ({"rank_pattern": {"(": 4}}, r"rank_pattern: '\(' is not a regular expression"),
+        ({"alpha_pattern": [1]}, r"alpha_pattern is \[1\]"),
+    ],
+)
+def test_numbers_that_no_adapter_has_are_refused(tmp_path: Path, settings: dict[str, object], message: str) -> None:
+    with pytest.raises(UserError, match=rf"adapter_config\.json: {message}"):
+        read_adapter(tmp_path, {"peft_type": "LORA", "r": 4, "lora_alpha": 8, **settings})
+
+
+@pytest.mark.parametrize(
+    ("down", "up", "message"),
+    [
+        (torch.zeros(2, 6), torch.zeros(6, 2), r"have shapes \(2, 6\) and \(6, 2\); adapter_config\.json says rank 4"),
+        (torch.zeros(4), torch.zeros(4), r"have shapes \(4,\) and \(4,\)"),
+        (torch.zeros(4, 6).int(), torch.zeros(6, 4), r"are torch\.int32 and torch\.float32, not floating-point"),
+        (
+            torch.zeros(4, 6),
+            torch.zeros(5, 4),
+            r"changes q\.weight as a matrix of \(5, 6\); the base model's is \(6, 6\)",
+        ),
+        (None, None, "holds no weights"),
+    ],
+)
+def test_updates_that_do_not_fit_are_refused(
+    tmp_path: Path, down: torch.Tensor | None, up: torch.Tensor | None, message: str
+) -> None:
+    weights = {} if down is None or up is None else {"q.lora_A.weight": down, "q.lora_B.weight": up}
+    save_file(weights, tmp_path / "adapter_model.safetensors")
+
+    def merge() -> None:
+        adapter = read_adapter(tmp_path, {"peft_type": "LORA", "r": 4, "lora_alpha": 8})
+        list(merged(iter([("q.weight", torch.zeros(6, 6))]), adapter, "base"))
+
+    with pytest.raises(UserError, match=message):
+        merge()
 
 
 PREDECESSOR = {

@@ -63,6 +63,12 @@ def test_pruning_keeps_the_newest_by_number_not_by_name(tmp_path: Path) -> None:
     assert [each.step for each in checkpoints(tmp_path)] == [1_000_000, 999_999]
 
 
+def test_a_file_in_the_place_of_a_folder_is_cleared_away(tmp_path: Path) -> None:
+    (tmp_path / ".model.old.partial").write_text("x")
+    prune(tmp_path, keep=1)
+    assert not list(tmp_path.iterdir())
+
+
 def test_writing_again_replaces(tmp_path: Path) -> None:
     _write(tmp_path, 5)
     write_folder(checkpoint_path(tmp_path, 5), lambda target: (target / "other").write_text("new"))

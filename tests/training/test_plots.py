@@ -44,6 +44,14 @@ def test_nothing_is_drawn_of_nothing(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+def test_lines_that_hold_something_else_are_left_out(tmp_path: Path) -> None:
+    _write_metrics(tmp_path, 3)
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 4}\n{"step": 5, "loss": "x", "learning_rate": 1e-3, "tokens_per_second": 1e4}\n')
+    draw_plots(tmp_path)
+    assert "<td>step</td><td>3</td>" in (tmp_path / "loss.html").read_text()
+
+
 def test_drawing_is_seldom(tmp_path: Path) -> None:
     _write_metrics(tmp_path, 3)
     picture = tmp_path / "loss.png"

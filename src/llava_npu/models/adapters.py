@@ -10,8 +10,9 @@ Next to them are the processor's files and `base.json`, which says which model t
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -152,6 +153,36 @@ def check_kind(settings: Mapping[str, Any], place: str, heeded: Collection[str] 
             f"{place}: {strange[0]} is {settings[strange[0]]!r:.100}, which is not known here: the merged model would "
             "compute something else. Merge the adapter with peft (`merge_and_unload`) and use the result."
         )
+    _check_numbers(settings, place)
+
+
+def _check_numbers(settings: Mapping[str, Any], place: str) -> None:
+    """Raises `UserError` for a rank or another number that no adapter has, the layers' own in patterns included."""
+
+    def check(key: str, value: Any, allowed: str, fits: Callable[[Any], bool]) -> None:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not fits(value):
+            raise UserError(
+                f"{place}: {key} is {value!r:.100}; it takes {allowed}. Use the file saved with the adapter."
+            )
+
+    for key in ("use_rslora", "use_dora"):
+        if not isinstance(settings.get(key) or False, bool):
+            raise UserError(f"{place}: {key} is {settings[key]!r:.100}; it takes true or false.")
+    rank = "a whole number above 0", lambda value: isinstance(value, int) and value > 0
+    alpha = "a finite number", math.isfinite
+    check("r", settings.get("r"), *rank)
+    check("lora_alpha", settings.get("lora_alpha"), *alpha)
+    check("lora_dropout", settings.get("lora_dropout") or 0, "a number from 0 to 1", lambda value: 0 <= value <= 1)
+    for key, kind in (("rank_pattern", rank), ("alpha_pattern", alpha)):
+        patterns = settings.get(key) or {}
+        if not isinstance(patterns, Mapping):
+            raise UserError(f"{place}: {key} is {patterns!r:.100}; it takes layers' names, each with a number.")
+        for pattern, value in patterns.items():
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise UserError(f"{place}: {key}: {pattern!r:.100} is not a regular expression: {error}.") from None
+            check(f"{key}.{pattern}", value, *kind)
 
 
 def is_adapter_parameter(name: str) -> bool:
@@ -188,13 +219,18 @@ def load_adapters(folder: Path, model: nn.Module) -> None:
     config = open_part(lambda: _peft().LoraConfig.from_pretrained(str(folder)), "model (adapters)", str(folder))
     saved = open_part(lambda: load_file(folder / ADAPTER_WEIGHTS), "model (adapters)", str(folder))
     check_finite(saved.items(), str(folder / ADAPTER_WEIGHTS))
-    if isinstance(config.target_modules, str) or not all(isinstance(each, str) for each in config.target_modules or ()):
+    if whole := [name for name, tensor in saved.items() if not tensor.is_floating_point()]:
         raise UserError(
-            f"model: {folder / ADAPTER_CONFIG}: `target_modules` is {config.target_modules!r:.100}; it takes a list of "
+            f"model: {folder / ADAPTER_WEIGHTS}: {whole[0]} is {saved[whole[0]].dtype}, not floating-point."
+        )
+    targets = config.target_modules
+    if not targets or isinstance(targets, str) or not all(isinstance(each, str) for each in targets):
+        raise UserError(
+            f"model: {folder / ADAPTER_CONFIG}: `target_modules` is {targets!r:.100}; it takes a list of "
             "the layers that have adapters, as this program writes it."
         )
     check_kind(read_json(folder / ADAPTER_CONFIG), str(folder / ADAPTER_CONFIG), ("use_dora", "modules_to_save"))
-    layers = sorted(config.target_modules or ())
+    layers = sorted(targets)
     missing = sorted(set(layers) - {name for name, _ in model.named_modules()})
     if missing:
         raise UserError(f"model: {folder} has adapters for layers that its base has not: {', '.join(missing[:6])}.")

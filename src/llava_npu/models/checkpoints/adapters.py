@@ -57,22 +57,30 @@ def read_adapter(folder: Path, settings: dict[str, Any]) -> dict[str, LowRank]:
     broken = sorted(name for name, pair in halves.items() if len(pair) != 2)
     if broken:
         raise UserError(f"{file}: lora_A or lora_B is missing for {', '.join(broken[:6])}.")
-    return {
-        name: LowRank(pair["A"], pair["B"], _scale(settings, name.removesuffix(".weight")))
-        for name, pair in halves.items()
-    }
+    if not halves:
+        raise UserError(f"{file}: holds no weights.")
+    return {name: _low_rank(pair["A"], pair["B"], settings, name, str(file)) for name, pair in halves.items()}
 
 
-def _scale(settings: Mapping[str, Any], module: str) -> float:
-    """α/r, or α/√r, of one layer; patterns give single layers a rank or α of their own, by peft's rule."""
+def _low_rank(down: torch.Tensor, up: torch.Tensor, settings: Mapping[str, Any], name: str, file: str) -> LowRank:
+    rank, alpha = _rank_and_alpha(settings, name.removesuffix(".weight"))
+    shapes = f"{tuple(down.shape)} and {tuple(up.shape)}"
+    if not (down.ndim == up.ndim == 2 and down.shape[0] == up.shape[1] == rank):
+        raise UserError(f"{file}: lora_A and lora_B of {name} have shapes {shapes}; {ADAPTER_CONFIG} says rank {rank}.")
+    if not (down.is_floating_point() and up.is_floating_point()):
+        raise UserError(f"{file}: lora_A and lora_B of {name} are {down.dtype} and {up.dtype}, not floating-point.")
+    return LowRank(down, up, alpha / math.sqrt(rank) if settings.get("use_rslora") else alpha / rank)
 
-    def of_layer(patterns: str, usual: Any) -> float:
+
+def _rank_and_alpha(settings: Mapping[str, Any], module: str) -> tuple[int, float]:
+    """Of one layer; patterns give single layers a rank or α of their own, by peft's rule."""
+
+    def of_layer(patterns: str, usual: Any) -> Any:
         own = settings.get(patterns) or {}
         key = next((key for key in own if re.match(rf"(.*\.)?({key})$", module)), None)
-        return float(usual if key is None else own[key])
+        return usual if key is None else own[key]
 
-    rank, alpha = of_layer("rank_pattern", settings["r"]), of_layer("alpha_pattern", settings["lora_alpha"])
-    return alpha / math.sqrt(rank) if settings.get("use_rslora") else alpha / rank
+    return of_layer("rank_pattern", settings["r"]), of_layer("alpha_pattern", settings["lora_alpha"])
 
 
 def merged(
@@ -81,13 +89,20 @@ def merged(
     """A base model's weights with the adapter added.
 
     Raises:
-        UserError: at the end, if the base lacks a weight that the adapter changes.
+        UserError: a weight that the adapter changes has another shape in the base or, at the end, is not there.
     """
     unused = set(adapter)
     for name, tensor in base:
         if name in unused:
             unused.remove(name)
-            tensor = adapter[name].added_to(tensor)
+            update = adapter[name]
+            shape = (update.up.shape[0], update.down.shape[1])
+            if tuple(tensor.shape) != shape:
+                raise UserError(
+                    f"{source}: the adapter changes {name} as a matrix of {shape}; the base model's is "
+                    f"{tuple(tensor.shape)}. Give the base that it was trained on."
+                )
+            tensor = update.added_to(tensor)
         yield name, tensor
     if unused:
         raise UserError(

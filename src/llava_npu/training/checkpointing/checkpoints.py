@@ -161,7 +161,7 @@ def prune(folder: Path, keep: int, spare: TrainingCheckpoint | None = None) -> N
         doomed = atomic.partial_path(checkpoint.path)
         checkpoint.path.rename(doomed)
     for leftover in folder.glob(".*.partial"):
-        shutil.rmtree(leftover)
+        shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
     links = folder / LINKS
     if links.is_dir():
         for path in links.iterdir():

@@ -24,6 +24,7 @@ FIRST_SECONDS = 5.0
 SECONDS_BETWEEN = 30.0
 # A curve has no more points than a screen shows; more of them are averaged.
 MOST_POINTS = 1500
+_DRAWN = ("loss", "learning_rate", "tokens_per_second")  # of each step
 
 
 class Plotter:
@@ -48,7 +49,8 @@ def draw_plots(folder: Path) -> None:
         from matplotlib.figure import Figure
     except ImportError:
         return
-    lines = [line for line in read_metrics(folder) if line["loss"] is not None]
+    # A file that was edited, or damaged and repaired, draws what it still has.
+    lines = [line for line in read_metrics(folder) if all(isinstance(line.get(key), int | float) for key in _DRAWN)]
     if not lines:
         return
     figure = Figure(figsize=(8, 9), layout="constrained")
