@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from llava_npu import UserError, __version__
+from llava_npu import UserError, __version__, cli
 from llava_npu.cli import app, set_environment
 from llava_npu.cli.options import name_of
 from support import tiny
@@ -176,3 +177,22 @@ def test_a_tilde_in_a_path_is_the_home_folder(tmp_path: Path, monkeypatch: pytes
     command = ["eval", "gqa", "--data=~", "--predictions", "~/answers.jsonl", "--output=~/out"]
     assert CliRunner().invoke(app, command).exit_code == 0
     assert (tmp_path / "out" / "report.json").is_file()
+
+
+def test_a_torch_npu_that_cannot_be_imported_is_one_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As torch raises it, which loads such packages by itself."""
+    (tmp_path / "torch_npu").mkdir()
+    (tmp_path / "torch_npu/__init__.py").write_text("raise OSError('libascendcl.so: cannot open')\n")
+
+    def fails() -> None:
+        try:
+            runpy.run_path(str(tmp_path / "torch_npu/__init__.py"))
+        except OSError as error:
+            raise RuntimeError("Failed to load the backend extension") from error
+
+    with pytest.raises(SystemExit) as left:
+        cli.run(fails)  # type: ignore[arg-type]
+    assert left.value.code == 2
+    assert "torch_npu is installed but cannot be imported (libascendcl.so: cannot open)" in capsys.readouterr().err

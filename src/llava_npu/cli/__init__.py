@@ -11,6 +11,7 @@ import io
 import logging
 import os
 import sys
+import traceback
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -159,10 +160,30 @@ def run(app: typer.Typer) -> None:
     except BrokenPipeError:  # the reader of our output went away, as in `llava-npu … | head`
         sys.stderr.close()
         sys.exit(141)
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+    except Exception as error:
+        if reason := _why_torch_npu_fails(error):
+            typer.secho(
+                f"error: torch_npu is installed but cannot be imported ({printable(reason)}); source CANN's set_env.sh "
+                "and check that the torch_npu, torch and CANN versions belong together (llava-npu doctor). Without an "
+                "NPU, uninstall it: torch and accelerate import it wherever they find it.",
+                fg="red",
+                err=True,
+            )
+            sys.exit(2)
+        if not isinstance(error, OSError) or error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         with contextlib.suppress(OSError):
             sys.stdout.close()  # what is left of the output has no room either
         typer.secho(f"error: {error.filename or 'the output'} cannot be written: {error.strerror}", fg="red", err=True)
         sys.exit(1)
+
+
+def _why_torch_npu_fails(error: BaseException | None) -> str:
+    """What was raised while torch_npu was imported, if that is what ended in `error`; "" otherwise."""
+    while error is not None:
+        for frame, _ in traceback.walk_tb(error.__traceback__):
+            code = frame.f_code
+            if code.co_name == "<module>" and "torch_npu" in Path(code.co_filename).parts:
+                return (str(error).strip().splitlines() or [type(error).__name__])[0]
+        error = error.__cause__ or error.__context__
+    return ""

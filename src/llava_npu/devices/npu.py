@@ -184,7 +184,9 @@ def _torch_npu() -> tuple[ModuleType | None, str]:
     if importlib.util.find_spec("torch_npu") is None:
         return None, "torch_npu is not installed; install the release that matches your torch and CANN versions."
     try:
-        return importlib.import_module("torch_npu"), ""
+        module = importlib.import_module("torch_npu")
+        module.npu  # noqa: B018  a folder that an uninstallation left has none
+        return module, ""
     except Exception as error:  # noqa: BLE001  a broken driver or CANN raises whatever it likes; it is reported
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         return None, (
