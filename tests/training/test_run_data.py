@@ -11,11 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from rich.console import Console
+from safetensors.torch import save
 
 from llava_npu import UserError
 from llava_npu.config import DataConfig, RunConfig
 from llava_npu.data.records import Source
+from llava_npu.models.vision.feature_cache import FeatureStore
 from llava_npu.training import data as run_data
 from llava_npu.training import train
 from llava_npu.training.bad_samples import BAD_SAMPLES, note_bad_samples, refuse_too_many, rewind_bad_samples
@@ -182,6 +185,17 @@ def test_features_that_do_not_fit_on_the_disk(
         with pytest.raises(UserError, match=r"data.cache_features: vision features of 24 images need .* GiB more"):
             train(run)
     assert not list((tmp_path / "cache").rglob("*.safetensors"))
+
+
+def test_kept_features_that_are_damaged_are_computed_again(tmp_path: Path) -> None:
+    image, store = tmp_path / "image", FeatureStore(tmp_path / "kept")
+    image.write_bytes(b"pixels")
+    store.put(image, torch.zeros(1, 4, 8))
+    assert image in store
+    (file,) = tmp_path.rglob("*.safetensors")
+    for content in (b"", file.read_bytes()[:-4], save({"other": torch.zeros(1)})):
+        file.write_bytes(content)
+        assert image not in store
 
 
 @pytest.mark.parametrize("place", ["training", "validation", "archive"])

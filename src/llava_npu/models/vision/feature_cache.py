@@ -48,8 +48,8 @@ class FeatureStore:
     def __contains__(self, image: ImagePath) -> bool:
         """Whether its file is there and whole; a damaged one is computed again."""
         try:
-            with safe_open(self._file(image), framework="pt"):  # reads the head, which says how long the file is
-                return True
+            with safe_open(self._file(image), framework="pt") as file:  # its head says how long it is and what it holds
+                return list(file.keys()) == ["features"]
         except (OSError, SafetensorError):
             return False
 
