@@ -183,7 +183,7 @@ def _why_torch_npu_fails(error: BaseException | None) -> str:
     while error is not None:
         for frame, _ in traceback.walk_tb(error.__traceback__):
             code = frame.f_code
-            if code.co_name == "<module>" and "torch_npu" in Path(code.co_filename).parts:
+            if code.co_name == "<module>" and "/torch_npu/" in Path(code.co_filename).as_posix():
                 return (str(error).strip().splitlines() or [type(error).__name__])[0]
         error = error.__cause__ or error.__context__
     return ""
