@@ -11,7 +11,6 @@ import io
 import logging
 import os
 import sys
-import traceback
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -40,6 +39,7 @@ from llava_npu.distributed.interruption import EXIT_STATUS, RunStopped
 from llava_npu.errors import UserError
 from llava_npu.files.home import expand_home
 from llava_npu.files.untrusted import printable
+from llava_npu.ops.torch_npu_failure import describe_failure, failure_in
 from llava_npu.version import __version__
 
 app = typer.Typer(
@@ -161,11 +161,10 @@ def run(app: typer.Typer) -> None:
         sys.stderr.close()
         sys.exit(141)
     except Exception as error:
-        if reason := _why_torch_npu_fails(error):
+        if failure := failure_in(error):
             typer.secho(
-                f"error: torch_npu is installed but cannot be imported ({printable(reason)}); source CANN's set_env.sh "
-                "and check that the torch_npu, torch and CANN versions belong together (llava-npu doctor). Without an "
-                "NPU, uninstall it: torch and accelerate import it wherever they find it.",
+                f"error: {printable(describe_failure(failure))} `llava-npu doctor` shows them. Without an NPU, "
+                "uninstall it: torch and accelerate import it wherever they find it.",
                 fg="red",
                 err=True,
             )
@@ -176,14 +175,3 @@ def run(app: typer.Typer) -> None:
             sys.stdout.close()  # what is left of the output has no room either
         typer.secho(f"error: {error.filename or 'the output'} cannot be written: {error.strerror}", fg="red", err=True)
         sys.exit(1)
-
-
-def _why_torch_npu_fails(error: BaseException | None) -> str:
-    """What was raised while torch_npu was imported, if that is what ended in `error`; "" otherwise."""
-    while error is not None:
-        for frame, _ in traceback.walk_tb(error.__traceback__):
-            code = frame.f_code
-            if code.co_name == "<module>" and "/torch_npu/" in Path(code.co_filename).as_posix():
-                return (str(error).strip().splitlines() or [type(error).__name__])[0]
-        error = error.__cause__ or error.__context__
-    return ""

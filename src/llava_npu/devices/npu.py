@@ -23,6 +23,7 @@ from llava_npu.devices.marks import Mark, QueueMark
 from llava_npu.devices.peaks import measured_tflops, published_tflops
 from llava_npu.devices.profiling import AscendProfiler, Profiler
 from llava_npu.errors import UserError
+from llava_npu.ops.torch_npu_failure import describe_failure
 
 _GLOBAL_HOOK = "torch_npu.contrib.transfer_to_npu"
 _HCCL_PORTS = 32  # HCCL takes 16 or 32 ports from its base port on, by release
@@ -188,8 +189,4 @@ def _torch_npu() -> tuple[ModuleType | None, str]:
         module.npu  # noqa: B018  a folder that an uninstallation left has none
         return module, ""
     except Exception as error:  # noqa: BLE001  a broken driver or CANN raises whatever it likes; it is reported
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        return None, (
-            f"torch_npu is installed but cannot be imported ({reason}); source CANN's set_env.sh and check that the "
-            "torch_npu, torch and CANN versions belong together."
-        )
+        return None, describe_failure(error)
