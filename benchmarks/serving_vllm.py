@@ -7,7 +7,7 @@
 vLLM needs an environment of its own (it pins torch and transformers). Without `--model`, a random model is made, with
 576 image tokens. Both servers compute in float32, vLLM eagerly, on the CPUs that this process may use, one after the
 other. Each request has an image of its own, 32 random tokens and an answer of exactly `--tokens` tokens
-(`ignore_eos`). With `--questions`, so many requests in a row are about one image, which comes before the question.
+(`ignore_eos`). With `--questions N`, N requests in a row are about one image, which comes before the question.
 Prints a table of tokens per second and of the time to the first token.
 """
 

@@ -201,7 +201,7 @@ def test_captions_are_of_images_alone(name: str, tmp_path: Path, monkeypatch: py
 
 
 @pytest.mark.parametrize("key", ["tool_calls", "reasoning_content"])
-def test_what_an_answer_has_beside_its_words_is_refused(key: str, processors: tuple[Any, Any]) -> None:
+def test_what_an_answer_has_next_to_its_words_is_refused(key: str, processors: tuple[Any, Any]) -> None:
     messages = FORMS["question, answer, question"].messages({"type": "image"})
     messages[1][key] = [{"id": "1"}]
     for processor in processors:

@@ -57,7 +57,7 @@ class LoraConfig(Section):
     """The adapters of the parts with `train: lora`. The defaults are those of LLaVA-1.5's LoRA recipe."""
 
     rank: int = Field(128, ge=1, description="Inner dimension of an adapter.")
-    # Not strict: whole numbers are numbers too.
+    # Not strict, so that YAML's whole numbers are taken for what is a float here.
     alpha: float = Field(256, gt=0, description="An adapter's output is scaled by alpha ÷ rank.", strict=False)
     dropout: float = Field(0.05, ge=0, lt=1, description="Dropout on an adapter's input in training.")
     use_dora: bool = Field(

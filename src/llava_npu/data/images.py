@@ -3,7 +3,7 @@
 What is done, and why:
 
 - EXIF orientation is applied: cameras store images lying and say how to turn them. EXIF data that cannot be read says
-  nothing: the pixels beside it are whole.
+  nothing: the pixels next to it are whole.
 - Transparency is laid on white, what such images were drawn for; merely dropping the alpha channel (LLaVA) shows
   colours that nobody was meant to see. Palettes are resolved first.
 - 16-bit greyscale is scaled to 8 bits. Pillow's own conversion clips it: almost all of the image turns white.

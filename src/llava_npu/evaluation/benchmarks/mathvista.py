@@ -191,7 +191,7 @@ def _credit(question: Question, rule: str, reading: str | None) -> float | None:
     if rule == "vlmevalkit":
         try:
             return float(float(reading) == float(question.answer))
-        except ValueError:  # the truth is no number
+        except ValueError:  # the truth is not a number
             return 0.0
     return float(reading == question.answer)
 

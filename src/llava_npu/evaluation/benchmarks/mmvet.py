@@ -20,7 +20,7 @@ from llava_npu.evaluation.statistics.accuracy import CATEGORY, L2_CATEGORY, OVER
 
 _RULE = "judge"
 _PROMPT_FILE = "judge_prompt.txt"
-# The first word, as in MM-Vet's notebook, labelled or not. What a list begins with ("1. It …") is no grade.
+# The first word, as in MM-Vet's notebook, labelled or not. What a list begins with ("1. It …") is not a grade.
 _SCORE = re.compile(
     r"[*_`\"'(\[|\s]*(?:(?:the\s+)?(?:correctness|score|grade)[*_`]*(?:\s+is)?\s*[:=|]?[*_`\s]*)?"
     r"([01](?:\.\d+)?|\.\d+)(?:\s*/\s*1(?:\.0+)?)?(?=\.?\s*$|[*_`\"')\]|,;:\s](?!\d|\s*(?:/|%|out\s+of\b)))",

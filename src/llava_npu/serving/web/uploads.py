@@ -24,7 +24,7 @@ MAX_TOTAL_BYTES = 2**30
 MAX_AGE_SECONDS = 3600
 READ_SECONDS = 20.0  # without a byte of a body
 BODY_SECONDS = 300.0  # for a whole one
-_MAX_EVENT_BYTES = 4 * 2**20  # of a body that is no upload: a question and the names of images
+_MAX_EVENT_BYTES = 4 * 2**20  # of a body that is not an upload: a question and the names of images
 _GRADIO_FOLDER = "GRADIO_TEMP_DIR"
 
 
@@ -119,7 +119,7 @@ class BodyLimit:
 
         try:
             await self._app(scope, receive_some, send_unless_refused)
-        except Exception:
+        except Exception:  # a request that was cut off ends in whatever Gradio raises for it; it is refused below
             if refusal is None:
                 raise
         if refusal is not None and not started:
