@@ -29,7 +29,6 @@ from llava_npu.evaluation.questions import Question
 from llava_npu.evaluation.run import EvaluationOptions, evaluate
 from llava_npu.inference import engine, features
 from llava_npu.inference.features import FeatureCache
-from llava_npu.inference.prefix_cache import BLOCK
 from llava_npu.models.loaded import LoadedModel
 from support.evaluation_samples import circular_rows, plain_image, question_row, write_tsv
 
@@ -158,7 +157,7 @@ def test_rotations_share_the_scores_of_their_options(tiny: LoadedModel, question
     # Of 3 rotations with 3 options each: the question and an option once, then the two other options.
     whole, rest = tokens
     longest = max(len(tiny.processor.tokenizer.tokenize(option)) for option in questions[0].options.values())
-    assert rest <= 2 * (BLOCK + longest + 2) < whole
+    assert rest <= 2 * (longest + 2) < whole
 
 
 def test_likelihood_of_letters_sees_the_options(tiny: LoadedModel, questions: list[Question]) -> None:

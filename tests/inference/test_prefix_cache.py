@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from llava_npu.inference.detokenize import stopping_arguments
 from llava_npu.inference.engine import InferenceEngine, offline_engine
-from llava_npu.inference.prefix_cache import BLOCK, block_keys
+from llava_npu.inference.prefix_cache import prefix_keys
 from llava_npu.inference.prompts import prepare_prompt
 from llava_npu.inference.request import ImageInput, Prompt, Request, Sampling
 from llava_npu.inference.runner import Prefill
@@ -82,7 +82,7 @@ def test_turns_of_a_conversation_compute_their_image_once(loaded: LoadedModel, p
         final = answer(engine, last)
     assert work.tower == [1]
     prefills = [tokens for tokens in work.language if tokens > 1]
-    assert sum(prefills) < len(last.input_ids) + 3 * BLOCK  # every token once, but for the ends of blocks
+    assert sum(prefills) <= len(last.input_ids) + 3  # every token once, but for the answers' ends
     assert final == answer(without_sharing(loaded), last)
 
 
@@ -98,6 +98,21 @@ def test_users_who_ask_about_one_image_compute_it_once(loaded: LoadedModel, pict
     assert texts == [answer(without_sharing(loaded), prompt) for prompt in prompts]
 
 
+@pytest.mark.parametrize("before", ["", "a", "a b", "a b c", "a b c d"])
+def test_questions_that_differ_right_behind_an_image_share_it(
+    loaded: LoadedModel, pictures: list[Image.Image], before: str
+) -> None:
+    """Wherever the image ends."""
+    engine = InferenceEngine(loaded, max_batch=4)
+    one, other = [
+        prepare_prompt(engine.processor, [{"from": "human", "value": f"{before} <image>{word}?"}], pictures[:1])
+        for word in ("Red", "Why")
+    ]
+    answer(engine, one)
+    assert engine.runner.num_cached(other) >= other.images[0].end
+    assert answer(engine, other) == answer(without_sharing(loaded), other)
+
+
 def test_another_image_is_not_taken_for_the_same(loaded: LoadedModel, pictures: list[Image.Image]) -> None:
     engine = InferenceEngine(loaded, max_batch=4)
     prompts = [ask(engine, [LONG], [picture]) for picture in pictures]
@@ -107,7 +122,7 @@ def test_another_image_is_not_taken_for_the_same(loaded: LoadedModel, pictures: 
 
 
 def test_memory_is_bounded_and_what_was_used_longest_ago_goes(loaded: LoadedModel, pictures: list[Image.Image]) -> None:
-    room = 20 * BLOCK
+    room = 160
     engine = InferenceEngine(loaded, max_batch=2, prefix_tokens=room)
     prompts = [ask(engine, [LONG], [picture]) for picture in pictures[:3]]
     assert room / 2 < len(prompts[0].input_ids) < room
@@ -117,7 +132,7 @@ def test_memory_is_bounded_and_what_was_used_longest_ago_goes(loaded: LoadedMode
         assert [answer(engine, prompt) for prompt in prompts] == expected
         assert cached(prompts[2]) > len(prompts[2].input_ids) / 2
         assert cached(prompts[0]) == 0
-    assert len(engine.runner._prefixes._slots) <= room // BLOCK
+    assert len(engine.runner._prefixes._slots) <= room
 
 
 def test_rows_that_grow_keep_what_they_hold(loaded: LoadedModel, pictures: list[Image.Image]) -> None:
@@ -184,20 +199,20 @@ def test_states_behind_a_cached_prefix_are_those_of_the_whole_prompt(
             torch.testing.assert_close(states, whole, atol=2e-4, rtol=1e-3)
 
 
-sequences = st.lists(st.integers(0, 1), min_size=0, max_size=4 * BLOCK)
+sequences = st.lists(st.integers(0, 1), min_size=0, max_size=12)
 
 
-@given(sequences, sequences, st.sampled_from(["a", "b"]), st.sampled_from(["a", "b"]), st.integers(0, 3 * BLOCK))
+@given(sequences, sequences, st.sampled_from(["a", "b"]), st.sampled_from(["a", "b"]), st.integers(0, 9))
 def test_keys_agree_as_far_as_tokens_and_images_do(
     one: list[int], other: list[int], first: str, second: str, start: int
 ) -> None:
     common = next((at for at, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
     if first != second:
         common = min(common, start)
-    keys = [block_keys(tokens, [ImageInput(key, (8, 8), start, 4)]) for tokens, key in ((one, first), (other, second))]
-    assert [len(each) for each in keys] == [len(one) // BLOCK, len(other) // BLOCK]
+    keys = [prefix_keys(tokens, [ImageInput(key, (8, 8), start, 4)]) for tokens, key in ((one, first), (other, second))]
+    assert [len(each) for each in keys] == [len(one), len(other)]
     agree = [a == b for a, b in zip(*keys, strict=False)]
-    assert agree == [(number + 1) * BLOCK <= common for number in range(len(agree))]
+    assert agree == [number < common for number in range(len(agree))]
 
 
 def test_outputs_are_computed_and_images_stay_whole() -> None:

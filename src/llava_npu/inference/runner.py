@@ -10,7 +10,7 @@ import torch
 
 from llava_npu.inference.features import FeatureCache
 from llava_npu.inference.kv_cache import KVCache
-from llava_npu.inference.prefix_cache import BLOCK, PrefixCache, block_keys
+from llava_npu.inference.prefix_cache import PrefixCache, prefix_keys
 from llava_npu.inference.request import ImageInput, Prompt
 from llava_npu.models.loaded import LoadedModel
 from llava_npu.ops.attention.transformers_interface import ATTENTION_NAME
@@ -82,8 +82,8 @@ class ModelRunner:
 
     def num_cached(self, prompt: Prompt) -> int:
         """How many tokens of a prompt would not be computed."""
-        keys = block_keys(prompt.input_ids, prompt.images)
-        return Prefill(0, prompt).usable(BLOCK * self._num_known(keys))
+        keys = prefix_keys(prompt.input_ids, prompt.images)
+        return Prefill(0, prompt).usable(self._num_known(keys))
 
     def prefill(self, prefills: Sequence[Prefill]) -> list[torch.Tensor]:
         """Computes sequences; what several begin with alike is computed by the first of them.
@@ -94,13 +94,13 @@ class ModelRunner:
             For each the hidden states of its last `num_outputs` tokens, (num_outputs, hidden size).
         """
         hidden: dict[int, torch.Tensor] = {}
-        keys = [block_keys(each.prompt.input_ids, each.prompt.images) for each in prefills]
+        keys = [prefix_keys(each.prompt.input_ids, each.prompt.images) for each in prefills]
         pending = list(range(len(prefills)))
         while pending:
             starts, pending = self._without_waiting(prefills, keys, pending)
             for number, start in starts.items():  # before anything new is kept, which could displace it
                 if start:
-                    self._prefixes.restore(prefills[number].row, keys[number][: -(-start // BLOCK)])
+                    self._prefixes.restore(prefills[number].row, keys[number][:start])
             for portion in self._portions({n: prefills[n].num_tokens - start for n, start in starts.items()}):
                 outputs = self._compute([prefills[n] for n in portion], [starts[n] for n in portion])
                 hidden.update(zip(portion, outputs, strict=True))
@@ -117,8 +117,8 @@ class ModelRunner:
         being_computed: set[bytes] = set()
         for number in pending:
             each = prefills[number]
-            start = each.usable(BLOCK * self._num_known(keys[number]))
-            saved = each.usable(BLOCK * self._num_known(keys[number], being_computed)) - start
+            start = each.usable(self._num_known(keys[number]))
+            saved = each.usable(self._num_known(keys[number], being_computed)) - start
             if saved >= max(_WORTH_WAITING_TOKENS, (each.num_tokens - start) / _WORTH_WAITING):
                 later.append(number)
             else:
@@ -145,10 +145,10 @@ class ModelRunner:
 
     def keep(self, row: int, tokens: Sequence[int], images: Sequence[ImageInput]) -> None:
         """Keeps a sequence, all of whose tokens are in its row, for those that begin alike."""
-        self._prefixes.save(row, block_keys(tokens, images))
+        self._prefixes.save(row, prefix_keys(tokens, images))
 
     def _num_known(self, keys: Sequence[bytes], more: Set[bytes] = frozenset()) -> int:
-        """How many blocks at the beginning are cached, or in `more`."""
+        """How many tokens at the beginning are cached, or in `more`."""
         unknown = (place for place, key in enumerate(keys) if key not in self._prefixes and key not in more)
         return next(unknown, len(keys))
 
