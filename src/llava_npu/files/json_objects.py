@@ -65,6 +65,20 @@ def read_json_lines(path: Path, advice: str) -> list[dict[str, Any]]:
     return objects
 
 
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """For `json.loads(…, object_pairs_hook=unique_keys)`: JSON's own rule is that the last of two equal keys counts.
+
+    Raises:
+        ValueError: a key is given twice.
+    """
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f"the key {twice!r} is given twice; keep one of them")
+    return values
+
+
 def flatten(values: Mapping[str, Any], whole: Collection[str] = (), prefix: str = "") -> dict[str, Any]:
     """An object without nested ones: their keys are joined by dots. Values of the keys in `whole` stay as they are."""
     flat: dict[str, Any] = {}

@@ -96,6 +96,8 @@ def test_how_a_key_is_written_does_not_matter(key: str) -> None:
         (_messages(thinking_blocks=["Hm."]), r"messages\[1\]: 'thinking_blocks' .* it would not be learned"),
         (_messages(value="No."), r"messages\[1\] has both 'value' and 'content', which differ"),
         (_messages([{"type": "image", "image": "1.png", "text": "What?"}]), r"messages\[0\]: part 0 is .*allowed are"),
+        (_messages(label=False), r"messages\[1\]: 'label' is False .* marked as bad would be learned as a good answer"),
+        (_messages(**{"from": "human"}), r"messages\[1\] has both 'from' and 'role', which differ"),
         (_messages(thought="Hm."), r"messages\[1\]: 'thought' is 'Hm.'; it would not be learned"),
         (_messages([{"type": "text", "text": "What?", "image": "a.png"}]), r"messages\[0\]: part 0: 'image' is"),
     ],
@@ -115,6 +117,11 @@ def test_what_cannot_be_learned_is_refused(messages: list[dict[str, Any]], messa
         ("img", "a.png"),
         ("tools", "[]x"),
         ("rejected_response", "No."),
+        ("label", False),
+        ("is_correct", False),
+        ("rejects", ["No."]),
+        ("preference", 2),
+        ("negative_messages", [[{"role": "user"}]]),
         ("objects", {"bbox": [[0, 0, 1, 1]]}),
         ("Video", "v.mp4"),
         ("videoPath", "v.mp4"),
@@ -154,8 +161,10 @@ def test_what_does_not_matter_is_silent() -> None:
     _parse(messages=_messages(), imageid=7, imageWidth=640, imagine="yes", village="x", usage="x")
     _parse(messages=_messages(), id="a.jpg", source="a.html", shots=[], note="It is a.png\nor not")
     _parse(messages=_messages("<image>\nWhat?"), image="a.png", file_name="b.png")
-    _parse(messages=_messages(), image_id=7, video_id="x", label="cat", frames=[], weight=0.5, length=3)
-    _parse(messages=_messages(), train=True, masked=False, skip=0, weight=1, training_source="x", trainer="y")
+    _parse(messages=_messages(), image_id=7, video_id="x", label="False", frames=[], weight=0.5, length=3)
+    _parse(
+        messages=_messages(), train=True, label=True, masked=False, skip=0, weight=1, training_source="x", trainer="y"
+    )
     _parse(messages=_messages("How do I write ![this](a.png), [image] or <img> in a README?"))
     _parse(messages=_messages("<image>\nWhat?"), image="a.png", image_url="https://example.org/a.png")
     _parse(messages=_messages("How does HTML's <video> work?\n<video>\n</video>"))

@@ -174,11 +174,14 @@ def test_a_file_changed_while_it_is_in_use(path: Path) -> None:
         records[2]
 
 
+TWICE = b'{"image": "a.png", "image": "b.png", "conversations": []}'
+
+
 def test_bad_records_stand_alone(tmp_path: Path) -> None:
     """One bad line is one bad record: the others are read."""
     path = tmp_path / "train.jsonl"
     good = json.dumps(record(0)).encode()
-    path.write_bytes(b"\n".join([good, b'{"id": ', b'{"id": "caf\xe9"}', b"3", b"[" * 100_000, good]))
+    path.write_bytes(b"\n".join([good, b'{"id": ', b'{"id": "caf\xe9"}', b"3", b"[" * 100_000, good, TWICE]))
     records = open_records(path)
     kinds = []
     for number in range(1, 5):
@@ -187,5 +190,7 @@ def test_bad_records_stand_alone(tmp_path: Path) -> None:
         kinds.append(raised.value.kind)
         assert str(path) in str(raised.value)
         assert f"line {number + 1}" in str(raised.value)
+    with pytest.raises(RecordError, match=r"line 7.*: the key 'image' is given twice; keep one"):
+        records[6]
     assert kinds == ["unreadable record", "unreadable record", "malformed record", "unreadable record"]
     assert records[0].id == records[5].id == "r0"

@@ -174,3 +174,11 @@ def test_without_pyarrow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 def test_an_empty_folder(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="it is a folder, and holds neither Parquet files nor a saved dataset"):
         open_records(tmp_path)
+
+
+@pytest.mark.parametrize("column", ["rejected", "tools", "img"])
+def test_columns_that_a_record_must_not_have_are_seen(column: str, tmp_path: Path) -> None:
+    turns = [{"from": "human", "value": "What?"}, {"from": "gpt", "value": "A cat."}]
+    parquet.write_table(table(conversations=[turns], **{column: ["No."]}), tmp_path / "t.parquet")
+    with pytest.raises(UserError, match=rf"t\.parquet:row 0 .*'{column}' is 'No\.'"):
+        open_records(tmp_path / "t.parquet")[0]

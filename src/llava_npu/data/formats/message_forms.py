@@ -49,6 +49,7 @@ _NO_LOSS_SCALE = "only whole answers can be excluded from the loss, by 'loss': f
 _NO_REASONING = "it would not be learned: put it into the answer's text, or remove it"
 _NO_TOOLS = "tool calls are not learned: write them into the answer's text, or remove the record"
 _NO_PREFERENCES = "preferences are not learned: keep the chosen answer, and remove it"
+_NO_BAD_ANSWERS = "what is marked as bad would be learned as a good answer: remove the record"
 _NO_ONE_ANSWER = "it would not be heeded: exclude answers one by one, by 'loss': false in their turns, or remove it"
 _NO_SYSTEM = (
     "templates bring their own system prompt; move its words into the first question, or remove it (and choose a "
@@ -59,7 +60,13 @@ _IMAGE_KEY = rf"(images?|imgs?|pictures?|pics?|photos?|media|pixel_values){_SUFF
 _Patterns = tuple[tuple[str, str], ...]  # of keys in snake case, and what to do about them
 _IMAGE_KEYS: _Patterns = ((_IMAGE_KEY, "rename it to 'image'"),)
 _MEDIA = (rf"(videos?|audios?|sounds?|speech|frames){_SUFFIX}", _NO_MEDIA)
-_PREFERENCES = (r"(\w+_)?rejected(_\w+)?|chosen(_\w+)?|dispreferred(_\w+)?|kto_tag", _NO_PREFERENCES)
+_PREFERENCES = (
+    r"(\w+_)?reject(ed|s)?(_\w+)?|chosen(_\w+)?|(non_|dis)?preferred(_\w+)?|preferences?|output_\d|kto_tag"
+    r"|(positive|negative)_messages",
+    _NO_PREFERENCES,
+)
+# TRL and ms-swift (KTO) have good and bad answers side by side.
+_APPROVED = (r"label|(is_)?(correct|good|desirable|accepted|approved)", _NO_BAD_ANSWERS)
 _MEDIA_NAME = re.compile(
     r"[^\n]{1,300}\.(jpe?g|png|gif|webp|bmp|tiff?|avif|mp4|avi|mov|mkv|webm|wav|mp3|flac|m4a|ogg)", re.IGNORECASE
 )
@@ -69,6 +76,7 @@ _RECORD_KEYS: _Patterns = (
     _MEDIA,
     _SYSTEM,
     _PREFERENCES,
+    _APPROVED,
     ("tools|functions|tool_calls?|function_calls?", _NO_TOOLS),
     (r"reasoning(_\w+)?|thinking(_\w+)?|cot|chain_of_thought", _NO_REASONING),
     ("loss|loss_mask|loss_scale|weights", _NO_ONE_ANSWER),
@@ -80,6 +88,7 @@ _TURN_KEYS: _Patterns = (
     _MEDIA,
     _SYSTEM,
     _PREFERENCES,
+    _APPROVED,
     ("tools?|tool_calls?|function_calls?", _NO_TOOLS),
     (r"reasoning(_\w+)?|thinking(_\w+)?|think|thoughts?|cot|chain_of_thought|rationale|refusal", _NO_REASONING),
     (rf"(?!({'|'.join((*_LEARNED_KEYS, *_EXCLUDED_KEYS))})$){_LOSS_KEY}|train_detail", _NO_LOSS_SCALE),
@@ -148,6 +157,8 @@ def _convert_turn(turn: Mapping[str, Any], where: str, listed: Iterator[Any], or
     role = turn.get("from", turn.get("role"))
     if role == "system":
         raise RecordError(f"{where} is a system message; {_NO_SYSTEM}")
+    if isinstance(other := turn.get("role"), str) and _ROLES.get(other, other) != _ROLES.get(role, role):
+        raise RecordError(f"{where} has both 'from' and 'role', which differ; keep one of them")
     _refuse_keys(turn, where, _TURN_KEYS)
     if turn.get("value") is not None and turn.get("content") not in (None, turn["value"]):
         raise RecordError(f"{where} has both 'value' and 'content', which differ; keep one of them")
@@ -178,8 +189,10 @@ def _refuse_keys(values: Mapping[str, Any], where: str, refused: _Patterns) -> N
 
 
 def _is_neutral(key: Any, value: Any, fix: str) -> bool:
-    """Whether a key about the loss of a whole record says only what holds anyway: "weight": 1, "masked": false."""
+    """Whether a key says only what holds anyway: "weight": 1 or "masked": false of a record, "label": true."""
     name = _snake_case(key)
+    if fix is _NO_BAD_ANSWERS:
+        return value is not False  # others, the text "False" too, are classes
     if fix is not _NO_ONE_ANSWER or name == "loss":
         return False
     if name == "weight":

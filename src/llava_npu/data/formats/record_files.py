@@ -22,6 +22,7 @@ from llava_npu.data.formats.json_spans import Span, line_spans, list_spans
 from llava_npu.data.tools.defects import RecordError
 from llava_npu.errors import UserError
 from llava_npu.files.cache import build_once, cache_root
+from llava_npu.files.json_objects import unique_keys
 
 LINE_SUFFIXES = (".jsonl", ".ndjson")
 # Smaller files are indexed again in a fraction of a second, and leave nothing in the cache.
@@ -73,7 +74,7 @@ class JsonEntries:
         origin = f"{self.path}:record {index}" + (f" (line {line})" if self._lines else "")
         raw = os.pread(_open(self.path, self._identity, os.getpid()).fileno(), length, start)
         try:
-            return origin, json.loads(raw.decode())
+            return origin, json.loads(raw.decode(), object_pairs_hook=unique_keys)
         except UnicodeDecodeError as error:
             raise RecordError(
                 f"{origin}: {self.path} is not UTF-8 at byte {start + error.start} ({error.reason}); save the file as "
@@ -86,7 +87,10 @@ class JsonEntries:
                 "a .jsonl file holds one object per line",
                 "unreadable record",
             ) from error
-        except (RecursionError, ValueError) as error:  # nested too deeply; a number of thousands of digits
+        except (
+            RecursionError,
+            ValueError,
+        ) as error:  # nested too deeply; a number of thousands of digits; a key given twice
             raise RecordError(f"{origin} is not a JSON record: {error}", "unreadable record") from error
 
     def _span(self, index: int) -> Span:

@@ -27,7 +27,7 @@ from llava_npu.files.cache import build_once, cache_root
 TABLE_SUFFIXES = (".parquet", ".arrow")
 IMAGE_COLUMNS = ("image", "images")
 _TABLE = "table.arrow"
-_TABLE_FORMAT = 1
+_TABLE_FORMAT = 2
 _ROWS_PER_BATCH = 1024
 _SPLIT = re.compile(r"(.+?)-\d{5}-of-\d{5}")
 
@@ -198,16 +198,14 @@ def _convert(file: Path, folder: Path) -> None:
     from pyarrow import parquet
 
     try:
-        with parquet.ParquetFile(file) as source:
-            wanted = [
-                name
-                for name in source.schema_arrow.names
-                if name in (*CONVERSATION_KEYS, *IMAGE_COLUMNS, "id", "system")
-            ] or source.schema_arrow.names
-            schema = pyarrow.schema([source.schema_arrow.field(name) for name in wanted])
-            with pyarrow.OSFile(str(folder / _TABLE), "wb") as sink, pyarrow.ipc.new_file(sink, schema) as writer:
-                for batch in source.iter_batches(_ROWS_PER_BATCH, columns=wanted, use_threads=False):
-                    writer.write_batch(batch)
+        # All columns: what a record must not hold ("rejected", "tools") is seen only where it is kept.
+        with (
+            parquet.ParquetFile(file) as source,
+            pyarrow.OSFile(str(folder / _TABLE), "wb") as sink,
+            pyarrow.ipc.new_file(sink, source.schema_arrow) as writer,
+        ):
+            for batch in source.iter_batches(_ROWS_PER_BATCH, use_threads=False):
+                writer.write_batch(batch)
     except (pyarrow.ArrowException, OSError) as error:
         raise UserError(f"{file}: not a Parquet file, or a damaged one: {error}") from error
 

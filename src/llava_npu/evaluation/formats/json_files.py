@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from llava_npu.errors import UserError, nearest
+from llava_npu.files.json_objects import unique_keys
 
 
 @dataclass(frozen=True)
@@ -142,8 +143,8 @@ def read_text(path: Path) -> tuple[bytes, str]:
 
 def _parse(text: str, where: str) -> Any:
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:  # ValueError: a number of thousands of digits too
+        return json.loads(text, object_pairs_hook=unique_keys)
+    except (ValueError, RecursionError) as error:  # ValueError: also a number of thousands of digits, a key given twice
         raise UserError(f"{where}: not valid JSON: {error}.") from error
 
 
