@@ -57,6 +57,14 @@ WRITERS: dict[str, Callable[[Path], Path]] = {
 }
 
 
+def test_tars_one_behind_the_other_in_a_file(tmp_path: Path) -> None:
+    first, second = (write_tar(tmp_path / name, {name: FILES["blue.png"]}) for name in ("a", "b"))
+    joined = tmp_path / "joined.tar"
+    joined.write_bytes(first.read_bytes() + second.read_bytes() + b"no tar")
+    archive = open_archive(joined)
+    assert [archive.locate(name, "rec").read_bytes() for name in ("a", "b")] == [FILES["blue.png"]] * 2
+
+
 @pytest.mark.parametrize("kind", WRITERS)
 def test_members_are_read_at_random(kind: str, tmp_path: Path) -> None:
     archive = open_archive(WRITERS[kind](tmp_path))

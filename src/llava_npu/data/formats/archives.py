@@ -40,6 +40,7 @@ _ZIP_HEADER = struct.Struct("<4s5H3I2H")  # the local file header before each me
 _RAW, _DEFLATED, _DEAD_LINK = 0, 8, -1
 _UTF8_NAME = 0x800  # the flag of a zip member
 _LONGEST_LINK = 4096
+_ZEROS_AT_ONCE = 1 << 20  # bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,9 +218,8 @@ def _tar_members(path: Path) -> Iterator[Member]:
     places: dict[str, Place] = {}  # for links; a hard link is how tar stores a second copy
     links: dict[str, str] = {}
     try:
-        with path.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as archive:
-            for member in archive:
-                archive.members = []  # type: ignore[attr-defined]  # it would keep a large object per member
+        with path.open("rb") as file:
+            for member in _headers(file):
                 target = _normal(_readings(member.linkname)[0])
                 for name in map(_normal, _readings(member.name)):
                     if member.isreg() and not member.issparse():
@@ -236,13 +236,39 @@ def _tar_members(path: Path) -> Iterator[Member]:
                         continue
                     links.pop(name, None)
                     yield name, *places[name]
+    except (tarfile.TarError, OSError, EOFError) as error:
+        raise UserError(f"image_root {path}: not a tar file, or a damaged one: {error}") from error
+    yield from _resolve(links, places)
+
+
+def _headers(file: BinaryIO) -> Iterator[tarfile.TarInfo]:
+    """The members of a tar, and of those that stand behind it in the file: `cat a.tar b.tar` makes such."""
+    start: int | None = 0
+    while start is not None:
+        file.seek(start)
+        with tarfile.open(fileobj=file, mode="r:") as archive:
+            for member in archive:
+                archive.members = []  # type: ignore[attr-defined]  # it would keep a large object per member
+                yield member
             # tarfile takes a damaged header for the end of the archive, which is a block of zeros.
             end = os.pread(file.fileno(), tarfile.BLOCKSIZE, archive.offset)
             if end != bytes(tarfile.BLOCKSIZE):
                 raise tarfile.ReadError(f"no member and no end at byte {archive.offset:,}")
-    except (tarfile.TarError, OSError, EOFError) as error:
-        raise UserError(f"image_root {path}: not a tar file, or a damaged one: {error}") from error
-    yield from _resolve(links, places)
+            start = _next_archive(file, archive.offset)
+
+
+def _next_archive(file: BinaryIO, end: int) -> int | None:
+    """Where behind the zeros at `end` another tar begins; what is no header there belongs to no archive."""
+    while chunk := os.pread(file.fileno(), _ZEROS_AT_ONCE, end):
+        filled = chunk.lstrip(b"\0")
+        end += len(chunk) - len(filled)
+        if filled:
+            start = end - end % tarfile.BLOCKSIZE
+            with suppress(tarfile.HeaderError):
+                tarfile.TarInfo.frombuf(os.pread(file.fileno(), tarfile.BLOCKSIZE, start), "utf-8", "surrogateescape")
+                return start
+            return None
+    return None
 
 
 def _zip_members(path: Path) -> Iterator[Member]:
