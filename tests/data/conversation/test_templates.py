@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from transformers import PreTrainedTokenizerBase
 
+from llava_npu.data.conversation import chat_template
 from llava_npu.data.conversation.labels import IGNORE_INDEX, encode_conversation, encode_prompt
 from llava_npu.data.conversation.templates import ALIASES, TEMPLATES, get_template
 from llava_npu.errors import UserError
@@ -26,6 +27,26 @@ def test_aliases_lead_to_templates() -> None:
     assert get_template("llava_llama_2").name == "llama_2"
     assert get_template("mpt").name == "chatml"
     assert get_template("mistral_direct").opening == "<|im_start|>system\nAnswer the questions.<|im_end|>"
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
+        "{{ 9 ** (9 ** (9 ** 9)) }}",
+        "{{ 'x' * 10 ** 12 }}",
+        "{% set n = namespace(text='x') %}{% for i in range(50) %}{% set n.text = n.text + n.text %}{% endfor %}",
+    ],
+    ids=["loops", "power", "repeated", "doubled"],
+)
+def test_a_chat_template_without_bounds(
+    program: str, llama: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chat_template, "_MOST_SECONDS", 1)
+    tokenizer = copy.copy(llama)
+    tokenizer.chat_template = program
+    with pytest.raises(UserError, match="chat template does not render one question within 1 seconds and 1 GiB"):
+        chat_template.takes_parts(tokenizer)
 
 
 AUTHORS = {

@@ -7,7 +7,13 @@ and including the first special token behind the answer's words, is what the mod
 
 from __future__ import annotations
 
+import os
+import resource
+import signal
+import sys
+import warnings
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llava_npu.data.conversation.special_tokens import special_texts
@@ -21,6 +27,8 @@ if TYPE_CHECKING:
 _CHAT_ROLES = {"human": "user", "gpt": "assistant"}
 _OTHERWISE = "use a named template such as 'chatml' or 'v1'"
 _PROBE = "What is shown here"
+_MOST_SECONDS, _MOST_BYTES = 10, 2**30  # that a template may take for one question
+_NO_ANSWER = 3
 _takes_parts: dict[str, bool | None] = {}  # by chat template
 
 
@@ -118,10 +126,45 @@ def takes_parts(tokenizer: PreTrainedTokenizerBase) -> bool | None:
     template = str(tokenizer.chat_template)
     if template not in _takes_parts:
         text = f"{IMAGE_MARK}\n{_PROBE}"
-        contents = {False: text, True: as_parts(text)}
-        kept = [form for form, content in contents.items() if _keeps_probe(content, tokenizer)]
-        _takes_parts[template] = kept[0] if kept else None
+        contents = [text, as_parts(text)]
+
+        def first_kept() -> int:
+            kept = (number for number, content in enumerate(contents) if _keeps_probe(content, tokenizer))
+            return next(kept, len(contents))
+
+        _takes_parts[template] = (False, True, None)[_within_bounds(first_kept)]
     return _takes_parts[template]
+
+
+def _within_bounds(ask: Callable[[], int]) -> int:
+    """What `ask` finds out (0 to 2) by running a template, which is another's program: in a process that can be ended.
+
+    Raises:
+        UserError: it takes too long, or too much memory.
+    """
+    if sys.platform != "linux":
+        return ask()
+    with warnings.catch_warnings():  # of other threads, which the process lacks; it needs none
+        warnings.simplefilter("ignore", DeprecationWarning)
+        process = os.fork()
+    if not process:
+        answer = _NO_ANSWER
+        try:
+            signal.signal(signal.SIGALRM, signal.SIG_DFL)
+            signal.alarm(_MOST_SECONDS)
+            pages = int(Path("/proc/self/statm").read_text().split()[0])
+            most = pages * resource.getpagesize() + _MOST_BYTES
+            resource.setrlimit(resource.RLIMIT_AS, (most, resource.getrlimit(resource.RLIMIT_AS)[1]))
+            answer = ask()
+        finally:
+            os._exit(answer)
+    answer = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+    if answer not in range(_NO_ANSWER):
+        raise UserError(
+            f"the tokenizer's chat template does not render one question within {_MOST_SECONDS} seconds and "
+            f"{_MOST_BYTES >> 30} GiB of memory: it may loop for ever. Repair it, or {_OTHERWISE}"
+        )
+    return answer
 
 
 def as_parts(text: str) -> list[dict[str, str]]:
@@ -140,6 +183,8 @@ def _keeps_probe(content: Any, tokenizer: PreTrainedTokenizerBase) -> bool:
         rendered = tokenizer.apply_chat_template(
             [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
         )
+    except MemoryError:
+        raise
     except Exception:  # noqa: BLE001  a template is a program, and may fail as any does
         return False
     return _PROBE in rendered and str(rendered).count(IMAGE_MARK) == 1
