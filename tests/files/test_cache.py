@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from llava_npu.files.cache import build_once
+from llava_npu.errors import UserError
+from llava_npu.files.cache import build_once, locked_in_cache
 
 
 @pytest.mark.parametrize(
@@ -37,3 +38,9 @@ def test_a_damaged_folder_is_built_again(tmp_path: Path, damage: Callable[[Path]
     build_once(folder, build)
     assert len(built) == 2
     assert (folder / "deep/index").read_bytes() == b"index"
+
+
+def test_a_file_in_place_of_the_cache_is_named(tmp_path: Path) -> None:
+    (tmp_path / "cache").touch()
+    with pytest.raises(UserError, match=r"cannot write the cache folder .*cache/a: Not a directory.*LLAVA_NPU_CACHE"):
+        locked_in_cache(tmp_path / "cache/a/.lock").__enter__()

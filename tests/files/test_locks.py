@@ -47,6 +47,12 @@ def test_another_process_is_kept_out_until_the_owner_is_killed(tmp_path: Path, h
         pass
 
 
+def test_a_folder_in_place_of_the_lock_is_named(tmp_path: Path) -> None:
+    (tmp_path / ".lock").mkdir()
+    with pytest.raises(UserError, match=r"\.lock is a folder, and has to be a lock file: remove it"):
+        locked(tmp_path / ".lock").__enter__()
+
+
 def test_a_file_system_without_locks_lets_everyone_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import fcntl
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from rich.console import Console
-from safetensors.torch import save
+from safetensors.torch import save, save_file
 
 from llava_npu import UserError
 from llava_npu.config import DataConfig, RunConfig
@@ -196,6 +196,12 @@ def test_kept_features_that_are_damaged_are_computed_again(tmp_path: Path) -> No
     for content in (b"", file.read_bytes()[:-4], save({"other": torch.zeros(1)})):
         file.write_bytes(content)
         assert image not in store
+    save_file({"features": torch.full((1, 4, 8), torch.nan)}, file)
+    with pytest.raises(UserError, match=r"image: its vision features in .* were not all finite numbers"):
+        store[image]
+    assert image not in store
+    with pytest.raises(UserError, match="image: its vision features are not all finite numbers"):
+        store.put(image, torch.full((1, 4, 8), torch.inf))
 
 
 @pytest.mark.parametrize("place", ["training", "validation", "archive"])

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -52,13 +53,32 @@ def build_once(
     if is_usable():
         return folder
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with locked(folder.parent / f".{folder.name}.lock"):
+        with locked_in_cache(folder.parent / f".{folder.name}.lock"):
             if not is_usable():
                 write_folder(folder, build_and_measure, advice=_ADVICE)
     except OSError as error:
-        raise UserError(f"cannot write the cache folder {folder}: {error.strerror or error}. {_ADVICE}.") from error
+        raise _unwritable(folder, error) from error
     return folder
+
+
+@contextmanager
+def locked_in_cache(lock: Path) -> Iterator[None]:
+    """Makes the folder of a lock file in the cache, and holds the lock: another process that needs it waits.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    with ExitStack() as stack:
+        try:
+            lock.parent.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(locked(lock))
+        except OSError as error:
+            raise _unwritable(lock.parent, error) from error
+        yield
+
+
+def _unwritable(folder: Path, error: OSError) -> UserError:
+    return UserError(f"cannot write the cache folder {folder}: {error.strerror or error}. {_ADVICE}.")
 
 
 def _sizes(folder: Path) -> dict[str, int]:

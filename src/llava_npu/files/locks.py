@@ -25,7 +25,7 @@ def locked(path: Path, *, busy: str | None = None, patience: float = 0) -> Itera
         patience: seconds to wait before saying so, for a process that was just killed and may take a moment to end.
 
     Raises:
-        UserError: another process is inside.
+        UserError: another process is inside, or `path` is a folder.
     """
     lock = FileLock(path, timeout=-1 if busy is None else patience)
     try:
@@ -33,6 +33,8 @@ def locked(path: Path, *, busy: str | None = None, patience: float = 0) -> Itera
     except Timeout:
         raise UserError(f"{busy}") from None
     except OSError as error:
+        if path.is_dir():
+            raise UserError(f"{path} is a folder, and has to be a lock file: remove it, and start again.") from error
         if error.errno not in _NO_LOCKS:
             raise
     try:

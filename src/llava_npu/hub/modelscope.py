@@ -23,9 +23,8 @@ from tqdm.auto import tqdm
 
 from llava_npu.errors import UserError
 from llava_npu.files.atomic import write_folder
-from llava_npu.files.cache import cache_root
+from llava_npu.files.cache import cache_root, locked_in_cache
 from llava_npu.files.json_objects import read_json
-from llava_npu.files.locks import locked
 from llava_npu.hub.folders import missing_file
 from llava_npu.hub.models import HubModel, ignored_patterns, unreachable, wanted_patterns
 
@@ -49,8 +48,7 @@ def fetch_from_modelscope(model: HubModel, field: str, *, weights: bool, refresh
                 return found
     if constants.HF_HUB_OFFLINE:
         raise unreachable(model, field, "HF_HUB_OFFLINE is set.")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with locked(folder.parent / f".{folder.name}.lock"):
+    with locked_in_cache(folder.parent / f".{folder.name}.lock"):
         if folder.is_dir() and not refresh:  # another process fetched it meanwhile
             return folder
         try:

@@ -23,8 +23,8 @@ from llava_npu.data.image_roots import ImagePath
 from llava_npu.data.images import image_size, load_image
 from llava_npu.errors import UserError
 from llava_npu.files.atomic import replacing
-from llava_npu.files.cache import cache_root
-from llava_npu.files.locks import LOCK, locked
+from llava_npu.files.cache import cache_root, locked_in_cache
+from llava_npu.files.locks import LOCK
 from llava_npu.models.configuration import LlavaNpuConfig
 from llava_npu.models.loaded import LoadedModel
 from llava_npu.models.modeling import LlavaNpuForConditionalGeneration
@@ -43,7 +43,15 @@ class FeatureStore:
         self._files: dict[ImagePath, Path] = {}
 
     def __getitem__(self, image: ImagePath) -> torch.Tensor:
-        return load_file(self._file(image))["features"]
+        file = self._file(image)
+        features = load_file(file)["features"]
+        if not features.isfinite().all():
+            file.unlink()
+            raise UserError(
+                f"{image}: its vision features in {file} were not all finite numbers. The file is deleted: start again "
+                "to compute them anew."
+            )
+        return features
 
     def __contains__(self, image: ImagePath) -> bool:
         """Whether its file is there and whole; a damaged one is computed again."""
@@ -54,7 +62,16 @@ class FeatureStore:
             return False
 
     def put(self, image: ImagePath, features: torch.Tensor) -> None:
-        """Keeps the features (tiles, tokens, channels) of an image."""
+        """Keeps the features (tiles, tokens, channels) of an image.
+
+        Raises:
+            UserError: they are not all finite, or cannot be written.
+        """
+        if not features.isfinite().all():
+            raise UserError(
+                f"{image}: its vision features are not all finite numbers. Compute in fp32 (`precision`), or take the "
+                "vision tower's weights again."
+            )
         file = self._file(image)
         with replacing(file) as temporary:
             save_file({"features": features.cpu().contiguous()}, temporary)
@@ -108,8 +125,7 @@ def fill_feature_cache(
     With `skip_bad`, images that cannot be read stay out of the cache. One process fills a cache at a time: another that
     needs the same features waits, and finds them.
     """
-    cache.folder.mkdir(parents=True, exist_ok=True)
-    with locked(cache.folder / LOCK):
+    with locked_in_cache(cache.folder / LOCK):
         model, processor = loaded
         parameter = next(model.model.vision_tower.parameters())
         missing = [image for image in dict.fromkeys(images) if not _has(cache, image, skip_bad)]
