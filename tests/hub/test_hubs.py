@@ -10,9 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from huggingface_hub import constants
 
 from llava_npu.errors import UserError
-from llava_npu.hub.hubs import on_hub, parse_source
+from llava_npu.hub.hubs import local_folder, on_hub, parse_source
 from llava_npu.hub.models import HubModel, wanted_patterns
 from support import tiny
 from support.fake_hubs import COMMIT, Hub, serving
@@ -22,6 +23,8 @@ from support.fake_hubs import COMMIT, Hub, serving
     ("text", "expected"),
     [
         ("openai/clip", HubModel("huggingface", "openai/clip")),
+        ("openai/clip@refs/pr/1", HubModel("huggingface", "openai/clip", "refs/pr/1")),
+        ("my models/clip", Path("my models/clip")),
         ("openai/clip@v1.0", HubModel("huggingface", "openai/clip", "v1.0")),
         ("huggingface://openai/clip", HubModel("huggingface", "openai/clip")),
         ("modelscope://AI-ModelScope/clip", HubModel("modelscope", "AI-ModelScope/clip")),
@@ -54,7 +57,8 @@ def test_a_setting_says_where_bare_names_are() -> None:
     ("text", "message"),
     [
         ("modelscpe://a/b", r"unknown hub 'modelscpe'. Did you mean 'modelscope'"),
-        ("https://huggingface.co/a/b", "unknown hub 'https'"),
+        ("https://huggingface.co/a/b", "is a web address; write organisation/name"),
+        ("huggingface://a/b c", "organisation/name"),
         ("modelscope://a", "organisation/name"),
         ("modelscope:///b", "organisation/name"),
     ],
@@ -64,6 +68,14 @@ def test_wrong_names(text: str, message: str) -> None:
         parse_source(text, "model.vision_tower")
     with pytest.raises(UserError, match=r"source 'modelscop' is unknown. Did you mean 'modelscope'"):
         on_hub("a/b", "modelscop")
+
+
+def test_a_name_that_is_almost_one_of_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    (tmp_path / "models--openai--clip").mkdir()
+    with pytest.raises(UserError, match=r"OpenAI/CLIP is not in the cache .* Did you mean 'openai/clip'\?"):
+        local_folder("OpenAI/CLIP", "model")
 
 
 def test_pickles_are_fetched_only_where_there_is_nothing_else() -> None:

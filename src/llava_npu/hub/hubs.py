@@ -14,6 +14,7 @@ pushes; `llava-npu download` asks.
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 
@@ -21,6 +22,8 @@ from llava_npu.errors import UserError, nearest
 from llava_npu.files.atomic import write_folder
 from llava_npu.files.home import expand_home
 from llava_npu.hub.models import HUBS, HubModel
+
+_NAME = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
 
 
 def parse_source(source: str, field: str) -> Path | HubModel:
@@ -35,17 +38,24 @@ def parse_source(source: str, field: str) -> Path | HubModel:
     """
     scheme, separator, rest = source.partition("://")
     if separator:
+        if scheme in ("http", "https"):
+            raise UserError(
+                f"{field}: {source}: is a web address; write organisation/name, or HUB://organisation/name."
+            )
         if scheme not in HUBS:
             known = ", ".join(f"{hub}://" for hub in HUBS)
             raise UserError(f"{field}: {source}: unknown hub {scheme!r}.{nearest(scheme, HUBS)} Known: {known}.")
         hub = HUBS[HUBS.index(scheme)]
         name, _, revision = rest.partition("@")
-        if name.count("/") != 1 or not all(name.split("/")):
-            raise UserError(f"{field}: {source}: a model on a hub is named {scheme}://organisation/name.")
+        if not _NAME.fullmatch(name):
+            raise UserError(
+                f"{field}: {source}: a model on a hub is named {scheme}://organisation/name, of letters, digits, '-', "
+                "'_' and '.'."
+            )
         return HubModel(hub, name, revision or None)
-    if expand_home(source).exists() or source.startswith((".", "/", "~")) or source.count("/") != 1:
-        return expand_home(source)
     name, _, revision = source.partition("@")
+    if expand_home(source).exists() or source.startswith((".", "/", "~")) or not _NAME.fullmatch(name):
+        return expand_home(source)
     return HubModel("huggingface", name, revision or None)
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import difflib
 from pathlib import Path
 
 from huggingface_hub import HfApi, constants, snapshot_download
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
+    HFValidationError,
     LocalEntryNotFoundError,
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
@@ -27,7 +29,7 @@ def fetch_from_huggingface(model: HubModel, field: str, *, weights: bool, refres
     if cached is not None and not refresh:
         return cached
     if constants.HF_HUB_OFFLINE:
-        raise unreachable(model, field, "HF_HUB_OFFLINE is set.", missing)
+        raise unreachable(model, field, f"HF_HUB_OFFLINE is set.{_nearest_here(model)}", missing)
     page = f"{constants.ENDPOINT}/{model.name}"
     try:
         # One request that is not repeated: without a network the hub's client retries for 24 seconds.
@@ -51,8 +53,10 @@ def fetch_from_huggingface(model: HubModel, field: str, *, weights: bool, refres
             f"{field}: {model.name} is neither a local folder nor a model at {page}, or it is private: check the "
             "name, or log in with `hf auth login`."
         ) from error
+    except HFValidationError as error:
+        raise UserError(f"{field}: {model} is no name of a model on {model.title}: {_first_line(error)}") from error
     except (LocalEntryNotFoundError, OfflineModeIsEnabled, HfHubHTTPError, httpx.HTTPError, OSError) as error:
-        raise unreachable(model, field, _first_line(error), missing) from error
+        raise unreachable(model, field, _first_line(error) + _nearest_here(model), missing) from error
     return Path(folder)
 
 
@@ -74,6 +78,14 @@ def _cached(model: HubModel, weights: bool) -> tuple[Path | None, str]:
         if not missing:
             return Path(folder), ""
     return None, missing
+
+
+def _nearest_here(model: HubModel) -> str:
+    """A hint at a model of the cache whose name is much like this one, as in another case."""
+    here = ["/".join(each.name.split("--", 2)[1:]) for each in Path(constants.HF_HUB_CACHE).glob("models--*--*")]
+    names = {name.lower(): name for name in here if name != model.name}
+    close = difflib.get_close_matches(model.name.lower(), names, n=1, cutoff=0.8)
+    return f" Did you mean {names[close[0]]!r}?" if close else ""
 
 
 def _first_line(error: Exception) -> str:
