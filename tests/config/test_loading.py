@@ -79,6 +79,10 @@ def test_mistakes_on_the_command_line_are_named(file: Path, override: str, messa
         ("a: [1", "not valid YAML"),
         ("", "found nothing"),
         ("a: !!python/object/apply:os.system [ls]", "not valid YAML"),
+        ("".join(f"key_{number}: 1\n" for number in range(900)), r"key_15`.*\n.*: and 884 more mistakes"),
+        ("a: !!bool perhaps", "not valid YAML"),
+        ("a:\n\tb: 1", "not valid YAML: while scanning"),
+        ("#" * (2**18 + 1), r"run\.yaml: is larger than 256 KiB"),
     ],
 )
 def test_mistakes_in_the_file_are_named(tmp_path: Path, text: str, message: str) -> None:
@@ -271,6 +275,14 @@ def test_home_folders_are_expanded_wherever_a_path_is_read(tmp_path: Path, monke
     assert config.data.sources[0].path == str(tmp_path / "a.json")
     assert config.output_path == tmp_path / "runs/x"
     assert config.model.vision_tower == str(tmp_path / "tower")
+
+
+def test_encodings(tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text(GOOD, encoding="utf-8-sig")
+    assert load_config(tmp_path / "run.yaml").output == "runs/x"
+    (tmp_path / "run.yaml").write_text(GOOD, encoding="utf-16")
+    with pytest.raises(UserError, match=r"run\.yaml: is not UTF-8 \(byte 0: .*save it as UTF-8"):
+        load_config(tmp_path / "run.yaml")
 
 
 def test_characters_that_yaml_does_not_allow(file: Path, tmp_path: Path) -> None:

@@ -114,8 +114,8 @@ class ComparisonConfig(Section):
     @field_validator("seeds")
     @classmethod
     def _seeds_differ(cls, seeds: int | list[int] | None) -> int | list[int] | None:
-        if isinstance(seeds, int) and seeds < 1:
-            raise ValueError("takes a number of seeds, at least 1, or a list of them")
+        if isinstance(seeds, int) and not 1 <= seeds <= _MAX_SEEDS:
+            raise ValueError(f"takes a number of seeds, from 1 to {_MAX_SEEDS:,}, or a list of them")
         if isinstance(seeds, list) and (not seeds or len(set(seeds)) < len(seeds) or min(seeds) < 0):
             raise ValueError("a list of seeds holds different whole numbers from 0")
         return seeds
@@ -139,4 +139,5 @@ class ComparisonConfig(Section):
         return Path(self.output)
 
 
+_MAX_SEEDS = 1_000
 _VARIABLE = ("language_model", "align", "finetune", "seed")

@@ -21,6 +21,7 @@ from llava_npu.files.json_objects import flatten
 _Schema = TypeVar("_Schema", bound=BaseModel)
 _REFERENCE = re.compile(r"\$\{([\w.]+)\}")
 _SHOWN = 100  # characters of a value in a message
+_MAX_NAMED = 20  # mistakes
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
@@ -76,12 +77,15 @@ def validate(
         where: where they come from, for messages; `origin` names another place for single keys.
 
     Raises:
-        UserError: all mistakes, each with its key.
+        UserError: all mistakes, of many the first, each with its key.
     """
     try:
         return schema.model_validate(values)
     except ValidationError as error:
-        lines = [_explain(schema, problem, where, origin or {}) for problem in error.errors()]
+        problems = error.errors()
+        lines = [_explain(schema, problem, where, origin or {}) for problem in problems[:_MAX_NAMED]]
+        if len(problems) > _MAX_NAMED:
+            lines.append(f"{where}: and {len(problems) - _MAX_NAMED:,} more mistakes.")
         raise UserError("\n".join(lines)) from None
 
 

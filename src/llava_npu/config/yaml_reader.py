@@ -17,6 +17,7 @@ import yaml
 from llava_npu.errors import UserError
 
 _MAX_VALUES = 100_000  # of a file, with every alias written out
+_MAX_BYTES = 1 << 18  # of a file; more take long to read
 _MAX_INT = 2**63 - 1
 _LONGEST_NUMBER = 40  # characters; anything longer is text
 
@@ -88,10 +89,18 @@ def read_yaml_file(path: Path) -> Any:
         UserError: the file does not exist or cannot be read, or its text is wrong.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        with path.open("rb") as file:
+            data = file.read(_MAX_BYTES + 1)
+        if len(data) > _MAX_BYTES:
+            raise UserError(
+                f"{path}: is larger than {_MAX_BYTES >> 10} KiB, as no configuration is; name another file."
+            )
+        text = data.decode("utf-8")
     except FileNotFoundError:
         raise UserError(f"{path}: no such configuration file.") from None
-    except (OSError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: is not UTF-8 (byte {error.start}: {error.reason}); save it as UTF-8.") from None
+    except OSError as error:
         raise UserError(f"{path}: cannot be read: {error}") from None
     return read_yaml_text(text, path)
 
@@ -122,7 +131,7 @@ def read_yaml(text: str) -> Any:
         value = loader.construct_document(node)
     except RecursionError:
         raise YamlError("is nested too deeply") from None
-    except (yaml.YAMLError, ValueError) as error:
+    except (yaml.YAMLError, ValueError, KeyError) as error:  # KeyError: `!!bool perhaps`
         if isinstance(error, YamlError):
             raise
         raise YamlError(f"is not valid YAML: {error}") from None
