@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -136,6 +137,9 @@ def test_more_answers_than_questions_are_noted_and_fewer_count_as_wrong(tmp_path
         ("a.jsonl", '{"doc_id": 1, "resps": [[[-0.5, false]]]}', r"'resps' holds a likelihood \(-0.5\)"),
         ("a.jsonl", '{"question_id": ' + "9" * 5000 + "}", "line 1: not valid JSON"),
         ("a.xlsx", "not a spreadsheet", "is not a readable .xlsx file"),
+        ("a.jsonl", '{"id": 1, "answer": "A", "response": "B"}', "line 1: has both 'answer' and 'response'"),
+        ("a.jsonl", '{"id": 1, "answer": "A", "answer": "B"}', "line 1: .*'answer' is given twice"),
+        ("a.jsonl", '{"question_id": 1, "text": "?", "image": "a.png"}', "holds the questions, not answers to them"),
         ("a.pkl", "x", ".jsonl, .xlsx, .tsv or .csv is expected"),
     ],
 )
@@ -167,6 +171,26 @@ def test_half_an_emoji_is_spelled_as_a_replacement(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"question_id": 201, "text": "yes \\ud83d", "prompt": "Is it 1? \\ud83d"}')
     assert score("gqa", gqa(tmp_path), tmp_path / "a.jsonl", tmp_path / "out")["accuracy", "llava"] == 0
     assert "yes \ufffd" in (tmp_path / "out" / "predictions.jsonl").read_text(encoding="utf-8")
+
+
+def test_the_right_answers_beside_the_models_are_not_scored(tmp_path: Path) -> None:
+    asked = [Question("1", "?", "?")]
+    lines = [{"id": 1, "index": 1, "answer": "A", "prediction": "B"}]
+    assert StoredAnswers(write_jsonl(tmp_path / "a.jsonl", lines), asked).answer(asked)[0].text == "B"
+
+
+def test_an_answer_that_a_spreadsheet_took_for_a_date(tmp_path: Path) -> None:
+    path = tmp_path / "a.xlsx"
+    path.write_bytes(as_spreadsheet(["index", "prediction"], [[1, datetime(2026, 3, 4)]]))  # type: ignore[list-item]
+    with pytest.raises(UserError, match=r"row 1, column 'prediction': a date or time \(2026-03-04"):
+        StoredAnswers(path, [Question("1", "?", "?")])
+
+
+def test_places_counted_from_0_are_no_ids(tmp_path: Path) -> None:
+    asked = [Question(str(n), f"What is {n}?", f"What is {n}?") for n in range(1, 4)]
+    log = [{"doc_id": n, "doc": {"question": f"What is {n + 1}?"}, "resps": [["x"]]} for n in range(4)]
+    with pytest.raises(UserError, match="3 of its 3 prompts ask something else"):
+        StoredAnswers(write_jsonl(tmp_path / "a.jsonl", log), asked)
 
 
 def test_nan_is_no_answer(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import date, time, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ from llava_npu.files.untrusted import printable
 _IDS_OF_A_DOC = ("question_id", "index", "questionId", "id", "pid", "qid", "data_id", "idx")  # lmms-eval's tasks
 _OCCURRENCE = re.compile(r"[#/]\d+$")  # how benchmarks tell questions with one id apart
 _HALF_A_PAIR = re.compile("[\ud800-\udfff]")  # an answer that was cut within an emoji; no file can hold it
+_ANSWERS_OF_MODELS = ("prediction", "pred", "predicted", "response", "output", "model_answer", "model_output", "text")
 _COLUMNS = ("index", "prediction")
 _MAX_NAMED = 3
 
@@ -87,6 +89,10 @@ class StoredAnswers:
                 "the answers were generated from."
             )
         self._check_prompts(questions)
+        if all(
+            _repeats(self._answers[question.id], question) for question in questions if question.id in self._answers
+        ):
+            raise UserError(f"{path} holds the questions, not answers to them. Give the file that a model wrote.")
         if unmatched:
             names = _named(each.id for each in unmatched)
             self.notes.append(f"{len(unmatched)} answers are to questions that are not asked here ({names}): ignored.")
@@ -159,23 +165,31 @@ def read_answers(path: Path) -> tuple[list[StoredAnswer], bytes]:
 def _from_record(values: Mapping[str, Any], path: Path, place: str) -> StoredAnswer:
     prompt = values.get("prompt")
     prompt = _HALF_A_PAIR.sub("\ufffd", prompt) if isinstance(prompt, str) else None
+    asked = None
     if "resps" in values:  # lmms-eval
         doc = values.get("doc")
         doc = doc if isinstance(doc, dict) else {}
-        name = next((doc[field] for field in _IDS_OF_A_DOC if field in doc), values.get("doc_id"))
+        field = next((field for field in _IDS_OF_A_DOC if field in doc), None)
+        name = values.get("doc_id") if field is None else doc[field]
+        asked = doc.get("question") if field is None else None  # its place from 0 need not be the question's id
         answer = values["resps"]
         while isinstance(answer, list):
             answer = answer[0] if answer else None
         if not isinstance(answer, str | None):
             raise UserError(f"{path}, {place}: 'resps' holds a likelihood ({answer}), not an answer's text.")
+    elif "index" in values and "prediction" in values:
+        name, answer = values["index"], values["prediction"]
+    elif "question_id" in values and "text" in values:
+        name, answer = values["question_id"], values["text"]
     elif "id" in values and "answer" in values:
+        if other := next((key for key in _ANSWERS_OF_MODELS if key in values), None):
+            raise UserError(
+                f"{path}, {place}: has both 'answer' and {other!r}, and it is unclear which one the model gave. Name "
+                "that one 'prediction' and the id 'index', and leave the other one out."
+            )
         name, answer = values["id"], values["answer"]
         if values.get("error") is not None:
             answer = None
-    elif "question_id" in values and "text" in values:
-        name, answer = values["question_id"], values["text"]
-    elif "index" in values and "prediction" in values:
-        name, answer = values["index"], values["prediction"]
     else:
         raise UserError(
             f"{path}, {place}: not an answer. Expected are question_id and text (LLaVA), doc and resps (lmms-eval), "
@@ -183,7 +197,7 @@ def _from_record(values: Mapping[str, Any], path: Path, place: str) -> StoredAns
         )
     if name is None or isinstance(name, list | dict):
         raise UserError(f"{path}, {place}: the answer names no question.")
-    return StoredAnswer(_id(name), _text(answer), prompt, _asked(values.get("question")))
+    return StoredAnswer(_id(name), _text(answer, f"{path}, {place}"), prompt, _asked(values.get("question") or asked))
 
 
 def _from_table(path: Path, rows: Iterable[Sequence[Any]]) -> Iterator[StoredAnswer]:
@@ -201,7 +215,8 @@ def _from_table(path: Path, rows: Iterable[Sequence[Any]]) -> Iterator[StoredAns
         if len(cells) <= index or cells[index] in (None, ""):
             raise UserError(f"{path}, row {number}, column 'index': empty.")
         # A spreadsheet's rows end with their last filled cell.
-        text = _text(cells[prediction]) if len(cells) > prediction else None
+        given = cells[prediction] if len(cells) > prediction else None
+        text = _text(given, f"{path}, row {number}, column 'prediction'")
         asked = _asked(cells[question]) if len(cells) > question else None
         yield StoredAnswer(_id(cells[index]), text, asked=asked)
 
@@ -221,10 +236,16 @@ def _id(value: Any) -> str:
     return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value).strip()
 
 
-def _text(value: Any) -> str | None:
-    """An answer's text; None for what pandas and JSON write where there is none."""
+def _text(value: Any, place: str) -> str | None:
+    """An answer's text; None for what pandas and JSON write where there is none.
+
+    Raises:
+        UserError: it is a date, of which the text that a spreadsheet took for one cannot be told.
+    """
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return None
+    if isinstance(value, date | time | timedelta):
+        raise UserError(f"{place}: a date or time ({value}); a spreadsheet made it of the answer. Write it as text.")
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     return _HALF_A_PAIR.sub("\ufffd", text)
 
@@ -240,6 +261,10 @@ def _asks(stored: StoredAnswer, question: Question) -> bool:
         text in said or (not stored.prompt and said in text)
         for text in map(_squeezed, (question.text, question.prompt))
     )
+
+
+def _repeats(stored: StoredAnswer, question: Question) -> bool:
+    return _squeezed(stored.text or "") in (_squeezed(question.prompt), _squeezed(question.text))
 
 
 def _squeezed(text: str) -> str:
