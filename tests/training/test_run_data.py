@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import multiprocessing
 import shutil
 import tarfile
 from collections.abc import Callable
@@ -20,8 +21,9 @@ from llava_npu.config import DataConfig, RunConfig
 from llava_npu.data.records import Source
 from llava_npu.models.vision.feature_cache import FeatureStore
 from llava_npu.training import data as run_data
-from llava_npu.training import train
+from llava_npu.training import train, trainer
 from llava_npu.training.bad_samples import BAD_SAMPLES, note_bad_samples, refuse_too_many, rewind_bad_samples
+from llava_npu.training.checkpointing.checkpoints import checkpoints
 from llava_npu.training.monitoring.metrics import read_metrics
 
 MakeRun = Callable[..., RunConfig]
@@ -120,6 +122,24 @@ def test_a_worker_reports_a_bad_sample_as_this_process_does(make_run: MakeRun, d
         messages.append(str(raised.value))
     assert messages[0] == messages[1]
     assert messages[0].count("\n") == 0
+
+
+@pytest.mark.slow
+def test_a_worker_that_is_killed_during_a_step(make_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, accumulate, calls = make_run(data={"workers": 1}, epochs=50, max_steps=50), trainer._accumulate, []
+
+    def killing(*arguments: Any) -> torch.Tensor:
+        calls.append(None)
+        if len(calls) == 2:
+            (worker,) = multiprocessing.active_children()
+            worker.kill()
+            worker.join()
+        return accumulate(*arguments)
+
+    monkeypatch.setattr(trainer, "_accumulate", killing)
+    with pytest.raises(UserError, match=r"data\.workers: a process that loads data died \(DataLoader worker .* exited"):
+        train(run)
+    assert checkpoints(run.output_path)
 
 
 @pytest.mark.slow

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import multiprocessing
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +19,7 @@ from llava_npu.data.conversation.labels import ExpandedConversation
 from llava_npu.data.dataset import ConversationDataset, substitutes
 from llava_npu.data.packing import TokenCounts
 from llava_npu.distributed.cores import usable_cores
-from llava_npu.distributed.launched import worker_dies_with_parent
+from llava_npu.distributed.pools import worker_pool
 from llava_npu.errors import UserError
 from llava_npu.files.cache import build_once, cache_root
 
@@ -111,12 +109,7 @@ def _count_all(dataset: ConversationDataset, workers: int, report: Callable[[int
         bad_samples=dataset.bad_samples,
         image_tokens=dataset.image_tokens,
     )
-    with ProcessPoolExecutor(
-        workers,
-        mp_context=multiprocessing.get_context("spawn"),
-        initializer=_start_worker,
-        initargs=(text_only,),
-    ) as pool:
+    with worker_pool(workers, _start_worker, text_only) as pool:
         yield from _reported(pool.map(_count_in_worker, stretches), report)
 
 
@@ -154,7 +147,6 @@ _dataset: ConversationDataset | None = None  # a worker's own
 
 def _start_worker(dataset: ConversationDataset) -> None:
     global _dataset
-    worker_dies_with_parent()
     _dataset = dataset
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import signal
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -153,8 +154,20 @@ def steps(
         persistent_workers=False,
     )
     # Begun here, not at the first batch: it draws from a generator whose state a resumed run restores after this.
-    batches = map(_raise_error, _until_a_worker_dies(iter(loader)))
+    batches = map(_raise_error, _until_a_worker_dies(_begin(loader)))
     return ([next(batches) for _ in step] for step in shares())
+
+
+def _begin(loader: DataLoader[Any]) -> Iterator[MicroBatch | UserError]:
+    """Starts the workers. Torch would have the death of one raised in the midst of whatever runs, a step of the
+    optimizer for one; without its handler of signals it is noticed when the next batch is asked for.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return iter(loader)
+    handler = signal.getsignal(signal.SIGCHLD) or signal.SIG_DFL
+    batches = iter(loader)
+    signal.signal(signal.SIGCHLD, handler)
+    return batches
 
 
 def _until_a_worker_dies(batches: Iterator[MicroBatch | UserError]) -> Iterator[MicroBatch | UserError]:
@@ -164,8 +177,8 @@ def _until_a_worker_dies(batches: Iterator[MicroBatch | UserError]) -> Iterator[
         if "DataLoader worker" not in str(error):
             raise
         raise UserError(
-            f"data.workers: a process that loads data died: {str(error).splitlines()[0]} Of a bus error the cause is: "
-            f"{_TOO_LITTLE} If it was killed, the machine ran out of memory: set data.workers lower."
+            f"data.workers: a process that loads data died ({str(error).splitlines()[0].strip(' .')}). If it was "
+            f"killed, the machine ran out of memory: set data.workers lower. Of a bus error the cause is: {_TOO_LITTLE}"
         ) from error
 
 

@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import multiprocessing
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import accumulate
@@ -29,7 +27,7 @@ from llava_npu.data.image_roots import ImagePath, exists
 from llava_npu.data.images import load_image
 from llava_npu.data.tools.defects import Kind, RecordError
 from llava_npu.distributed.cores import usable_cores
-from llava_npu.distributed.launched import worker_dies_with_parent
+from llava_npu.distributed.pools import worker_pool
 from llava_npu.errors import UserError
 
 if TYPE_CHECKING:
@@ -274,7 +272,6 @@ _checker: _Checker | None = None  # a worker's own
 
 def _start_worker(sources: Sequence[Sequence[Record]], options: CheckOptions) -> None:
     global _checker
-    worker_dies_with_parent()
     _checker = _Checker(sources, options)
 
 
@@ -296,12 +293,7 @@ def _run(
         return
     if options.tokenizer:
         _load_tokenizer(options.tokenizer)  # a wrong name is one message here, not a broken pool
-    with ProcessPoolExecutor(
-        workers,
-        mp_context=multiprocessing.get_context("spawn"),
-        initializer=_start_worker,
-        initargs=(sources, options),
-    ) as pool:
+    with worker_pool(workers, _start_worker, sources, options) as pool:
         yield from pool.map(_check_in_worker, stretches)
 
 
