@@ -81,6 +81,30 @@ def test_an_embedding_without_rows_is_refused(official: Any, tmp_path: Path) -> 
         convert(str(folder), tmp_path / "hf", "hf")
 
 
+def test_a_trained_tower_that_is_not_there_is_refused(official: Any, tmp_path: Path) -> None:
+    folder = official(unfreeze_mm_vision_tower=True)
+    open_checkpoint(str(folder), Help())
+    weights = torch.load(folder / "pytorch_model.bin")
+    (folder / "pytorch_model.bin").unlink()
+    torch.save(
+        {name: each for name, each in weights.items() if "vision_tower" not in name}, folder / "pytorch_model.bin"
+    )
+    with pytest.raises(UserError, match=r"its vision tower was trained .* weights are not among the model's"):
+        convert(str(folder), tmp_path / "hf", "hf")
+
+
+def test_a_whole_model_has_its_own_weights_whatever_lies_next_to_them(official: Any) -> None:
+    folder = official()
+    expected = dict(open_checkpoint(str(folder), Help()).weights())
+    other = {name: each + 1 for name, each in torch.load(folder / "pytorch_model.bin").items()}
+    torch.save({name: each for name, each in other.items() if "mm_projector" in name}, folder / "mm_projector.bin")
+    torch.save(other, folder / "old.bin")
+    index = {"weight_map": dict.fromkeys(other, "old.bin")}
+    (folder / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+    found = dict(open_checkpoint(str(folder), Help()).weights())
+    assert all(torch.equal(found[name], each) for name, each in expected.items())
+
+
 def test_settings_as_text_are_read_as_what_they_say(official: Any) -> None:
     plain = open_checkpoint(str(official("plain")), Help())
     texts = {"mm_vision_select_layer": "-2", "mm_use_im_start_end": "False", "hidden_size": "48", "rope_theta": "5e4"}

@@ -90,6 +90,10 @@ DAMAGES: dict[str, tuple[Damage, str]] = {
     "text for a number": (_config(text_config__hidden_size="48"), r"config\.json.*'hidden_size' expected int, got str"),
     "list for a section": (_config(vision_config=[1]), r"config\.json: `vision_config` is \[1\]"),
     "no section": (_config(text_config=None), r"config\.json: `text_config` is None"),
+    "another projector": (
+        _config(projector_hidden_act="relu"),
+        r"projector_hidden_act 'relu': projectors compute with",
+    ),
     "unknown activation": (_config(text_config__hidden_act="zzz"), r"KeyError: 'zzz'"),
     "absurd layers": (_config(text_config__num_hidden_layers=10**12), r"`num_hidden_layers` is 1000000000000; allowed"),
     "absurd width": (

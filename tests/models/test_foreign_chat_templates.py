@@ -87,7 +87,14 @@ def test_a_template_that_takes_parts_gets_them(older: bool, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(
-    "broken", ["{% for m in messages %}{{ m.role }}{% endfor %}", "{% for", "{{ nobody.knows }}", "{{ 1 / 0 }}"]
+    "broken",
+    [
+        "{% for m in messages %}{{ m.role }}{% endfor %}",
+        "{% for",
+        "{{ nobody.knows }}",
+        "{{ 1 / 0 }}",
+        "{{ 'x' * 10**12 }}",
+    ],
 )
 def test_a_template_that_loses_words_is_left_aside(
     broken: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -69,6 +69,8 @@ class LlavaNpuConfig(LlavaConfig):
                 f"vision_feature_select_strategy 'default' drops the first token, but a {tower.kind} tower has no "
                 "class token: an image patch would be lost. Use 'full' (all patches are kept)."
             )
+        if self.projector_hidden_act != "gelu":
+            raise UserError(f"projector_hidden_act {self.projector_hidden_act!r}: projectors compute with 'gelu' only.")
         check_scales(self.scales)
         self._check_towers(tower)
         if self.image_grid_pinpoints is not None:

@@ -279,7 +279,7 @@ def get_template(name: str) -> Template:
 def default_template(tokenizer: PreTrainedTokenizerBase, language_model: str) -> str:
     """The template of a model that names none: the tokenizer's own chat template, else its family's.
 
-    A chat template that loses words or images, or fails, is left aside with a remark.
+    A chat template that loses words or images, fails or does not end, is left aside with a remark.
 
     Args:
         language_model: transformers' `model_type` of the language model.
@@ -287,14 +287,17 @@ def default_template(tokenizer: PreTrainedTokenizerBase, language_model: str) ->
     family = _FAMILIES.get(language_model, "v1")
     if not tokenizer.chat_template:
         return family
-    if takes_parts(tokenizer) is None:
+    try:
+        usable = takes_parts(tokenizer) is not None
+    except UserError:  # it does not end
+        usable = False
+    if not usable:
         print(
-            f"remark: the tokenizer's chat template fails, or loses words or images; template {family!r} is used "
-            "instead (--template gives another)",
+            f"remark: the tokenizer's chat template fails, does not end, or loses words or images; template {family!r} "
+            "is used instead (--template gives another)",
             file=sys.stderr,
         )
-        return family
-    return "tokenizer"
+    return "tokenizer" if usable else family
 
 
 def render(

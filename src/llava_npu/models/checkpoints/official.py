@@ -145,6 +145,11 @@ def read_official(
         for name, tensor in projector.weights.items():
             yield f"{PROJECTOR}{name}", tensor
         if not tower_seen:
+            if values.get("unfreeze_mm_vision_tower"):
+                raise UserError(
+                    f"{folder}: its vision tower was trained (unfreeze_mm_vision_tower), and its weights are not among "
+                    "the model's (no weight named model.vision_tower.*). Take the whole checkpoint."
+                )
             yield from _tower_weights(parts.tower, kind)
 
     return Checkpoint(
@@ -314,13 +319,21 @@ def _projector(parts: Parts) -> ProjectorWeights:
 
 
 def _projector_weights(parts: Parts) -> Iterator[tuple[str, torch.Tensor]]:
-    """The projector's weights alone; of a whole model nothing else is read for them."""
-    alone = (parts.folder / name for name in (PROJECTOR_FILE, TRAINABLES_FILE))
-    files = tuple(path for path in alone if path.is_file())[:1]
-    if not files:
+    """The projector's weights alone; of a whole model nothing else is read for them.
+
+    As official LLaVA reads it, a whole model's are its own, whatever of an earlier stage lies next to it.
+    """
+    alone = tuple(path for name in (PROJECTOR_FILE, TRAINABLES_FILE) if (path := parts.folder / name).is_file())
+    if parts.base == parts.folder:
         whole = find_weights(parts.folder)
         assert whole is not None  # `_locate` has seen to it
-        files = whole.files
+        own = list(_of_projector(whole.files))
+        yield from own or _of_projector(alone[:1])
+    else:
+        yield from _of_projector(alone[:1])
+
+
+def _of_projector(files: tuple[Path, ...]) -> Iterator[tuple[str, torch.Tensor]]:
     for file in files:
         yield from read_weights(file, wanted=lambda name: _official(name).startswith(OFFICIAL_PROJECTOR))
 

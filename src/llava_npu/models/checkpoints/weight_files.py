@@ -46,10 +46,11 @@ def find_weights(folder: Path) -> WeightFiles | None:
     """
     for stem, suffix in _STEMS:
         index, single = folder / f"{stem}{suffix}.index.json", folder / f"{stem}{suffix}"
-        if index.is_file():
-            return WeightFiles(tuple(folder / name for name in _shards(index)))
-        if single.is_file():
+        shards = [folder / name for name in _shards(index)] if index.is_file() else []
+        if single.is_file():  # first, as transformers has it
             return WeightFiles((single,))
+        if shards:
+            return WeightFiles(tuple(shards))
     return None
 
 
