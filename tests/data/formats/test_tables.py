@@ -120,9 +120,19 @@ def test_saved_dataset(tmp_path: Path) -> None:
     records = open_records(folder)
     assert colors(records) == [[(255, 0, 0)]] * 3 + [[(0, 0, 255)]] * 3
     assert not (tmp_path / "cache").exists()  # mapped where it lies
-    (folder / "state.json").write_text("{}")
-    with pytest.raises(UserError, match=r"state.json: not what Dataset.save_to_disk writes"):
-        open_records(folder)
+    for state in ("{}", '{"_data_files": [], "_indices_data_files": [{"filename": "i.arrow"}]}'):
+        (folder / "state.json").write_text(state)
+        with pytest.raises(UserError, match=r"state.json: not what Dataset.save_to_disk writes"):
+            open_records(folder)
+
+
+def test_a_training_and_a_test_file_in_a_folder(tmp_path: Path) -> None:
+    for name in ("train", "test", "more"):
+        parquet.write_table(with_images([png("red")], pyarrow.binary()), tmp_path / f"{name}.parquet")
+    with pytest.raises(UserError, match=r"holds the splits test, train; give the files of one, as in .*train\.parquet"):
+        open_records(tmp_path)
+    (tmp_path / "test.parquet").unlink()
+    assert len(open_records(tmp_path)) == 2
 
 
 def test_saved_splits(tmp_path: Path) -> None:

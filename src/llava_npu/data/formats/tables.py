@@ -30,6 +30,7 @@ _TABLE = "table.arrow"
 _TABLE_FORMAT = 2
 _ROWS_PER_BATCH = 1024
 _SPLIT = re.compile(r"(.+?)-\d{5}-of-\d{5}")
+_WHOLE_SPLIT = re.compile(r"train(ing)?|test(ing)?|val(id|idation)?|dev|eval")
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,10 +136,11 @@ def table_files(path: Path) -> list[Path]:
         raise UserError(
             f"{path}: cannot read the data file: it is a folder, and holds neither Parquet files nor a saved dataset"
         )
-    splits = sorted({match[1] for file in files if (match := _SPLIT.match(file.name))})
-    if len(splits) > 1:
-        one = files[0].parent / f"{splits[-1]}-*.parquet"
-        raise UserError(f"{path}: holds the splits {', '.join(splits)}; give the files of one, as in {one}")
+    found = {match[1]: f"{match[1]}-*.parquet" for file in files if (match := _SPLIT.match(file.name))}
+    found |= {file.stem: file.name for file in files if _WHOLE_SPLIT.fullmatch(file.stem)}
+    if len(found) > 1:
+        one = files[0].parent / found[max(found)]
+        raise UserError(f"{path}: holds the splits {', '.join(sorted(found))}; give the files of one, as in {one}")
     return files
 
 
@@ -228,7 +230,10 @@ def _open(file: Path, process: int) -> Any:
 
 def _saved_files(state: Path) -> Sequence[str]:
     try:
-        return [Path(file["filename"]).name for file in json.loads(state.read_text())["_data_files"]]
+        values = json.loads(state.read_text())
+        if values.get("_indices_data_files"):  # of `datasets` 1, after select or shuffle
+            raise ValueError("an index says which of the rows are meant, and in which order")
+        return [Path(file["filename"]).name for file in values["_data_files"]]
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise UserError(f"{state}: not what Dataset.save_to_disk writes ({error}); save the dataset again") from error
 
