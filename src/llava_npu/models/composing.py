@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,13 +17,12 @@ from llava_npu.hub.folders import check_loaded, check_model_folder, open_part
 from llava_npu.hub.hubs import local_folder
 from llava_npu.models.checkpoints.mapped import load_mapped
 from llava_npu.models.checkpoints.weight_files import check_finite
-from llava_npu.models.configuration import LlavaNpuConfig
+from llava_npu.models.configuration import LlavaNpuConfig, join_configs
 from llava_npu.models.loaded import LoadedModel, check_capacity, make_processor
 from llava_npu.models.modeling import LlavaNpuForConditionalGeneration
 from llava_npu.models.processing import IMAGE_TOKEN, LlavaNpuProcessor
-from llava_npu.models.projectors import grid_defaults
 from llava_npu.models.proof import check_language_model
-from llava_npu.models.vision.anyres import default_resolutions, resolutions_from_llava
+from llava_npu.models.vision.anyres import Size, default_resolutions, resolutions_from_llava
 from llava_npu.models.vision.image_processors import load_image_processor, set_processor_size
 from llava_npu.models.vision.resizing import fit_tower, sizes_of_towers
 from llava_npu.models.vision.towers import describe_tower
@@ -54,19 +54,16 @@ def compose(
     """Joins a tower and a language model by a projector with fresh weights.
 
     Args:
-        vision_tower: folder or hub id (`hubs.py`) of a CLIP, SigLIP, DINOv2 or other model (the whole CLIP
-            will do); see `towers.py`. Of two, both see every image (`two_towers.py`).
+        vision_tower: folder or hub id (`hubs.py`) of a vision tower (`towers.py`; a whole CLIP will do), or of two that
+            both see every image (`two_towers.py`).
         language_model: folder or hub id of a causal language model of the Llama family (table in docs/parts.md).
         projector_type, projector_options: see `llava_npu.models.projectors`.
         vision_feature_layer: which hidden state of the tower the projector sees; −2 is LLaVA's choice for CLIP.
         keep_prefix_tokens: give the projector the tower's special tokens too (`cls_patch`).
-        image_aspect_ratio: "pad" (to a square, mean color), "square" (the image processor's own resize and crop) or
-            "anyres" (several tiles; `anyres.py`).
+        image_aspect_ratio: as `LlavaNpuProcessor` has it.
         image_grid_pinpoints: with anyres, (width, height) of the resolutions to choose from; None: LLaVA-1.6's.
         image_size: pixels per side, if other than the tower's published size; of two towers also one for each.
-        tower_fusion: of two towers: "channel", the channels of both for one projector, or "interleave", a projector for
-            each, whose tokens alternate.
-        scales: the tower sees an image at these multiples of its size (S²; `multiscale.py`), as [1, 2].
+        tower_fusion, scales: as `LlavaNpuConfig` has them.
         template: conversation template; None takes the tokenizer's own if it has one, else Vicuna's.
         seed: of the projector's weights and the new embedding rows.
         dtype: of all weights.
@@ -76,56 +73,95 @@ def compose(
     Raises:
         UserError: a part cannot be loaded, or the parts do not fit.
     """
-    towers = [vision_tower] if isinstance(vision_tower, str) else vision_tower
-    towers = [_model_folder(each, "model.vision_tower") for each in towers]
-    language_model = _model_folder(language_model, "model.language_model")
-    tokenizer = open_tokenizer(Path(language_model), "model.language_model")
-    kept = None if mapped else dtype
-    tower, image_processor = _open_towers(towers, image_size, kept)
-    decoder = open_part(lambda: _load_language_model(language_model, kept), "model.language_model", language_model)
-    if isinstance(tower, TwoTowers) and keep_prefix_tokens:
+    parts = _open_parts(vision_tower, language_model, image_size, None if mapped else dtype)
+    if isinstance(parts.tower, TwoTowers) and keep_prefix_tokens:
         raise UserError("vision_select_feature 'cls_patch': of two towers only patches have places in common.")
-    height, width = (side * max(scales or [1]) for side in describe_tower(tower.config).image_size)
-    resolutions = _resolutions(image_aspect_ratio, image_grid_pinpoints, (height, width))
-
+    scales = scales or [1]
+    resolutions = _resolutions(image_aspect_ratio, image_grid_pinpoints, parts.input_size(scales))
     torch.manual_seed(seed)
-    image_token_id = add_special_tokens(tokenizer)
-    if len(tokenizer) > decoder.get_input_embeddings().weight.shape[0]:  # never shrink a padded vocabulary
-        enlarge = enlarge_vocabulary_once if mapped else enlarge_vocabulary
-        enlarge(decoder, len(tokenizer))
-
-    # What an option the user left out follows from the tower (C-Abstractor's positions) is written down for good.
-    described = describe_tower(tower.config)
-    options = {**grid_defaults(projector_type, described.grid, described.shapes), **(projector_options or {})}
-    config = LlavaNpuConfig(
-        vision_config=tower.config,
-        text_config=decoder.config,
-        image_token_index=image_token_id,
+    config = join_configs(
+        parts.tower.config,
+        parts.decoder.config,
+        projector_type,
+        projector_options,
+        image_token_index=parts.add_tokens(mapped=mapped),
         vision_feature_layer=vision_feature_layer,
         vision_feature_select_strategy="full" if keep_prefix_tokens else None,
-        projector_type=projector_type,
-        projector_options=options,
         tower_fusion=tower_fusion,
-        scales=scales or [1],
+        scales=scales,
         image_grid_pinpoints=resolutions,
-        tie_word_embeddings=decoder.config.tie_word_embeddings,
     )
-    with torch.device("meta"):
-        model = LlavaNpuForConditionalGeneration(config)
-    model.model.vision_tower = tower
-    model.model.language_model = decoder.model
-    model.set_output_embeddings(decoder.lm_head)
-    model.model.multi_modal_projector = config.new_projector().to(dtype)
-    if config.tiling is not None and config.tiling.is_map:
-        model.model.image_newline = _fresh_newline(decoder.config.hidden_size, dtype)
-    model.generation_config = decoder.generation_config
-    model.generation_config.pad_token_id = tokenizer.pad_token_id
+    model = parts.join(config, dtype)
+    return LoadedModel(model, parts.make_processor(config, template, image_aspect_ratio))
 
-    if resolutions is not None or config.scales != [1]:
-        image_processor = set_processor_size(image_processor, config.input_size)
-    settings = {"template": template, "image_aspect_ratio": image_aspect_ratio}
-    source = f"{' and '.join(towers)} with {language_model}"
-    return LoadedModel(model, make_processor(source, config, image_processor, tokenizer, **settings))
+
+@dataclass(frozen=True)
+class _Parts:
+    """A model's pretrained parts.
+
+    Attributes:
+        tower, image_processor: of one tower, or of two as one.
+        decoder: the language model with its head.
+        source: their folders, for messages.
+    """
+
+    tower: Any
+    image_processor: Any
+    decoder: Any
+    tokenizer: Any
+    source: str
+
+    def input_size(self, scales: list[int]) -> Size:
+        height, width = describe_tower(self.tower.config).image_size
+        return height * max(scales), width * max(scales)
+
+    def add_tokens(self, *, mapped: bool) -> int:
+        """Adds what tokens a LLaVA needs, and rows where the decoder has none left; returns the image token's id."""
+        image_token_id = add_special_tokens(self.tokenizer)
+        rows = self.decoder.get_input_embeddings().weight.shape[0]
+        if len(self.tokenizer) > rows:  # never shrink a padded vocabulary
+            enlarge = enlarge_vocabulary_once if mapped else enlarge_vocabulary
+            enlarge(self.decoder, len(self.tokenizer))
+        return image_token_id
+
+    def join(self, config: LlavaNpuConfig, dtype: torch.dtype) -> LlavaNpuForConditionalGeneration:
+        """The model of these parts; what is new in it has fresh weights of type `dtype`."""
+        with torch.device("meta"):
+            model = LlavaNpuForConditionalGeneration(config)
+        model.model.vision_tower = self.tower
+        model.model.language_model = self.decoder.model
+        model.set_output_embeddings(self.decoder.lm_head)
+        model.model.multi_modal_projector = config.new_projector().to(dtype)
+        if config.tiling is not None and config.tiling.is_map:
+            model.model.image_newline = _fresh_newline(self.decoder.config.hidden_size, dtype)
+        model.generation_config = self.decoder.generation_config
+        model.generation_config.pad_token_id = self.tokenizer.pad_token_id
+        return model
+
+    def make_processor(
+        self, config: LlavaNpuConfig, template: str | None, image_aspect_ratio: str
+    ) -> LlavaNpuProcessor:
+        image_processor = self.image_processor
+        if config.image_grid_pinpoints is not None or config.scales != [1]:
+            image_processor = set_processor_size(image_processor, config.input_size)
+        settings = {"template": template, "image_aspect_ratio": image_aspect_ratio}
+        return make_processor(self.source, config, image_processor, self.tokenizer, **settings)
+
+
+def _open_parts(
+    vision_tower: str | Sequence[str],
+    language_model: str,
+    image_size: int | Sequence[int] | None,
+    dtype: torch.dtype | None,
+) -> _Parts:
+    """`dtype` None: mapped, as stored."""
+    named = [vision_tower] if isinstance(vision_tower, str) else vision_tower
+    towers = [_model_folder(each, "model.vision_tower") for each in named]
+    language_model = _model_folder(language_model, "model.language_model")
+    tokenizer = open_tokenizer(Path(language_model), "model.language_model")
+    tower, image_processor = _open_towers(towers, image_size, dtype)
+    decoder = open_part(lambda: _load_language_model(language_model, dtype), "model.language_model", language_model)
+    return _Parts(tower, image_processor, decoder, tokenizer, f"{' and '.join(towers)} with {language_model}")
 
 
 def change_aspect_ratio(

@@ -14,6 +14,7 @@ from llava_npu.models.projectors import (
     Projector,
     build_projector,
     feature_layers,
+    grid_defaults,
     make_options,
     num_tokens,
     token_grid,
@@ -241,3 +242,20 @@ class LlavaNpuConfig(LlavaConfig):
                 anyres = self.image_grid_pinpoints is not None
                 values["architectures"] = [f"Llava{'Next' if anyres else ''}ForConditionalGeneration"]
         return values
+
+
+def join_configs(
+    vision_config: Any, text_config: Any, projector_type: str, projector_options: dict[str, Any] | None, **settings: Any
+) -> LlavaNpuConfig:
+    """The configuration of a model composed of a tower and a language model; `settings`: what else it is to say."""
+    # What an option the user left out follows from the tower (C-Abstractor's positions) is written down for good.
+    tower = describe_tower(vision_config)
+    options = {**grid_defaults(projector_type, tower.grid, tower.shapes), **(projector_options or {})}
+    return LlavaNpuConfig(
+        vision_config=vision_config,
+        text_config=text_config,
+        projector_type=projector_type,
+        projector_options=options,
+        tie_word_embeddings=text_config.tie_word_embeddings,
+        **settings,
+    )

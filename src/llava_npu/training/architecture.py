@@ -17,14 +17,12 @@ from llava_npu.hub.models import HubModel
 from llava_npu.models.adapters import BASE, is_adapter_folder
 from llava_npu.models.agreement import check_agreement
 from llava_npu.models.composing import chosen_resolutions
-from llava_npu.models.configuration import LlavaNpuConfig
+from llava_npu.models.configuration import LlavaNpuConfig, join_configs
 from llava_npu.models.loaded import open_config
-from llava_npu.models.projectors import grid_defaults
 from llava_npu.models.published import published_model, published_models
 from llava_npu.models.sources import MODEL_FOLDER, read_source
 from llava_npu.models.vision.image_processors import load_image_processor
 from llava_npu.models.vision.resizing import input_size, set_size, sizes_of_towers
-from llava_npu.models.vision.towers import describe_tower
 from llava_npu.models.vision.two_towers import TwoTowersConfig
 from llava_npu.models.vocabulary import EMBEDDING_MULTIPLE
 
@@ -137,19 +135,16 @@ def _joined(choice: ModelConfig, tower: Any, text: Any, tokenizer: Any | None) -
     words = image_token + 1 + (tokenizer is not None and tokenizer.pad_token_id is None)
     if words > text.vocab_size:
         text.vocab_size = -(-words // EMBEDDING_MULTIPLE) * EMBEDDING_MULTIPLE
-    described = describe_tower(tower)
-    options = {**grid_defaults(choice.projector, described.grid, described.shapes), **choice.projector_options}
-    return LlavaNpuConfig(
-        vision_config=tower,
-        text_config=text,
+    return join_configs(
+        tower,
+        text,
+        choice.projector,
+        choice.projector_options,
         image_token_index=image_token,
         vision_feature_layer=choice.vision_feature_layer,
         vision_feature_select_strategy="full" if choice.vision_select_feature == "cls_patch" else None,
-        projector_type=choice.projector,
-        projector_options=options,
         tower_fusion=choice.tower_fusion,
         scales=choice.scales,
-        tie_word_embeddings=text.tie_word_embeddings,
     )
 
 
