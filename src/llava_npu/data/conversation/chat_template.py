@@ -28,6 +28,7 @@ _CHAT_ROLES = {"human": "user", "gpt": "assistant"}
 _OTHERWISE = "use a named template such as 'chatml' or 'v1'"
 _PROBE = "What is shown here"
 _MOST_SECONDS, _MOST_BYTES = 10, 2**30  # that a template may take for one question
+_MOST_SECONDS_WAITING = 60
 _NO_ANSWER = 3
 _takes_parts: dict[str, bool | None] = {}  # by chat template
 
@@ -151,7 +152,8 @@ def _within_bounds(ask: Callable[[], int]) -> int:
         answer = _NO_ANSWER
         try:
             signal.signal(signal.SIGALRM, signal.SIG_DFL)
-            signal.alarm(_MOST_SECONDS)
+            signal.setitimer(signal.ITIMER_VIRTUAL, _MOST_SECONDS)  # of processor time, however busy the machine is
+            signal.alarm(_MOST_SECONDS_WAITING)  # for a lock that a thread held which the process lacks
             pages = int(Path("/proc/self/statm").read_text().split()[0])
             most = pages * resource.getpagesize() + _MOST_BYTES
             resource.setrlimit(resource.RLIMIT_AS, (most, resource.getrlimit(resource.RLIMIT_AS)[1]))
