@@ -10,7 +10,7 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from llava_npu.ops.attention import batched_attention, cached_attention, masked_attention, packed_attention
+from llava_npu.ops.attention import Scoring, batched_attention, cached_attention, masked_attention, packed_attention
 from llava_npu.ops.kernels.npu import attention as npu_attention
 from support.eager_attention import (
     assert_equal_to_eager,
@@ -154,7 +154,7 @@ def test_scale_and_smaller_value_dimension(device: torch.device) -> None:
     mask = build_mask(5, 5, CAUSAL)
     assert_equal_to_eager(
         inputs,
-        lambda q, k, v: batched_attention(q, k, v, True, scale=0.7),
+        lambda q, k, v: batched_attention(q, k, v, True, scoring=Scoring(scale=0.7)),
         lambda q, k, v: eager(q, k, v, mask, scale=0.7),
     )
 
@@ -208,7 +208,7 @@ def test_dropout_drops_weights_with_that_probability(dropout: float, device: tor
     zeros = torch.zeros(1, heads, length, 8, device=device)
     ones = torch.ones(1, heads, length, 8, device=device)
     torch.manual_seed(0)
-    out = batched_attention(zeros, zeros, ones, False, dropout=dropout)[..., 0].cpu()
+    out = batched_attention(zeros, zeros, ones, False, scoring=Scoring(dropout=dropout))[..., 0].cpu()
     # Each output averages 64 Bernoulli draws: variance = dropout / (1 − dropout) / 64.
     assert abs(out.mean().item() - 1) < 0.05
     assert out.var().item() == pytest.approx(dropout / (1 - dropout) / length, rel=0.25)

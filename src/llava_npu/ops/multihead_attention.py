@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from llava_npu.ops.attention import batched_attention, masked_attention
+from llava_npu.ops.attention import Scoring, batched_attention, masked_attention
 
 
 class FusedMultiheadAttention(nn.MultiheadAttention):
@@ -95,9 +95,9 @@ class FusedMultiheadAttention(nn.MultiheadAttention):
         """Attention by the device's operator; `causal` comes without a mask."""
         dropout = self.dropout if self.training else 0.0
         if mask is None:
-            return batched_attention(q, k, v, causal, dropout=dropout)
+            return batched_attention(q, k, v, causal, scoring=Scoring(dropout=dropout))
         if mask.dtype == torch.bool:
-            return masked_attention(q, k, v, ~mask, dropout=dropout)
+            return masked_attention(q, k, v, ~mask, scoring=Scoring(dropout=dropout))
         return _attention_with_bias(q, k, v, mask, dropout)
 
     def _check_shapes(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> None:

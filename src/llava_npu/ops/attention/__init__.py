@@ -9,5 +9,6 @@
 """
 
 from llava_npu.ops.attention.functional import batched_attention, cached_attention, masked_attention, packed_attention
+from llava_npu.ops.attention.implementation import Scoring
 
-__all__ = ["batched_attention", "cached_attention", "masked_attention", "packed_attention"]
+__all__ = ["Scoring", "batched_attention", "cached_attention", "masked_attention", "packed_attention"]

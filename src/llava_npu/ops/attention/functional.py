@@ -8,7 +8,6 @@ All functions share these conventions:
 - A query that may attend to nothing gives zeros, with zero gradients.
 - Keys and values may have fewer heads than queries (grouped-query attention, Ainslie et al. 2023, arXiv:2305.13245);
   no implementation repeats them.
-- `dropout` is the probability of dropping an attention weight.
 - Under autocast the inputs are cast to its type, as for torch's own attention.
 """
 
@@ -19,9 +18,11 @@ from collections.abc import Sequence
 import torch
 
 from llava_npu.ops import kernels
-from llava_npu.ops.attention.implementation import AttentionImplementation, AttentionInputs
+from llava_npu.ops.attention.implementation import AttentionImplementation, AttentionInputs, Scoring
 from llava_npu.ops.attention.lengths import Lengths
 from llava_npu.ops.attention.sdpa import SDPA
+
+PLAIN = Scoring()
 
 
 def packed_attention(
@@ -33,9 +34,7 @@ def packed_attention(
     *,
     key_lengths: Sequence[int] | None = None,
     window: int | None = None,
-    scale: float | None = None,
-    dropout: float = 0.0,
-    softcap: float | None = None,
+    scoring: Scoring = PLAIN,
 ) -> torch.Tensor:
     """Attention within each of several sequences that lie end to end; none sees another.
 
@@ -47,8 +46,6 @@ def packed_attention(
         causal: whether a query sees only keys up to its own position.
         key_lengths: keys of each sequence, where they differ from its queries.
         window: with `causal`, the number of latest keys that a query sees, its own included (sliding window).
-        scale: of the scores; 1/√head_dim by default.
-        softcap: of the scores, `softcap · tanh(s / softcap)`; computed without a fused operator.
 
     Returns:
         (tokens, heads, head_dim of `value`).
@@ -61,7 +58,7 @@ def packed_attention(
     _check_heads(query.shape[1], key.shape[1])
     if window is not None and (not causal or window < 1):
         raise ValueError(f"packed_attention: window {window} with causal={causal}; a window is causal and at least 1")
-    inputs = _inputs(query, key, value, scale, dropout, softcap)
+    inputs = _inputs(query, key, value, scoring)
     dropped = lengths.fully_masked(causal)
     if not any(dropped):
         return _implementation(inputs).packed(inputs, lengths, causal, window)
@@ -81,9 +78,7 @@ def batched_attention(
     value: torch.Tensor,
     causal: bool,
     *,
-    scale: float | None = None,
-    dropout: float = 0.0,
-    softcap: float | None = None,
+    scoring: Scoring = PLAIN,
 ) -> torch.Tensor:
     """Attention over sequences of one length.
 
@@ -96,7 +91,7 @@ def batched_attention(
         (batch, heads, query_length, head_dim of `value`).
     """
     _check_heads(query.shape[1], key.shape[1])
-    inputs = _inputs(query, key, value, scale, dropout, softcap)
+    inputs = _inputs(query, key, value, scoring)
     query_length, key_length = query.shape[2], key.shape[2]
     fully_masked = query_length if key_length == 0 else max(0, query_length - key_length) if causal else 0
     if fully_masked == query_length:
@@ -113,9 +108,7 @@ def masked_attention(
     value: torch.Tensor,
     mask: torch.Tensor,
     *,
-    scale: float | None = None,
-    dropout: float = 0.0,
-    softcap: float | None = None,
+    scoring: Scoring = PLAIN,
 ) -> torch.Tensor:
     """Attention under any boolean mask.
 
@@ -132,7 +125,7 @@ def masked_attention(
     if mask.dtype != torch.bool:
         raise ValueError(f"masked_attention: the mask is {mask.dtype}; a boolean one is needed, True = may attend")
     _check_heads(query.shape[1], key.shape[1])
-    inputs = _inputs(query, key, value, scale, dropout, softcap)
+    inputs = _inputs(query, key, value, scoring)
     # A fully masked query attends to everything and its result is dropped: a softmax over nothing would put NaN in
     # gradients.
     fully_masked = ~mask.any(-1, keepdim=True)  # (batch, heads or 1, query_length, 1)
@@ -146,8 +139,7 @@ def cached_attention(
     value: torch.Tensor,
     key_lengths: Sequence[int],
     *,
-    scale: float | None = None,
-    softcap: float | None = None,
+    scoring: Scoring = PLAIN,
 ) -> torch.Tensor:
     """Attention of one new token per sequence over a cache of keys and values, of which the first ones are valid.
 
@@ -157,6 +149,7 @@ def cached_attention(
         query: (batch, heads, 1, head_dim).
         key, value: (batch, key_value_heads, cache_length, head_dim).
         key_lengths: valid keys of each sequence, host integers from 0 to cache_length.
+        scoring: without dropout.
 
     Returns:
         (batch, heads, 1, head_dim of `value`).
@@ -173,7 +166,7 @@ def cached_attention(
     if not all(0 <= length <= key.shape[2] for length in key_lengths):
         raise ValueError(f"cached_attention: key_lengths {key_lengths} in a cache of {key.shape[2]} positions")
     _check_heads(query.shape[1], key.shape[1])
-    inputs = _inputs(query, key, value, scale, 0.0, softcap)
+    inputs = _inputs(query, key, value, scoring)
     if all(key_lengths):
         return _implementation(inputs).cached(inputs, key_lengths)
     if not any(key_lengths):
@@ -196,17 +189,10 @@ def autocast(*tensors: torch.Tensor) -> list[torch.Tensor]:
     return [tensor.to(torch.get_autocast_dtype(kind)) for tensor in tensors]
 
 
-def _inputs(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    scale: float | None,
-    dropout: float,
-    softcap: float | None,
-) -> AttentionInputs:
-    scale = query.shape[-1] ** -0.5 if scale is None else scale
+def _inputs(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scoring: Scoring) -> AttentionInputs:
+    scale = query.shape[-1] ** -0.5 if scoring.scale is None else scoring.scale
     query, key, value = autocast(query, key, value)
-    return AttentionInputs(query, key, value, scale, dropout, softcap)
+    return AttentionInputs(query, key, value, scale, scoring.dropout, scoring.softcap)
 
 
 def _implementation(inputs: AttentionInputs) -> AttentionImplementation:

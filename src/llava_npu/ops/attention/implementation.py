@@ -12,6 +12,22 @@ from llava_npu.ops.attention.lengths import Lengths
 
 
 @dataclass(frozen=True)
+class Scoring:
+    """What becomes of queries' scores of keys.
+
+    Attributes:
+        scale: of the scores; None: 1/√head_dim.
+        dropout: probability of dropping an attention weight.
+        softcap: scores s become `softcap · tanh(s / softcap)` (Gemma 2, arXiv:2408.00118). `functional` has the plain
+            implementation compute it, on every kind of device.
+    """
+
+    scale: float | None = None
+    dropout: float = 0.0
+    softcap: float | None = None
+
+
+@dataclass(frozen=True)
 class AttentionInputs:
     """What every attention takes.
 
@@ -19,10 +35,7 @@ class AttentionInputs:
         query: (batch, heads, query_length, head_dim), or packed (tokens, heads, head_dim).
         key: the same with key_value_heads and key_length, or packed (key_tokens, key_value_heads, head_dim).
         value: as `key`; its head_dim may be smaller.
-        scale: of the scores.
-        dropout: probability of dropping an attention weight.
-        softcap: scores s become `softcap · tanh(s / softcap)` (Gemma 2, arXiv:2408.00118). `functional` has the plain
-            implementation compute it, on every kind of device.
+        scale, dropout, softcap: as in `Scoring`.
     """
 
     query: torch.Tensor

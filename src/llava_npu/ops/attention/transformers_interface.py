@@ -22,7 +22,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any
 
@@ -39,6 +39,7 @@ from llava_npu.ops.attention.functional import (
     masked_attention,
     packed_attention,
 )
+from llava_npu.ops.attention.implementation import Scoring
 from llava_npu.ops.attention.sdpa import band_mask, lengths_mask
 from llava_npu.ops.attention.sequence_parallel import split_attention
 
@@ -255,14 +256,14 @@ def attention_forward(
                 f"attention implementation {ATTENTION_NAME!r}: {name} is not supported. "
                 "Load the model with attn_implementation='eager' for it."
             )
-    options: dict[str, Any] = {"scale": scaling, "softcap": softcap, "dropout": dropout}
+    scoring = Scoring(scaling, dropout, softcap)
     if _known.get() is not None and not (isinstance(attention_mask, BatchMask) and attention_mask.known):
         raise UserError(
             f"{type(module).__name__} does not attend under transformers' mask, or under one that is neither causal "
             "nor a sliding window: the sequences of a pack would see each other"
         )
     if isinstance(attention_mask, BatchMask) and attention_mask.known is not None:
-        out = _of_known_lengths(query, key, value, attention_mask, options)
+        out = _of_known_lengths(query, key, value, attention_mask, scoring)
         return out.contiguous(), None
     if attention_mask is None:
         causal = bool(getattr(module, "is_causal", True) if is_causal is None else is_causal)
@@ -271,34 +272,33 @@ def attention_forward(
             attention_mask = band_mask(query.shape[2], key.shape[2], sliding_window, query.device)
 
     if isinstance(attention_mask, torch.Tensor):
-        out = masked_attention(query, key, value, attention_mask, **options).transpose(1, 2)
+        out = masked_attention(query, key, value, attention_mask, scoring=scoring).transpose(1, 2)
     elif not attention_mask.is_padded:
-        out = batched_attention(query, key, value, attention_mask.causal, **options).transpose(1, 2)
+        out = batched_attention(query, key, value, attention_mask.causal, scoring=scoring).transpose(1, 2)
     elif query.shape[2] == key.shape[2]:
-        out = _unpadded(query, key, value, attention_mask, options)
+        out = _unpadded(query, key, value, attention_mask, scoring)
     else:
         mask = attention_mask.dense.to(query.device)  # a model spread over devices: layers may be elsewhere
-        out = masked_attention(query, key, value, mask, **options).transpose(1, 2)
+        out = masked_attention(query, key, value, mask, scoring=scoring).transpose(1, 2)
     return out.contiguous(), None
 
 
 def _of_known_lengths(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: BatchMask, options: dict[str, Any]
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: BatchMask, scoring: Scoring
 ) -> torch.Tensor:
     """(batch, length, heads, head_dim): packed sequences, or one query for each row of a cache."""
     assert mask.known is not None
     lengths = mask.known
     if lengths.sequence is None:
-        assert lengths.key is not None
-        options = {name: options[name] for name in ("scale", "softcap")}  # nothing learns behind a cache
-        return _cached(query, key, value, lengths.key, mask.window, options).transpose(1, 2)
+        scoring = replace(scoring, dropout=0.0)  # nothing learns behind a cache
+        return _cached(query, key, value, mask, scoring).transpose(1, 2)
     attend = partial(
         packed_attention,
         sequence_lengths=lengths.sequence,
         causal=mask.causal,
         key_lengths=lengths.key,
         window=mask.window,
-        **options,
+        scoring=scoring,
     )
     if lengths.group is not None:
         query, key, value = autocast(query, key, value)  # before they are sent
@@ -308,28 +308,25 @@ def _of_known_lengths(
 
 
 def _cached(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    key_lengths: Sequence[int],
-    window: int | None,
-    options: dict[str, Any],
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: BatchMask, scoring: Scoring
 ) -> torch.Tensor:
-    if window is None:
-        return cached_attention(query, key, value, key_lengths, **options)
-    mask = lengths_mask(key_lengths, key.shape[2], query.device)
-    starts = [max(0, length - window) for length in key_lengths]
-    return masked_attention(query, key, value, mask & ~lengths_mask(starts, key.shape[2], query.device), **options)
+    assert mask.known is not None
+    assert mask.known.key is not None
+    if mask.window is None:
+        return cached_attention(query, key, value, mask.known.key, scoring=scoring)
+    starts = [max(0, length - mask.window) for length in mask.known.key]
+    valid, hidden = (lengths_mask(lengths, key.shape[2], query.device) for lengths in (mask.known.key, starts))
+    return masked_attention(query, key, value, valid & ~hidden, scoring=scoring)
 
 
 def _unpadded(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: BatchMask, options: dict[str, Any]
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: BatchMask, scoring: Scoring
 ) -> torch.Tensor:
     """Packs the real tokens, attends, and puts the results back; padding gives zeros."""
     batch, _, length, _ = query.shape
     positions = mask.positions.to(query.device)
     q, k, v = (_token_rows(tensor).index_select(0, positions) for tensor in (query, key, value))
-    out = packed_attention(q, k, v, mask.lengths, mask.causal, **options)
+    out = packed_attention(q, k, v, mask.lengths, mask.causal, scoring=scoring)
     rows = out.new_zeros(batch * length, *out.shape[1:]).index_copy(0, positions, out)
     return rows.unflatten(0, (batch, length))  # (batch, length, heads, head_dim)
 
