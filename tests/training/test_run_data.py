@@ -127,11 +127,12 @@ def test_a_worker_reports_a_bad_sample_as_this_process_does(make_run: MakeRun, d
 @pytest.mark.slow
 def test_a_worker_that_is_killed_during_a_step(make_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
     run, accumulate, calls = make_run(data={"workers": 1}, epochs=50, max_steps=50), trainer._accumulate, []
+    others = multiprocessing.active_children()  # of earlier tests
 
     def killing(*arguments: Any) -> torch.Tensor:
         calls.append(None)
         if len(calls) == 2:
-            (worker,) = multiprocessing.active_children()
+            (worker,) = (each for each in multiprocessing.active_children() if each not in others)
             worker.kill()
             worker.join()
         return accumulate(*arguments)
