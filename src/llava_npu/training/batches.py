@@ -154,31 +154,52 @@ def steps(
         persistent_workers=False,
     )
     # Begun here, not at the first batch: it draws from a generator whose state a resumed run restores after this.
-    batches = map(_raise_error, _until_a_worker_dies(_begin(loader)))
+    batches = map(_raise_error, _until_a_worker_dies(_begin(loader)) if workers else iter(loader))
     return ([next(batches) for _ in step] for step in shares())
+
+
+_raise_deaths: Any = None  # torch's handler of SIGCHLD: it raises if a worker died; torch sets it once in a process
 
 
 def _begin(loader: DataLoader[Any]) -> Iterator[MicroBatch | UserError]:
     """Starts the workers. Torch would have the death of one raised in the midst of whatever runs, a step of the
-    optimizer for one; without its handler of signals it is noticed when the next batch is asked for.
+    optimizer for one: here it is when the next batch is asked for.
     """
+    global _raise_deaths
     if threading.current_thread() is not threading.main_thread():
         return iter(loader)
-    handler = signal.getsignal(signal.SIGCHLD) or signal.SIG_DFL
+    before = signal.getsignal(signal.SIGCHLD) or signal.SIG_DFL
     batches = iter(loader)
-    signal.signal(signal.SIGCHLD, handler)
-    return batches
+    if (handler := signal.getsignal(signal.SIGCHLD)) is not before:
+        _raise_deaths = handler
+        signal.signal(signal.SIGCHLD, before)
+    return _raising_deaths(batches, before) if _raise_deaths else batches
+
+
+def _raising_deaths(batches: Iterator[MicroBatch | UserError], otherwise: Any) -> Iterator[MicroBatch | UserError]:
+    while True:
+        signal.signal(signal.SIGCHLD, _raise_deaths)
+        try:
+            _raise_deaths(signal.SIGCHLD, None)  # of those that died before
+            batch = next(batches, None)
+        finally:
+            signal.signal(signal.SIGCHLD, otherwise)
+        if batch is None:
+            return
+        yield batch
 
 
 def _until_a_worker_dies(batches: Iterator[MicroBatch | UserError]) -> Iterator[MicroBatch | UserError]:
     try:
         yield from batches
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
+    except (RuntimeError, EOFError, ConnectionError, FileNotFoundError) as error:
+        # Torch says so, unless the process was about to hand over a batch, and is not quite dead yet.
+        if ("DataLoader worker" in str(error)) != isinstance(error, RuntimeError):
             raise
+        reason = (str(error) or type(error).__name__).splitlines()[0].strip(" .")
         raise UserError(
-            f"data.workers: a process that loads data died ({str(error).splitlines()[0].strip(' .')}). If it was "
-            f"killed, the machine ran out of memory: set data.workers lower. Of a bus error the cause is: {_TOO_LITTLE}"
+            f"data.workers: a process that loads data died ({reason}). If it was killed, the machine ran out of "
+            f"memory: set data.workers lower. Of a bus error the cause is: {_TOO_LITTLE}"
         ) from error
 
 
