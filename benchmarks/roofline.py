@@ -47,7 +47,7 @@ from llava_npu.planning.roofline import StepTime
 from llava_npu.planning.samples import expected_samples
 from llava_npu.planning.sizing import choose_sizing
 from llava_npu.planning.target import Target, this_machine
-from llava_npu.training.batches import MicroBatch, Share, steps
+from llava_npu.training.batches import MicroBatch, Share, StepLoader
 from llava_npu.training.checkpointing.export import build_model
 from llava_npu.training.data import choose_layout
 from llava_npu.training.engines import Engine, open_engine
@@ -166,9 +166,8 @@ def _prepare(run: ResolvedRun) -> tuple[LlavaNpuForConditionalGeneration, list[l
     dataset = ConversationDataset(run.data.training, loaded.processor, template, config.data.max_length)
     plan = Plan(len(run.data.training), config.batch_size, 1, config.seed)
     layout = choose_layout(config, dataset, plan, run.data_fingerprint, 1, Console(file=io.StringIO()))
-    share = Share.of_process(0, 1)
-    made = steps(dataset, layout, first_step=0, last_step=STEPS, share=share, workers=0, pin_memory=False)
-    return loaded.model, list(made)
+    loader = StepLoader(dataset, layout, Share.of_process(0, 1), pin_memory=False)
+    return loaded.model, list(loader.steps(range(STEPS), workers=0))
 
 
 def _step(engine: Engine, micro_batches: list[MicroBatch]) -> None:

@@ -53,7 +53,7 @@ def test_sizes_in_between_lie_on_a_line(make_run: MakeRun) -> None:
     config = ResolvedRun(run).model
 
     def traced(rows: int) -> StepTrace:
-        model = fake_model(config, run.resolved_parts, torch.bfloat16, checkpointing=False)
+        model = fake_model(config, run, torch.bfloat16, checkpointing=False)
         return trace_step(model, BatchShape(rows, 40, 10 * rows, rows), torch.bfloat16, "cpu")
 
     guessed = between(traced(2), 2, traced(4), 4, 7)
@@ -64,7 +64,7 @@ def test_sizes_in_between_lie_on_a_line(make_run: MakeRun) -> None:
 def test_planning_for_an_npu_needs_none_and_leaves_nothing_behind(make_run: MakeRun) -> None:
     run = make_run()
     config = ResolvedRun(run).model
-    model = fake_model(config, run.resolved_parts, torch.bfloat16, checkpointing=False)
+    model = fake_model(config, run, torch.bfloat16, checkpointing=False)
     shape = BatchShape(2, 40, 10, 2)
     fused, plain, again = (trace_step(model, shape, torch.bfloat16, kind) for kind in ("npu", "cpu", "npu"))
     assert fused == again

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from llava_npu.config.parts import LoraConfig, Part, PartName
+from llava_npu.config import RunConfig
 from llava_npu.models.configuration import LlavaNpuConfig
 from llava_npu.models.modeling import LlavaNpuForConditionalGeneration
 from llava_npu.ops.attention.transformers_interface import use_packed_attention
@@ -57,11 +56,10 @@ class BatchShape:
 
 def fake_model(
     config: LlavaNpuConfig,
-    parts: Mapping[PartName, Part],
+    run: RunConfig,
     compute_dtype: torch.dtype | None,
     checkpointing: bool | int,
     *,
-    lora: LoraConfig | None = None,
     sharded: bool = False,
 ) -> LlavaNpuForConditionalGeneration:
     """The model as training prepares it, its weights without numbers; takes no memory.
@@ -69,15 +67,16 @@ def fake_model(
     Of an anyres model tiles are images of their own here: it is made as one of squares.
 
     Args:
-        parts, compute_dtype, checkpointing, lora: as for `prepare_parts`, but that no weight is quantised.
+        run: its parts and adapters are prepared, but no weight is quantised.
+        compute_dtype, checkpointing: as for `prepare_parts`.
         sharded: as an engine that shards weights has a layer while it runs: all in `compute_dtype`.
     """
     config = copy.deepcopy(config)
     config.change_resolutions(None)
     with torch.device("meta"):  # where weights are initialised by doing nothing
         model = LlavaNpuForConditionalGeneration(config)
-        unquantised = None if lora is None else lora.model_copy(update={"base_bits": None})
-        prepare_parts(model, parts, compute_dtype, checkpointing, unquantised)
+        unquantised = run.lora.model_copy(update={"base_bits": None})
+        prepare_parts(model, run.resolved_parts, compute_dtype, checkpointing, unquantised)
         place_weights(model, torch.device("meta"), kept_types(model, compute_dtype))
     with FakeTensorMode(allow_non_fake_inputs=True):
         model.to_empty(device="cpu")

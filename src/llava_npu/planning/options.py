@@ -153,9 +153,7 @@ class MemoryModel:
     def _fake_model(self, checkpointing: bool, sharded: bool) -> LlavaNpuForConditionalGeneration:
         config, dtype, key = self._config, self._target.compute_dtype, (checkpointing, sharded)
         if key not in self._models:
-            self._models[key] = fake_model(
-                self._model, config.resolved_parts, dtype, checkpointing, lora=config.lora, sharded=sharded
-            )
+            self._models[key] = fake_model(self._model, config, dtype, checkpointing, sharded=sharded)
         return self._models[key]
 
 

@@ -114,48 +114,49 @@ class Share:
         return cls(group, SequenceSplit(part, sequence_parallel_size))
 
 
-def steps(
-    dataset: ConversationDataset,
-    layout: BatchLayout,
-    *,
-    first_step: int,
-    last_step: int,
-    share: Share,
-    workers: int,
-    pin_memory: bool,
-) -> Iterator[list[MicroBatch]]:
-    """Each optimizer step's micro-batches of this process, from `first_step` up to `last_step` (exclusive).
+@dataclass(frozen=True)
+class StepLoader:
+    """Loads the micro-batches of one process, an optimizer step's at a time.
 
-    The order is a pure function of the layout: it does not depend on where a run was interrupted or on the workers.
+    Attributes:
+        layout: which samples each step has.
+        share: which of them, and what of each, the process has.
+        pin_memory: copy them to where an accelerator can fetch them while the host continues.
     """
 
-    def shares() -> Iterator[Sequence[Indices]]:  # as they are needed: a list of millions of numbers would be held
-        return (layout.share(step, share.group) for step in range(first_step, last_step))
+    dataset: ConversationDataset
+    layout: BatchLayout
+    share: Share
+    pin_memory: bool
 
-    # Semaphores are files there too.
-    if workers and SHARED_MEMORY.is_dir() and shutil.disk_usage(SHARED_MEMORY).free < _LEAST_SHARED:
-        raise UserError(f"data.workers: {_TOO_LITTLE}")
-    processor = dataset.processor
-    loader = DataLoader(
-        _ErrorsAsSamples(dataset),
-        batch_sampler=(
-            [(int(index), layout.room(int(index))) for index in samples] for step in shares() for samples in step
-        ),
-        collate_fn=partial(
-            _collate,
-            pack_length=layout.pack_length,
-            processor=processor,
-            split=share.split,
-        ),
-        num_workers=workers,
-        pin_memory=pin_memory,
-        multiprocessing_context="spawn" if workers else None,  # accelerators do not survive a fork
-        worker_init_fn=_start_worker,
-        persistent_workers=False,
-    )
-    # Begun here, not at the first batch: it draws from a generator whose state a resumed run restores after this.
-    batches = map(_raise_error, _until_a_worker_dies(_begin(loader)) if workers else iter(loader))
-    return ([next(batches) for _ in step] for step in shares())
+    def steps(self, numbers: range, workers: int) -> Iterator[list[MicroBatch]]:
+        """Those of the steps with these numbers.
+
+        The order is a pure function of the layout: it does not depend on where a run was interrupted or on the workers.
+        """
+
+        def shares() -> Iterator[Sequence[Indices]]:  # as they are needed: a list of millions of numbers would be held
+            return (self.layout.share(step, self.share.group) for step in numbers)
+
+        # Semaphores are files there too.
+        if workers and SHARED_MEMORY.is_dir() and shutil.disk_usage(SHARED_MEMORY).free < _LEAST_SHARED:
+            raise UserError(f"data.workers: {_TOO_LITTLE}")
+        layout, processor = self.layout, self.dataset.processor
+        loader = DataLoader(
+            _ErrorsAsSamples(self.dataset),
+            batch_sampler=(
+                [(int(index), layout.room(int(index))) for index in samples] for step in shares() for samples in step
+            ),
+            collate_fn=partial(_collate, pack_length=layout.pack_length, processor=processor, split=self.share.split),
+            num_workers=workers,
+            pin_memory=self.pin_memory,
+            multiprocessing_context="spawn" if workers else None,  # accelerators do not survive a fork
+            worker_init_fn=_start_worker,
+            persistent_workers=False,
+        )
+        # Begun here, not at the first batch: it draws from a generator whose state a resumed run restores after this.
+        batches = map(_raise_error, _until_a_worker_dies(_begin(loader)) if workers else iter(loader))
+        return ([next(batches) for _ in step] for step in shares())
 
 
 _raise_deaths: Any = None  # torch's handler of SIGCHLD: it raises if a worker died; torch sets it once in a process

@@ -31,7 +31,7 @@ from llava_npu.models.flops import flop_model
 from llava_npu.models.sources import MODEL_FOLDER, changed_in_place, weight_stamps
 from llava_npu.ops.fuse import install_kernels
 from llava_npu.training.bad_samples import report_bad_samples, rewind_bad_samples
-from llava_npu.training.batches import WHOLE, MicroBatch, Share, steps
+from llava_npu.training.batches import WHOLE, MicroBatch, Share, StepLoader
 from llava_npu.training.checkpointing import saving
 from llava_npu.training.checkpointing.checkpoints import BEST, linked, prune, write_folder
 from llava_npu.training.checkpointing.export import Export, build_model, with_trained_template
@@ -171,7 +171,6 @@ class Trainer:
         self.num_steps = min(self.plan.num_steps, config.max_steps or self.plan.num_steps)
         self.first_step = 0
         num_groups(config, accelerator.num_processes)  # or this is an error now
-        self._share = Share.of_process(accelerator.process_index, config.sequence_parallel_size)
         if profiled is not None:
             profiled.check(self.num_steps)
         traces = self.folder / PROFILES / f"steps-{profiled}" / f"process-{accelerator.process_index}"
@@ -185,7 +184,7 @@ class Trainer:
         checkpoint = self._resume()
         self._attach_saver_and_guard()
         devices.share_host_threads(self.config.data.workers)
-        batches = self._batches(self.first_step, self.num_steps, self.config.data.workers)
+        batches = self._loader.steps(range(self.first_step, self.num_steps), self.config.data.workers)
         if checkpoint is not None:  # last, so that nothing above draws from the generators again
             saving.load_random_state(checkpoint, self.accelerator, self.device)
         self._attach_monitor()
@@ -308,18 +307,18 @@ class Trainer:
         template = config.data.template or STAGE_TEMPLATES[config.stage]
         choices = image_token_choices(config.data, self._loaded.model.config)
         drawn = None if choices is None else ImageTokens(choices, config.seed, self.plan.num_epochs)
-        self._dataset, self._held_out = (
+        dataset, self._held_out = (
             ConversationDataset(
                 records, processor, template, config.data.max_length, self._features, config.data.bad_samples, tokens
             )
             for records, tokens in ((data.training, drawn), (data.validation or (), None))
         )
-        self._layout = choose_layout(
-            config, self._dataset, self.plan, self.run.data_fingerprint, self.accelerator.num_processes, self.console
+        layout = choose_layout(
+            config, dataset, self.plan, self.run.data_fingerprint, self.accelerator.num_processes, self.console
         )
-        if self.accelerator.is_main_process and (
-            description := describe_layout(self._layout, config.sequence_parallel_size)
-        ):
+        share = Share.of_process(self.accelerator.process_index, config.sequence_parallel_size)
+        self._loader = StepLoader(dataset, layout, share, pin_memory=self.device.kind != "cpu")
+        if self.accelerator.is_main_process and (description := describe_layout(layout, config.sequence_parallel_size)):
             self.console.print(description)
 
     def _resume(self) -> Path | None:
@@ -363,15 +362,7 @@ class Trainer:
             self.folder, self.engine, self.device, keep=config.keep_checkpoints, in_background=config.async_checkpoints
         )
         self.saver.last_step = self.first_step
-        self.guard = NonFiniteGuard(
-            self.folder,
-            self.engine,
-            self.device,
-            limit=config.max_nonfinite_steps,
-            batches_of=self._batches_again,
-            save=self.save,
-            console=self.console,
-        )
+        self.guard = NonFiniteGuard(self.run, self.engine, self.console, batches_of=self._batches_again, save=self.save)
 
     def _attach_monitor(self) -> None:
         peak = find_peak(self.device, self._dtype) if self.accelerator.is_main_process else None
@@ -382,23 +373,12 @@ class Trainer:
         self.monitor = Monitor(run, meter, self.guard, self._held_out)
 
     def _batches_again(self, step: int, whole: bool) -> list[MicroBatch]:
-        if not whole:
-            return next(self._batches(step - 1, step, workers=0))
-        share = replace(self._share, split=WHOLE)
-        return next(self._batches(step - 1, step, 0, share)) if self._share.split.index == 0 else []
-
-    def _batches(
-        self, first_step: int, last_step: int, workers: int, share: Share | None = None
-    ) -> Iterator[list[MicroBatch]]:
-        return steps(
-            self._dataset,
-            self._layout,
-            first_step=first_step,
-            last_step=last_step,
-            share=share or self._share,
-            workers=workers,
-            pin_memory=self.device.kind != "cpu",
-        )
+        loader, share = self._loader, self._loader.share
+        if whole:
+            if share.split.index:  # the first of those that share a sequence has it
+                return []
+            loader = replace(loader, share=replace(share, split=WHOLE))
+        return next(loader.steps(range(step - 1, step), workers=0))
 
     def _report_bad_samples(self, step: int, micro_batches: Sequence[MicroBatch]) -> UserError | None:
         """Names the samples that were replaced; what is returned says that there were too many by now."""

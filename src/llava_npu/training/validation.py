@@ -17,7 +17,7 @@ from llava_npu.data.conversation.labels import IGNORE_INDEX
 from llava_npu.data.dataset import ConversationDataset, Sample
 from llava_npu.data.plan import Indices
 from llava_npu.devices import Device
-from llava_npu.training.batches import Share, steps
+from llava_npu.training.batches import Share, StepLoader
 from llava_npu.training.checkpointing.state import random_state, restore_random_state
 from llava_npu.training.engines import Engine
 
@@ -36,18 +36,12 @@ def validation_loss(engine: Engine, dataset: ConversationDataset, device: Device
     """
     accelerator, parts = engine.accelerator, config.sequence_parallel_size
     layout = _Once(len(dataset), accelerator.num_processes // parts, config.micro_batch_size)
+    share = Share.of_process(accelerator.process_index, parts)
+    loader = StepLoader(_Filled(dataset), layout, share, pin_memory=device.kind != "cpu")  # type: ignore[arg-type]
     generators = random_state(device)
     total, supervised = torch.zeros((), device=accelerator.device), 0
     with torch.no_grad(), _evaluation_mode(engine.objective):
-        for (micro_batch,) in steps(
-            _Filled(dataset),  # type: ignore[arg-type]
-            layout,
-            first_step=0,
-            last_step=layout.num_steps,
-            share=Share.of_process(accelerator.process_index, parts),
-            workers=config.data.workers if len(dataset) > _FEW else 0,
-            pin_memory=device.kind != "cpu",
-        ):
+        for (micro_batch,) in loader.steps(range(layout.num_steps), config.data.workers if len(dataset) > _FEW else 0):
             total += engine.loss(micro_batch.to(accelerator.device), micro_batch.sequence_lengths)
             supervised += micro_batch.supervised_tokens
     restore_random_state(generators, device)

@@ -22,13 +22,13 @@ from rich.text import Text
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from llava_npu.devices import Device
 from llava_npu.errors import UserError
 from llava_npu.training.batches import MicroBatch
 from llava_npu.training.checkpointing.state import random_state, restore_random_state
 from llava_npu.training.engines import Engine
 from llava_npu.training.monitoring.jsonl import NONFINITE_STEPS, REPLAYS, append_lines, read_lines
 from llava_npu.training.nonfinite.search import NonFinite, find_nonfinite
+from llava_npu.training.resolve import ResolvedRun
 
 _SHOWN = 8
 
@@ -37,7 +37,6 @@ class NonFiniteGuard:
     """Watches the gradient norms of a run.
 
     Args:
-        limit: how many steps may be skipped.
         batches_of: gives this process's micro-batches of a step; with True, those that it saves for `llava-npu replay`,
             which are of whole rows.
         save: writes a checkpoint after that many steps.
@@ -48,26 +47,24 @@ class NonFiniteGuard:
 
     def __init__(
         self,
-        folder: Path,
+        run: ResolvedRun,
         engine: Engine,
-        device: Device,
+        console: Console,
         *,
-        limit: int,
         batches_of: Callable[[int, bool], Sequence[MicroBatch]],
         save: Callable[[int], None],
-        console: Console,
     ) -> None:
-        self._folder = folder
+        self._folder = run.config.output_path
         self._engine = engine
-        self._device = device
-        self._limit = limit
+        self._device = run.device
+        self._limit = run.config.max_nonfinite_steps
         self._batches_of = batches_of
         self._save = save
         self._console = console
         self._norms: dict[int, torch.Tensor] = {}
         self._made = 0
         main = engine.accelerator.is_main_process
-        self.skipped: int = broadcast_object_list([len(read_lines(folder / NONFINITE_STEPS)) if main else 0])[0]
+        self.skipped: int = broadcast_object_list([len(read_lines(self._folder / NONFINITE_STEPS)) if main else 0])[0]
 
     def add(self, step: int, norm: torch.Tensor) -> None:
         """A step that was made, and the norm of its gradient, still on the device."""
