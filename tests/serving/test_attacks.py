@@ -8,6 +8,7 @@ import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from starlette.types import Message, Receive, Scope, Send
@@ -150,7 +151,8 @@ def test_one_client_sends_so_many_at_a_time() -> None:
         return sent
 
     async def run() -> list[Message]:
-        admission = AdmissionMiddleware(read, Limits(max_uploads_per_client=3), 4, Metrics())
+        service = SimpleNamespace(limits=Limits(max_uploads_per_client=3), max_active=4, metrics=Metrics())
+        admission = AdmissionMiddleware(read, service)  # type: ignore[arg-type]
         clients = ["2001:db8::1", "2001:db8::2", "2001:db8::1", "198.51.100.7"]  # three of one network
         slow = [asyncio.create_task(ask(admission, client)) for client in clients]
         while len(reading) < len(clients):
@@ -168,7 +170,8 @@ def test_one_client_sends_so_many_at_a_time() -> None:
 
 def test_one_client_holds_so_much() -> None:
     limits = Limits(max_request_bytes=200 * 2**20)
-    admission = AdmissionMiddleware(None, limits, 4, None)  # type: ignore[arg-type]
+    service = SimpleNamespace(limits=limits, max_active=4, metrics=None)
+    admission = AdmissionMiddleware(None, service)  # type: ignore[arg-type]
     mine, yours = admission.usage_of("me"), admission.usage_of("you")
     admission.hold(mine, 0, limits.max_held_bytes_per_client)
     with pytest.raises(Exception, match="this client's requests are too large together"):

@@ -20,7 +20,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from llava_npu.serving.addresses import AllowedHosts
 from llava_npu.serving.api.errors import ApiError, as_response, out_of_time
 from llava_npu.serving.api.limits import MIB, Limits
-from llava_npu.serving.api.metrics import Metrics
+from llava_npu.serving.api.service import Service
 
 _OPEN_PATHS = frozenset({"/health", "/metrics"})
 GENERATING_PATHS = frozenset({"/v1/chat/completions", "/worker_generate_stream"})
@@ -51,17 +51,15 @@ class AdmissionMiddleware:
     def __init__(
         self,
         app: ASGIApp,
-        limits: Limits,
-        max_active: int,
-        metrics: Metrics,
+        service: Service,
         *,
         api_key: str | None = None,
         hosts: AllowedHosts | None = None,
     ):
         self._app = app
-        self.limits = limits
-        self._max_active = max_active
-        self._metrics = metrics
+        self.limits = service.limits
+        self._max_active = service.max_active
+        self._metrics = service.metrics
         self._api_key = api_key
         self._hosts = hosts or AllowedHosts()
         self._usage: dict[str, _Usage] = {}

@@ -23,7 +23,7 @@ def build_app(service: Service, *, api_key: str | None = None, hosts: AllowedHos
         hosts: names by which it may be called; by default this machine's loopback.
     """
     app = describe_api(service)
-    return AdmissionMiddleware(app, service.limits, service.max_active, service.metrics, api_key=api_key, hosts=hosts)
+    return AdmissionMiddleware(app, service, api_key=api_key, hosts=hosts)
 
 
 def describe_api(service: Service) -> FastAPI:
