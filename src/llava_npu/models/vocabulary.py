@@ -17,6 +17,11 @@ _SMALL = 64 * 2**20  # bytes of tables that every process may have to itself
 _FILE = "tables.safetensors"
 
 
+def enlarged_rows(rows: int, tokens: int) -> int:
+    """How many rows a vocabulary of `rows` has once there are as many `tokens`; it is never shrunk."""
+    return rows if tokens <= rows else -(-tokens // EMBEDDING_MULTIPLE) * EMBEDDING_MULTIPLE
+
+
 def enlarge_vocabulary(decoder: Any, tokens: int) -> None:
     """Gives a language model rows for this number of tokens, the new ones drawn near the mean of the old ones."""
     decoder.resize_token_embeddings(tokens, pad_to_multiple_of=EMBEDDING_MULTIPLE)

@@ -24,7 +24,7 @@ from llava_npu.models.sources import MODEL_FOLDER, read_source
 from llava_npu.models.vision.image_processors import load_image_processor
 from llava_npu.models.vision.resizing import input_size, set_size, sizes_of_towers
 from llava_npu.models.vision.two_towers import TwoTowersConfig
-from llava_npu.models.vocabulary import EMBEDDING_MULTIPLE
+from llava_npu.models.vocabulary import enlarged_rows
 
 _PROCESSOR_FILE = "preprocessor_config.json"
 _USUAL_SIZE = (224, 224)  # of convolutional towers, whose configuration names none
@@ -133,8 +133,7 @@ def _joined(choice: ModelConfig, tower: Any, text: Any, tokenizer: Any | None) -
     """As `compose` joins a tower and a language model."""
     image_token = text.vocab_size if tokenizer is None else len(tokenizer)
     words = image_token + 1 + (tokenizer is not None and tokenizer.pad_token_id is None)
-    if words > text.vocab_size:
-        text.vocab_size = -(-words // EMBEDDING_MULTIPLE) * EMBEDDING_MULTIPLE
+    text.vocab_size = enlarged_rows(text.vocab_size, words)
     return join_configs(
         tower,
         text,

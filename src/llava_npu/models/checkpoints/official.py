@@ -18,6 +18,7 @@ import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,7 @@ from llava_npu.models.configuration import LlavaNpuConfig
 from llava_npu.models.processing import LlavaNpuProcessor
 from llava_npu.models.vision.anyres import resolutions_from_llava
 from llava_npu.models.vision.image_processors import load_image_processor
-from llava_npu.models.vocabulary import EMBEDDING_MULTIPLE
+from llava_npu.models.vocabulary import enlarged_rows
 
 PROJECTOR_FILE = "mm_projector.bin"
 ADAPTER_CONFIG = "adapter_config.json"
@@ -118,9 +119,7 @@ def read_official(
     tokenizer = open_tokenizer(parts.base, "model", LlavaConfig() if parts.base == folder else None)
     image_token_id = add_special_tokens(tokenizer)
     text_config = _text_config(parts, values)
-    rows = text_config.vocab_size
-    wanted = max(rows, len(tokenizer))
-    text_config.vocab_size = -(-wanted // EMBEDDING_MULTIPLE) * EMBEDDING_MULTIPLE if wanted > rows else rows
+    text_config.vocab_size = enlarged_rows(text_config.vocab_size, len(tokenizer))
     config = _config(parts, tower_config, text_config, projector, image_token_id)
     image_processor = load_image_processor(parts.tower, parts.tower_field)
     processor = LlavaNpuProcessor.for_config(
@@ -131,33 +130,12 @@ def read_official(
         image_aspect_ratio=str(values.get("image_aspect_ratio") or "square"),
     )
 
-    def weights() -> Weights:
-        kind = config.tower.kind
-        tower_seen = False
-        for name, tensor in _language_weights(parts):
-            renamed = from_official(name, kind)
-            if renamed is None or renamed.startswith(PROJECTOR):
-                continue  # the projector was read as a whole
-            tower_seen = tower_seen or renamed.startswith(VISION_TOWER)
-            if renamed in (EMBEDDING, LM_HEAD):
-                tensor = _with_rows(tensor, text_config.vocab_size)
-            yield renamed, tensor
-        for name, tensor in projector.weights.items():
-            yield f"{PROJECTOR}{name}", tensor
-        if not tower_seen:
-            if values.get("unfreeze_mm_vision_tower"):
-                raise UserError(
-                    f"{folder}: its vision tower was trained (unfreeze_mm_vision_tower), and its weights are not among "
-                    "the model's (no weight named model.vision_tower.*). Take the whole checkpoint."
-                )
-            yield from _tower_weights(parts.tower, kind)
-
     return Checkpoint(
         source=str(folder),
         layout="official",
         config=config,
         processor=processor,
-        weights=weights,
+        weights=partial(_weights, parts, config, projector),
         num_bytes=sum(each.num_bytes for each in _files(parts)),
         companions=tuple(parts.base / name for name in COMPANIONS if (parts.base / name).is_file()),
     )
@@ -264,6 +242,28 @@ def _files(parts: Parts) -> list[WeightFiles]:
     if whole is None:
         raise UserError(f"--base {parts.base}: has no weights.")
     return [whole, WeightFiles(tuple(single))]
+
+
+def _weights(parts: Parts, config: LlavaNpuConfig, projector: ProjectorWeights) -> Weights:
+    kind = config.tower.kind
+    tower_seen = False
+    for name, tensor in _language_weights(parts):
+        renamed = from_official(name, kind)
+        if renamed is None or renamed.startswith(PROJECTOR):
+            continue  # the projector was read as a whole
+        tower_seen = tower_seen or renamed.startswith(VISION_TOWER)
+        if renamed in (EMBEDDING, LM_HEAD):
+            tensor = _with_rows(tensor, config.text_config.vocab_size)
+        yield renamed, tensor
+    for name, tensor in projector.weights.items():
+        yield f"{PROJECTOR}{name}", tensor
+    if not tower_seen:
+        if parts.values.get("unfreeze_mm_vision_tower"):
+            raise UserError(
+                f"{parts.folder}: its vision tower was trained (unfreeze_mm_vision_tower), and its weights are not "
+                "among the model's (no weight named model.vision_tower.*). Take the whole checkpoint."
+            )
+        yield from _tower_weights(parts.tower, kind)
 
 
 def _language_weights(parts: Parts) -> Iterator[tuple[str, torch.Tensor]]:
