@@ -1,7 +1,8 @@
 """Host memory of loading a model in 1, 2 and 4 processes, and the time to their first step.
 
-    python benchmarks/host_memory.py                                  # every engine, aligned and finetuned
+    python benchmarks/host_memory.py                                  # every engine; aligned, adapted and finetuned
     python benchmarks/host_memory.py --engines fsdp2 --processes 4 --stages finetune --curve curve.csv
+    python benchmarks/host_memory.py --source OTHER/src               # the same runs by another version
 
 A model of random weights (0.96 GB language model in bfloat16, 0.1 GB tower in float32) is trained for one step by
 `llava-npu train --devices N` on the CPU, over gloo. Meanwhile the proportional set size (`Pss` of
@@ -22,6 +23,7 @@ from __future__ import annotations
 import argparse
 import csv
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -35,7 +37,8 @@ from transformers import LlamaConfig
 
 import small_models
 from llava_npu import devices
-from llava_npu.config import RunConfig, render_config
+from llava_npu.config import RunConfig
+from llava_npu.config.yaml_reader import write_yaml
 from llava_npu.debug_size.assets import make_assets
 from llava_npu.planning.check import predict
 from llava_npu.planning.target import this_machine
@@ -57,16 +60,25 @@ class Measured:
     curve: tuple[tuple[float, int], ...]
 
 
-def measure(config: RunConfig, processes: int, folder: Path, *, step: bool = True) -> Measured:
+def measure(
+    config: RunConfig, processes: int, folder: Path, *, step: bool = True, source: Path | None = None
+) -> Measured:
     """Trains one step in so many processes, or only gets ready for it, and watches their memory.
+
+    Args:
+        source: where another version of the package is.
 
     Raises:
         RuntimeError: the run failed.
     """
     path, output = folder / "run.yaml", folder / "output.txt"
-    path.write_text(render_config(config))
+    # Without defaults: another version may not know all keys.
+    path.write_text(write_yaml(config.model_dump(mode="json", exclude_defaults=True)))
     command = [sys.executable, "-m", "llava_npu", "train", str(path), "--fresh", "--devices", str(processes)]
+    command.append("--ignore-plan")  # what only loads need not fit as a whole
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "LLAVA_NPU_CACHE": str(folder.parent / "cache")}
+    if source is not None:
+        environment["PYTHONPATH"] = str(source)
     curve: list[tuple[float, int]] = []
     loaded: tuple[float, int] | None = None
     stepped = False
@@ -170,7 +182,7 @@ def main() -> None:
     parser.add_argument("--precision", default="bf16", choices=["bf16", "fp32"], help="what is computed in")
     parser.add_argument("--stored", default="bfloat16", choices=["bfloat16", "float32"], help="of the language model")
     parser.add_argument("--no-step", action="store_true", help="end each run once it is loaded")
-    parser.add_argument("--no-plan", action="store_true", help="for versions (PYTHONPATH) that do not plan hosts")
+    parser.add_argument("--source", type=Path, help="measure another version, that of this folder; it is not planned")
     parser.add_argument("--folder", type=Path, help="where models and runs go and stay; by default a temporary folder")
     parser.add_argument("--curve", type=Path, help="write every sample here: engine, stage, processes, seconds, bytes")
     options = parser.parse_args()
@@ -191,16 +203,16 @@ def main() -> None:
             for engine in options.engines:
                 for processes in options.processes:
                     run = folder / f"{stage}-{engine}-{processes}"
-                    run.mkdir(exist_ok=True)
+                    shutil.rmtree(run, ignore_errors=True)  # an earlier run's metrics would pass for this one's step
+                    run.mkdir()
                     config = run_config(engine, stage, processes, run, material, options.precision)
-                    measured = measure(config, processes, run, step=not options.no_step)
-                    with_step = "| | |"
-                    if measured.step is not None:
-                        plan = "" if options.no_plan else f"{planned(config, processes) / MB:,.0f}"
-                        with_step = f"{measured.step / MB:,.0f} | {plan} | {measured.step_after:.1f} |"
+                    measured = measure(config, processes, run, step=not options.no_step, source=options.source)
+                    stepped = "" if measured.step is None else f"{measured.step / MB:,.0f}"
+                    after = "" if measured.step_after is None else f"{measured.step_after:.1f}"
+                    plan = "" if options.source else f"{planned(config, processes) / MB:,.0f}"
                     print(
                         f"| {engine} | {stage} | {processes} | {measured.loading / MB:,.0f} | "
-                        f"{measured.loaded_after:.1f} | {with_step}",
+                        f"{measured.loaded_after:.1f} | {stepped} | {plan} | {after} |",
                         flush=True,
                     )
                     rows += [(engine, stage, processes, f"{at:.2f}", pss) for at, pss in measured.curve]

@@ -32,7 +32,7 @@ from llava_npu.models.configuration import LlavaNpuConfig
 from llava_npu.models.modeling import LlavaNpuForConditionalGeneration
 from llava_npu.models.published import published_model
 from llava_npu.planning import check
-from llava_npu.planning.host import PROCESS, host_memory
+from llava_npu.planning.host import LAUNCHER, PROCESS, host_memory
 from llava_npu.planning.memory import EngineChoice, PeakMemory
 from llava_npu.planning.options import MemoryModel
 from llava_npu.planning.plan import plan_run
@@ -480,6 +480,11 @@ def test_a_node_holds_one_copy_of_the_weights_as_stored() -> None:
     assert host.total < 2 * 73e9 + 100 * 2**30
     more = host_memory(run, model, EngineChoice("fsdp2"), peak, product("ascend-910b2", 16, 2, "bf16"))
     assert more == host  # on each of two nodes
+    one, two = (
+        host_memory(run, model, EngineChoice("fsdp2"), peak, product("ascend-910b2", count, 1, "bf16")).processes
+        for count in (1, 2)
+    )
+    assert one > (two - LAUNCHER) / 2  # no other process shares its libraries
 
 
 def _seventy_two_billion() -> LlavaNpuConfig:

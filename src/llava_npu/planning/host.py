@@ -35,6 +35,7 @@ MIB = 2**20
 # Drivers of an accelerator come on top.
 PROCESS = 350 * MIB  # Python, torch, transformers and what they hold, of one process of several
 LAUNCHER = 310 * MIB  # the process that started them
+ALONE = 80 * MIB  # more of a single process, which shares its libraries with no other
 WORKER = 330 * MIB  # of `data.workers`: an estimate, not measured
 _PREFETCHED = 2  # micro-batches of a worker, torch's default
 
@@ -86,7 +87,7 @@ def host_memory(
             largest = 0
     each_process = PROCESS + run.config.data.workers * WORKER + new + largest
     mapped = stored + _enlarged_tables(run.source, model)
-    return HostMemory(mapped, (LAUNCHER if processes > 1 else 0) + processes * each_process, processes * kept)
+    return HostMemory(mapped, (LAUNCHER if processes > 1 else ALONE) + processes * each_process, processes * kept)
 
 
 def available_memory() -> int:
