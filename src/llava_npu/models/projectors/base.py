@@ -122,6 +122,18 @@ class ProjectorOptions:
 
 
 @dataclass(frozen=True)
+class TokenwiseOptions(ProjectorOptions):
+    """Options of a projector that changes each token on its own."""
+
+    def num_tokens(self, grid: Grid, special_tokens: int = 0) -> int:
+        height, width = as_grid(grid)
+        return height * width + special_tokens
+
+    def token_grid(self, grid: Grid) -> Grid | None:
+        return as_grid(grid)
+
+
+@dataclass(frozen=True)
 class BlockOptions(ProjectorOptions):
     """Options of a projector that makes one token of each block of patches.
 

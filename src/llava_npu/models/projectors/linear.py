@@ -7,13 +7,13 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from llava_npu.models.projectors.base import Projector, ProjectorOptions
-from llava_npu.models.projectors.grid import Grid, as_grid
+from llava_npu.models.projectors.base import Projector, TokenwiseOptions
+from llava_npu.models.projectors.grid import Grid
 from llava_npu.models.projectors.registry import register
 
 
 @dataclass(frozen=True)
-class LinearOptions(ProjectorOptions):
+class LinearOptions(TokenwiseOptions):
     """Options of `linear`.
 
     Attributes:
@@ -21,13 +21,6 @@ class LinearOptions(ProjectorOptions):
     """
 
     bias: bool = True
-
-    def num_tokens(self, grid: Grid, special_tokens: int = 0) -> int:
-        height, width = as_grid(grid)
-        return height * width + special_tokens
-
-    def token_grid(self, grid: Grid) -> Grid | None:
-        return as_grid(grid)
 
 
 @register("linear", LinearOptions)

@@ -12,13 +12,13 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from llava_npu.models.projectors.base import Projector, ProjectorOptions
-from llava_npu.models.projectors.grid import Grid, as_grid
+from llava_npu.models.projectors.base import Projector, TokenwiseOptions
+from llava_npu.models.projectors.grid import Grid
 from llava_npu.models.projectors.registry import register
 
 
 @dataclass(frozen=True)
-class MlpOptions(ProjectorOptions):
+class MlpOptions(TokenwiseOptions):
     """Options of `mlp{N}x_gelu`.
 
     Attributes:
@@ -31,13 +31,6 @@ class MlpOptions(ProjectorOptions):
 
     def check(self) -> None:
         self.require_positive("depth")
-
-    def num_tokens(self, grid: Grid, special_tokens: int = 0) -> int:
-        height, width = as_grid(grid)
-        return height * width + special_tokens
-
-    def token_grid(self, grid: Grid) -> Grid | None:
-        return as_grid(grid)
 
 
 @register("mlp{N}x_gelu", MlpOptions, aliases=("mlp", "mlp_gelu", "gelu_mlp"), pattern=r"mlp(?P<depth>\d+)x_gelu")
