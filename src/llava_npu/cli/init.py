@@ -83,6 +83,10 @@ def _planned(run: NewRun, file: Path) -> str:
     plan = plan_run(ResolvedRun(config), target, mfu=0.4)
     settings = tuple(recommended_settings(plan).items())
     text = replace(run, settings=settings).render()
-    plan = plan_run(ResolvedRun(load_text(text, file)), target, mfu=0.4)
+    choice = plan.recommended
+    if choice is not None and (choice is not plan.configured or choice.largest != plan.size):
+        # Memory, time and padding are of micro-batches as configured. The first plan traced those of the default size,
+        # and read what the recommended one takes off a line through them.
+        plan = plan_run(ResolvedRun(load_text(text, file)), target, mfu=0.4)
     print_plan(plan)
     return text
