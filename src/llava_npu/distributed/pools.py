@@ -15,7 +15,7 @@ from llava_npu.errors import UserError
 
 @contextmanager
 def worker_pool(workers: int, start: Callable[..., None], *arguments: Any) -> Iterator[ProcessPoolExecutor]:
-    """So many processes, each of which begins with `start(*arguments)`; they end with this one.
+    """`workers` processes, each of which begins with `start(*arguments)`; they end with this one.
 
     Raises:
         UserError: one of them was killed.

@@ -54,7 +54,7 @@ def fetch_from_huggingface(model: HubModel, field: str, *, weights: bool, refres
             "name, or log in with `hf auth login`."
         ) from error
     except HFValidationError as error:
-        raise UserError(f"{field}: {model} is no name of a model on {model.title}: {_first_line(error)}") from error
+        raise UserError(f"{field}: {model} is not a valid model name on {model.title}: {_first_line(error)}") from error
     except (LocalEntryNotFoundError, OfflineModeIsEnabled, HfHubHTTPError, httpx.HTTPError, OSError) as error:
         raise unreachable(model, field, _first_line(error) + _nearest_here(model), missing) from error
     return Path(folder)

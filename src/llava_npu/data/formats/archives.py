@@ -258,7 +258,7 @@ def _headers(file: BinaryIO) -> Iterator[tarfile.TarInfo]:
 
 
 def _next_archive(file: BinaryIO, end: int) -> int | None:
-    """Where behind the zeros at `end` another tar begins; what is no header there belongs to no archive."""
+    """Where another tar begins after the zeros at `end`, if one does; anything but a header ends the archive."""
     while chunk := os.pread(file.fileno(), _ZEROS_AT_ONCE, end):
         filled = chunk.lstrip(b"\0")
         end += len(chunk) - len(filled)

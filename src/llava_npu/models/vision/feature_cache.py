@@ -49,7 +49,7 @@ class FeatureStore:
             file.unlink()
             raise UserError(
                 f"{image}: its vision features in {file} were not all finite numbers. The file is deleted: start again "
-                "to compute them anew."
+                "to compute them again."
             )
         return features
 
