@@ -50,7 +50,7 @@ def test_every_trial_is_repeated(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"seeds": 0}, "at least 1"),
+        ({"seeds": 0}, "from 1 to 1,000"),
         ({"seeds": [1, 1]}, "different whole numbers"),
         ({"seeds": 2, "vary": {"seed": [1]}}, "keep one of them"),
         ({"correction": "bonferroni"}, "holm"),
