@@ -100,7 +100,7 @@ def test_what_cannot_be_deleted_is_one_clear_error(make_run: MakeRun) -> None:
 
 def test_a_folder_that_cannot_be_locked_is_one_clear_error(tmp_path: Path) -> None:
     (tmp_path / ".lock").mkdir()
-    with pytest.raises(UserError, match=r"\.lock cannot be written or deleted"), only_process(tmp_path):
+    with pytest.raises(UserError, match=r"\.lock is a folder, and has to be a lock file"), only_process(tmp_path):
         pass
 
 

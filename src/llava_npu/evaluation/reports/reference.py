@@ -60,7 +60,8 @@ scores answers that were given before, by this or another program; no model is l
 question by id (where a file has an id several times, by id and prompt, else in order). Questions without an answer
 count as wrong; a file that answers other questions is refused, with the first ids that do not match, or the first
 prompt that asks something else than the question of its id. Of two equal answers to a question one counts; two
-different ones are refused.
+different ones are refused, and so are records with both `answer` and `prediction` but no `index`, and dates that a
+spreadsheet made of answers.
 
 | file | from | fields |
 |---|---|---|
