@@ -87,10 +87,7 @@ class JsonEntries:
                 "a .jsonl file holds one object per line",
                 "unreadable record",
             ) from error
-        except (
-            RecursionError,
-            ValueError,
-        ) as error:  # nested too deeply; a number of thousands of digits; a key given twice
+        except (RecursionError, ValueError) as error:  # nested too deeply; thousands of digits; a key given twice
             raise RecordError(f"{origin} is not a JSON record: {error}", "unreadable record") from error
 
     def _span(self, index: int) -> Span:
